@@ -1,0 +1,49 @@
+"""What every command shares: the argument forms, one line for the user's mistakes, and the exit codes.
+
+0 done; 2 the user's configuration or data is wrong; 1 anything else.
+"""
+
+import argparse
+import sys
+import traceback
+
+from . import config as config_module
+from . import dist
+
+
+def parse_config(description, arguments):
+    """`CONFIG [key=value ...] [--dry-run]` -> (Config, dry_run); --help lists every key."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="keys (in the YAML file, or key=value here; paths given here are relative to the working directory):\n"
+        + config_module.describe_keys(),
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, for example optim.lr=3e-4")
+    parser.add_argument("--dry-run", action="store_true", help="check and print everything, train nothing")
+    options = parser.parse_intermixed_args(arguments)
+    return config_module.load(options.config, options.overrides), options.dry_run
+
+
+def run(main):
+    """Call main(arguments) and end the process with the right code.
+
+    An error with an `exit_code` is an expected one: its message is printed as one line, unless `error.reported` says
+    that it has been. Any other keeps its traceback. Before the process group exists every rank meets the same error,
+    and only rank 0 prints it.
+    """
+    code = 0
+    try:
+        main(sys.argv[1:])
+    except dist.OtherRankFailed as error:
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:  # the outermost frame: reports whatever is left
+        code = getattr(error, "exit_code", 1)
+        if not hasattr(error, "exit_code"):
+            traceback.print_exc()
+        elif not getattr(error, "reported", not (dist.is_main() or dist.is_initialized())):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(code)

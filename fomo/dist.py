@@ -1,0 +1,110 @@
+"""Ranks and collectives. The same calls work under torchrun, without it, on GPUs (nccl) and on the CPU (gloo).
+
+The only file that reads torchrun's environment variables. Every rank must enter every collective.
+"""
+
+import datetime
+import os
+
+import torch
+import torch.distributed as torch_dist
+
+
+class OtherRankFailed(RuntimeError):
+    """Another rank has raised and has reported its error; this rank ends with the same exit code, in silence."""
+
+    def __init__(self, rank, exit_code):
+        super().__init__(f"rank {rank} failed")
+        self.exit_code = exit_code
+
+
+def rank():
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank():
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_main():
+    return rank() == 0
+
+
+def device():
+    """This rank's device: one GPU per local rank (CUDA_VISIBLE_DEVICES is honoured), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank() >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"rank {rank()}: {torch.cuda.device_count()} visible GPUs for local rank {local_rank()}; "
+            "start at most one process per GPU (torchrun --nproc_per_node)"
+        )
+    return torch.device("cuda", local_rank())
+
+
+def init(timeout_s=3600):
+    """Join torchrun's process group; nothing to do in a single process started without it."""
+    if world_size() == 1 or torch_dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+        backend = "cpu:gloo,cuda:nccl"
+    torch_dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+
+
+def is_initialized():
+    return torch_dist.is_initialized()
+
+
+def close():
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def gather(value):
+    """[value of rank 0, value of rank 1, ...] on every rank; any picklable value."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    torch_dist.all_gather_object(values, value)
+    return values
+
+
+def mean(tensor):
+    """Mean over the ranks of a tensor of equal shape; a NaN or Inf of any rank reaches all."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    torch_dist.all_reduce(total)
+    return total / world_size()
+
+
+def together(function):
+    """function() on every rank; when it raises on some, it raises on all, so that no rank waits for one that is gone.
+
+    A rank that failed raises its own error, the others OtherRankFailed.
+    """
+    result, error = None, None
+    try:
+        result = function()
+    except Exception as caught:  # every error: it is raised again below, once the other ranks know
+        error = caught
+    codes = gather(None if error is None else getattr(error, "exit_code", 1))
+    if error is not None:
+        error.reported = any(code is not None for code in codes[: rank()])  # the first rank that failed speaks for all
+        raise error
+    for failed, code in enumerate(codes):
+        if code is not None:
+            raise OtherRankFailed(failed, code)
+    return result
+
+
+def on_main(function):
+    """function() on rank 0 only; its result on every rank; an error on rank 0 ends all ranks."""
+    result = together(lambda: function() if is_main() else None)
+    return gather(result)[0] if world_size() > 1 else result

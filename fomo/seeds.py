@@ -1,0 +1,19 @@
+"""Addressed randomness: every draw has its own generator, seeded by what it is for and not by what came before.
+
+The address is (seed, stream, numbers...): for a training sample its fold and global slot. The same draw results on any
+rank, in any worker and after a resume, because nothing is carried from draw to draw.
+"""
+
+import numpy as np
+
+STREAMS = {"phantom": 0, "folds": 1, "initialise": 2, "order": 3, "crop": 4, "augment": 5, "bootstrap": 6}
+
+
+def generator(seed, stream, *address):
+    """numpy Generator of one address; `stream` is a name in STREAMS, address whole numbers >= 0."""
+    return np.random.default_rng(np.random.SeedSequence([seed, STREAMS[stream], *address]))
+
+
+def integer(seed, stream, *address):
+    """A 63-bit seed of one address, for torch.manual_seed."""
+    return int(generator(seed, stream, *address).integers(2**63))

@@ -1,0 +1,45 @@
+"""CSV and JSON result files, replaced at once: a reader never sees half a file."""
+
+import csv
+import json
+import math
+import os
+
+
+def write_csv(path, rows):
+    """Rows (dicts) under all their keys, in order of appearance; missing values stay empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(path + ".tmp", path)
+
+
+def read_csv(path):
+    """Rows as dicts of text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_json(path, value):
+    """Indented JSON that any parser reads: an undefined number (NaN) is null, an infinite one the text "inf"."""
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(_plain(value), file, indent=1, allow_nan=False)
+        file.write("\n")
+    os.replace(path + ".tmp", path)
+
+
+def read_json(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -1,0 +1,138 @@
+"""The config is strict: it accepts what it says, and refuses everything else with the file, the key and the remedy."""
+
+import dataclasses
+
+import pytest
+
+from fomo import config
+from fomo.config import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="c.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+MINIMAL = "data: {channels: [t1]}\n"
+
+
+def test_defaults_types_and_scientific_notation(write):
+    loaded = config.load(write(MINIMAL + "optim: {lr: 1e-4, clip_norm: 1}\n"))
+    assert loaded.optim.lr == 1e-4 and type(loaded.optim.lr) is float
+    assert loaded.optim.clip_norm == 1.0 and type(loaded.optim.clip_norm) is float
+    assert loaded.train == config.Train()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.seed = 1
+
+
+def test_bases_are_inherited_key_by_key_and_overridden_from_the_command_line(write):
+    write(MINIMAL + "seed: 1\noptim: {lr: 0.1, weight_decay: 0.2}\n", "base.yaml")
+    path = write("base: base.yaml\noptim: {lr: 0.3}\n")
+    loaded = config.load(path, ["optim.weight_decay=3e-4", "data.patch=[32,32,16]", "train.patience=none"])
+    assert (loaded.seed, loaded.optim.lr, loaded.optim.weight_decay) == (1, 0.3, 3e-4)
+    assert loaded.data.patch == (32, 32, 16) and loaded.train.patience is None
+
+
+def test_paths_resolve_against_the_file_that_names_them(write, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    write(MINIMAL + "output: ../out\n", "sub/base.yaml")
+    path = write("base: sub/base.yaml\nweights: {path: w.pt}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = config.load(path, ["data.root=here"])
+    assert loaded.output == str(tmp_path / "out")
+    assert loaded.weights.path == str(tmp_path / "w.pt")
+    assert loaded.data.root == str(tmp_path / "elsewhere" / "here")
+    assert loaded.data.cache == str(tmp_path / "out" / "cache")
+
+
+def test_resolved_config_written_and_read_again_is_the_same(write):
+    import yaml
+
+    loaded = config.load(write("data: {channels: [a, b], patch: [16, 32, 48], spacing_mm: none}\noptim: {lr: 1e-5}\n"))
+    again = config.load(write(yaml.safe_dump(config.to_dict(loaded)), "again.yaml"))
+    assert again == loaded
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("optim: {learning_rate: 1}", "unknown key 'optim.learning_rate'"),
+        ("optim: {weight_deca: 1}", "did you mean 'optim.weight_decay'?"),
+        ("lr: 1", "did you mean 'optim.lr'?"),
+        ("optim: 3", "optim: got 3, wanted a section"),
+        ("seed: {a: 1}", "wanted a whole number"),
+        ("seed: 1.5", "seed: got 1.5 (float), wanted a whole number"),
+        ("seed: true", "wanted a whole number"),
+        ("seed: -1", "wanted at least 0"),
+        ("optim: {lr: fast}", "optim.lr: got 'fast' (str), wanted a number"),
+        ("optim: {lr: .nan}", "wanted a finite number"),
+        ("optim: {lr: 0}", "wanted more than 0"),
+        ("train: {compile: 1}", "wanted true or false"),
+        ("data: {channels: [t1], patch: [32, 32]}", "data.patch: got 2 values"),
+        ("data: {channels: [t1], patch: [32, 32, 40]}", "multiples of 16"),
+        ("data: {channels: [t1], patch: [16, 16, 16]}", "at least one axis of 32"),
+        ("data: {channels: []}", "data.channels"),
+        ("data: {channels: [t1, t1]}", "each channel once"),
+        ("data: {channels: [t1], source: fomo}", "did you mean 'fomo"),
+        ("data: {channels: [t1], source: fomo1}", "data.root: got None"),
+        ("task: {type: regression, loss: dice_ce}", "task.loss"),
+        ("cv: {folds: 3, folds_to_run: [1, 4]}", "folds from 1 to cv.folds=3"),
+        ("cv: {folds_to_run: [0]}", "wanted at least 1"),
+        ("cv: {kind: leave_one_group_out}", "data.groups"),
+        ("finetune: {strategy: gradual, unfreeze_epoch: 200}", "at most train.epochs=100"),
+        ("finetune: {strategy: head_only}", "a random encoder would stay random"),
+        ("train: {batch_size: 4, micro_batch: 3}", "a divisor of train.batch_size=4"),
+        ("name: ../x", "it names a folder"),
+        ("name: a\nname: b", "appears twice"),
+        ("name: [", "not valid YAML"),
+        ("- a", "wanted `key: value` lines"),
+        ("name: !!python/object/apply:os.system [true]", "not valid YAML"),
+        ("base: c.yaml", "refers back to itself"),
+        ("base: missing.yaml", "cannot read the config file"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(write, text, said):
+    text = text if "channels" in text or "- a" in text or "name: [" in text else MINIMAL + text
+    with pytest.raises(UserError) as caught:
+        config.load(write(text))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["optim.lr", "=3", "optim.lr=x", "optim=3", "seed.x=1", "optim.lrr=1"])
+def test_bad_overrides_are_errors(write, override):
+    with pytest.raises(UserError):
+        config.load(write(MINIMAL), [override])
+
+
+def test_help_lists_every_key_with_its_default():
+    text = config.describe_keys()
+    for name, _, value in config.fields(config.Config()):
+        line = next(line for line in text.splitlines() if line.strip().startswith(name + "="))
+        assert len(line.split(None, 1)[1]) > 10, f"{name} has no explanation"
+    assert "optim.lr=0.0001" in text and "data.patch=[96,96,96]" in text
+
+
+def test_every_key_is_read_somewhere():
+    """No option that is stored and never read."""
+    import pathlib
+    import re
+
+    root = pathlib.Path(config.__file__).parent
+    code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "config.py")
+    for name, _, _ in config.fields(config.Config()):
+        assert re.search(rf"[.\"]{name.split('.')[-1]}\b", code), f"{name} is never read"
+
+
+def test_identity_ignores_what_changes_no_result(write):
+    one = config.load(write(MINIMAL))
+    two = config.load(write(MINIMAL), ["train.workers=7", "output=elsewhere", "cv.folds_to_run=[2]"])
+    three = config.load(write(MINIMAL), ["optim.lr=1"])
+    assert config.identity(one) == config.identity(two)
+    assert config.identity(one) != config.identity(three)
