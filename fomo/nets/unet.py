@@ -1,0 +1,142 @@
+"""The 3D UNet-B and UNet-XL of the FOMO25 baseline, with its parameter names, and its light pretraining decoder.
+
+Five levels of two [3x3x3 convolution, instance norm, leaky ReLU]; the light decoder has one per level. The baseline's
+`*_lw_dec` networks have skip connections although their arguments say otherwise; this is the network that was trained.
+Source: github.com/fomo25/baseline-codebase, src/models/networks/unet.py (Ronneberger et al. 2015; Cicek et al. 2016).
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+_MODES = ("segmentation", "classification", "regression")
+_STRIDE = 16  # the encoder halves each axis four times
+
+
+class UNet(nn.Module):
+    """(B, in_channels, X, Y, Z) -> logits (B, out_channels, X, Y, Z), or (B, out_channels) for a whole-volume mode.
+
+    X, Y and Z must divide by 16, and not all be 16: the instance norm of a one-voxel bottleneck is undefined.
+    With deep supervision the result is a list, finest first, of full to 1/16 resolution while gradients are enabled.
+    """
+
+    stem = "encoder.in_conv.conv1.conv.weight"
+    encoder_prefixes = ("encoder.",)
+
+    def __init__(
+        self, in_channels, out_channels, mode="segmentation", width=32, light_decoder=False, deep_supervision=False
+    ):
+        super().__init__()
+        if mode not in _MODES:
+            raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(_MODES)}")
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+        if mode != "segmentation" and light_decoder:
+            raise ValueError(f"mode: got {mode!r} for a *_lw_dec network, wanted 'segmentation': use unet_b or unet_xl")
+        if mode != "segmentation" and deep_supervision:
+            raise ValueError(f"deep_supervision: got True for mode {mode!r}, wanted False: it has one output only")
+        self.in_channels = in_channels
+        self.encoder = _Encoder(in_channels, width)
+        stages = [("encoder.in_conv",), *((f"encoder.encoder_conv{i}",) for i in range(1, 5))]
+        if mode == "segmentation":
+            self.decoder = _Decoder(out_channels, width, 1 if light_decoder else 2, deep_supervision)
+            self.head_prefixes = ("decoder.out_conv", "decoder.ds_out_conv")
+            second = () if light_decoder else tuple(f"decoder.decoder_conv{i}.conv2" for i in range(1, 5))
+            self.new_prefixes = self.head_prefixes + second  # a light pretraining decoder has no conv2
+            self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_conv",)
+            stages += [(f"decoder.upsample{i}", f"decoder.decoder_conv{i}") for i in range(1, 5)]
+        else:
+            self.decoder = _Pooled(16 * width, out_channels)
+            self.head_prefixes = self.new_prefixes = ("decoder.fc",)
+            self.unused_prefixes = ("decoder.",)
+        self.stages = (*stages, self.head_prefixes)
+
+    def forward(self, x):
+        size = tuple(x.shape[2:])
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {self.in_channels}, X, Y, Z)")
+        if any(n % _STRIDE or n == 0 for n in size):
+            fit = tuple(max(1, -(-n // _STRIDE)) * _STRIDE for n in size)
+            raise ValueError(f"input: got size {size}, wanted multiples of {_STRIDE}: pad or crop, for example to {fit}")
+        if size == (_STRIDE,) * 3:
+            raise ValueError(
+                f"input: got size {size}, which leaves one voxel at the bottleneck, where instance norm is undefined: "
+                f"wanted at least one axis of {2 * _STRIDE}"
+            )
+        return self.decoder(self.encoder(x))
+
+
+def _level(channels_in, channels_out, convolutions=2):
+    """conv1 (and conv2), each [conv, norm, activation]."""
+    blocks = OrderedDict()
+    for i in range(1, convolutions + 1):
+        blocks[f"conv{i}"] = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv3d(channels_in, channels_out, 3, padding=1),
+                norm=nn.InstanceNorm3d(channels_out, eps=1e-5, affine=True),
+                activation=nn.LeakyReLU(0.01, inplace=True),
+            )
+        )
+        channels_in = channels_out
+    return nn.Sequential(blocks)
+
+
+class _Encoder(nn.Module):
+    """Features of the five levels, finest first."""
+
+    def __init__(self, in_channels, width):
+        super().__init__()
+        self.pool = nn.MaxPool3d(2)
+        self.in_conv = _level(in_channels, width)
+        self.encoder_conv1 = _level(width, 2 * width)
+        self.encoder_conv2 = _level(2 * width, 4 * width)
+        self.encoder_conv3 = _level(4 * width, 8 * width)
+        self.encoder_conv4 = _level(8 * width, 16 * width)
+
+    def forward(self, x):
+        x0 = self.in_conv(x)
+        x1 = self.encoder_conv1(self.pool(x0))
+        x2 = self.encoder_conv2(self.pool(x1))
+        x3 = self.encoder_conv3(self.pool(x2))
+        x4 = self.encoder_conv4(self.pool(x3))
+        return x0, x1, x2, x3, x4
+
+
+class _Decoder(nn.Module):
+    """Back to full resolution with skip connections."""
+
+    def __init__(self, out_channels, width, convolutions, deep_supervision):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        for i, factor in zip(range(1, 5), (8, 4, 2, 1)):
+            below, here = 2 * factor * width, factor * width
+            self.add_module(f"upsample{i}", nn.ConvTranspose3d(below, here, 2, stride=2))
+            self.add_module(f"decoder_conv{i}", _level(below, here, convolutions))
+        self.out_conv = nn.Conv3d(width, out_channels, 1)
+        if deep_supervision:
+            for i, factor in enumerate((16, 8, 4, 2)):
+                self.add_module(f"ds_out_conv{i}", nn.Conv3d(factor * width, out_channels, 1))
+
+    def forward(self, features):
+        x0, x1, x2, x3, x4 = features
+        y1 = self.decoder_conv1(torch.cat((self.upsample1(x4), x3), dim=1))
+        y2 = self.decoder_conv2(torch.cat((self.upsample2(y1), x2), dim=1))
+        y3 = self.decoder_conv3(torch.cat((self.upsample3(y2), x1), dim=1))
+        y4 = self.decoder_conv4(torch.cat((self.upsample4(y3), x0), dim=1))
+        logits = self.out_conv(y4)
+        if not (self.deep_supervision and torch.is_grad_enabled()):
+            return logits
+        return [logits, self.ds_out_conv3(y3), self.ds_out_conv2(y2), self.ds_out_conv1(y1), self.ds_out_conv0(x4)]
+
+
+class _Pooled(nn.Module):
+    """Linear layer on the mean of the bottleneck over all voxels."""
+
+    def __init__(self, channels, out_channels):
+        super().__init__()
+        self.fc = nn.Linear(channels, out_channels)
+
+    def forward(self, features):
+        return self.fc(features[-1].mean(dim=(2, 3, 4)))
