@@ -1,0 +1,68 @@
+"""From memory maps to patches: choose a box, read only that box."""
+
+import numpy as np
+
+
+def window_starts(shape, patch, overlap):
+    """Starts (N, 3) of the windows that cover a volume.
+
+    The first and last window of each axis touch the borders; neighbours overlap by at least `overlap` (a fraction of
+    the patch). An axis shorter than the patch has one window, whose start is negative: it is padded on both sides.
+    """
+    axes = []
+    for size, length in zip(shape, patch):
+        slack = size - length
+        if slack <= 0:
+            axes.append(np.array([centred(size, length)]))
+            continue
+        stride = max(1, int(length * (1 - overlap)))
+        count = -(-slack // stride) + 1
+        axes.append(np.round(np.linspace(0, slack, count)).astype(int))
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def centred(size, length):
+    """Start of a window of `length` in the middle of an axis of `size` voxels (negative when it is longer)."""
+    return (size - length) // 2
+
+
+def draw_start(shape, patch, generator, position="random", voxel=None):
+    """Start (3,) of a training patch.
+
+    position: `center` or `random` (uniform over all places inside the volume). voxel: the patch is placed so that this
+    voxel lies in it, at least a quarter of the patch away from its sides, and otherwise anywhere: a patch centred on
+    the lesion every time would teach that lesions are central. Axes shorter than the patch are centred.
+    """
+    start = []
+    for axis, (size, length) in enumerate(zip(shape, patch)):
+        slack = size - length
+        if slack <= 0 or position == "center":
+            start.append(centred(size, length))
+        elif voxel is None:
+            start.append(int(generator.integers(slack + 1)))
+        else:
+            margin = length // 4
+            low = np.clip(voxel[axis] - length + 1 + margin, 0, slack)
+            high = np.clip(voxel[axis] - margin, 0, slack)
+            start.append(int(generator.integers(low, high + 1)))
+    return tuple(start)
+
+
+def read(array, start, patch, fill):
+    """The box of `patch` voxels at `start` of an array (..., X, Y, Z), as a new array of the same type.
+
+    Only the box is read. What lies outside the volume holds `fill`: one value, or one per leading index.
+    """
+    inside, target = [], []
+    for begin, length, size in zip(start, patch, array.shape[-3:]):
+        low, high = max(0, begin), min(size, begin + length)
+        inside.append(slice(low, high))
+        target.append(slice(low - begin, high - begin))
+    leading = array.shape[:-3]
+    box = array[(..., *inside)]
+    if box.shape == (*leading, *patch):
+        return np.array(box)
+    result = np.empty((*leading, *patch), array.dtype)
+    result[...] = np.asarray(fill, array.dtype).reshape(*np.shape(fill), 1, 1, 1)
+    result[(..., *target)] = box
+    return result
