@@ -1,0 +1,243 @@
+"""Folds for cross-validation: grouped, stratified, and the same for the same cases in any order.
+
+A fold is {"train": ids, "val": ids, "test": ids}, each sorted. A group (the subject) is never split; every id is tested
+in exactly one fold; `val` is held back from the training part, grouped and stratified like the test part.
+
+What is balanced, by `kind` of labels:
+  "class"       one label per id; every test, val and train part has every class, or it is an error
+  "continuous"  one number per id; groups are binned by the quantile of their mean, as finely as the parts allow
+  "multilabel"  one row of 0/1 per id; each label, and having none; a label too rare for all parts is spread out
+
+Method: groups are placed one by one, the largest and rarest first, where their labels are missed most, then exchanged
+while that helps. It follows the iterative stratification of Sechidis et al. 2011, for groups instead of single cases.
+"""
+
+import numpy as np
+
+_SIZE_WEIGHT = 0.1  # of the parts' sizes against the labels (1 in all)
+_MISSING_WEIGHT = 10.0  # of a part without a class: more than any imbalance
+_PARTNERS = 200  # groups tried for an exchange, so that large sets stay fast
+
+
+def kfold(ids, groups, labels, folds, val_fraction, seed, kind="class"):
+    """`folds` folds of {"train", "val", "test"}; val has about `val_fraction` of the ids that are not in test.
+
+    ids: unique, text. groups, labels: one per id, see the top of the file. Raises ValueError when a class is in fewer
+    groups than `folds`, or in too few for a validation part, naming class and count.
+    """
+    if folds < 2:
+        raise ValueError(f"folds: got {folds}, wanted at least 2")
+    cases = _sorted_cases(ids, groups, labels, val_fraction, kind)
+    rng = np.random.default_rng(seed)
+    parts = _divide(cases, [1 / folds] * folds, kind, rng, f"{folds} folds", _classes(cases, kind))
+    return _with_validation(parts, cases, val_fraction, kind, rng, [f"fold {i + 1}" for i in range(folds)])
+
+
+def leave_one_group_out(ids, subjects, sites, labels, val_fraction, seed, kind="class"):
+    """One fold per site, in sorted order, whose test part is that site; val is grouped by subject.
+
+    A site may lack a class, since its test part is given; the others must have it for both training and validation.
+    Raises ValueError for a subject at two sites and for fewer than two sites.
+    """
+    cases = _sorted_cases(ids, subjects, labels, val_fraction, kind)
+    site_of = dict(zip(ids, sites, strict=True))
+    seen = {}
+    for name, subject, _ in cases:
+        if seen.setdefault(subject, site_of[name]) != site_of[name]:
+            raise ValueError(f"sites: subject {subject} is at {seen[subject]} and at {site_of[name]}, wanted one site")
+    names = sorted(set(site_of.values()))
+    if len(names) < 2:
+        raise ValueError(f"sites: got {', '.join(map(str, names)) or 'none'}, wanted at least two")
+    parts = [[case for case in cases if site_of[case[0]] == site] for site in names]
+    return _with_validation(
+        parts, cases, val_fraction, kind, np.random.default_rng(seed), [f"site {site}" for site in names]
+    )
+
+
+def check(folds, group_of=None):
+    """Raise ValueError unless each fold's parts are filled and disjoint, all folds have the same ids, each tested once.
+
+    group_of: {id: group}; when given, it must know exactly these ids, and groups must be disjoint as well.
+    """
+    if not folds:
+        raise ValueError("folds: got none")
+    for i, fold in enumerate(folds, 1):
+        if set(fold) != {"train", "val", "test"} or not all(fold.values()):
+            got = ", ".join(f"{part} ({len(names)})" for part, names in fold.items())
+            raise ValueError(f"fold {i}: got {got or 'nothing'}, wanted train, val and test, none of them empty")
+    everyone = sorted(name for fold in folds for name in fold["test"])
+    twice = sorted({a for a, b in zip(everyone, everyone[1:]) if a == b})
+    if twice:
+        raise ValueError(f"test parts: {_some(twice)} tested more than once, wanted each id in one fold")
+    if group_of is not None and set(group_of) != set(everyone):
+        raise ValueError(
+            f"test parts: {_some(sorted(set(group_of) ^ set(everyone)))} not in both the folds and the cases"
+        )
+    for i, fold in enumerate(folds, 1):
+        if sorted(name for part in fold.values() for name in part) != everyone:
+            owners = {}
+            for part, names in fold.items():
+                for name in names:
+                    owners.setdefault(name, []).append(part)
+            wrong = sorted(
+                name for name in {*owners, *everyone} if len(owners.get(name, ())) != 1 or name not in everyone
+            )
+            raise ValueError(f"fold {i}: {_some(wrong)} not in exactly one of train, val and test")
+        if group_of is None:
+            continue
+        part_of = {}
+        for part, names in fold.items():
+            for name in names:
+                if part_of.setdefault(group_of[name], part) != part:
+                    raise ValueError(f"fold {i}: group {group_of[name]} is in {part_of[group_of[name]]} and in {part}")
+
+
+def _sorted_cases(ids, groups, labels, val_fraction, kind):
+    """[(id, group, label)] sorted by id, checked."""
+    if kind not in ("class", "continuous", "multilabel"):
+        raise ValueError(f"kind: got {kind!r}, wanted 'class', 'continuous' or 'multilabel'")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction: got {val_fraction}, wanted more than 0 and less than 1")
+    if not len(ids) == len(groups) == len(labels):
+        raise ValueError(
+            f"ids, groups, labels: got {len(ids)}, {len(groups)} and {len(labels)}, wanted one each per id"
+        )
+    cases = sorted(zip(ids, groups, labels), key=lambda case: case[0])
+    twice = [a[0] for a, b in zip(cases, cases[1:]) if a[0] == b[0]]
+    if twice:
+        raise ValueError(f"ids: {_some(twice)} appears twice")
+    for name, _, label in cases:
+        if kind == "continuous" and not np.isfinite(label):
+            raise ValueError(f"labels: got {label} for {name}, wanted a finite number")
+        if kind == "multilabel" and not set(np.asarray(label).tolist()) <= {0, 1}:
+            raise ValueError(f"labels: got {label} for {name}, wanted zeros and ones")
+    return cases
+
+
+def _classes(cases, kind):
+    return sorted({label for _, _, label in cases}, key=str) if kind == "class" else []
+
+
+def _with_validation(parts, cases, val_fraction, kind, rng, names):
+    folds = []
+    for test, name in zip(parts, names):
+        tested = {case[0] for case in test}
+        rest = [case for case in cases if case[0] not in tested]
+        shares = [1 - val_fraction, val_fraction]
+        train, val = _divide(rest, shares, kind, rng, f"{name}: training and validation", _classes(cases, kind))
+        folds.append(
+            {part: [case[0] for case in chosen] for part, chosen in (("train", train), ("val", val), ("test", test))}
+        )
+    check(folds, {name: group for name, group, _ in cases})
+    return folds
+
+
+def _divide(cases, shares, kind, rng, what, classes):
+    """`cases` in len(shares) parts of about those shares of every label and of the ids; no group in two parts."""
+    members = {}
+    for i, (_, group, _) in enumerate(cases):
+        members.setdefault(group, []).append(i)
+    if len(members) < len(shares):
+        raise ValueError(f"{what}: got {len(members)} groups (subjects), wanted at least {len(shares)}")
+    counts = _counts([case[2] for case in cases], list(members.values()), kind, classes, shares)
+    present = counts > 0
+    if kind == "class":
+        for label, groups in zip(classes, present.sum(0)):
+            if groups < len(shares):
+                raise ValueError(
+                    f"{what}: class {label} is in {groups} groups (subjects), wanted at least {len(shares)}"
+                )
+    if kind == "continuous":
+        present = present[:, :0]  # bins may be empty
+    sizes = np.array([len(rows) for rows in members.values()])
+    part, missing = _place(counts, present, sizes, np.array(shares), rng)
+    if missing and kind == "class":
+        raise ValueError(
+            f"{what}: no way found to give each part every class ({', '.join(map(str, classes))}) with whole groups"
+        )
+    divided = [[] for _ in shares]
+    for rows, p in zip(members.values(), part):
+        divided[p] += rows
+    return [[cases[i] for i in sorted(rows)] for rows in divided]
+
+
+def _counts(labels, members, kind, classes, shares):
+    """(groups, strata): how many ids of each group are in each stratum."""
+    if kind == "class":
+        rows = np.array([[label == name for name in classes] for label in labels], dtype=float)
+    elif kind == "multilabel":
+        rows = np.asarray(labels, dtype=float).reshape(len(labels), -1)
+        rows = np.column_stack([rows, rows.sum(1) == 0])
+    else:  # a group is in one bin, with all its ids
+        means = np.array([np.mean([labels[i] for i in rows]) for rows in members])
+        bins = max(1, int(len(members) * min(shares)))
+        rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")
+        return np.eye(bins)[rank * bins // len(members)] * np.array([[len(rows)] for rows in members])
+    return np.array([rows[index].sum(0) for index in members])
+
+
+def _place(counts, present, sizes, shares, rng):
+    """(part of every group, number of (part, class) pairs left without a group).
+
+    Minimises the squared deviation of every part from its share of every stratum, each relative to the stratum's total
+    so that rare ones weigh as much as common ones, and of the ids. The best of a few starts, because it is a search.
+    """
+    totals = counts.sum(0)
+    used = totals > 0
+    z = np.column_stack([
+        counts[:, used] / totals[used] / np.sqrt(used.sum()),
+        sizes / sizes.sum() * np.sqrt(_SIZE_WEIGHT),
+    ])  # fmt: skip
+    present = np.column_stack([np.ones(len(z), bool), present]).astype(int)  # first: no part is empty
+    weight = np.round(np.linalg.norm(z, axis=1), 9)
+    best = None
+    for _ in range(max(1, min(4, 2000 // len(z)))):
+        order = rng.permutation(len(z))
+        order = order[np.argsort(-weight[order], kind="stable")]
+        part, score = _search(z, present, shares, order, rng)
+        if best is None or score < best[1]:
+            best = part, score
+    return best[0], best[1][0]
+
+
+def _search(z, present, shares, order, rng):
+    """(part of every group, (missing pairs, deviation)). Rounded, so that no machine breaks a tie its own way."""
+    part = np.empty(len(z), int)
+    excess = -np.outer(shares, z.sum(0))  # of each part in each stratum
+    for g in order:
+        gain = np.round((excess * z[g]).sum(1), 9)
+        part[g] = rng.choice(np.flatnonzero(gain == gain.min()))
+        excess[part[g]] += z[g]
+    covered = np.array([present[part == p].sum(0) for p in range(len(shares))])
+    nothing = np.zeros((len(shares) - 1, 1), int)
+    for _ in range(max(2, min(20, 20_000 // len(z)))):
+        changed = False
+        for g in order:
+            here = part[g]
+            partners = np.arange(len(z)) if len(z) <= _PARTNERS else rng.integers(len(z), size=_PARTNERS)
+            partners = partners[part[partners] != here]
+            # exchange g with a partner, or give it to another part for nothing
+            there = np.concatenate([part[partners], np.delete(np.arange(len(shares)), here)])
+            step = np.concatenate([z[partners] - z[g], nothing - z[g]])
+            pairs = np.concatenate([present[partners] - present[g], nothing - present[g]])
+            change = 2 * (step * (excess[here] - excess[there] + step)).sum(1)
+            lost = (covered[here] + pairs == 0).sum(1) + (covered[there] - pairs == 0).sum(1)
+            lost -= (covered[here] == 0).sum() + (covered[there] == 0).sum(1)
+            change = np.round(change + _MISSING_WEIGHT * lost, 9)
+            best = change.argmin()
+            if change[best] < 0:
+                changed = True
+                if best < len(partners):
+                    part[partners[best]] = here
+                part[g] = there[best]
+                excess[here] += step[best]
+                excess[there[best]] -= step[best]
+                covered[here] += pairs[best]
+                covered[there[best]] -= pairs[best]
+        if not changed:
+            break
+    return part, (int((covered == 0).sum()), round(float((excess**2).sum()), 9))
+
+
+def _some(names):
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,58 @@
+"""Learning rate and early stopping as pure functions: of the step, and of the validation losses so far.
+
+There is no scheduler object to save or to forget: a resumed run computes the same numbers.
+"""
+
+import math
+
+
+def learning_rate(step, *, peak, total_steps, warmup_steps=0, kind="cosine", stretch=1.15, minimum=1e-9):
+    """Learning rate of optimizer step `step` (from 0).
+
+    The first `warmup_steps` rise linearly from peak/1000; step number `warmup_steps` has the peak. Then "cosine" falls
+    along half a cosine that would end at `minimum` at step stretch x total_steps (1.15: the FOMO25 baseline stops
+    before the flat end) and stays there; "constant" keeps the peak, and so does "plateau", whose user multiplies by
+    `plateau_factor`. The result is never below `minimum`.
+    """
+    if kind not in ("cosine", "constant"):
+        raise ValueError(f"kind: got {kind!r}, wanted 'cosine' or 'constant'")
+    if total_steps < 1 or stretch < 1:
+        raise ValueError(f"total_steps, stretch: got {total_steps}, {stretch}, wanted at least 1")
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"warmup_steps: got {warmup_steps}, wanted 0 to total_steps={total_steps}")
+    if step < warmup_steps:
+        return max(minimum, peak * (0.001 + 0.999 * step / warmup_steps))
+    if kind != "cosine":
+        return max(minimum, peak)
+    end = stretch * total_steps
+    if step >= end:
+        return minimum
+    progress = (step - warmup_steps) / (end - warmup_steps)
+    return minimum + (peak - minimum) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def plateau_factor(val_losses, factor, patience, min_delta=0.0):
+    """`factor` to the power of how often `patience` epochs in a row brought no loss below the best by `min_delta`.
+
+    val_losses: one per epoch so far, oldest first. Each reduction starts the count again. NaN is no improvement.
+    """
+    scale, waited, best = 1.0, 0, math.inf
+    for loss in val_losses:
+        if loss < best - min_delta:
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited == patience:
+            scale, waited = scale * factor, 0
+    return scale
+
+
+def epochs_without_improvement(val_losses, min_delta=0.0):
+    """Epochs since the last loss that was below the best before it by more than `min_delta`; NaN is no improvement."""
+    waited, best = 0, math.inf
+    for loss in val_losses:
+        if loss < best - min_delta:
+            best, waited = loss, 0
+        else:
+            waited += 1
+    return waited
