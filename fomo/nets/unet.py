@@ -59,7 +59,9 @@ class UNet(nn.Module):
             raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {self.in_channels}, X, Y, Z)")
         if any(n % _STRIDE or n == 0 for n in size):
             fit = tuple(max(1, -(-n // _STRIDE)) * _STRIDE for n in size)
-            raise ValueError(f"input: got size {size}, wanted multiples of {_STRIDE}: pad or crop, for example to {fit}")
+            raise ValueError(
+                f"input: got size {size}, wanted multiples of {_STRIDE}: pad or crop, for example to {fit}"
+            )
         if size == (_STRIDE,) * 3:
             raise ValueError(
                 f"input: got size {size}, which leaves one voxel at the bottleneck, where instance norm is undefined: "

@@ -53,11 +53,15 @@ def test_names_and_shapes_equal_the_baseline():
         expected |= {f"decoder.ds_out_conv{i}.weight": (2, channels, 1, 1, 1), f"decoder.ds_out_conv{i}.bias": (2,)}
     assert state == expected
     light = shapes("unet_b_lw_dec", 3, 2)
-    assert set(expected) - set(light) == {n for n in expected if n.startswith("decoder") and (".conv2." in n or ".ds_" in n)}
+    assert set(expected) - set(light) == {
+        n for n in expected if n.startswith("decoder") and (".conv2." in n or ".ds_" in n)
+    }
     assert all(expected[n] == shape for n, shape in light.items())
     head = shapes("unet_b", 3, 7, mode="classification")
     assert head["decoder.fc.weight"] == (7, 512) and head["decoder.fc.bias"] == (7,)
-    assert {n: s for n, s in head.items() if "fc" not in n} == {n: s for n, s in expected.items() if n.startswith("encoder")}
+    assert {n: s for n, s in head.items() if "fc" not in n} == {
+        n: s for n, s in expected.items() if n.startswith("encoder")
+    }
 
 
 def test_forward_equals_the_definition_written_out():
@@ -87,8 +91,13 @@ def test_forward_equals_the_definition_written_out():
     torch.testing.assert_close(net(x), h, rtol=1e-4, atol=1e-4)
 
     classifier = nets.build("unet_b", 2, 3, mode="classification", width=2)
-    classifier.load_state_dict({**{k: v for k, v in p.items() if k.startswith("encoder")},
-                                "decoder.fc.weight": torch.eye(3, 32), "decoder.fc.bias": torch.zeros(3)})
+    classifier.load_state_dict(
+        {
+            **{k: v for k, v in p.items() if k.startswith("encoder")},
+            "decoder.fc.weight": torch.eye(3, 32),
+            "decoder.fc.bias": torch.zeros(3),
+        }
+    )
     torch.testing.assert_close(classifier(x), skips[-1].mean((2, 3, 4))[:, :3], rtol=1e-4, atol=1e-4)
 
 
@@ -129,7 +138,9 @@ def test_every_parameter_gets_a_gradient():
         outputs = net(torch.randn(2, 1, 32, 32, 16))
         outputs = outputs if isinstance(outputs, list) else [outputs]
         sum((o**2).mean() for o in outputs).backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in net.named_parameters() if "conv.bias" not in n)
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for n, p in net.named_parameters() if "conv.bias" not in n
+        )
 
 
 def test_samples_of_a_batch_do_not_influence_each_other():
