@@ -1,0 +1,320 @@
+"""Sources: the layouts of data sets on disk, each a function from a folder to a list of cases.
+
+A case is one session of one subject. Listing touches names, labels and masks only; images are read by `read_volume`
+when the cache asks. A new data set is one more function in `_SOURCES`.
+
+    fomo1  skull_stripped/SUB/SES/ss_NAME.nii.gz   labels_masked/SUB/SES/seg_masked.nii.gz and/or label.txt
+    fomo2  preprocessed_2/*.npy (channels, then the mask)
+    fomo3  preprocessed_2/SUB/SES/ss_NAME.nii.gz   label.txt
+    all    preprocessed/SUB/SES/NAME.nii.gz        labels/SUB/SES/{seg.nii.gz,label.txt} or labels/SUB/label.txt
+
+Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does.
+"""
+
+import csv
+import math
+import os
+import pickle
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import volume
+from ..config import UserError
+from . import phantom
+
+
+@dataclass(frozen=True)
+class Volume:
+    path: str
+    index: int | None = None  # which volume of a .npy that holds several
+
+    @property
+    def has_geometry(self):
+        """False for .npy: no orientation and no voxel size; it is taken as RAS with 1 mm voxels."""
+        return not self.path.endswith(".npy")
+
+
+@dataclass(frozen=True)
+class Case:
+    id: str
+    subject: str  # the unit that folds keep together
+    images: tuple[Volume, ...]  # in channel order
+    mask: Volume | None
+    target: float | None  # class, presence of foreground (segmentation), or regression value; None: not labelled
+    group: str | None  # site or scanner, from data.groups
+
+
+def list_cases(data, task, labels=True):
+    """The cases under `data.root`, sorted by id, with what `task.type` needs as label; data, task: the config's sections.
+
+    labels=False: images only, for prediction. Raises UserError for an empty folder, a missing or ambiguous channel, a
+    missing, malformed or contradictory label, and for ids that are not unique.
+    """
+    cases = _SOURCES[data.source](data, task, labels)
+    if not cases:
+        raise UserError(f"{data.root}: no cases found, wanted the {data.source} layout (see README, data layouts)")
+    seen = {}
+    for case in cases:
+        if case.id in seen:
+            raise UserError(
+                f"two cases have the id '{case.id}': {seen[case.id].images[0].path} and {case.images[0].path}; rename one"
+            )
+        seen[case.id] = case
+    if data.groups is not None:
+        groups = _read_groups(data.groups)
+        for case in cases:
+            if case.subject not in groups:
+                raise UserError(f"{data.groups}: no line for subject '{case.subject}', wanted every subject's group")
+        cases = [Case(**{**vars(case), "group": groups[case.subject]}) for case in cases]
+    return sorted(cases, key=lambda case: case.id)
+
+
+# ------------------------------------------------------------------------------------------- layouts
+
+
+def _fomo1(data, task, labels):
+    folders = (("skull_stripped", "ss_"), ("preprocessed", ""))
+    return _sessions(data, task, labels, folders, ("labels_masked/{}/seg_masked.nii.gz", "labels/{}/seg.nii.gz"))
+
+
+def _fomo2(data, task, labels):
+    folder = os.path.join(data.root, "preprocessed_2")
+    if os.path.isdir(folder):
+        return _arrays(data, task, labels, folder)
+    return _sessions(data, task, labels, (("preprocessed", ""),), ("labels/{}/seg.nii.gz",))
+
+
+def _fomo3(data, task, labels):
+    return _sessions(data, task, labels, (("preprocessed_2", "ss_"), ("preprocessed", "")), ())
+
+
+def _phantom(data, task, labels):
+    root = data.root or (data.cache and os.path.join(data.cache, "phantom"))
+    if root is None:
+        raise UserError("data.root: got none, wanted the folder in which the phantom data set is generated")
+    number = phantom.TASKS[task.type]
+    folder = os.path.join(root, f"task{number}_{data.phantom_cases}x{data.phantom_size}_v{phantom.VERSION}")
+    if not os.path.isdir(folder):
+        phantom.make(folder, number, data.phantom_cases, data.phantom_size)
+    source = (_fomo1, _fomo2, _fomo3)[number - 1]
+    return source(_WithRoot(folder, data.channels), task, labels)
+
+
+@dataclass(frozen=True)
+class _WithRoot:
+    """The two fields of config.Data that the layouts need."""
+
+    root: str
+    channels: tuple[str, ...]
+
+
+_SOURCES = {"fomo1": _fomo1, "fomo2": _fomo2, "fomo3": _fomo3, "phantom": _phantom}
+
+
+def _sessions(data, task, labels, folders, masks):
+    """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz.
+
+    folders: (name, prefix) pairs, the first that exists is taken. masks: patterns of the mask's path with {} for SUB/SES.
+    """
+    found = [(os.path.join(data.root, name), prefix) for name, prefix in folders]
+    found = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
+    if not found:
+        names = " or ".join(name for name, _ in folders)
+        raise UserError(f"{data.root}: no cases found, wanted a folder {names} in it (see README, data layouts)")
+    base, prefix = found[0]
+    cases = []
+    for subject in _folders(base):
+        sessions = _folders(os.path.join(base, subject))
+        if not sessions:
+            raise UserError(f"{os.path.join(base, subject)}: no session folder, wanted for example {subject}/ses_1")
+        for session in sessions:
+            name = f"{subject}_{session}"
+            images = tuple(_channel(os.path.join(base, subject, session), prefix, text, name) for text in data.channels)
+            mask, target = None, None
+            if labels:
+                paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
+                mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
+                texts = [f"labels/{subject}/{session}/label.txt", f"labels/{subject}/label.txt"]
+                texts = [os.path.join(data.root, text) for text in texts]
+                target = _target(task.type, name, mask, [text for text in texts if os.path.exists(text)], paths + texts)
+            cases.append(Case(name, subject, images, mask, target, None))
+    return cases
+
+
+def _arrays(data, task, labels, folder):
+    """Cases of a folder of .npy files, each with the channels and then the mask; the subject is the name without its session."""
+    cases = []
+    for name in sorted(os.listdir(folder)):
+        if name.startswith(".") or not name.endswith(".npy"):
+            continue
+        path = os.path.join(folder, name)
+        id = name.removesuffix(".npy")
+        count, wanted = _count_volumes(path), len(data.channels) + 1
+        if count != wanted and (labels or count != wanted - 1):
+            raise UserError(f"case {id}: {path}: got {count} volumes, wanted {wanted} (data.channels, then the mask)")
+        mask = Volume(path, count - 1) if labels else None
+        target = _target(task.type, id, mask, [], [path]) if labels else None
+        images = tuple(Volume(path, index) for index in range(len(data.channels)))
+        cases.append(Case(id, re.sub(r"[_-]ses[_-]?[0-9a-zA-Z]+$", "", id), images, mask, target, None))
+    return cases
+
+
+def _folders(path):
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _channel(folder, prefix, text, case):
+    """The Volume of channel `text`; of the alternatives 'a|b' exactly one must exist."""
+    names = [f"{prefix}{name}{suffix}" for name in text.split("|") for suffix in (".nii.gz", ".nii")]
+    there = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
+    if not there:
+        raise UserError(f"case {case}: {folder}: channel '{text}' is missing, wanted {' or '.join(names[::2])}")
+    if len(there) > 1:
+        raise UserError(f"case {case}: channel '{text}' is there twice, {' and '.join(there)}; wanted one of them")
+    return Volume(there[0])
+
+
+# -------------------------------------------------------------------------------------------- labels
+
+
+def _target(kind, case, mask, texts, places):
+    """The label of a case from all the files that state it, which must agree; `places`: where it may be, for the error."""
+    if kind == "segmentation":
+        if mask is None:
+            raise UserError(f"case {case}: no mask, wanted one of {', '.join(places)}")
+        return float(_any_foreground(mask, case))
+    values = [(_number(path, case), path) for path in texts]
+    if kind == "classification":
+        for value, path in values:
+            if value not in (0, 1):
+                raise UserError(f"case {case}: {path}: got the label {value:g}, wanted 0 or 1")
+        if mask is not None:
+            values.append((float(_any_foreground(mask, case)), mask.path))
+    if not values:
+        wanted = [place for place in places if kind == "classification" or place.endswith(".txt")]
+        raise UserError(f"case {case}: no label, wanted one of {', '.join(wanted)}")
+    for value, path in values[1:]:
+        if value != values[0][0]:
+            raise UserError(f"case {case}: {values[0][1]} says {values[0][0]:g} and {path} says {value:g}; correct one")
+    return values[0][0]
+
+
+def _number(path, case):
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read().strip()
+        value = float(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"case {case}: cannot read the label {path}: {error}") from error
+    except ValueError:
+        raise UserError(f"case {case}: {path}: got the label {text[:40]!r}, wanted a number") from None
+    if not math.isfinite(value):
+        raise UserError(f"case {case}: {path}: got the label {text}, wanted a finite number")
+    return value
+
+
+def _any_foreground(mask, case):
+    try:
+        array, _ = read_volume(mask)
+    except ValueError as error:
+        raise UserError(f"case {case}: mask: {error}") from error
+    return bool((array > 0).any())
+
+
+def _read_groups(path):
+    """{subject: group} from a CSV with these two columns (and any others)."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = {"subject", "group"} - set(reader.fieldnames or ())
+            if missing:
+                raise UserError(f"{path}: got the columns {', '.join(reader.fieldnames or ())}, wanted subject,group")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"data.groups: cannot read {path}: {error}") from error
+    groups = {}
+    for line, row in enumerate(rows, start=2):
+        subject, group = (row["subject"] or "").strip(), (row["group"] or "").strip()
+        if not subject or not group:
+            raise UserError(f"{path}: line {line}: got subject '{subject}', group '{group}', wanted both")
+        if groups.setdefault(subject, group) != group:
+            raise UserError(f"{path}: line {line}: subject '{subject}' has the groups '{groups[subject]}' and '{group}'")
+    return groups
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def read_volume(source):
+    """(array float32 (X, Y, Z), affine) of a Volume; ValueError, with the path, for anything unreadable or non-finite.
+
+    A .npy file has no geometry: its affine is the identity, as if RAS with 1 mm voxels.
+    """
+    if source.has_geometry:
+        return volume.read_nifti(source.path)
+    stack = _load_array(source.path)
+    array = stack[source.index]
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or 0 in array.shape:
+        raise ValueError(f"{source.path}: got volume {source.index} of shape {np.shape(array)}, wanted (x, y, z)")
+    try:
+        array = array.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source.path}: got volume {source.index} of type {array.dtype}, wanted numbers") from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"{source.path}: volume {source.index} has voxels that are NaN or infinite, wanted numbers")
+    return array, np.eye(4)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that can build numpy arrays and Python numbers, and nothing that runs code."""
+
+    _ALLOWED = {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"),  # numpy 1
+        ("numpy._core.multiarray", "_reconstruct"),  # numpy 2
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a numpy array; it was not run")
+        if name == "_reconstruct":
+            module = np.ndarray.__reduce__(np.empty(0))[0].__module__  # whichever this numpy has
+        return super().find_class(module, name)
+
+
+def _npy_header(file, path):
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot read it as .npy: {error}") from error
+    if not shape or (not dtype.hasobject and len(shape) != 4):
+        raise ValueError(f"{path}: got shape {shape}, wanted (volumes, x, y, z)")
+    return shape, dtype
+
+
+def _count_volumes(path):
+    try:
+        with open(path, "rb") as file:
+            return _npy_header(file, path)[0][0]
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _load_array(path):
+    """The array of a .npy file: memory-mapped, or through `_ArraysOnly` when it holds objects."""
+    try:
+        with open(path, "rb") as file:
+            shape, dtype = _npy_header(file, path)
+            if not dtype.hasobject:
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+            array = _ArraysOnly(file).load()
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: refused: {' '.join(str(error).split())}") from error
+    if not isinstance(array, np.ndarray) or array.size != math.prod(shape):
+        raise ValueError(f"{path}: got {type(array).__name__}, wanted an array of shape {shape}")
+    return array.reshape(shape)
