@@ -127,7 +127,7 @@ class Train:
     patience: int | None = key(10, "stop after this many epochs without a better val_loss (none: never)", low=1)
     min_delta: float = key(0.001, "smallest improvement of val_loss that counts for patience", low=0.0)
     log_every: int = key(10, "steps between train lines", low=1, identity=False)
-    timeout_s: int = key(3600, "longest wait for another rank", low=1, identity=False)
+    timeout_s: int = key(3600, "longest wait for another rank, as while rank 0 preprocesses", low=1, identity=False)
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ class Cv:
     kind: str = key("kfold", "how the folds are made", choices=("kfold", "leave_one_group_out"))
     folds: int = key(5, "number of folds (leave_one_group_out: one per group)", low=2)
     val_fraction: float = key(0.2, "share of each fold's training subjects held back to select on", above=0.0, high=0.9)
+    stratify: bool = key(True, "equal shares of each class (or of the range of the target) in all folds")
     folds_to_run: tuple[int, ...] = key((), "folds (from 1) to run now (empty: all)", low=1, identity=False)
 
 

@@ -18,6 +18,12 @@ class OtherRankFailed(RuntimeError):
         self.exit_code = exit_code
 
 
+class LaunchError(RuntimeError):
+    """The processes were started in a way that cannot work."""
+
+    exit_code = 2
+
+
 def rank():
     return int(os.environ.get("RANK", 0))
 
@@ -39,7 +45,7 @@ def device():
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank() >= torch.cuda.device_count():
-        raise RuntimeError(
+        raise LaunchError(
             f"rank {rank()}: {torch.cuda.device_count()} visible GPUs for local rank {local_rank()}; "
             "start at most one process per GPU (torchrun --nproc_per_node)"
         )

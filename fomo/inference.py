@@ -54,7 +54,7 @@ def _forward(network, volume, starts, patch, background, windows, device, autoca
     for first in range(0, len(starts), windows):
         chosen = starts[first : first + windows]
         batch = np.stack([patches.read(volume, start, patch, background) for start in chosen])
-        batch = torch.from_numpy(batch).to(device).float()
+        batch = torch.from_numpy(batch).to(device).float().contiguous(memory_format=torch.channels_last_3d)
         if autocast is None:
             outputs = network(batch)
         else:

@@ -1,0 +1,364 @@
+"""The loop, read from top to bottom: fit(), train_step(), evaluate().
+
+One counter, `step`, drives everything: the epoch, the learning rate, the samples and what is frozen are functions of
+it, so a run continues from `last.pt` by running the same command again.
+"""
+
+import contextlib
+import math
+import os
+import time
+
+import torch
+
+from . import checkpoint, dist, schedule, tables
+from .config import UserError, to_dict
+from .data import loader
+
+
+class NonFiniteLoss(RuntimeError):
+    exit_code = 1
+
+
+def fit(config, task, network, train_cases, val_cases, folder, fold, log):
+    """Train `network` on train_cases, select on val_cases; leaves best.pt, last.pt and history.csv in `folder`.
+
+    Continues from last.pt where there is one. Every rank calls it; the weights end up equal on all of them.
+    """
+    device = dist.device()
+    network.to(device, memory_format=torch.channels_last_3d)  # convolutions are faster so, on GPUs and on the CPU
+    train = config.train
+    steps_per_epoch = train.steps_per_epoch or math.ceil(len(train_cases) / train.batch_size)
+    last_step = train.epochs * steps_per_epoch
+    plan = make_plan(config)
+    optimizer = build_optimizer(config, network, device)
+    autocast, scaler = precision(train.amp, device)
+    average = build_average(network, train.ema)
+
+    # ---- resume
+    step, history = 0, []
+    last_path, best_path = os.path.join(folder, "last.pt"), os.path.join(folder, "best.pt")
+    if os.path.exists(last_path):
+        saved = checkpoint.load(last_path)
+        network.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        if average is not None:
+            average.module.load_state_dict(saved["average"])
+            average.n_averaged.fill_(saved["step"])
+        step, history = saved["step"], saved["history"]
+        log("resume", epoch=len(history), step=step, path=last_path)
+
+    batches = loader.batches(config, train_cases, fold, plan, step, last_step, pin_memory=device.type == "cuda")
+    forward, frozen = None, None
+    clock, window = time.perf_counter(), Meter()
+    while step < last_step and not stop_early(train, history):
+        epoch = step // steps_per_epoch  # from 0; the log counts from 1
+
+        # ---- what is trained in this epoch
+        if step % steps_per_epoch == 0 or forward is None:
+            wanted = frozen_prefixes(config, network, epoch)
+            if wanted != frozen:
+                frozen = wanted
+                forward = None  # its gradient buckets hold the old set of parameters
+                freeze(network, frozen)
+                trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+                log("freeze", epoch=epoch + 1, frozen=frozen, trained_parameters=trained)
+                forward = wrap(network, train.compile, device)
+            set_train_mode(network, frozen)
+
+        # ---- learning rate, a function of the step and of the validation losses so far
+        lr = schedule_lr(config, step, steps_per_epoch, [row["val_loss"] for row in history])
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+        # ---- step
+        waiting = time.perf_counter()
+        micro_batches = [to_device(next(batches), device) for _ in range(plan.micro_batches)]
+        data_s = time.perf_counter() - waiting
+        loss = train_step(forward, task, micro_batches, optimizer, scaler, autocast, config.optim.clip_norm)
+        if average is not None:
+            average.update_parameters(network)
+        step += 1
+        now = time.perf_counter()
+        window.add(loss=loss, data_s=data_s, step_s=now - clock)
+        clock = now
+
+        # ---- log
+        if step % train.log_every == 0 or step % steps_per_epoch == 0:
+            log(
+                "train",
+                epoch=epoch + 1,
+                step=step,
+                loss=window.mean("loss"),
+                lr=lr,
+                data_s=window.mean("data_s"),
+                step_s=window.mean("step_s"),
+                samples_per_s=train.batch_size / window.mean("step_s"),
+                mem_gb=peak_memory_gb(device),
+                eta_s=(last_step - step) * window.mean("step_s"),
+            )
+            window.roll()
+        if step % steps_per_epoch:
+            continue
+
+        # ---- validate, select, save
+        evaluated = network if average is None else average.module
+        rows = evaluate(config, task, evaluated, val_cases)
+        scores = task.score(rows)
+        row = {"epoch": epoch + 1, "step": step, "lr": lr, "train_loss": window.epoch_mean("loss")}
+        row["val_loss"] = sum(row_["loss"] for row_ in rows) / len(rows)
+        row.update({f"val_{name}": value for name, value in scores.items()})
+        row["seconds"] = time.perf_counter() - window.epoch_start
+        best = is_best(task, row, history)
+        history.append(row)
+        log("epoch", **row, best=best)
+        if dist.is_main():
+            common = {"config": to_dict(config), "fold": fold, "step": step, "epoch": epoch + 1, "task": task.state}
+            if best:
+                checkpoint.save(best_path, {"model": evaluated.state_dict(), **common, "scores": row})
+                log("checkpoint", epoch=epoch + 1, path=best_path)
+            states = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
+            if average is not None:
+                states["average"] = average.module.state_dict()
+            checkpoint.save(last_path, {"model": network.state_dict(), **common, **states})
+            tables.write_csv(os.path.join(folder, "history.csv"), history)
+        window = Meter()
+        clock = time.perf_counter()
+
+    if step < last_step:
+        log("early_stop", epoch=len(history), step=step, patience=train.patience)
+    if dist.on_main(lambda: not os.path.exists(best_path)):
+        raise UserError(
+            f"{folder}: val_{task.select} was undefined in every epoch, so no best epoch exists; "
+            "its validation cases lack a class: raise cv.val_fraction or lower cv.folds"
+        )
+
+
+def train_step(forward, task, micro_batches, optimizer, scaler, autocast, clip_norm):
+    """One optimizer step; returns the mean loss over the global batch. A loss that is not finite stops all ranks first.
+
+    Each micro-batch is {image, ...}; task.loss gives one float32 loss per sample, so that the mean over equal
+    micro-batches and ranks is the mean over the global batch.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    losses = []
+    for index, batch in enumerate(micro_batches):
+        last = index == len(micro_batches) - 1
+        with contextlib.nullcontext() if last or not hasattr(forward, "no_sync") else forward.no_sync():
+            with autocast:
+                outputs = forward(batch["image"])
+            per_sample = task.loss(outputs, batch)
+            losses.append(per_sample.detach())
+            scaler.scale(per_sample.mean() / len(micro_batches)).backward()
+    local = torch.cat(losses)
+    mean = float(dist.mean(local.mean()))
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
+    # gradients are averaged over the ranks, so the norm is the same on all; fp16 overflow is the scaler's to handle
+    if not math.isfinite(mean) or not (scaler.is_enabled() or math.isfinite(norm)):
+        ids = [case_id for batch in micro_batches for case_id in batch["id"]]
+        batch_losses = [pair for part in dist.gather(list(zip(ids, local.tolist()))) for pair in part]
+        bad = [case_id for case_id, value in batch_losses if not math.isfinite(value)]
+        error = NonFiniteLoss(
+            f"loss={mean:g} grad_norm={float(norm):g} is not finite; cases {', '.join(bad or [i for i, _ in batch_losses])}: "
+            "look at them, lower optim.lr, set optim.clip_norm or train.amp=off"
+        )
+        error.reported = not dist.is_main()  # all ranks raise it, one says it
+        raise error
+    scaler.step(optimizer)
+    scaler.update()
+    return mean
+
+
+def evaluate(config, task, network, cases, folder=None):
+    """One row per case, sorted by id, on every rank; each case is evaluated exactly once, on one rank.
+
+    With `folder` it is the final evaluation: in native space, and masks are written there.
+    """
+    device = dist.device()
+    autocast, _ = precision(config.train.amp, device)
+    options = dict(
+        patch=config.data.patch,
+        overlap=config.eval.overlap,
+        windows=config.eval.windows,
+        device=device,
+        autocast=autocast,
+    )
+    network.eval()
+    mine = cases[dist.rank() :: dist.world_size()]
+    rows = dist.together(lambda: [task.predict(network, case, options, folder) for case in mine])
+    rows = sorted((row for part in dist.gather(rows) for row in part), key=lambda row: row["id"])
+    expected = sorted(case.case.id for case in cases)
+    if [row["id"] for row in rows] != expected:
+        raise RuntimeError(f"evaluated {len(rows)} rows for {len(expected)} cases: {[row['id'] for row in rows]}")
+    return task.finish(rows)
+
+
+# ------------------------------------------------------------------------------------- the pieces
+
+
+def make_plan(config):
+    """How the batch divides over the ranks; it must divide exactly."""
+    train, world = config.train, dist.world_size()
+    if train.batch_size % world:
+        raise UserError(f"train.batch_size: got {train.batch_size}, wanted a multiple of the {world} ranks")
+    per_rank = train.batch_size // world
+    micro = min(train.micro_batch or per_rank, per_rank)
+    if per_rank % micro:
+        raise UserError(f"train.micro_batch: got {micro}, wanted a divisor of the {per_rank} samples of each of {world} ranks")
+    return loader.Plan(train.batch_size, dist.rank(), world, micro)
+
+
+def build_optimizer(config, network, device):
+    """AdamW with one group per (stage, decayed or not); norms and biases are not decayed, earlier stages learn slower."""
+    groups = {}
+    stages = network.stages
+    for name, parameter in network.named_parameters():
+        depth = next(i for i, prefixes in enumerate(stages) if name.startswith(prefixes))
+        groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr_scale": config.finetune.layer_decay ** (len(stages) - 1 - depth),
+                "weight_decay": config.optim.weight_decay if decayed else 0.0,
+            }
+            for (depth, decayed), parameters in sorted(groups.items())
+        ],
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        fused=device.type == "cuda",
+    )
+
+
+def build_average(network, decay):
+    """Exponential moving average of the weights (None when decay is 0)."""
+    if not decay:
+        return None
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def precision(amp, device):
+    """(autocast context, gradient scaler) of `train.amp` on a device; the scaler does nothing unless it is fp16."""
+    if amp == "auto":
+        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("train.amp: got fp16 on the CPU, wanted bf16, off or auto")
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+    return autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+
+def frozen_prefixes(config, network, epoch):
+    """Parameter prefixes that are not trained in an epoch (from 0)."""
+    strategy = config.finetune.strategy
+    if strategy == "gradual" and epoch + 1 < config.finetune.unfreeze_epoch:
+        return tuple(network.encoder_prefixes)
+    if strategy == "head_only":
+        head = tuple(network.head_prefixes)
+        return tuple(prefix for stage in network.stages for prefix in stage if not prefix.startswith(head))
+    return ()
+
+
+def freeze(network, prefixes):
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not name.startswith(prefixes))
+
+
+def set_train_mode(network, frozen):
+    """Training mode, except for frozen normalisation layers: their running statistics must not move either."""
+    network.train()
+    for name, module in network.named_modules():
+        if frozen and f"{name}.".startswith(frozen) and getattr(module, "running_mean", None) is not None:
+            module.eval()
+
+
+def wrap(network, compiled, device):
+    """The network as it is called in training; `network` itself keeps its parameter names free of prefixes."""
+    forward = torch.compile(network) if compiled else network
+    if dist.world_size() == 1:
+        return forward
+    from torch.nn.parallel import DistributedDataParallel
+
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def schedule_lr(config, step, steps_per_epoch, val_losses):
+    optim = config.optim
+    lr = schedule.learning_rate(
+        step,
+        peak=optim.lr,
+        total_steps=config.train.epochs * steps_per_epoch,
+        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        kind="cosine" if optim.schedule == "cosine" else "constant",
+        stretch=optim.cosine_stretch,
+        minimum=optim.min_lr,
+    )
+    if optim.schedule == "plateau":
+        factor = schedule.plateau_factor(
+            val_losses, factor=optim.plateau_factor, patience=optim.plateau_patience, min_delta=config.train.min_delta
+        )
+        lr = max(lr * factor, optim.min_lr)
+    return lr
+
+
+def stop_early(train, history):
+    if train.patience is None or not history:
+        return False
+    waited = schedule.epochs_without_improvement([row["val_loss"] for row in history], min_delta=train.min_delta)
+    return waited >= train.patience
+
+
+def is_best(task, row, history):
+    """Whether an epoch beats all before it: by the task's metric, at equal metric by val_loss; undefined never wins."""
+
+    def rank(row):
+        value = row[f"val_{task.select}"]
+        return (value if task.higher_is_better else -value, -row["val_loss"])
+
+    defined = [rank(old) for old in history if not math.isnan(old[f"val_{task.select}"])]
+    return not math.isnan(row[f"val_{task.select}"]) and all(rank(row) > old for old in defined)
+
+
+def to_device(batch, device):
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if torch.is_tensor(value)}
+    moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last_3d)
+    return {**batch, **moved}
+
+
+def peak_memory_gb(device):
+    """Peak memory: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class Meter:
+    """Means since the last log line, and since the epoch began."""
+
+    def __init__(self):
+        self.epoch_start = time.perf_counter()
+        self._epoch, self._window = [], []
+
+    def add(self, **values):
+        self._window.append(values)
+
+    def roll(self):
+        self._epoch += self._window
+        self._window = []
+
+    def mean(self, name):
+        return sum(values[name] for values in self._window) / len(self._window)
+
+    def epoch_mean(self, name):
+        values = [values[name] for values in self._epoch + self._window]
+        return sum(values) / len(values)
+

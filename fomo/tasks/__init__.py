@@ -1,0 +1,24 @@
+"""One file per task. A task says what the network is trained on and what its outputs are worth.
+
+Every task has
+- `mode`, `out_channels`: what `nets.build` needs; `select`, `higher_is_better`: the validation metric that picks the
+  best epoch (ties go to the lower val_loss);
+- `state`: plain values fitted on training or validation cases, stored with the checkpoint;
+- `fit(cases)`: statistics of the training cases into `state`;
+- `stratum_kind`: how folds are stratified by the cases' targets, "class" or "continuous";
+- `loss(outputs, batch)`: (B,) float32, one per sample, so that accumulation and ranks average exactly;
+- `predict(network, case, options, folder=None)`: one row (dict of plain values) for one whole case; with `folder` the
+  final evaluation, in native space;
+- `calibrate(rows)`: what is fitted on the inner validation rows, into `state`; `finish(rows)` applies it to rows;
+- `score(rows)`: {metric: value} over all rows; `intervals(rows, resamples, seed)`: {metric: (low, high)}.
+"""
+
+from .classification import Classification
+from .regression import Regression
+from .segmentation import Segmentation
+
+TASKS = {"classification": Classification, "segmentation": Segmentation, "regression": Regression}
+
+
+def build(config):
+    return TASKS[config.task.type](config)

@@ -1,0 +1,85 @@
+"""Whole-case classification into two classes, from the softmax of the network's two outputs."""
+
+import math
+
+import numpy as np
+import torch
+
+from .. import inference, losses
+from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, decision_metrics, ece, log_loss
+
+
+class Classification:
+    mode = "classification"
+    select, higher_is_better = "auroc", True
+    stratum_kind = "class"
+
+    def __init__(self, config):
+        self.config = config
+        self.out_channels = config.task.classes
+        self.state = {"class_weights": [1.0] * config.task.classes, "threshold": 0.5}
+
+    def fit(self, cases):
+        """Inverse-frequency class weights, scaled so that their mean over the training cases is 1."""
+        if self.config.task.class_weights == "inverse_frequency":
+            counts = np.bincount([int(case.case.target) for case in cases], minlength=self.out_channels)
+            self.state["class_weights"] = (len(cases) / self.out_channels / counts).tolist()
+
+    def loss(self, outputs, batch):
+        return self._loss(outputs, batch["target"].long())
+
+    def _loss(self, logits, target):
+        weights = torch.tensor(self.state["class_weights"], device=logits.device)
+        if self.config.task.loss == "focal":
+            return losses.focal(logits, target) * weights[target]
+        return losses.cross_entropy(logits, target, class_weights=weights)
+
+    def predict(self, network, case, options, folder=None):
+        """The windows that cover the case are pooled by the mean or the maximum of class 1's probability."""
+        logits = inference.window_outputs(network, case.image(), background=case.background, **options)
+        positive = logits.softmax(1)[:, 1]
+        probability = float(positive.max() if self.config.eval.pool_windows == "max" else positive.mean())
+        target = int(case.case.target)
+        weight = self.state["class_weights"][target]
+        likelihood = probability if target else 1 - probability
+        return {
+            "id": case.case.id,
+            "subject": case.case.subject,
+            "target": target,
+            "probability": probability,
+            "loss": -weight * math.log(max(likelihood, 1e-12)),
+        }
+
+    def calibrate(self, rows):
+        """The decision threshold, from the inner validation cases."""
+        if self.config.eval.threshold != "half":
+            labels, scores = _columns(rows)
+            self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
+
+    def finish(self, rows):
+        return [{**row, "decision": int(row["probability"] >= self.state["threshold"])} for row in rows]
+
+    def score(self, rows):
+        labels, scores = _columns(rows)
+        decisions = np.array([row["decision"] for row in rows])
+        counts = [int(np.sum((decisions == d) & (labels == y))) for d, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
+        return {
+            "auroc": auroc(labels, scores),
+            "average_precision": average_precision(labels, scores),
+            **decision_metrics(*counts),
+            "brier": brier(labels, scores),
+            "log_loss": log_loss(labels, scores),
+            "ece": ece(labels, scores),
+        }
+
+    def intervals(self, rows, resamples, seed):
+        labels, scores = _columns(rows)
+        subjects = [row["subject"] for row in rows]
+        return {
+            metric.__name__: bootstrap_ci(metric, labels, scores, resamples, seed, groups=subjects)
+            for metric in (auroc, average_precision)
+        }
+
+
+def _columns(rows):
+    return np.array([row["target"] for row in rows]), np.array([row["probability"] for row in rows])

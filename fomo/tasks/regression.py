@@ -1,0 +1,75 @@
+"""Whole-case regression of one number, trained on targets standardised by the training cases."""
+
+import numpy as np
+
+from .. import inference, losses
+from ..metrics import apply_bias_correction, bootstrap_ci, fit_bias_correction, mae, pearson, r2, regression_metrics
+
+
+class Regression:
+    mode = "regression"
+    select, higher_is_better = "mae", False
+    stratum_kind = "continuous"
+    out_channels = 1
+
+    def __init__(self, config):
+        self.config = config
+        self.state = {"training_mean": None, "mean": 0.0, "scale": 1.0, "bias_correction": None}
+
+    def fit(self, cases):
+        """Mean and standard deviation of the training targets."""
+        targets = np.array([case.case.target for case in cases])
+        self.state["training_mean"] = float(targets.mean())
+        if self.config.task.label_scaling == "standard":
+            self.state["mean"] = self.state["training_mean"]
+            self.state["scale"] = float(targets.std()) or 1.0  # equal targets need no scale
+
+    def loss(self, outputs, batch):
+        return self._loss(outputs[:, 0], (batch["target"] - self.state["mean"]) / self.state["scale"])
+
+    def _loss(self, outputs, scaled_target):
+        return (losses.mse if self.config.task.loss == "mse" else losses.huber)(outputs, scaled_target)
+
+    def predict(self, network, case, options, folder=None):
+        """The windows that cover the case are pooled by their mean or maximum."""
+        outputs = inference.window_outputs(network, case.image(), background=case.background, **options)[:, 0]
+        scaled = outputs.max() if self.config.eval.pool_windows == "max" else outputs.mean()
+        target = (case.case.target - self.state["mean"]) / self.state["scale"]
+        return {
+            "id": case.case.id,
+            "subject": case.case.subject,
+            "target": case.case.target,
+            "prediction": float(scaled) * self.state["scale"] + self.state["mean"],
+            "training_mean": self.state["training_mean"],
+            "loss": float(self._loss(scaled[None], scaled.new_tensor([target]))),
+        }
+
+    def calibrate(self, rows):
+        """The line that undoes the pull towards the mean (age bias), from the inner validation cases."""
+        self.state["bias_correction"] = list(fit_bias_correction(*_columns(rows)))
+
+    def finish(self, rows):
+        if self.state["bias_correction"] is None:
+            return rows
+        corrected = apply_bias_correction([row["prediction"] for row in rows], self.state["bias_correction"])
+        return [{**row, "corrected": float(value)} for row, value in zip(rows, corrected)]
+
+    def score(self, rows):
+        """Metrics of the raw predictions, of predicting the training mean, and (`corrected_*`) after bias correction."""
+        scores = regression_metrics(*_columns(rows))
+        scores["mae_of_the_mean"] = mae(*_columns(rows, "training_mean"))
+        if "corrected" in rows[0]:
+            corrected = regression_metrics(*_columns(rows, "corrected"))
+            scores.update({f"corrected_{name}": value for name, value in corrected.items()})
+        return scores
+
+    def intervals(self, rows, resamples, seed):
+        subjects = [row["subject"] for row in rows]
+        return {
+            metric.__name__: bootstrap_ci(metric, *_columns(rows), resamples, seed, groups=subjects)
+            for metric in (mae, r2, pearson)
+        }
+
+
+def _columns(rows, prediction="prediction"):
+    return np.array([row["target"] for row in rows]), np.array([row[prediction] for row in rows])

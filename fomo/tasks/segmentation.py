@@ -1,0 +1,101 @@
+"""Voxel-wise segmentation by softmax over the classes; the final evaluation is in the space of the input file."""
+
+import os
+
+import numpy as np
+import torch
+
+from .. import inference, losses, volume
+from ..data import sources
+from ..metrics import bootstrap_ci, dice, segmentation_metrics, summarize
+
+
+class Segmentation:
+    mode = "segmentation"
+    select, higher_is_better = "dice", True
+    stratum_kind = "class"
+
+    def __init__(self, config):
+        self.config = config
+        self.out_channels = config.task.classes
+        self.state = {"class_weights": [1.0] * config.task.classes}
+
+    def fit(self, cases):
+        """Inverse-frequency class weights over the voxels of the training masks, with mean 1 over the classes."""
+        if self.config.task.class_weights == "inverse_frequency":
+            counts = sum(np.bincount(np.ravel(case.mask()), minlength=self.out_channels) for case in cases)
+            frequency = np.maximum(counts, 1) / counts.sum()
+            self.state["class_weights"] = (1 / frequency / np.mean(1 / frequency)).tolist()
+
+    def loss(self, outputs, batch):
+        if isinstance(outputs, list):
+            return losses.deep_supervision(self._loss, outputs, batch["mask"])
+        return self._loss(outputs, batch["mask"])
+
+    def _loss(self, logits, mask):
+        weights = torch.tensor(self.state["class_weights"], device=logits.device)
+        if self.config.task.loss == "cross_entropy":
+            return losses.cross_entropy(logits, mask, class_weights=weights)
+        return losses.dice_ce(logits, mask, class_weights=weights)
+
+    def predict(self, network, case, options, folder=None):
+        """Dice on the cached grid or, with `folder`, all metrics in native space, the mask written to folder/masks."""
+        logits = inference.sliding_window(network, case.image(), background=case.background, **options)
+        mask = torch.from_numpy(np.array(case.mask())).long().to(logits.device)
+        row = {"id": case.case.id, "subject": case.case.subject, "loss": float(self._loss(logits[None], mask[None]))}
+        if folder is None:
+            reference, prediction = mask.cpu().numpy(), logits.argmax(0).cpu().numpy()
+            row["predicted_voxels"] = int(np.count_nonzero(prediction))
+            row.update(self._per_class(lambda c: {"dice": dice(reference == c, prediction == c)}))
+            return row
+        probabilities = logits.softmax(0).cpu().numpy()
+        prediction = volume.to_native(probabilities, case.geometry, order=1).argmax(0).astype(np.uint8)
+        reference, affine = sources.read_volume(case.case.mask)
+        volume.write_nifti(os.path.join(folder, "masks", f"{case.case.id}.nii.gz"), prediction, affine)
+        spacing_mm, tolerance_mm = volume.spacing(affine), self.config.eval.surface_tolerance_mm
+        row["predicted_voxels"] = int(np.count_nonzero(prediction))
+        row["reference_voxels"] = int(np.count_nonzero(reference))
+        row.update(
+            self._per_class(lambda c: segmentation_metrics(reference == c, prediction == c, spacing_mm, tolerance_mm))
+        )
+        return row
+
+    def _per_class(self, metrics_of):
+        """Metrics of class 1; with more classes those of each, `dice_1 ...`, and their mean over the defined ones."""
+        rows = {c: metrics_of(c) for c in range(1, self.out_channels)}
+        if len(rows) == 1:
+            return rows[1]
+        result = {name: summarize([row[name] for row in rows.values()])["mean"] for name in rows[1]}
+        return {**result, **{f"{name}_{c}": value for c, row in rows.items() for name, value in row.items()}}
+
+    def calibrate(self, rows):
+        """Nothing to fit: the decision is the most probable class."""
+
+    def finish(self, rows):
+        return rows
+
+    def score(self, rows):
+        """Mean of each metric over the cases where it is finite; how many are undefined or infinite stands beside it."""
+        scores = {}
+        for name in _metric_names(rows):
+            summary = summarize([row[name] for row in rows])
+            scores[name] = summary["mean"]
+            for kind in ("undefined", "infinite"):
+                if summary[kind]:
+                    scores[f"{name}_{kind}"] = summary[kind]
+        scores["empty_predictions"] = sum(row["predicted_voxels"] == 0 for row in rows)
+        return scores
+
+    def intervals(self, rows, resamples, seed):
+        """Of each metric's mean over the cases where it is finite."""
+        result = {}
+        for name in _metric_names(rows):
+            finite = [row for row in rows if np.isfinite(row[name])]
+            if finite:
+                values, subjects = np.array([row[name] for row in finite]), [row["subject"] for row in finite]
+                result[name] = bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)
+        return result
+
+
+def _metric_names(rows):
+    return [name for name in rows[0] if name not in ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")]

@@ -1,0 +1,151 @@
+"""The step and its surroundings: accumulation, freezing, layer-wise learning rates, selection, errors that stop."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from fomo import config as config_module
+from fomo import engine, losses, nets
+
+
+class Task:
+    select, higher_is_better = "auroc", True
+
+    def loss(self, outputs, batch):
+        return losses.cross_entropy(outputs, batch["target"])
+
+
+def make_batch(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(count, 1, 32, 16, 16, generator=generator)
+    return {"image": image, "target": torch.arange(count) % 2, "id": [f"case{i}" for i in range(count)]}
+
+
+def make_network(seed=0, **arguments):
+    torch.manual_seed(seed)
+    return nets.build("unet_b", 1, 2, mode="classification", width=2, **arguments)
+
+
+def load(tiny_config, **sections):
+    return config_module.load(tiny_config(**sections))
+
+
+CPU = torch.device("cpu")
+
+
+def test_accumulation_equals_one_large_batch(tiny_config):
+    config = load(tiny_config)
+    batch = make_batch(6)
+    parts = [{name: value[i : i + 2] for name, value in batch.items()} for i in (0, 2, 4)]
+    results = []
+    for micro_batches in ([batch], parts):
+        network = make_network()
+        optimizer = engine.build_optimizer(config, network, CPU)
+        autocast, scaler = engine.precision("off", CPU)
+        loss = engine.train_step(network, Task(), micro_batches, optimizer, scaler, autocast, None)
+        results.append((loss, torch.cat([p.grad.flatten() for p in network.parameters()])))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)  # biases before a norm have noise only
+
+
+def test_gradients_are_clipped_to_the_norm(tiny_config):
+    network, config = make_network(), load(tiny_config)
+    optimizer = engine.build_optimizer(config, network, CPU)
+    autocast, scaler = engine.precision("off", CPU)
+    engine.train_step(network, Task(), [make_batch(2)], optimizer, scaler, autocast, 1e-3)
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in network.parameters()))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_names_its_cases_and_changes_nothing(tiny_config):
+    network, config = make_network(), load(tiny_config)
+    optimizer = engine.build_optimizer(config, network, CPU)
+    autocast, scaler = engine.precision("off", CPU)
+    batch = make_batch(4)
+    batch["image"][2, 0, 5, 5, 5] = float("inf")
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(engine.NonFiniteLoss) as caught:
+        engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, None)
+    assert "cases case2:" in str(caught.value) and "case1" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_bf16_computes_the_loss_in_float32(tiny_config):
+    autocast, scaler = engine.precision("bf16", CPU)
+    seen = []
+
+    class Watching(Task):
+        def loss(self, outputs, batch):
+            seen.append(outputs.dtype)
+            result = super().loss(outputs, batch)
+            assert result.dtype == torch.float32
+            return result
+
+    network = make_network()
+    optimizer = engine.build_optimizer(load(tiny_config), network, CPU)
+    engine.train_step(network, Watching(), [make_batch(2)], optimizer, scaler, autocast, None)
+    assert seen == [torch.bfloat16]
+    with pytest.raises(config_module.UserError):
+        engine.precision("fp16", CPU)
+
+
+def test_layer_decay_slows_earlier_stages_and_norms_and_biases_do_not_decay(tiny_config):
+    config = load(tiny_config, finetune={"layer_decay": 0.5}, optim={"weight_decay": 0.1})
+    network = make_network()
+    optimizer = engine.build_optimizer(config, network, CPU)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(group_of) == len(list(network.parameters()))
+    scale = {name: group_of[id(p)]["lr_scale"] for name, p in network.named_parameters()}
+    decay = {name: group_of[id(p)]["weight_decay"] for name, p in network.named_parameters()}
+    assert scale["decoder.fc.weight"] == 1 and scale["encoder.encoder_conv4.conv1.conv.weight"] == 0.5
+    assert scale["encoder.in_conv.conv1.conv.weight"] == 0.5**5
+    assert decay["encoder.in_conv.conv1.conv.weight"] == 0.1
+    assert decay["encoder.in_conv.conv1.conv.bias"] == decay["encoder.in_conv.conv1.norm.weight"] == 0
+
+
+@pytest.mark.parametrize("strategy", ["full", "gradual", "head_only"])
+def test_what_each_strategy_freezes(tiny_config, tmp_path, strategy):
+    config = load(
+        tiny_config,
+        finetune={"strategy": strategy, "unfreeze_epoch": 3},
+        train={"epochs": 4},
+        weights={"path": str(tmp_path / "w.pt")},
+    )
+    network = make_network()
+    for epoch in range(4):
+        engine.freeze(network, engine.frozen_prefixes(config, network, epoch))
+        encoder = {p.requires_grad for p in network.encoder.parameters()}
+        head = {p.requires_grad for p in network.decoder.fc.parameters()}
+        assert head == {True}
+        assert encoder == {strategy == "full" or (strategy == "gradual" and epoch >= 2)}
+
+
+def test_frozen_running_statistics_stay_and_others_move():
+    network = torch.nn.ModuleDict(
+        {"encoder": torch.nn.Sequential(torch.nn.BatchNorm1d(3)), "head": torch.nn.BatchNorm1d(3)}
+    )
+    engine.set_train_mode(network, ("encoder.",))
+    for part in network.values():
+        part(torch.randn(8, 3) + 5)
+    assert torch.equal(network["encoder"][0].running_mean, torch.zeros(3))
+    assert (network["head"].running_mean > 0.1).all()
+
+
+def test_the_best_epoch_needs_a_defined_metric_and_ties_go_to_the_lower_loss():
+    def row(auroc, val_loss):
+        return {"val_auroc": auroc, "val_loss": val_loss}
+
+    nan = float("nan")
+    assert not engine.is_best(Task, row(nan, 0.1), [])
+    assert engine.is_best(Task, row(0.5, 9.0), [row(nan, 0.1)])
+    assert not engine.is_best(Task, row(0.8, 0.5), [row(0.8, 0.5)])
+    assert engine.is_best(Task, row(0.8, 0.4), [row(0.8, 0.5), row(0.7, 0.1)])
+    assert not engine.is_best(Task, row(0.7, 0.0), [row(0.8, 0.5)])
+
+
+def test_batches_that_do_not_divide_over_the_ranks_are_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(engine.dist, "world_size", lambda: 3)
+    with pytest.raises(config_module.UserError, match="a multiple of the 3 ranks"):
+        engine.make_plan(load(tiny_config))
