@@ -36,11 +36,12 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")  # DDP, torch.compi
 _LISTED = 8
 
 
-def save(path, content):
+def save(path, content, previous=None):
     """Write the dict `content` to `path`: after a crash at any moment, `path` holds either the old or the new file.
 
     content: nested dicts, lists and tuples of tensors, text, numbers, bools and None; TypeError for anything else,
-    which `load` would refuse. Raises UserError when the file cannot be written; the file that was there then survives.
+    which `load` would refuse. previous: where the file that was at `path` is kept; a crash may then leave only that
+    one. Raises UserError when the file cannot be written; the file that was there then survives.
     """
     if not isinstance(content, dict):
         raise TypeError(f"content: got {type(content).__name__}, wanted dict")
@@ -52,6 +53,8 @@ def save(path, content):
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and os.path.exists(path):
+            os.replace(path, previous)
         os.replace(temporary, path)
         if os.name == "posix":  # the new name must be on the disk, too
             descriptor = os.open(folder, os.O_RDONLY)

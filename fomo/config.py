@@ -127,6 +127,7 @@ class Train:
     patience: int | None = key(10, "stop after this many epochs without a better val_loss (none: never)", low=1)
     min_delta: float = key(0.001, "smallest improvement of val_loss that counts for patience", low=0.0)
     log_every: int = key(10, "steps between train lines", low=1, identity=False)
+    save_every_s: int = key(600, "seconds between saves within an epoch", low=1, identity=False)
     timeout_s: int = key(3600, "longest wait for another rank, as while rank 0 preprocesses", low=1, identity=False)
 
 
@@ -473,6 +474,8 @@ def _check_combinations(config):
         refuse("optim.betas", optim.betas, "numbers less than 1")
     if optim.min_lr > optim.lr:
         refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={_show(optim.lr)}")
+    if optim.warmup_epochs > train.epochs:
+        refuse("optim.warmup_epochs", optim.warmup_epochs, f"at most train.epochs={train.epochs}")
     if train.micro_batch and train.batch_size % train.micro_batch:
         refuse("train.micro_batch", train.micro_batch, f"a divisor of train.batch_size={train.batch_size}")
     if len(set(cv.folds_to_run)) != len(cv.folds_to_run):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import yaml
 
-from . import checkpoint, config as config_module, dist, engine, folds as folds_module, metrics, nets, seeds, tables, tasks
+from . import checkpoint, config as config_module, dist, engine, folds as folds_module, interrupt, metrics, nets, seeds, tables, tasks
 from .config import UserError
 from .data import cache, sources
 from .log import Log
@@ -29,7 +29,12 @@ def run(config, dry_run=False, only_folds=None):
         if not dry_run:
             dist.on_main(lambda: open_run_folder(config, folder))
             log = Log(os.path.join(folder, "log.txt"), active=dist.is_main())
-        _run(config, folder, log, dry_run, only_folds)
+        with interrupt.graceful():
+            _run(config, folder, log, dry_run, only_folds)
+    except interrupt.Interrupted as error:
+        log.warn(f"{error}: everything is saved, the same command continues")
+        error.reported = True
+        raise
     except Exception as error:  # whatever ends the run stands in its log
         if dist.is_main() and not isinstance(error, dist.OtherRankFailed):
             log.error(" ".join(str(error).split()) or repr(error))

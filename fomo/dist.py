@@ -90,6 +90,11 @@ def mean(tensor):
     return total / world_size()
 
 
+def any(flag):
+    """Whether `flag` is true on any rank."""
+    return bool(mean(torch.tensor(float(flag))) > 0)
+
+
 def together(function):
     """function() on every rank; when it raises on some, it raises on all, so that no rank waits for one that is gone.
 
@@ -102,7 +107,7 @@ def together(function):
         error = caught
     codes = gather(None if error is None else getattr(error, "exit_code", 1))
     if error is not None:
-        error.reported = any(code is not None for code in codes[: rank()])  # the first rank that failed speaks for all
+        error.reported = codes[: rank()].count(None) < rank()  # the first rank that failed speaks for all
         raise error
     for failed, code in enumerate(codes):
         if code is not None:

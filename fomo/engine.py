@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from . import checkpoint, dist, schedule, tables
+from . import checkpoint, dist, interrupt, schedule, tables
 from .config import UserError, to_dict
 from .data import loader
 
@@ -36,95 +36,114 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log):
     average = build_average(network, train.ema)
 
     # ---- resume
-    step, history = 0, []
-    last_path, best_path = os.path.join(folder, "last.pt"), os.path.join(folder, "best.pt")
-    if os.path.exists(last_path):
-        saved = checkpoint.load(last_path)
+    step, history, epoch_losses = 0, [], []
+    best_path = os.path.join(folder, "best.pt")
+    saved = load_last(folder, log)
+    if saved is not None:
         network.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
         if average is not None:
             average.module.load_state_dict(saved["average"])
             average.n_averaged.fill_(saved["step"])
-        step, history = saved["step"], saved["history"]
-        log("resume", epoch=len(history), step=step, path=last_path)
+        step, history, epoch_losses = saved["step"], saved["history"], saved["epoch_losses"]
+        log("resume", epoch=len(history) + 1, step=step)
+
+    def state():
+        return {"config": to_dict(config), "fold": fold, "step": step, "epoch": len(history), "task": task.state}
+
+    def save_last():
+        states = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        if average is not None:
+            states["average"] = average.module.state_dict()
+        content = {"model": network.state_dict(), **state(), **states, "history": history, "epoch_losses": epoch_losses}
+        path = os.path.join(folder, "last.pt")
+        checkpoint.save(path, content, previous=os.path.join(folder, "last.previous.pt"))
 
     batches = loader.batches(config, train_cases, fold, plan, step, last_step, pin_memory=device.type == "cuda")
     forward, frozen = None, None
-    clock, window = time.perf_counter(), Meter()
-    while step < last_step and not stop_early(train, history):
-        epoch = step // steps_per_epoch  # from 0; the log counts from 1
+    epoch_start = clock = last_saved = time.perf_counter()
+    window = []
+    try:
+        while True:
+            # ---- the end of an epoch: validate, select, save
+            if step == (len(history) + 1) * steps_per_epoch:
+                evaluated = network if average is None else average.module
+                rows = evaluate(config, task, evaluated, val_cases)
+                row = {"epoch": len(history) + 1, "step": step, "lr": current_lr(config, step - 1, steps_per_epoch, history)}
+                row["train_loss"] = sum(epoch_losses) / len(epoch_losses)
+                row["val_loss"] = sum(row_["loss"] for row_ in rows) / len(rows)
+                row.update({f"val_{name}": value for name, value in task.score(rows).items()})
+                best = is_best(task, row, history)
+                history.append(row)
+                epoch_losses = []
+                log("epoch", **row, best=best, seconds=time.perf_counter() - epoch_start)
+                if dist.is_main():
+                    if best:
+                        checkpoint.save(best_path, {"model": evaluated.state_dict(), **state(), "scores": row})
+                        log("checkpoint", epoch=len(history), path=best_path)
+                    save_last()
+                    tables.write_csv(os.path.join(folder, "history.csv"), history)
+                epoch_start = clock = last_saved = time.perf_counter()
+            if step == last_step or stop_early(train, history):
+                break
 
-        # ---- what is trained in this epoch
-        if step % steps_per_epoch == 0 or forward is None:
-            wanted = frozen_prefixes(config, network, epoch)
+            # ---- what is trained in this epoch
+            wanted = frozen_prefixes(config, network, len(history))
+            if wanted != frozen or not network.training:
+                set_train_mode(network, wanted)
             if wanted != frozen:
                 frozen = wanted
-                forward = None  # its gradient buckets hold the old set of parameters
                 freeze(network, frozen)
                 trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-                log("freeze", epoch=epoch + 1, frozen=frozen, trained_parameters=trained)
-                forward = wrap(network, train.compile, device)
-            set_train_mode(network, frozen)
+                log("freeze", epoch=len(history) + 1, frozen=frozen, trained_parameters=trained)
+                forward = wrap(network, train.compile, device)  # anew: DDP's buckets hold the old set of parameters
 
-        # ---- learning rate, a function of the step and of the validation losses so far
-        lr = schedule_lr(config, step, steps_per_epoch, [row["val_loss"] for row in history])
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            # ---- learning rate, a function of the step and of the validation losses so far
+            lr = current_lr(config, step, steps_per_epoch, history)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
 
-        # ---- step
-        waiting = time.perf_counter()
-        micro_batches = [to_device(next(batches), device) for _ in range(plan.micro_batches)]
-        data_s = time.perf_counter() - waiting
-        loss = train_step(forward, task, micro_batches, optimizer, scaler, autocast, config.optim.clip_norm)
-        if average is not None:
-            average.update_parameters(network)
-        step += 1
-        now = time.perf_counter()
-        window.add(loss=loss, data_s=data_s, step_s=now - clock)
-        clock = now
-
-        # ---- log
-        if step % train.log_every == 0 or step % steps_per_epoch == 0:
-            log(
-                "train",
-                epoch=epoch + 1,
-                step=step,
-                loss=window.mean("loss"),
-                lr=lr,
-                data_s=window.mean("data_s"),
-                step_s=window.mean("step_s"),
-                samples_per_s=train.batch_size / window.mean("step_s"),
-                mem_gb=peak_memory_gb(device),
-                eta_s=(last_step - step) * window.mean("step_s"),
-            )
-            window.roll()
-        if step % steps_per_epoch:
-            continue
-
-        # ---- validate, select, save
-        evaluated = network if average is None else average.module
-        rows = evaluate(config, task, evaluated, val_cases)
-        scores = task.score(rows)
-        row = {"epoch": epoch + 1, "step": step, "lr": lr, "train_loss": window.epoch_mean("loss")}
-        row["val_loss"] = sum(row_["loss"] for row_ in rows) / len(rows)
-        row.update({f"val_{name}": value for name, value in scores.items()})
-        row["seconds"] = time.perf_counter() - window.epoch_start
-        best = is_best(task, row, history)
-        history.append(row)
-        log("epoch", **row, best=best)
-        if dist.is_main():
-            common = {"config": to_dict(config), "fold": fold, "step": step, "epoch": epoch + 1, "task": task.state}
-            if best:
-                checkpoint.save(best_path, {"model": evaluated.state_dict(), **common, "scores": row})
-                log("checkpoint", epoch=epoch + 1, path=best_path)
-            states = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
+            # ---- step
+            waiting = time.perf_counter()
+            micro_batches = [to_device(next(batches), device) for _ in range(plan.micro_batches)]
+            data_s = time.perf_counter() - waiting
+            loss = train_step(forward, task, micro_batches, optimizer, scaler, autocast, config.optim.clip_norm)
             if average is not None:
-                states["average"] = average.module.state_dict()
-            checkpoint.save(last_path, {"model": network.state_dict(), **common, **states})
-            tables.write_csv(os.path.join(folder, "history.csv"), history)
-        window = Meter()
-        clock = time.perf_counter()
+                average.update_parameters(network)
+            step += 1
+            epoch_losses.append(loss)
+            clock, step_s = time.perf_counter(), time.perf_counter() - clock
+            window.append((loss, data_s, step_s))
+
+            # ---- log
+            if step % train.log_every == 0 or step % steps_per_epoch == 0:
+                loss, data_s, step_s = (sum(column) / len(window) for column in zip(*window))
+                log(
+                    "train",
+                    epoch=len(history) + 1,
+                    step=step,
+                    loss=loss,
+                    lr=lr,
+                    data_s=data_s,
+                    step_s=step_s,
+                    samples_per_s=train.batch_size / step_s,
+                    mem_gb=peak_memory_gb(device),
+                    eta_s=(last_step - step) * step_s,
+                )
+                window = []
+
+            # ---- stop on request; save now and then
+            if dist.any(interrupt.requested()):
+                raise interrupt.Interrupted("stopped by a signal")
+            if dist.is_main() and clock - last_saved > train.save_every_s:
+                save_last()
+                last_saved = time.perf_counter()
+    except interrupt.Interrupted:
+        if dist.is_main():
+            save_last()
+            log("checkpoint", epoch=len(history) + 1, step=step, path=os.path.join(folder, "last.pt"), interrupted=True)
+        raise
 
     if step < last_step:
         log("early_stop", epoch=len(history), step=step, patience=train.patience)
@@ -188,7 +207,11 @@ def evaluate(config, task, network, cases, folder=None):
     )
     network.eval()
     mine = cases[dist.rank() :: dist.world_size()]
-    rows = dist.together(lambda: [task.predict(network, case, options, folder) for case in mine])
+    rows = dist.together(
+        lambda: [task.predict(network, case, options, folder) for case in mine if not interrupt.requested()]
+    )
+    if dist.any(interrupt.requested()):
+        raise interrupt.Interrupted("stopped by a signal")
     rows = sorted((row for part in dist.gather(rows) for row in part), key=lambda row: row["id"])
     expected = sorted(case.case.id for case in cases)
     if [row["id"] for row in rows] != expected:
@@ -209,6 +232,21 @@ def make_plan(config):
     if per_rank % micro:
         raise UserError(f"train.micro_batch: got {micro}, wanted a divisor of the {per_rank} samples of each of {world} ranks")
     return loader.Plan(train.batch_size, dist.rank(), world, micro)
+
+
+def load_last(folder, log):
+    """What last.pt holds, or its predecessor where a crash or a bad disk has left it unreadable; None: a fresh start."""
+    names = dist.on_main(lambda: [name for name in ("last.pt", "last.previous.pt") if os.path.exists(os.path.join(folder, name))])
+    problems = []
+    for name in names:
+        try:
+            return checkpoint.load(os.path.join(folder, name))
+        except UserError as error:
+            problems.append(str(error))
+            log.warn(f"{error}; trying its predecessor")
+    if problems:
+        raise UserError(f"{problems[0]}, and so is its predecessor: delete {folder} to train this fold again")
+    return None
 
 
 def build_optimizer(config, network, device):
@@ -288,7 +326,8 @@ def wrap(network, compiled, device):
     return DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def schedule_lr(config, step, steps_per_epoch, val_losses):
+def current_lr(config, step, steps_per_epoch, history):
+    """The learning rate of a step, before the stages' factors."""
     optim = config.optim
     lr = schedule.learning_rate(
         step,
@@ -300,6 +339,7 @@ def schedule_lr(config, step, steps_per_epoch, val_losses):
         minimum=optim.min_lr,
     )
     if optim.schedule == "plateau":
+        val_losses = [row["val_loss"] for row in history]
         factor = schedule.plateau_factor(
             val_losses, factor=optim.plateau_factor, patience=optim.plateau_patience, min_delta=config.train.min_delta
         )
@@ -339,26 +379,4 @@ def peak_memory_gb(device):
     import sys
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-class Meter:
-    """Means since the last log line, and since the epoch began."""
-
-    def __init__(self):
-        self.epoch_start = time.perf_counter()
-        self._epoch, self._window = [], []
-
-    def add(self, **values):
-        self._window.append(values)
-
-    def roll(self):
-        self._epoch += self._window
-        self._window = []
-
-    def mean(self, name):
-        return sum(values[name] for values in self._window) / len(self._window)
-
-    def epoch_mean(self, name):
-        values = [values[name] for values in self._epoch + self._window]
-        return sum(values) / len(values)
 

@@ -11,8 +11,8 @@ def learning_rate(step, *, peak, total_steps, warmup_steps=0, kind="cosine", str
 
     The first `warmup_steps` rise linearly from peak/1000; step number `warmup_steps` has the peak. Then "cosine" falls
     along half a cosine that would end at `minimum` at step stretch x total_steps (1.15: the FOMO25 baseline stops
-    before the flat end) and stays there; "constant" keeps the peak, and so does "plateau", whose user multiplies by
-    `plateau_factor`. The result is never below `minimum`.
+    before the flat end) and stays there; "constant" keeps the peak (times `plateau_factor`, if the caller
+    wants that). The result is never below `minimum`.
     """
     if kind not in ("cosine", "constant"):
         raise ValueError(f"kind: got {kind!r}, wanted 'cosine' or 'constant'")

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms by level: an import goes to a lower level only, and rooms of one level do not import each other.
 LEVELS = {
-    0: ["config", "dist", "log"],
+    0: ["config", "dist", "log", "interrupt"],
     1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables"],
     2: ["data", "checkpoint", "inference"],
     3: ["tasks"],

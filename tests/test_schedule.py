@@ -41,7 +41,7 @@ def test_equals_torchs_cosine(stretch):
 
 @given(
     total=st.integers(1, 500), share=st.floats(0, 1), stretch=st.floats(1, 2), peak=st.floats(1e-6, 1),
-    kind=st.sampled_from(["cosine", "constant", "plateau"]),
+    kind=st.sampled_from(["cosine", "constant"]),
 )  # fmt: skip
 @settings(max_examples=50, deadline=None)
 def test_rises_then_never_rises_again_and_stays_in_range(total, share, stretch, peak, kind):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .. import patches, seeds
+from .. import interrupt, patches, seeds
 from ..transforms import build as build_transform
 
 
@@ -131,5 +131,6 @@ def batches(config, cases, fold, plan, first_step, last_step, pin_memory=False):
             collate_fn=Collate(config, fold),
             num_workers=min(config.train.workers, len(slots)),
             pin_memory=pin_memory,
+            worker_init_fn=interrupt.ignore_in_worker,
         )
     )

@@ -4,11 +4,13 @@ A head is an ellipsoid with cortex, sulci, white matter and ventricles, drawn in
 grid of varying orientation, tilt and voxel size, with its own gain, bias field and noise, so that no absolute intensity
 means anything. What is to be learned:
 
-    1  infarct: bright on DWI and dark on ADC at the same place. Every scan has equally many lesions; the others are
-       T2 shine-through (as bright on DWI, not dark on ADC) and old bleeding (as dark on ADC, not bright on DWI).
+    1  infarct: bright on DWI and dark on ADC at the same place. The other half of the scans has T2 shine-through of the
+       same size instead (as bright on DWI, not dark on ADC), and either may have an old bleeding (as dark on ADC, dark
+       on DWI).
     2  meningioma: a mass at the dura; lesions inside the brain with the same intensities, and cysts at the dura, do
        not belong to it. One scan in eight has none.
-    3  age: ventricles and sulci widen and the cortex thins with age, with individual variation; head size means nothing.
+    3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age, each with its own variation;
+       head size means nothing.
 """
 
 import os
@@ -29,16 +31,16 @@ _CODES = ("RAS", "LPS", "LAS", "PIR", "RSA")
 _CONTRAST = {
     "dwi_b1000": (0.25, 0.85, 0.70),
     "flair": (0.20, 0.90, 0.75),
-    "adc": (2.20, 0.85, 0.75),
+    "adc": (1.60, 0.90, 0.80),
     "swi": (0.80, 0.65, 0.55),
     "t2s": (1.00, 0.70, 0.55),
     "t1": (0.25, 0.65, 0.95),
     "t2": (1.00, 0.65, 0.50),
 }
 _LESIONS = {
-    "infarct": {"dwi_b1000": 1.50, "flair": 1.05, "adc": 0.40, "swi": 0.60, "t2s": 0.65},
-    "shine_through": {"dwi_b1000": 1.50, "flair": 1.35, "adc": 1.30, "swi": 0.65, "t2s": 0.75},
-    "old_bleeding": {"dwi_b1000": 0.40, "flair": 0.70, "adc": 0.40, "swi": 0.20, "t2s": 0.15},
+    "infarct": {"dwi_b1000": 2.20, "flair": 1.20, "adc": 0.20, "swi": 0.60, "t2s": 0.65},
+    "shine_through": {"dwi_b1000": 2.20, "flair": 1.40, "adc": 2.00, "swi": 0.65, "t2s": 0.75},
+    "old_bleeding": {"dwi_b1000": 0.35, "flair": 0.60, "adc": 0.20, "swi": 0.20, "t2s": 0.15},
     "mass": {"dwi_b1000": 1.15, "flair": 1.30, "swi": 0.40, "t2s": 0.45},
     "cyst": {"dwi_b1000": 0.25, "flair": 0.25, "swi": 0.85, "t2s": 1.00},
 }
@@ -79,7 +81,7 @@ def _write_case(root, task, number, session, size, seed):
     points = _points(affine, shape)
     soft = 0.4 * 192 / size  # half a voxel of partial volume at each border
 
-    age = own.uniform(20, 85) if task == 3 else own.uniform(40, 75)
+    age = own.uniform(20, 85) if task == 3 else own.uniform(40, 65)
     head = _Head(own, (age - 20) / 65)
     depth, tissues = head.tissues(points, soft)
     if task == 1:
@@ -177,9 +179,10 @@ class _Head:
 
     def __init__(self, rng, age):
         self.axes = np.array([66.0, 83.0, 63.0]) * np.clip(rng.normal(1, 0.035, 3), 0.93, 1.06)
-        self.sulci = 1.5 + 7 * age * rng.normal(1, 0.08)  # depth of the furrows
-        self.cortex = 10 - 2.5 * age * rng.normal(1, 0.1)
-        self.ventricles = (0.75 + 0.75 * age) * rng.normal(1, 0.07)
+        self.rim = 1 + 4 * age * rng.normal(1, 0.1)  # fluid around the brain
+        self.sulci = 1.5 + 9 * age * rng.normal(1, 0.06)  # depth of the furrows
+        self.cortex = 11 - 4 * age * rng.normal(1, 0.08)
+        self.ventricles = (0.6 + 1.1 * age) * rng.normal(1, 0.05)
         self.furrows = rng.normal(0, 1, (6, 3)) * 6  # directions and frequencies of the folding
         self.phases = rng.uniform(0, 2 * np.pi, 6)
         self.turn = _rotation(rng.uniform(-4, 4, 3))
@@ -191,7 +194,7 @@ class _Head:
         direction = points / (np.sqrt((points**2).sum(0)) + 1e-6)
         waves = np.tensordot(self.furrows, direction, axes=1) + self.phases.reshape(6, 1, 1, 1)
         folding = np.clip(np.sin(waves).sum(0) / 2, 0, 1)  # 1 in a furrow
-        pia = depth - 1.0 - self.sulci * folding
+        pia = depth - self.rim - self.sulci * folding
         fluid = 1 - _rise(pia, soft)
         white = _rise(pia - self.cortex, soft)
         for side in (-1, 1):
@@ -226,13 +229,12 @@ def _clear(place, radius, others):
 
 
 def _task1_lesions(rng, head, positive):
-    """One infarct, or none, and confounders: two lesions either way."""
-    lesions = []
-    names = ["infarct"] if positive else []
-    names += list(rng.permutation(["shine_through", "old_bleeding"]))[: 2 - len(names)]
-    for name in names:
-        radius = rng.uniform(12, 18)
-        lesions.append((str(name), head.inner_place(rng, radius, lesions), radius, rng.uniform(0.8, 1.2)))
+    radius = rng.uniform(24, 31)
+    name = "infarct" if positive else "shine_through"
+    lesions = [(name, head.inner_place(rng, radius, []), radius, rng.uniform(0.8, 1.2))]
+    if rng.random() < 0.5:
+        radius = rng.uniform(10, 15)
+        lesions.append(("old_bleeding", head.inner_place(rng, radius, lesions), radius, rng.uniform(0.8, 1.0)))
     return lesions
 
 

@@ -1,5 +1,7 @@
 """Whole-case regression of one number, trained on targets standardised by the training cases."""
 
+import math
+
 import numpy as np
 
 from .. import inference, losses
@@ -55,12 +57,17 @@ class Regression:
         return [{**row, "corrected": float(value)} for row, value in zip(rows, corrected)]
 
     def score(self, rows):
-        """Metrics of the raw predictions, of predicting the training mean, and (`corrected_*`) after bias correction."""
-        scores = regression_metrics(*_columns(rows))
-        scores["mae_of_the_mean"] = mae(*_columns(rows, "training_mean"))
+        """Metrics of the raw predictions, of predicting the training mean, and (`corrected_*`) after bias correction.
+
+        A fold whose correction is undefined (its validation predictions do not vary) leaves `corrected_*` undefined.
+        """
+        raw = regression_metrics(*_columns(rows))
+        scores = {**raw, "mae_of_the_mean": mae(*_columns(rows, "training_mean"))}
         if "corrected" in rows[0]:
-            corrected = regression_metrics(*_columns(rows, "corrected"))
-            scores.update({f"corrected_{name}": value for name, value in corrected.items()})
+            targets, corrected = _columns(rows, "corrected")
+            defined = np.isfinite(corrected).all()
+            values = regression_metrics(targets, corrected) if defined else dict.fromkeys(raw, math.nan)
+            scores.update({f"corrected_{name}": value for name, value in values.items()})
         return scores
 
     def intervals(self, rows, resamples, seed):
