@@ -4,6 +4,7 @@
 """
 
 import argparse
+import faulthandler
 import sys
 import traceback
 
@@ -33,6 +34,7 @@ def run(main):
     that it has been. Any other keeps its traceback. Before the process group exists every rank meets the same error,
     and only rank 0 prints it.
     """
+    faulthandler.enable()  # a crash in native code shows where it was
     code = 0
     try:
         main(sys.argv[1:])

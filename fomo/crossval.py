@@ -1,6 +1,7 @@
 """Cross-validation: cases -> folds -> one training per fold -> pooled out-of-fold results."""
 
 import datetime
+import importlib.resources
 import math
 import os
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 
-from . import checkpoint, config as config_module, dist, engine, folds as folds_module, interrupt, metrics, nets, seeds, tables, tasks
+from . import checkpoint, config as config_module, dist, engine, folds as folds_module, inference, interrupt, metrics, nets, seeds, soup, tables, tasks
 from .config import UserError
 from .data import cache, sources
 from .log import Log
@@ -20,7 +21,8 @@ def run(config, dry_run=False, only_folds=None):
 
     only_folds: the folds (from 1) to run instead of cv.folds_to_run. dry_run: list cases and folds, train nothing.
     """
-    engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
+    if config.cv.parallel == "ddp":
+        engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
     engine.precision(config.train.amp, dist.device())
     dist.init(config.train.timeout_s)
     folder = os.path.join(config.output, config.name)
@@ -29,8 +31,7 @@ def run(config, dry_run=False, only_folds=None):
         if not dry_run:
             dist.on_main(lambda: open_run_folder(config, folder))
             log = Log(os.path.join(folder, "log.txt"), active=dist.is_main())
-        with interrupt.graceful():
-            _run(config, folder, log, dry_run, only_folds)
+        _run(config, folder, log, dry_run, only_folds)
     except interrupt.Interrupted as error:
         log.warn(f"{error}: everything is saved, the same command continues")
         error.reported = True
@@ -44,7 +45,30 @@ def run(config, dry_run=False, only_folds=None):
         dist.close()
 
 
+def code_version():
+    """Short hash of this package's source files."""
+
+    def sources_in(folder):
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from sources_in(entry)
+            elif entry.name.endswith(".py"):
+                yield entry.read_text(encoding="utf-8")
+
+    return config_module.fingerprint(list(sources_in(importlib.resources.files(__package__))))
+
+
+def check_ranks_agree(config):
+    """All ranks must run the same code on the same config, or their gradients mean nothing together."""
+    for what, mine in (("config", config_module.fingerprint(config_module.to_dict(config))), ("code", code_version())):
+        seen = dist.gather(mine)
+        others = [rank for rank, value in enumerate(seen) if value != seen[0]]
+        if others:
+            raise UserError(f"rank {others[0]} has another {what} than rank 0 ({seen[others[0]]}, {seen[0]}): start all alike")
+
+
 def _run(config, folder, log, dry_run, only_folds):
+    check_ranks_agree(config)
     log(
         "run",
         name=config.name,
@@ -53,6 +77,7 @@ def _run(config, folder, log, dry_run, only_folds):
         ranks=dist.world_size(),
         device=str(dist.device()),
         torch=torch.__version__,
+        code=code_version(),
         seed=config.seed,
     )
     task = tasks.build(config)
@@ -67,9 +92,75 @@ def _run(config, folder, log, dry_run, only_folds):
     log("split", folds=len(splits), run=list(wanted), kind=config.cv.kind, seed=config.seed)
     cases = dist.on_main(lambda: cache.prepare(listed, config.data, config.task, log))
     by_id = {case.case.id: case for case in cases}
-    for number in wanted:
-        run_fold(config, number, splits[number - 1], by_id, os.path.join(folder, f"fold_{number}"), log.bind(fold=number))
+    with interrupt.graceful():
+        failures = run_folds(config, list(wanted), splits, by_id, folder, log)
     dist.on_main(lambda: aggregate(config, folder, splits, log))
+    if config.cv.final != "none" and dist.on_main(lambda: all(os.path.exists(_results_path(folder, n)) for n in range(1, len(splits) + 1))):
+        with interrupt.graceful():
+            make_final(config, folder, splits, by_id, log)
+    if failures:
+        numbers = ", ".join(str(number) for number, _ in failures)
+        raise FoldsFailed(f"fold {numbers} failed and the others are finished; the same command tries again: {failures[0][1]}")
+
+
+class FoldsFailed(RuntimeError):
+    exit_code = 1
+
+
+def run_folds(config, numbers, splits, by_id, folder, log):
+    """Run the folds, on all ranks together or each rank its own; returns [(fold, message)] of those that failed."""
+    open_folds = dist.on_main(lambda: [n for n in numbers if not os.path.exists(_results_path(folder, n))])
+    mode, reason = choose_parallel(config, open_folds)
+    log("split", parallel=mode, reason=reason, finished=[n for n in numbers if n not in open_folds])
+    failures = []
+
+    def attempt(number, log):
+        log = log.bind(fold=number)
+        fold_folder = os.path.join(folder, f"fold_{number}")
+        try:
+            run_fold(config, number, splits[number - 1], by_id, fold_folder, log)
+        except (UserError, interrupt.Interrupted):
+            raise  # would be the same in every fold
+        except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
+            if dist.world_size() > 1 and not getattr(error, "collective", False):
+                raise
+            log.error(" ".join(str(error).split()) or repr(error), kind=type(error).__name__)
+            failures.append((number, str(error)))
+
+    if mode == "ddp":
+        for number in open_folds:
+            attempt(number, log)
+        return failures
+    for number in dist.hand_out(open_folds, "folds"):
+        with dist.alone():
+            os.makedirs(os.path.join(folder, f"fold_{number}"), exist_ok=True)
+            attempt(number, log.bind(os.path.join(folder, f"fold_{number}", "log.txt"), active=True))
+    dist.wait_for_all("folds_done", stop=interrupt.requested)
+    if dist.any(interrupt.requested()):
+        raise interrupt.Interrupted("stopped by a signal")
+    return sorted(failure for part in dist.gather(failures) for failure in part)
+
+
+def choose_parallel(config, open_folds):
+    """(ddp or folds, why)."""
+    world, asked = dist.world_size(), config.cv.parallel
+    if asked != "auto":
+        return asked, "as configured"
+    if world == 1 or len(open_folds) < world:
+        return "ddp", f"{len(open_folds)} open folds for {world} ranks"
+    voxels = (config.train.micro_batch or config.train.batch_size) * math.prod(config.data.patch)
+    if config.train.batch_size % world:
+        return "folds", f"batch {config.train.batch_size} does not divide over {world} ranks"
+    if voxels > _ALONE_VOXELS:
+        return "ddp", f"{voxels / 1e6:.3g} million voxels a pass are many for one device"
+    return "folds", f"{len(open_folds)} open folds for {world} ranks and {voxels / 1e6:.3g} million voxels a pass"
+
+
+_ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
+
+
+def _results_path(folder, number):
+    return os.path.join(folder, f"fold_{number}", "results.csv")
 
 
 def _dry_run(config, task, listed, log):
@@ -176,14 +267,26 @@ def build_network(config, task, fold):
 
 
 def run_fold(config, number, split, by_id, folder, log):
-    """Train, select on val, report on test; nothing to do when the fold is finished."""
-    results_path = os.path.join(folder, "results.csv")
+    """Train, select on val, report on test; results.csv is written last and says that the fold is finished."""
     parts = {part: [by_id[case_id] for case_id in ids] for part, ids in split.items()}
-    log("fold", **{part: len(cases) for part, cases in parts.items()}, finished=os.path.exists(results_path))
-    if dist.on_main(lambda: os.path.exists(results_path)):
-        return
+    log("fold", finished=False, **{part: len(cases) for part, cases in parts.items()})
     start = time.perf_counter()
     dist.on_main(lambda: os.makedirs(os.path.join(folder, "masks") if config.task.type == "segmentation" else folder, exist_ok=True))
+    task, network, best = train_fold(config, number, parts, folder, log)
+    rows = engine.evaluate(config, task, network, parts["test"], folder)
+    rows = [{"id": row["id"], "subject": row["subject"], "fold": number, **row} for row in rows]
+    scores = task.score(rows)
+    empty = scores.get("empty_predictions", 0)
+    if empty:
+        log.warn("predicted masks are empty", cases=empty, of=len(rows))
+    if dist.is_main():
+        tables.write_csv(os.path.join(folder, "predictions.csv"), rows)
+        tables.write_csv(os.path.join(folder, "results.csv"), [{"metric": name, "value": value} for name, value in scores.items()])
+    log("fold", finished=True, epoch=best["epoch"], **scores, seconds=time.perf_counter() - start)
+
+
+def train_fold(config, number, parts, folder, log):
+    """(task, network, best.pt): trained on parts["train"]; the best epoch is chosen, and calibrated, on parts["val"]."""
     task = tasks.build(config)
     task.fit(parts["train"])
     network = build_network(config, task, number)
@@ -194,24 +297,83 @@ def run_fold(config, number, split, by_id, folder, log):
         )
         log("weights", **report.counts(), path=weights.path)
     engine.fit(config, task, network, parts["train"], parts["val"], folder, number, log)
-
-    # ---- the best epoch: calibrated on val, reported on test
     best_path = os.path.join(folder, "best.pt")
     best = checkpoint.load(best_path)
     network.load_state_dict(best["model"])
     task.state = best["task"]
-    task.calibrate(engine.evaluate(config, task, network, parts["val"]))
+    if config.eval.mirror_axes:
+        network = inference.Mirrored(network, config.eval.mirror_axes)
+    task.calibrate(lambda: engine.evaluate(config, task, network, parts["val"]))
     dist.on_main(lambda: checkpoint.save(best_path, {**best, "task": task.state}))
-    rows = engine.evaluate(config, task, network, parts["test"], folder)
-    rows = [{"id": row["id"], "subject": row["subject"], "fold": number, **row} for row in rows]
-    scores = task.score(rows)
-    empty = scores.get("empty_predictions", 0)
-    if empty:
-        log.warn("predicted masks are empty", cases=empty, of=len(rows))
-    if dist.is_main():
-        tables.write_csv(os.path.join(folder, "predictions.csv"), rows)
-        tables.write_csv(results_path, [{"metric": name, "value": value} for name, value in scores.items()])
-    log("fold", finished=True, epoch=best["epoch"], **scores, seconds=time.perf_counter() - start)
+    return task, network, best
+
+
+# ------------------------------------------------------------------------------------ final model
+
+
+def make_final(config, folder, splits, by_id, log):
+    """final/ in the run folder, for tools/predict.py, by cv.final; final.json is written last and says that it is done.
+
+    ensemble: every fold's best.pt; soup: the mean of their weights; refit: one more training, on all cases but the first
+    fold's test part, which chooses the epoch.
+    """
+    kind, final = config.cv.final, os.path.join(folder, "final")
+    done = os.path.join(final, "final.json")
+    made = dist.on_main(lambda: tables.read_json(done)["kind"] if os.path.exists(done) else None)
+    if made not in (None, kind):
+        raise UserError(f"cv.final: got {kind}, and {final} holds the {made}: delete that folder to make another")
+    if made:
+        return
+    dist.on_main(lambda: os.makedirs(final, exist_ok=True))
+    if kind == "refit":
+        ids = {"train": sorted(splits[0]["train"] + splits[0]["val"]), "val": splits[0]["test"]}
+        parts = {part: [by_id[case_id] for case_id in ids[part]] for part in ids}
+        log("fold", fold=0, final=kind, **{part: len(cases) for part, cases in parts.items()})
+        train_fold(config, 0, parts, final, log.bind(fold=0))
+    else:
+        dist.on_main(lambda: _write_final(kind, folder, len(splits), final))
+    dist.on_main(lambda: tables.write_json(done, {"kind": kind, "folds": len(splits)}))
+    log("fold", finished=True, final=kind, path=final)
+
+
+def _write_final(kind, folder, folds, final):
+    paths = {number: os.path.join(folder, f"fold_{number}", "best.pt") for number in range(1, folds + 1)}
+    if kind == "ensemble":
+        for number, path in paths.items():
+            checkpoint.save(os.path.join(final, f"fold_{number}.pt"), checkpoint.load(path))
+    else:
+        checkpoint.save(os.path.join(final, "soup.pt"), soup.average([checkpoint.load(path) for path in paths.values()]))
+
+
+def make_soup(folder, kind, log):
+    """The soup of a finished run's folds as a checkpoint; kind: uniform or greedy.
+
+    Greedy looks at the inner validation cases of all folds together. Each of them was in the training part of other folds,
+    so its score is optimistic and says nothing about new cases; it is only logged.
+    """
+    config = config_module.load(os.path.join(folder, "config.yaml"))
+    splits = tables.read_json(os.path.join(folder, "splits.json"))["folds"]
+    for number in range(1, len(splits) + 1):
+        if not os.path.exists(_results_path(folder, number)):
+            raise UserError(f"{folder}: fold {number} is not finished: run cv.py again")
+    folds = [checkpoint.load(os.path.join(folder, f"fold_{number}", "best.pt")) for number in range(1, len(splits) + 1)]
+    if kind == "uniform":
+        return soup.average(folds)
+    task, device = tasks.build(config), dist.device()
+    sign = 1 if task.higher_is_better else -1
+    listed = [case for case in sources.list_cases(config.data, config.task) if any(case.id in split["val"] for split in splits)]
+    cases = cache.prepare(listed, config.data, config.task, log)
+    network = build_network(config, task, 0).to(device, memory_format=torch.channels_last_3d)
+
+    def score(content):
+        network.load_state_dict(content["model"])
+        task.state = content["task"]
+        value = task.score(engine.evaluate(config, task, network, cases))[task.select]
+        log("epoch", soup=content["soup"], cases=len(cases), **{f"val_{task.select}": value})
+        return sign * value
+
+    best_first = sorted(folds, key=lambda content: -sign * content["scores"][f"val_{task.select}"])
+    return soup.greedy(best_first, score)[0]
 
 
 # ---------------------------------------------------------------------------------------- results
@@ -223,7 +385,7 @@ def aggregate(config, folder, splits, log):
     rows, fold_rows = [], []
     for number, split in enumerate(splits, 1):
         fold_folder = os.path.join(folder, f"fold_{number}")
-        if not os.path.exists(os.path.join(fold_folder, "results.csv")):
+        if not os.path.exists(_results_path(folder, number)):
             continue
         fold_part = [_parse(row) for row in tables.read_csv(os.path.join(fold_folder, "predictions.csv"))]
         if [row["id"] for row in fold_part] != sorted(split["test"]):

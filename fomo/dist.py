@@ -3,15 +3,22 @@
 The only file that reads torchrun's environment variables. Every rank must enter every collective.
 """
 
+import contextlib
 import datetime
 import os
+import time
 
 import torch
 import torch.distributed as torch_dist
 
 
+_alone = False
+
+
 class OtherRankFailed(RuntimeError):
     """Another rank has raised and has reported its error; this rank ends with the same exit code, in silence."""
+
+    collective = True
 
     def __init__(self, rank, exit_code):
         super().__init__(f"rank {rank} failed")
@@ -25,11 +32,11 @@ class LaunchError(RuntimeError):
 
 
 def rank():
-    return int(os.environ.get("RANK", 0))
+    return 0 if _alone else int(os.environ.get("RANK", 0))
 
 
 def world_size():
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_rank():
@@ -67,6 +74,40 @@ def is_initialized():
     return torch_dist.is_initialized()
 
 
+@contextlib.contextmanager
+def alone():
+    """While this lasts, this process is the only rank: rank() is 0, world_size() 1, collectives are its own affair."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+def hand_out(items, name):
+    """Yield items so that each goes to one rank only, to whichever asks first; `name` is new for every list."""
+    if world_size() == 1:
+        yield from items
+        return
+    store = torch_dist.distributed_c10d._get_default_store()
+    while (index := store.add(f"fomo/{name}", 1) - 1) < len(items):
+        yield items[index]
+
+
+def wait_for_all(name, stop):
+    """Return when every rank has called this with the same `name`, however long that takes, or when stop() is true.
+
+    A collective would give up after its timeout, while a rank may be busy with a fold for days.
+    """
+    if world_size() == 1:
+        return
+    store = torch_dist.distributed_c10d._get_default_store()
+    store.add(f"fomo/{name}", 1)
+    while store.add(f"fomo/{name}", 0) < world_size() and not stop():
+        time.sleep(0.2)
+
+
 def close():
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
@@ -98,7 +139,7 @@ def any(flag):
 def together(function):
     """function() on every rank; when it raises on some, it raises on all, so that no rank waits for one that is gone.
 
-    A rank that failed raises its own error, the others OtherRankFailed.
+    A rank that failed raises its own error, the others OtherRankFailed; both have `collective` set: all ranks know.
     """
     result, error = None, None
     try:
@@ -107,6 +148,7 @@ def together(function):
         error = caught
     codes = gather(None if error is None else getattr(error, "exit_code", 1))
     if error is not None:
+        error.collective = True
         error.reported = codes[: rank()].count(None) < rank()  # the first rank that failed speaks for all
         raise error
     for failed, code in enumerate(codes):

@@ -18,6 +18,7 @@ from .data import loader
 
 class NonFiniteLoss(RuntimeError):
     exit_code = 1
+    collective = True  # every rank raises it
 
 
 def fit(config, task, network, train_cases, val_cases, folder, fold, log):
@@ -31,6 +32,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log):
     steps_per_epoch = train.steps_per_epoch or math.ceil(len(train_cases) / train.batch_size)
     last_step = train.epochs * steps_per_epoch
     plan = make_plan(config)
+    loader.check_shared_memory(config, plan)
     optimizer = build_optimizer(config, network, device)
     autocast, scaler = precision(train.amp, device)
     average = build_average(network, train.ema)

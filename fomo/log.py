@@ -10,15 +10,19 @@ import sys
 
 
 class Log:
-    """log("epoch", fold=1, train_loss=.5) writes one line. `bind` returns a log that adds fixed values to every line."""
+    """log("epoch", fold=1, train_loss=.5) writes one line to stdout and to each of `paths`.
 
-    def __init__(self, path=None, active=True, **bound):
-        self._path = path
+    `bind` returns a log that adds fixed values to every line, and may write to more files.
+    """
+
+    def __init__(self, *paths, active=True, **bound):
+        self._paths = paths
         self._active = active
         self._bound = bound
 
-    def bind(self, **values):
-        return Log(self._path, self._active, **{**self._bound, **values})
+    def bind(self, *more_paths, active=None, **values):
+        active = self._active if active is None else active
+        return Log(*self._paths, *more_paths, active=active, **{**self._bound, **values})
 
     def __call__(self, event, **values):
         self._write("INFO", event, values, sys.stdout)
@@ -35,8 +39,8 @@ class Log:
             return
         line = format_line(level, event, {**self._bound, **values})
         print(line, file=stream, flush=True)
-        if self._path is not None:
-            with open(self._path, "a", encoding="utf-8") as file:
+        for path in self._paths:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
 

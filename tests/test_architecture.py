@@ -16,11 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by level: an import goes to a lower level only, and rooms of one level do not import each other.
 LEVELS = {
     0: ["config", "dist", "log", "interrupt"],
-    1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables"],
-    2: ["data", "checkpoint", "inference"],
+    1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables", "postprocess"],
+    2: ["data", "checkpoint", "inference", "soup"],
     3: ["tasks"],
     4: ["engine", "report"],
-    5: ["crossval", "cli"],
+    5: ["crossval", "predict", "evaluation", "cli"],
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 RUN_TIME = {"torch", "nibabel", "numpy", "scipy", "yaml"}

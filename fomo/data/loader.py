@@ -5,12 +5,16 @@ about it is addressed by (seed, fold, s).
 """
 
 import functools
+import math
+import os
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .. import interrupt, patches, seeds
+from ..config import UserError
 from ..transforms import build as build_transform
 
 
@@ -117,6 +121,22 @@ class Collate:
             return self.transform(batch, generators)
         finally:
             torch.set_num_threads(threads)
+
+
+def check_shared_memory(config, plan, folder="/dev/shm"):
+    """Workers hand batches over in shared memory; in a container it is often 64 MB, and too little kills them later."""
+    workers = config.train.workers
+    if not workers or not os.path.isdir(folder):
+        return
+    voxels = math.prod(config.data.patch)
+    sample = voxels * (4 * len(config.data.channels) + (8 if config.task.type == "segmentation" else 0))
+    needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e9:.3g} GB free, wanted {needed / 1e9:.3g} GB for the batches of {workers} workers: "
+            "give the container more (docker run --shm-size=8g, or --ipc=host), or set train.workers=0"
+        )
 
 
 def batches(config, cases, fold, plan, first_step, last_step, pin_memory=False):

@@ -87,3 +87,16 @@ def test_foreground_fraction_decides_how_often_a_patch_shows_foreground(cached):
         samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
         shares[fraction] = np.mean([bool(samples[slot]["mask"].any()) for slot in range(60)])
     assert shares[1.0] == 1.0 and shares[0.0] < 0.9
+
+
+def test_too_little_shared_memory_is_said_before_training(cached, tmp_path, monkeypatch):
+    config, _ = cached("segmentation", train={"workers": 4})
+    plan = loader.Plan(4, 0, 1, 4)
+    needed = 9 * 4 * 32**3 * (3 * 4 + 8)
+    for free, enough in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(loader.shutil, "disk_usage", lambda folder: collections.namedtuple("Usage", "free")(free))
+        if enough:
+            loader.check_shared_memory(config, plan, tmp_path)
+        else:
+            with pytest.raises(config_module.UserError, match="--shm-size"):
+                loader.check_shared_memory(config, plan, tmp_path)

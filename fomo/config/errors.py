@@ -1,0 +1,7 @@
+"""The error that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """The user's configuration or data is wrong: the command prints the message as one line and exits with code 2."""
+
+    exit_code = 2
