@@ -1,0 +1,48 @@
+"""Masks of cubes for masked autoencoders (He et al., CVPR 2022; in 3D as in AMAES, Munk et al. 2024).
+
+cubes = draw_cubes(generators, samples, patch, ratio=0.6, cube=4)
+masked, mask = mask_image(image, cubes, cube=4)
+"""
+
+import numpy as np
+import torch
+
+from .generators import per_sample
+
+
+def draw_cubes(generator, samples, patch, ratio, cube):
+    """Which cubes are masked: bool (B, nx, ny, nz), in every sample exactly round(ratio · cubes) of them.
+
+    cube: edge length in voxels, one number or (x, y, z). Where a patch is no multiple of it, the last cubes are cut.
+    Raises ValueError for an impossible argument.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio: got {ratio!r}, wanted 0 to 1")
+    edges = _edges(cube)
+    counts = [-(-size // edge) for size, edge in zip(patch, edges)]
+    total = int(np.prod(counts))
+    masked = np.zeros((samples, total), bool)
+    for row, one in zip(masked, per_sample(generator, samples)):
+        row[one.permutation(total)[: round(ratio * total)]] = True
+    return torch.from_numpy(masked.reshape(samples, *counts))
+
+
+def mask_image(image, cubes, cube, value=0.0):
+    """(image (B, C, X, Y, Z) with `value` in the masked cubes, bool mask (B, 1, X, Y, Z), True where masked)."""
+    mask = cubes.to(image.device, non_blocking=True)
+    for axis, edge in enumerate(_edges(cube), start=1):
+        mask = mask.repeat_interleave(edge, dim=axis)
+    x, y, z = image.shape[2:]
+    if any(have < want or have - want >= edge for have, want, edge in zip(mask.shape[1:], (x, y, z), _edges(cube))):
+        raise ValueError(
+            f"cubes: got {tuple(cubes.shape)} of edge {cube}, which do not cover an image of {(x, y, z)} voxels"
+        )
+    mask = mask[:, None, :x, :y, :z]
+    return image.masked_fill(mask, value), mask
+
+
+def _edges(cube):
+    edges = (cube,) * 3 if isinstance(cube, int) else tuple(cube)
+    if len(edges) != 3 or min(edges) < 1:
+        raise ValueError(f"cube: got {cube!r}, wanted a positive edge length in voxels, or three")
+    return edges
