@@ -1,0 +1,58 @@
+"""Metrics and intervals for segmentation, classification and regression. Needs numpy and scipy only.
+
+One file, one topic: overlap and surface (masks), ranking, classification and calibration (labels), regression,
+intervals and comparison (statistics), summary (values with NaN and inf). Arrays in, plain numbers out; reference
+before prediction. An undefined metric is NaN. Bad input raises ValueError, naming the argument, what was got and what
+was wanted.
+"""
+
+from .calibration import apply_temperature, brier, ece, fit_temperature, log_loss
+from .classification import (
+    binary_metrics,
+    choose_threshold,
+    confusion_matrix,
+    decision_metrics,
+    matthews,
+    multiclass_metrics,
+    multilabel_metrics,
+)
+from .comparison import delong_interval, delong_test, paired_permutation, wilcoxon
+from .intervals import Interval, bootstrap_ci, t_interval
+from .lesions import lesion_counts
+from .overlap import (
+    dice,
+    jaccard,
+    overlap_from_counts,
+    overlap_per_class,
+    precision,
+    sensitivity,
+    specificity,
+    volume_similarity,
+    voxel_counts,
+)
+from .ranking import auroc, average_precision, precision_recall_curve, roc_curve
+from .regression import (
+    apply_bias_correction,
+    bias_slope,
+    ccc,
+    fit_bias_correction,
+    mae,
+    mse,
+    pearson,
+    r2,
+    regression_metrics,
+    rmse,
+    spearman,
+)
+from .summary import summarize
+from .surface import (
+    average_surface_distance,
+    average_surface_distance_from,
+    hausdorff,
+    hausdorff_from,
+    segmentation_metrics,
+    segmentation_metrics_per_class,
+    surface_dice,
+    surface_dice_from,
+    surface_distances,
+)

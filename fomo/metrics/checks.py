@@ -1,0 +1,151 @@
+"""Input checks shared by the metrics: every error names the argument, what was got and what was wanted."""
+
+import numpy as np
+
+
+def fail(name, got, wanted):
+    raise ValueError(f"{name}: got {got}, wanted {wanted}")
+
+
+def mask(values, name):
+    """`values` as a bool array, from bool or from integers that are all 0 or 1; no probabilities, no label maps."""
+    array = np.asarray(values)
+    if array.dtype == bool:
+        return array
+    if array.dtype.kind not in "iu":
+        fail(name, f"dtype {array.dtype}", "a bool mask (or integers 0 and 1)")
+    if array.size and (array.min() < 0 or array.max() > 1):
+        got = f"integers from {array.min()} to {array.max()}"
+        fail(name, got, "0 and 1 only (one class of a label map: labels == k)")
+    return array.astype(bool)
+
+
+def mask_pair(reference, prediction):
+    """Two bool masks of one shape."""
+    reference, prediction = mask(reference, "reference"), mask(prediction, "prediction")
+    same_shape(prediction, "prediction", reference, "reference")
+    return reference, prediction
+
+
+def label_pair(reference, prediction, classes):
+    """Two integer label maps of one shape with values in 0..classes-1."""
+    whole_number(classes, "classes", 1)
+    pair = []
+    for values, name in ((reference, "reference"), (prediction, "prediction")):
+        array = np.asarray(values)
+        if array.dtype.kind not in "iub":
+            fail(name, f"dtype {array.dtype}", "integer labels")
+        if array.size and (array.min() < 0 or array.max() >= classes):
+            fail(name, f"labels from {array.min()} to {array.max()}", f"0 to {classes - 1} (classes={classes})")
+        pair.append(array)
+    same_shape(pair[1], "prediction", pair[0], "reference")
+    return pair
+
+
+def same_shape(array, name, other, other_name):
+    if array.shape != other.shape:
+        fail(name, f"shape {array.shape}", f"{other.shape}, the shape of {other_name}")
+
+
+def spacing(spacing_mm, dimensions):
+    """`spacing_mm` as a tuple of positive floats, one per axis."""
+    values = np.asarray(spacing_mm)
+    if values.dtype.kind not in "iuf" or values.shape != (dimensions,):
+        fail("spacing_mm", repr(spacing_mm), f"{dimensions} numbers, the voxel size along each axis")
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        fail("spacing_mm", repr(spacing_mm), "finite numbers greater than 0")
+    return tuple(float(value) for value in values)
+
+
+def number(value, name, low, high=np.inf, above=False):
+    """`value` as a finite float from `low` to `high`, inclusive; with `above`, `low` itself is refused."""
+    array = np.asarray(value)
+    is_finite = array.ndim == 0 and array.dtype.kind in "iuf" and np.isfinite(array)
+    if not is_finite or not low <= array <= high or above and array == low:
+        limit = "" if high == np.inf else f" and at most {high:g}"
+        fail(name, repr(value), f"a finite number {'above' if above else 'of at least'} {low:g}{limit}")
+    return float(value)
+
+
+def whole_number(value, name, low):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        fail(name, repr(value), f"a whole number of at least {low}")
+    return int(value)
+
+
+def choice(value, name, options):
+    if value not in options:
+        fail(name, repr(value), "one of " + ", ".join(map(repr, options)))
+
+
+def real(values, name, dimensions=1, finite=True):
+    """`values` as a float array (float32 stays) with `dimensions` axes and at least one case."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iufb":
+        fail(name, f"dtype {array.dtype}", "real numbers")
+    if array.ndim != dimensions or len(array) == 0:
+        fail(name, f"shape {array.shape}", f"{dimensions} axes, cases first, and at least one case")
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    if finite and not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        fail(name, f"{len(bad)} non-finite cases (first at index {bad[0]})", "finite numbers")
+    return array
+
+
+def binary_labels(values, name="labels", dimensions=1):
+    """`values` as a bool array; any real dtype whose values are exactly 0 and 1 (tables come back as floats)."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iufb":
+        fail(name, f"dtype {array.dtype}", "labels 0 and 1")
+    if array.ndim != dimensions or len(array) == 0:
+        fail(name, f"shape {array.shape}", f"{dimensions} axes, cases first, and at least one case")
+    if array.dtype == bool:
+        return array
+    positive = array == 1
+    wrong = ~(positive | (array == 0))
+    if wrong.any():
+        fail(name, f"the value {array[wrong].flat[0]}", "labels 0 and 1")
+    return positive
+
+
+def class_labels(values, classes, name="labels"):
+    """`values` as an int64 vector with values in 0..classes-1."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iub":
+        fail(name, f"dtype {array.dtype}", "integer class labels")
+    if array.ndim != 1 or len(array) == 0:
+        fail(name, f"shape {array.shape}", "1 axis and at least one case")
+    if array.min() < 0 or array.max() >= classes:
+        fail(name, f"labels from {array.min()} to {array.max()}", f"0 to {classes - 1} ({classes} classes)")
+    return array.astype(np.int64)
+
+
+def labels_and_scores(labels, scores, dimensions=1, name="scores"):
+    """Binary labels (bool) and finite scores of one shape."""
+    labels, scores = binary_labels(labels, "labels", dimensions), real(scores, name, dimensions)
+    same_shape(scores, name, labels, "labels")
+    return labels, scores
+
+
+def labels_and_probabilities(labels, probabilities, dimensions=1):
+    labels, probabilities = labels_and_scores(labels, probabilities, dimensions, "probabilities")
+    probability_range(probabilities)
+    return labels, probabilities
+
+
+def probability_range(probabilities, name="probabilities"):
+    if probabilities.min() < 0 or probabilities.max() > 1:
+        fail(name, f"values from {probabilities.min():g} to {probabilities.max():g}", "0 to 1")
+
+
+def real_pair(first, second, first_name, second_name):
+    """Two finite float64 vectors of one length."""
+    first, second = real(first, first_name).astype(np.float64), real(second, second_name).astype(np.float64)
+    same_shape(second, second_name, first, first_name)
+    return first, second
+
+
+def ratio(numerator, denominator):
+    """numerator / denominator as a float; NaN where the denominator is 0."""
+    return float(numerator / denominator) if denominator else float("nan")

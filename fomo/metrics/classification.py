@@ -1,0 +1,173 @@
+"""Metrics of decisions: confusion matrix and what follows from it; binary, multiclass and multi-label tables.
+
+A rate whose denominator is 0 is NaN (scikit-learn: 0 with a warning): precision when nothing is predicted positive,
+recall without positives, specificity without negatives, F1 without both, Matthews when a class or a prediction is
+missing, balanced accuracy when a class is missing. Macro averages run over the defined classes and come with their
+number.
+"""
+
+import numpy as np
+
+from . import calibration, checks, ranking
+
+
+def confusion_matrix(labels, predictions, classes):
+    """(classes, classes) counts, rows the true and columns the predicted class; both (n,) in 0..classes-1."""
+    checks.whole_number(classes, "classes", 2)
+    labels = checks.class_labels(labels, classes)
+    predictions = checks.class_labels(predictions, classes, "predictions")
+    checks.same_shape(predictions, "predictions", labels, "labels")
+    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+
+
+def decision_metrics(tp, fp, fn, tn):
+    """Metrics of a 2x2 table: accuracy balanced_accuracy precision recall specificity f1 mcc, and tp fp fn tn."""
+    ratio = checks.ratio
+    tp, fp, fn, tn = int(tp), int(fp), int(fn), int(tn)
+    recall, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
+    return dict(
+        accuracy=ratio(tp + tn, tp + fp + fn + tn),
+        balanced_accuracy=(recall + specificity) / 2,
+        precision=ratio(tp, tp + fp),
+        recall=recall,
+        specificity=specificity,
+        f1=ratio(2 * tp, 2 * tp + fp + fn),
+        mcc=matthews([[tn, fp], [fn, tp]]),
+        tp=tp, fp=fp, fn=fn, tn=tn,
+    )
+
+
+def matthews(confusion):
+    """Matthews' correlation of a (k, k) confusion matrix (k > 2: Gorodkin's R_K, Comput Biol Chem 28:367, 2004).
+
+    NaN when only one class occurs among the labels or among the predictions (scikit-learn: 0).
+    """
+    confusion = np.asarray(confusion, np.float64)
+    true, predicted, n = confusion.sum(1), confusion.sum(0), confusion.sum()
+    spread_true, spread_predicted = n * n - true @ true, n * n - predicted @ predicted
+    return checks.ratio(np.trace(confusion) * n - true @ predicted, np.sqrt(spread_true) * np.sqrt(spread_predicted))
+
+
+def binary_metrics(labels, probabilities, threshold=0.5):
+    """All metrics of a binary classifier as a dict.
+
+    labels (n,) 0/1; probabilities (n,) of class 1, in [0, 1]; positive means probability >= threshold. Keys: auroc
+    average_precision, those of `decision_metrics`, brier log_loss ece.
+    """
+    labels, probabilities = checks.labels_and_probabilities(labels, probabilities)
+    return dict(
+        auroc=ranking.auroc(labels, probabilities),
+        average_precision=ranking.average_precision(labels, probabilities),
+        **_decisions(labels, probabilities >= threshold),
+        brier=calibration.brier(labels, probabilities),
+        log_loss=calibration.log_loss(labels, probabilities),
+        ece=calibration.ece(labels, probabilities),
+    )
+
+
+def multiclass_metrics(labels, probabilities):
+    """All metrics of a classifier of k > 1 exclusive classes as a dict.
+
+    labels (n,) in 0..k-1; probabilities (n, k), rows summing to 1; the decision is the largest (the first of equals).
+    Scalars: accuracy balanced_accuracy (mean recall over the classes that occur) mcc brier log_loss ece; for precision,
+    recall, specificity, f1, auroc and average_precision (one class against the rest) `macro_*` over the defined
+    classes, `*_defined` with their number and `*_per_class` (k,); micro_f1 (equal to the accuracy); `confusion` (k, k).
+    """
+    labels, probabilities = calibration.check_multiclass(labels, probabilities)
+    n, classes = probabilities.shape
+    table = confusion_matrix(labels, probabilities.argmax(axis=1), classes)
+    tp = np.diag(table)
+    fp, fn = table.sum(0) - tp, table.sum(1) - tp
+    rows = [decision_metrics(*counts) for counts in zip(tp, fp, fn, n - tp - fp - fn)]
+    for k, row in enumerate(rows):
+        row["auroc"] = ranking.auroc(labels == k, probabilities[:, k])
+        row["average_precision"] = ranking.average_precision(labels == k, probabilities[:, k])
+    result = dict(
+        accuracy=checks.ratio(tp.sum(), n),
+        balanced_accuracy=_mean_defined([row["recall"] for row in rows])[0],
+        mcc=matthews(table),
+        micro_f1=checks.ratio(tp.sum(), n),
+        brier=calibration.brier(labels, probabilities),
+        log_loss=calibration.log_loss(labels, probabilities),
+        ece=calibration.ece(labels, probabilities),
+        confusion=table,
+    )
+    return result | _macro(rows, ("precision", "recall", "specificity", "f1", "auroc", "average_precision"))
+
+
+def multilabel_metrics(labels, probabilities, threshold=0.5):
+    """All metrics of k labels that may occur together, as a dict.
+
+    labels (n, k) 0/1; probabilities (n, k) in [0, 1]; threshold: one number or k. For auroc average_precision accuracy
+    balanced_accuracy precision recall specificity f1 mcc: `macro_*` over the labels where it is defined, `*_defined`
+    with their number, `*_per_label` (k,). Scalars: micro_{auroc,average_precision,precision,recall,f1} over all n*k
+    decisions, hamming_accuracy (share of right decisions), exact_match (share of cases with all k right).
+    """
+    labels, probabilities = checks.labels_and_probabilities(labels, probabilities, dimensions=2)
+    threshold = np.asarray(threshold, np.float64)
+    if threshold.ndim and threshold.shape != labels.shape[1:]:
+        checks.fail("threshold", f"shape {threshold.shape}", f"one number or {labels.shape[1]}, one per label")
+    predictions = probabilities >= threshold
+    rows = [
+        dict(
+            auroc=ranking.auroc(labels[:, k], probabilities[:, k]),
+            average_precision=ranking.average_precision(labels[:, k], probabilities[:, k]),
+            **_decisions(labels[:, k], predictions[:, k]),
+        )
+        for k in range(labels.shape[1])
+    ]
+    pooled = _decisions(labels.ravel(), predictions.ravel())
+    result = {f"micro_{name}": pooled[name] for name in ("precision", "recall", "f1")}
+    result["micro_auroc"] = ranking.auroc(labels.ravel(), probabilities.ravel())
+    result["micro_average_precision"] = ranking.average_precision(labels.ravel(), probabilities.ravel())
+    result["hamming_accuracy"] = float((predictions == labels).mean())
+    result["exact_match"] = float((predictions == labels).all(axis=1).mean())
+    names = [name for name in rows[0] if name not in ("tp", "fp", "fn", "tn")]
+    return result | _macro(rows, names, "per_label")
+
+
+def choose_threshold(labels, scores, criterion="youden"):
+    """The threshold with the best decisions `score >= threshold` on these cases; to be applied to other cases.
+
+    labels, scores: (n,), or (n, k) for one threshold per label, then (k,). criterion: "youden" (sensitivity +
+    specificity - 1) or "f1". The threshold lies midway between two neighbouring distinct scores (at the lowest score
+    when all cases are positive decisions); of equally good ones the highest is taken. One class only: NaN.
+    """
+    checks.choice(criterion, "criterion", ("youden", "f1"))
+    if np.ndim(scores) == 2:
+        labels, scores = checks.labels_and_scores(labels, scores, dimensions=2)
+        return np.array([choose_threshold(labels[:, k], scores[:, k], criterion) for k in range(scores.shape[1])])
+    labels, scores = checks.labels_and_scores(labels, scores)
+    if labels.all() or not labels.any():
+        return float("nan")
+    values, tp, at_or_above = ranking.cumulative_counts(labels, scores)
+    fp = at_or_above - tp
+    if criterion == "youden":  # times both class sizes: whole numbers, so that equally good thresholds compare equal
+        gain = tp * fp[-1] - fp * tp[-1]
+    else:
+        gain = 2 * tp / (at_or_above + tp[-1])
+    best = int(np.argmax(gain))
+    if best + 1 == len(values):
+        return float(values[best])
+    middle = values[best + 1] / 2 + values[best] / 2
+    return float(middle if middle > values[best + 1] else values[best])
+
+
+def _decisions(labels, predictions):
+    tp, positive, predicted = map(np.count_nonzero, (labels & predictions, labels, predictions))
+    return decision_metrics(tp, predicted - tp, positive - tp, labels.size - positive - predicted + tp)
+
+
+def _mean_defined(values):
+    values = np.array(values, np.float64)
+    defined = values[~np.isnan(values)]
+    return (float(defined.mean()) if len(defined) else float("nan")), len(defined)
+
+
+def _macro(rows, names, suffix="per_class"):
+    result = {}
+    for name in names:
+        values = [row[name] for row in rows]
+        result[f"macro_{name}"], result[f"{name}_defined"] = _mean_defined(values)
+        result[f"{name}_{suffix}"] = np.array(values, np.float64)
+    return result

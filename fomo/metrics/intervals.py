@@ -1,0 +1,294 @@
+"""Confidence intervals: bootstrap over cases, and Student's t over folds."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+from . import checks, classification, ranking, regression
+
+
+class Interval(NamedTuple):
+    """An estimate with its confidence limits; `undefined`: resamples (or values) that had none and were left out."""
+
+    value: float
+    low: float
+    high: float
+    undefined: int
+
+
+def bootstrap_ci(
+    metric, labels, scores=None, resamples=1000, seed=0, *, level=0.95, method="bca", groups=None, stratify=None
+):
+    """Bootstrap confidence interval of `metric(labels, scores)` over cases (Efron and Tibshirani 1993).
+
+    metric: a function of (labels, scores), or of (labels,) when scores is None, returning a number, or a dict of
+    numbers (then the result is a dict of intervals, from the same resamples). labels, scores: arrays with the cases
+    first. auroc, average_precision, np.mean and the metrics of `regression` (but spearman) are computed for all
+    resamples at once; any other function is called once a resample.
+    method: "bca" (bias-corrected and accelerated, Efron 1987, by leaving each subject out in turn) or "percentile".
+    Either is widened for few subjects: the normal quantile is replaced by Student's t times sqrt(n / (n - 1))
+    (Hesterberg, Am Stat 69:371, 2015), without which the intervals of 25 cases cover 92%; scipy.stats.bootstrap does
+    not do that.
+    groups: (n,) subject of each case; whole subjects are drawn.
+    stratify: draw the classes of `labels` apart, so that each resample has as many subjects of each; default: where the
+    metric needs both classes (auroc, average_precision, binary_metrics). Subjects with cases of several classes are
+    strata of their own.
+    seed: the same seed gives the same interval. Resamples without a value (NaN) are left out and counted. The limits
+    are NaN when the estimate is not finite, or BCa's correction is undefined (as for an AUROC with a single positive
+    case). A metric at its limit in every resample (AUROC 1) has an interval of width 0: read it with the number of
+    cases.
+
+    AUROC of 200 cases, 1,000 resamples: 6 ms (loop over torchmetrics 1.9.0 0.24 s, over scikit-learn 1.9.1 2.0 s;
+    `tools/benchmark.py metrics`, one thread of a 2-core Xeon, 2026-11-21).
+    Coverage of the 95% interval, measured by tests/metrics/test_coverage.py (2,000 simulated studies each, +-0.5%):
+    AUROC of 60 cases, true values .7 to .9, 30% or 50% positive: bca 95.3 to 96.4%, percentile 92.0 to 95.0%; mean
+    Dice of 25 cases, four distributions, one with missed cases: bca 93.6 to 96.5%, percentile 93.8 to 95.0%
+    (t_interval 92.9 to 95.0%).
+    """
+    if not callable(metric):
+        checks.fail("metric", repr(metric), "a function of (labels, scores)")
+    checks.whole_number(resamples, "resamples", 1)
+    level = checks.number(level, "level", 0.5, 0.9999)
+    checks.choice(method, "method", ("percentile", "bca"))
+    data = [np.asarray(labels)] if scores is None else [np.asarray(labels), np.asarray(scores)]
+    for array, name in zip(data, ("labels", "scores")):
+        if array.ndim == 0 or len(array) == 0:
+            checks.fail(name, f"shape {array.shape}", "at least one case")
+        if len(array) != len(data[0]):
+            checks.fail(name, f"{len(array)} cases", f"{len(data[0])}, the number of labels")
+    n = len(data[0])
+    estimate = metric(*data)  # checks the data
+    if stratify is None:
+        stratify = metric in (ranking.auroc, ranking.average_precision, classification.binary_metrics)
+    subject, strata = _strata(data[0], groups, stratify)
+
+    weighted = _WEIGHTED.get(metric)
+    evaluate = weighted(*data) if weighted else _one_by_one(metric, data)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK // n)
+    values = [
+        evaluate(_draw(strata, min(chunk, resamples - start), rng)[:, subject]) for start in range(0, resamples, chunk)
+    ]
+    subjects = sum(map(len, strata))
+    widen = np.sqrt(subjects / (subjects - 1)) if subjects > 1 else np.nan
+    z = stats.t.ppf((1 + level) / 2, subjects - 1) * widen * np.array([-1, 1])
+    left_out = []
+    if method == "bca":
+        block, strata = _blocks(strata)
+        for start in range(0, block.max() + 1, chunk):
+            blocks = np.arange(start, min(start + chunk, block.max() + 1))
+            left_out.append(evaluate((block[subject] != blocks[:, None]).astype(np.float64)))
+
+    if not isinstance(estimate, dict):
+        return _interval(estimate, values, left_out, strata, z)
+    return {
+        name: _interval(value, [part[name] for part in values], [part[name] for part in left_out], strata, z)
+        for name, value in estimate.items()
+    }
+
+
+_CHUNK = 1 << 21  # weights held at a time: 16 MB
+
+
+def _strata(labels, groups, stratify):
+    """Subject index of each case, and the subject indices of each stratum."""
+    n = len(labels)
+    if groups is None:
+        subject = np.arange(n)
+    else:
+        groups = np.asarray(groups)
+        if groups.shape != (n,):
+            checks.fail("groups", f"shape {groups.shape}", f"({n},), one subject per case")
+        subject = np.unique(groups, return_inverse=True)[1].reshape(n)
+    subjects = subject.max() + 1
+    if not stratify:
+        return subject, [np.arange(subjects)]
+    if labels.ndim != 1:
+        checks.fail("labels", f"shape {labels.shape}", "one label per case, to stratify by")
+    classes, code = np.unique(labels, return_inverse=True)
+    present = np.zeros((subjects, len(classes)), bool)
+    present[subject, code.reshape(n)] = True
+    kind = np.unique(present, axis=0, return_inverse=True)[1].reshape(subjects)
+    return subject, [np.flatnonzero(kind == k) for k in range(kind.max() + 1)]
+
+
+def _draw(strata, resamples, rng):
+    """(resamples, subjects) times that each subject is drawn."""
+    counts = np.empty((resamples, sum(map(len, strata))))
+    for members in strata:
+        m = len(members)
+        drawn = rng.integers(0, m, (resamples, m)) + m * np.arange(resamples)[:, None]
+        counts[:, members] = np.bincount(drawn.ravel(), minlength=resamples * m).reshape(resamples, m)
+    return counts
+
+
+def _blocks(strata):
+    """The block of each subject that BCa leaves out together, and the blocks of each stratum.
+
+    A subject is a block, unless a stratum has more than 500: the skewness of blocks estimates the same acceleration.
+    """
+    block, members_of, first = np.empty(sum(map(len, strata)), np.int64), [], 0
+    for members in strata:
+        count = min(len(members), 500)
+        block[members] = first + np.arange(len(members)) % count
+        members_of.append(np.arange(first, first + count))
+        first += count
+    return block, members_of
+
+
+def _interval(estimate, values, left_out, strata, z):
+    """Interval from the resamples' values and, for BCa, from those without each subject; both come in parts."""
+    values = np.concatenate(values)
+    defined = values[~np.isnan(values)]
+    undefined = len(values) - len(defined)
+    if not np.isfinite(estimate) or not len(defined):
+        return Interval(float(estimate), float("nan"), float("nan"), undefined)
+    if left_out:
+        below = (np.count_nonzero(defined < estimate) + np.count_nonzero(defined <= estimate)) / (2 * len(defined))
+        bias = special.ndtri(below)
+        shifted = bias + z
+        scale = 1 - _acceleration(np.concatenate(left_out), strata) * shifted
+        z = bias + np.divide(shifted, scale, out=np.sign(shifted) * np.inf, where=scale > 0)  # few subjects: to the end
+        z = z if np.isfinite(bias) and np.isfinite(scale).all() else np.array([np.nan])
+    if np.isnan(z).any():  # one subject, all resamples on one side, or a jackknife value undefined
+        return Interval(float(estimate), float("nan"), float("nan"), undefined)
+    low, high = np.quantile(defined, special.ndtr(z))
+    return Interval(float(estimate), float(low), float(high), undefined)
+
+
+def _acceleration(left_out, strata):
+    """Skewness of the jackknife influence values, over all strata (Efron and Tibshirani 1993, chapter 14)."""
+    cubes = squares = 0.0
+    for members in strata:
+        m = len(members)
+        influence = (m - 1) * (left_out[members].mean() - left_out[members]) / m
+        cubes, squares = cubes + np.sum(influence**3), squares + np.sum(influence**2)
+    return cubes / (6 * squares**1.5) if squares else 0.0
+
+
+# Each takes the checked data of a metric and returns a function of the weights (resamples, n) of the cases.
+
+
+def _one_by_one(metric, data):
+    def evaluate(weights):
+        indices = (np.repeat(np.arange(len(row)), row.astype(np.int64)) for row in weights)
+        values = [metric(*(array[index] for array in data)) for index in indices]
+        if isinstance(values[0], dict):
+            return {name: np.array([value[name] for value in values], np.float64) for name in values[0]}
+        return np.array(values, np.float64)
+
+    return evaluate
+
+
+def _weighted_mean(values):
+    values = checks.real(values, "values", finite=False).astype(np.float64)
+
+    def evaluate(weights):
+        with np.errstate(invalid="ignore"):  # 0 times inf: the estimate is infinite, and its limits NaN anyway
+            return weights @ values / weights.sum(axis=1)
+
+    return evaluate
+
+
+def _sorted_groups(labels, scores, descending):
+    labels, scores = checks.labels_and_scores(labels, scores)
+    order = np.argsort(-scores if descending else scores)
+    scores = scores[order]
+    starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
+    return labels, order, starts
+
+
+def _class_weights(weights, labels, order, starts):
+    """(resamples, distinct scores) weights of the positive and of the negative cases at each distinct score."""
+    weights, labels = weights[:, order], labels[order]
+    positive, negative = weights * labels, weights * ~labels
+    if len(starts) < len(order):
+        positive, negative = np.add.reduceat(positive, starts, axis=1), np.add.reduceat(negative, starts, axis=1)
+    return positive, negative
+
+
+def _weighted_auroc(labels, scores):
+    labels, order, starts = _sorted_groups(labels, scores, descending=False)
+
+    def evaluate(weights):
+        positive, negative = _class_weights(weights, labels, order, starts)
+        below = np.cumsum(negative, axis=1)
+        total = below[:, -1] * positive.sum(axis=1)
+        below -= negative / 2  # ties count half
+        with np.errstate(invalid="ignore"):
+            return np.einsum("rn,rn->r", positive, below) / total
+
+    return evaluate
+
+
+def _weighted_average_precision(labels, scores):
+    labels, order, starts = _sorted_groups(labels, scores, descending=True)
+
+    def evaluate(weights):
+        positive, negative = _class_weights(weights, labels, order, starts)
+        tp, fp = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
+        with np.errstate(invalid="ignore"):
+            precision = np.where(tp > 0, tp / (tp + fp), 0)
+            value = np.einsum("rn,rn->r", positive, precision) / tp[:, -1]
+        return np.where(fp[:, -1] > 0, value, np.nan)
+
+    return evaluate
+
+
+def _weighted_regression(name):
+    def prepare(targets, predictions):
+        targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+        error = predictions - targets
+        x, y = targets - targets.mean(), predictions - predictions.mean()
+        columns = np.stack([np.abs(error), error**2, x, y, x * x, y * y, x * y], axis=1)
+        shift = targets.mean() - predictions.mean()
+
+        def evaluate(weights):
+            total = weights.sum(axis=1)
+            mae, mse, mx, my, xx, yy, xy = (weights @ columns / total[:, None]).T
+            xx, yy, xy = xx - mx * mx, yy - my * my, xy - mx * my
+            # Of a resample of one repeated value, rounding is not spread.
+            xx = np.where(xx > 1e-14 * np.square(x).max(), xx, np.nan)
+            yy = np.where(yy > 1e-14 * np.square(y).max(), yy, np.nan)
+            return dict(
+                mae=mae,
+                mse=mse,
+                rmse=np.sqrt(mse),
+                r2=1 - mse / xx,
+                pearson=np.clip(xy / np.sqrt(xx * yy), -1, 1),
+                ccc=2 * xy / (np.nan_to_num(xx) + np.nan_to_num(yy) + (mx - my + shift) ** 2),
+                bias_slope=xy / xx - 1,
+            )[name]
+
+        return evaluate
+
+    return prepare
+
+
+_WEIGHTED = {
+    np.mean: _weighted_mean,
+    ranking.auroc: _weighted_auroc,
+    ranking.average_precision: _weighted_average_precision,
+} | {
+    getattr(regression, name): _weighted_regression(name)
+    for name in ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
+}
+
+
+def t_interval(values, level=0.95):
+    """Student's t interval of the mean of a few independent values, as of folds: mean +- t * s / sqrt(n).
+
+    Undefined (NaN) values are left out and counted; fewer than two defined, or an infinite one: limits NaN. The folds
+    of a cross-validation share training cases, so the interval is a description of their spread rather than a test
+    (Bengio and Grandvalet, JMLR 5:1089, 2004); the pooled bootstrap is the one to report.
+    """
+    values = checks.real(values, "values", finite=False).astype(np.float64)
+    level = checks.number(level, "level", 0.5, 0.9999)
+    defined = values[~np.isnan(values)]
+    n, undefined = len(defined), int(np.isnan(values).sum())
+    mean = float(defined.mean()) if n else float("nan")
+    if n < 2 or not np.isfinite(mean):
+        return Interval(mean, float("nan"), float("nan"), undefined)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * defined.std(ddof=1) / np.sqrt(n)
+    return Interval(mean, float(mean - half), float(mean + half), undefined)

@@ -1,0 +1,69 @@
+"""Ranking of cases by score: AUROC, average precision, ROC and precision-recall curves.
+
+Labels are 0/1, scores any finite numbers, higher meaning more positive. Input with one class only has no ranking to
+measure: NaN, never 0.5.
+"""
+
+import numpy as np
+
+from . import checks
+
+
+def auroc(labels, scores):
+    """Area under the ROC curve: the probability that a positive case scores above a negative one, ties counting half.
+
+    labels, scores: (n,). O(n log n), ties exact (Hanley and McNeil, Radiology 143:29, 1982). One class only: NaN.
+    2 million float64 scores: 0.12 s (torchmetrics 1.9.0 0.60 s, scikit-learn 1.9.1 0.85 s; `tools/benchmark.py
+    metrics`, one thread of a 2-core Xeon, 2026-11-21).
+    """
+    labels, scores = checks.labels_and_scores(labels, scores)
+    positive, negative = scores[labels], np.sort(scores[~labels])
+    if not len(positive) or not len(negative):
+        return float("nan")
+    positive = np.sort(positive)
+    wins = np.searchsorted(negative, positive, "left").sum() + np.searchsorted(negative, positive, "right").sum()
+    return float(wins / (2 * len(positive) * len(negative)))
+
+
+def cumulative_counts(labels, scores):
+    """(distinct scores, descending; positives at or above each; all cases at or above each) of checked arrays."""
+    order = np.argsort(-scores)
+    scores, labels = scores[order], labels[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    return scores[last], np.cumsum(labels)[last], last + 1
+
+
+def average_precision(labels, scores):
+    """Average precision, the sum of precision times the step in recall over the distinct scores (no interpolation).
+
+    labels, scores: (n,). scikit-learn's definition. One class only: NaN (scikit-learn: 0 or 1).
+    """
+    labels, scores = checks.labels_and_scores(labels, scores)
+    if labels.all() or not labels.any():
+        return float("nan")
+    _, tp, at_or_above = cumulative_counts(labels, scores)
+    return float(np.sum(np.diff(tp, prepend=0) * (tp / at_or_above)) / tp[-1])
+
+
+def roc_curve(labels, scores):
+    """(false-positive rates, true-positive rates, thresholds), starting at (0, 0, inf).
+
+    Positive means score >= threshold; one point for each distinct score. One class only: the undefined rates are NaN.
+    """
+    labels, scores = checks.labels_and_scores(labels, scores)
+    thresholds, tp, at_or_above = cumulative_counts(labels, scores)
+    fp = at_or_above - tp
+    with np.errstate(invalid="ignore"):
+        fpr, tpr = np.append(0, fp) / np.float64(fp[-1]), np.append(0, tp) / np.float64(tp[-1])
+    return fpr, tpr, np.append(np.inf, thresholds)
+
+
+def precision_recall_curve(labels, scores):
+    """(precisions, recalls, thresholds) for each distinct score, descending; positive means score >= threshold.
+
+    scikit-learn returns the same points in ascending order and appends (1, 0). Without positives the recalls are NaN.
+    """
+    labels, scores = checks.labels_and_scores(labels, scores)
+    thresholds, tp, at_or_above = cumulative_counts(labels, scores)
+    with np.errstate(invalid="ignore"):
+        return tp / at_or_above, tp / np.float64(tp[-1]), thresholds

@@ -1,0 +1,106 @@
+"""Regression metrics, and the linear correction of the age bias.
+
+All take targets and predictions of shape (n,), finite; predictions minus targets is the error. What a formula divides
+by 0 is NaN.
+"""
+
+import numpy as np
+from scipy import stats
+
+from . import checks
+
+
+def mae(targets, predictions):
+    """Mean absolute error, in the targets' unit."""
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    return float(np.abs(predictions - targets).mean())
+
+
+def mse(targets, predictions):
+    """Mean squared error."""
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    return float(np.square(predictions - targets).mean())
+
+
+def rmse(targets, predictions):
+    """Root of the mean squared error, in the targets' unit."""
+    return float(np.sqrt(mse(targets, predictions)))
+
+
+def r2(targets, predictions):
+    """Coefficient of determination, 1 - sum of squared errors / sum of squares about the targets' mean.
+
+    NaN when all targets are equal (scikit-learn: 0, or 1 if exact).
+    """
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    return 1 - checks.ratio(np.square(predictions - targets).sum(), _squares(targets))
+
+
+def pearson(targets, predictions):
+    """Pearson's correlation; NaN when either is constant."""
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    squares = np.sqrt(_squares(targets)) * np.sqrt(_squares(predictions))
+    return float(np.clip(checks.ratio(_products(targets, predictions), squares), -1, 1))
+
+
+def spearman(targets, predictions):
+    """Spearman's correlation: Pearson's on the ranks, ties sharing their mean rank; NaN when either is constant."""
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    return pearson(stats.rankdata(targets), stats.rankdata(predictions))
+
+
+def ccc(targets, predictions):
+    """Lin's concordance, 2 s_xy / (s_x^2 + s_y^2 + (mean x - mean y)^2), with 1/n moments (Biometrics 45:255, 1989).
+
+    NaN when both are one and the same constant.
+    """
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    shift = len(targets) * (targets.mean() - predictions.mean()) ** 2
+    return checks.ratio(2 * _products(targets, predictions), _squares(targets) + _squares(predictions) + shift)
+
+
+def bias_slope(targets, predictions):
+    """Least-squares slope of (prediction - target) over the target; NaN when all targets are equal.
+
+    0 is unbiased; -1 is a model that always predicts the mean. Brain-age models lie between: the young look older.
+    """
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    return checks.ratio(_products(targets, predictions - targets), _squares(targets))
+
+
+def regression_metrics(targets, predictions):
+    """All of the above as a dict: mae mse rmse r2 pearson spearman ccc bias_slope."""
+    metrics = (mae, mse, rmse, r2, pearson, spearman, ccc, bias_slope)
+    return {metric.__name__: metric(targets, predictions) for metric in metrics}
+
+
+def fit_bias_correction(targets, predictions):
+    """(slope, intercept) of the least-squares line prediction = slope * target + intercept.
+
+    For `apply_bias_correction`; fit on cases that are not reported on. Both NaN when all targets are equal.
+    """
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    slope = checks.ratio(_products(targets, predictions), _squares(targets))
+    return slope, float(predictions.mean() - slope * targets.mean())
+
+
+def apply_bias_correction(predictions, correction):
+    """(predictions - intercept) / slope: Cole et al., Mol Psychiatry 23:1385 (2018); NaN when the slope is 0 or NaN.
+
+    Needs no target of the corrected cases. (The variant of de Lange and Cole, NeuroImage Clin 26:102229 (2020),
+    subtracts a line in the *true* age, which makes even a constant prediction correlate with age; it is left out on
+    purpose.)
+    """
+    predictions = checks.real(predictions, "predictions").astype(np.float64)
+    slope, intercept = correction
+    return (predictions - intercept) / (slope if slope else np.nan)
+
+
+def _products(first, second):
+    """Sum of the products about the means."""
+    return np.dot(first - first.mean(), second - second.mean())
+
+
+def _squares(values):
+    """Sum of squares about the mean; exactly 0 for constants, whatever rounding the mean has."""
+    return 0.0 if values.min() == values.max() else _products(values, values)

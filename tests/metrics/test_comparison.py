@@ -1,0 +1,106 @@
+"""Tests of two models against published formulas done the slow way, and against scipy."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fomo import metrics
+
+
+def delong_by_pairs(labels, *scores):
+    """AUROCs and covariance by the definition: the kernel of every pair, its row and column means."""
+    rows, columns = [], []
+    for score in scores:
+        difference = score[labels == 1][:, None] - score[labels == 0]
+        kernel = (difference > 0) + 0.5 * (difference == 0)
+        rows.append(kernel.mean(axis=1))
+        columns.append(kernel.mean(axis=0))
+    m, n = len(rows[0]), len(columns[0])
+    return np.mean(rows, axis=1), np.cov(rows) / m + np.cov(columns) / n
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 9999), st.integers(6, 40))
+def test_delong_equals_the_definition(seed, n):
+    rng = np.random.default_rng(seed)
+    labels = np.append([0, 0, 1, 1], rng.integers(0, 2, n))
+    first, second = rng.normal(labels, 1).round(1), rng.normal(labels, 2).round(1)
+    (a, b), covariance = delong_by_pairs(labels, first, second)
+    got = metrics.delong_test(labels, first, second)
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    assert got[:3] == pytest.approx((a, b, a - b))
+    if variance > 1e-12:
+        assert got.standard_error == pytest.approx(np.sqrt(variance))
+        assert got.p == pytest.approx(2 * scipy.stats.norm.sf(abs(a - b) / np.sqrt(variance)))
+        assert (got.high + got.low) / 2 == pytest.approx(a - b)
+        assert got.high - got.low == pytest.approx(2 * 1.959964 * np.sqrt(variance))
+    swapped = metrics.delong_test(labels, second, first)
+    assert swapped.difference == -got.difference and swapped.p == pytest.approx(got.p, nan_ok=True)
+    if 0 < a < 1:
+        interval, error = metrics.delong_interval(labels, first), np.sqrt(covariance[0, 0])
+        logit = np.log(a / (1 - a)) + 1.959964 * error / (a * (1 - a))
+        assert interval.high == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-6)
+        assert 0 <= interval.low <= a <= interval.high <= 1
+
+
+def test_delong_without_variance():
+    labels, scores = [0, 0, 1, 1], np.array([0.1, 0.3, 0.2, 0.4])
+    assert metrics.delong_test(labels, scores, scores * 2).p == 1
+    perfect = metrics.delong_test(labels, [1, 2, 3, 4], [4, 3, 2, 1])
+    assert perfect.difference == 1 and perfect.standard_error == 0 and np.isnan(perfect.p)
+    assert np.isnan(metrics.delong_test([0, 0, 0, 1], scores, scores).first)
+    assert np.isnan(metrics.delong_interval(labels, [1, 2, 3, 4]).low)
+
+
+def test_permutation_by_enumeration():
+    first, second = np.array([3.0, 1.0, 4.0, 1.5, 0.0]), np.array([1.0, 1.5, 1.0, 1.0, 1.0])
+    difference = first - second  # 2 -.5 3 .5 -1: sum 4
+    sums = [abs(np.dot(signs, difference)) for signs in itertools.product((-1, 1), repeat=5)]
+    got = metrics.paired_permutation(first, second)
+    assert got == (pytest.approx(0.8), np.mean(np.array(sums) >= 4), 5)
+
+
+def test_permutation_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    first, second = rng.beta(8, 2, 40), rng.beta(7, 2, 40)
+    got = metrics.paired_permutation(first, second, resamples=20000, seed=1)
+    theirs = scipy.stats.permutation_test(
+        (first, second),
+        lambda a, b: np.mean(a - b),
+        permutation_type="samples",
+        vectorized=False,
+        n_resamples=5000,
+        random_state=rng,
+    ).pvalue
+    assert got.p == pytest.approx(theirs, abs=0.02)
+    assert got == metrics.paired_permutation(first, second, resamples=20000, seed=1)
+    always_better = metrics.paired_permutation(np.arange(1.0, 41), np.zeros(40), resamples=500)
+    assert always_better.p == 1 / 501  # drawn, not enumerated: the observed signs count as one of them
+
+
+def test_permutation_of_equal_models():
+    assert metrics.paired_permutation([1.0, 2.0], [1.0, 2.0]).p == 1
+
+
+def test_wilcoxon_is_scipys():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=20), rng.normal(0.5, 1, 20)
+    second[:3] = first[:3]
+    got = metrics.wilcoxon(first, second)
+    assert got.n == 17 and got.p == scipy.stats.wilcoxon(first[3:], second[3:]).pvalue
+    assert got.difference == pytest.approx(np.mean(first - second))
+    assert np.isnan(metrics.wilcoxon([1.0, 2.0], [1.0, 2.0]).p)
+
+
+def test_bad_input():
+    for test in (metrics.paired_permutation, metrics.wilcoxon):
+        with pytest.raises(ValueError, match="second: got 1 non-finite cases"):
+            test([0.1, 0.2], [0.1, np.inf])
+        with pytest.raises(ValueError, match=r"second: got shape \(3,\), wanted \(2,\), the shape of first"):
+            test([0.1, 0.2], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"second: got shape \(3,\)"):
+        metrics.delong_test([0, 1], [0.1, 0.2], [0.1, 0.2, 0.3])

@@ -1,0 +1,26 @@
+"""The summary keeps what a mean would hide."""
+
+import numpy as np
+import pytest
+
+from fomo import metrics
+
+
+def test_undefined_and_infinite_values_are_counted():
+    got = metrics.summarize([1.0, np.nan, np.inf, 3.0, 8.0])
+    expected = dict(mean=4, std=np.sqrt(13), median=3, minimum=1, maximum=8, n=5, finite=3, undefined=1, infinite=1)
+    assert got == pytest.approx(expected)
+
+
+def test_nothing_finite():
+    got = metrics.summarize([np.inf, np.nan])
+    assert np.isnan([got[name] for name in ("mean", "std", "median", "minimum", "maximum")]).all()
+    assert (got["n"], got["finite"], got["undefined"], got["infinite"]) == (2, 0, 1, 1)
+    assert np.isnan(metrics.summarize([2])["std"]) and metrics.summarize([2])["mean"] == 2
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"values: got shape \(0,\)"):
+        metrics.summarize([])
+    with pytest.raises(ValueError, match="values: got dtype object"):
+        metrics.summarize([None, 1.0])
