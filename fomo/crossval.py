@@ -12,7 +12,7 @@ import yaml
 
 from . import checkpoint, config as config_module, dist, engine, folds as folds_module, inference, interrupt, metrics, nets, seeds, soup, tables, tasks
 from .config import UserError
-from .data import cache, sources
+from .data import cache, loader, sources
 from .log import Log
 
 
@@ -24,6 +24,7 @@ def run(config, dry_run=False, only_folds=None):
     if config.cv.parallel == "ddp":
         engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
     engine.precision(config.train.amp, dist.device())
+    loader.augmentation(config), loader.augments_on_gpu(config)
     dist.init(config.train.timeout_s)
     folder = os.path.join(config.output, config.name)
     log = Log(active=dist.is_main())
@@ -95,9 +96,8 @@ def _run(config, folder, log, dry_run, only_folds):
     with interrupt.graceful():
         failures = run_folds(config, list(wanted), splits, by_id, folder, log)
     dist.on_main(lambda: aggregate(config, folder, splits, log))
-    if config.cv.final != "none" and dist.on_main(lambda: all(os.path.exists(_results_path(folder, n)) for n in range(1, len(splits) + 1))):
-        with interrupt.graceful():
-            make_final(config, folder, splits, by_id, log)
+    with interrupt.graceful():
+        make_final(config, folder, splits, by_id, log)
     if failures:
         numbers = ", ".join(str(number) for number, _ in failures)
         raise FoldsFailed(f"fold {numbers} failed and the others are finished; the same command tries again: {failures[0][1]}")
@@ -312,19 +312,23 @@ def train_fold(config, number, parts, folder, log):
 
 
 def make_final(config, folder, splits, by_id, log):
-    """final/ in the run folder, for tools/predict.py, by cv.final; final.json is written last and says that it is done.
+    """final/ in the run folder, for tools/predict.py, by cv.final, once all folds are finished; final.json says what it is.
 
     ensemble: every fold's best.pt; soup: the mean of their weights; refit: one more training, on all cases but the first
     fold's test part, which chooses the epoch.
     """
     kind, final = config.cv.final, os.path.join(folder, "final")
     done = os.path.join(final, "final.json")
-    made = dist.on_main(lambda: tables.read_json(done)["kind"] if os.path.exists(done) else None)
-    if made not in (None, kind):
-        raise UserError(f"cv.final: got {kind}, and {final} holds the {made}: delete that folder to make another")
-    if made:
+    finished = dist.on_main(lambda: all(os.path.exists(_results_path(folder, n)) for n in range(1, len(splits) + 1)))
+    if kind == "none" or not finished:
+        return
+    made = dist.on_main(lambda: tables.read_json(done) if os.path.exists(done) else {"kind": kind, "finished": False})
+    if made["kind"] != kind:
+        raise UserError(f"cv.final: got {kind}, and {final} holds the {made['kind']}: delete that folder to make another")
+    if made["finished"]:
         return
     dist.on_main(lambda: os.makedirs(final, exist_ok=True))
+    dist.on_main(lambda: tables.write_json(done, made))
     if kind == "refit":
         ids = {"train": sorted(splits[0]["train"] + splits[0]["val"]), "val": splits[0]["test"]}
         parts = {part: [by_id[case_id] for case_id in ids[part]] for part in ids}
@@ -332,7 +336,7 @@ def make_final(config, folder, splits, by_id, log):
         train_fold(config, 0, parts, final, log.bind(fold=0))
     else:
         dist.on_main(lambda: _write_final(kind, folder, len(splits), final))
-    dist.on_main(lambda: tables.write_json(done, {"kind": kind, "folds": len(splits)}))
+    dist.on_main(lambda: tables.write_json(done, {"kind": kind, "finished": True}))
     log("fold", finished=True, final=kind, path=final)
 
 

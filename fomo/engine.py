@@ -33,6 +33,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log):
     last_step = train.epochs * steps_per_epoch
     plan = make_plan(config)
     loader.check_shared_memory(config, plan)
+    augment = loader.augmentation(config)
     optimizer = build_optimizer(config, network, device)
     autocast, scaler = precision(train.amp, device)
     average = build_average(network, train.ema)
@@ -108,7 +109,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log):
 
             # ---- step
             waiting = time.perf_counter()
-            micro_batches = [to_device(next(batches), device) for _ in range(plan.micro_batches)]
+            micro_batches = [to_device(next(batches), device, augment) for _ in range(plan.micro_batches)]
             data_s = time.perf_counter() - waiting
             loss = train_step(forward, task, micro_batches, optimizer, scaler, autocast, config.optim.clip_norm)
             if average is not None:
@@ -367,10 +368,14 @@ def is_best(task, row, history):
     return not math.isnan(row[f"val_{task.select}"]) and all(rank(row) > old for old in defined)
 
 
-def to_device(batch, device):
+def to_device(batch, device, augment):
+    """The batch on the device, augmented there if the loader has left that to do."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if torch.is_tensor(value)}
-    moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last_3d)
-    return {**batch, **moved}
+    batch = {**batch, **moved}
+    if "plans" in batch:
+        batch = augment.apply(batch, batch.pop("plans"))
+    batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last_3d)
+    return batch
 
 
 def peak_memory_gb(device):

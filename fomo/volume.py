@@ -1,7 +1,8 @@
 """Volumes: NIfTI in and out, orientation, resampling, normalisation, and the way back to the native grid.
 
-Arrays are (X, Y, Z), or (C, X, Y, Z) where said; affines are (4, 4), from voxel indices to world mm, RAS+ as in nibabel.
-`preprocess` is the one path from a scan to what a network sees, in training and in inference; `to_native` leads back.
+Arrays are (X, Y, Z), or (C, X, Y, Z) where said; affines are (4, 4), from voxel indices to world mm, RAS+ as in
+nibabel. `preprocess` is the one path from a scan to what a network sees, in training and in inference; `to_native`
+leads back.
 Errors are ValueErrors that name the file or argument, what was got and what was wanted.
 """
 
@@ -16,6 +17,15 @@ import nibabel
 import numpy as np
 import scipy.ndimage
 from nibabel import orientations
+
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+)
 
 
 # --------------------------------------------------------------------------------------------- files
@@ -36,7 +46,7 @@ def read_nifti(path):
             raise ValueError(f"{path}: got voxels of type {image.get_data_dtype()}, wanted real numbers")
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape[:3])
         affine = np.array(image.affine, dtype=np.float64)
-    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot read it as NIfTI: {' '.join(str(error).split())}") from error
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
@@ -129,13 +139,14 @@ def resample(array, shape, order):
 def _interpolation(old, new, order):
     """The (new, old) matrix of one axis: scipy's own spline, applied to unit impulses."""
     matrix = scipy.ndimage.zoom(np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True)
+    matrix[np.abs(matrix) < 1e-9] = 0  # the spline's tails: denormal numbers, with which products are slow
     return matrix.astype(np.float32)
 
 
 def resample_labels(array, shape):
     """Class numbers `array` (X, Y, Z) on another grid, each voxel the class with the largest linear interpolation.
 
-    Plain nearest neighbour shifts a mask by half a voxel when the grid halves; this does not. Ties go to the higher class.
+    Plain nearest neighbour shifts a mask by half a voxel when the grid halves; this does not. Ties: the higher class.
     """
     if tuple(shape) == array.shape:
         return array
@@ -149,7 +160,7 @@ def resample_labels(array, shape):
 
 
 def nonzero_box(arrays):
-    """((x0, x1), (y0, y1), (z0, z1)): the smallest box with every voxel that is not 0 in any of `arrays`; None if all are 0."""
+    """((x0, x1), (y0, y1), (z0, z1)): smallest box of all voxels that are not 0 in any of `arrays`; None if all are."""
     filled = functools.reduce(np.logical_or, [array != 0 for array in arrays])
     box = []
     for axis in range(3):
@@ -206,18 +217,28 @@ class Geometry:
         return cls(**{name: _tupled(value) for name, value in values.items()})
 
 
-def preprocess(arrays, affine, *, spacing_mm=None, crop=True, kind="zscore", percentiles=(0.5, 99.5), window=(-1000.0, 400.0), mask=None):
+def preprocess(
+    arrays,
+    affine,
+    *,
+    spacing_mm=None,
+    crop=True,
+    kind="zscore",
+    percentiles=(0.5, 99.5),
+    window=(-1000.0, 400.0),
+    mask=None,
+):
     """(image float32 (C, X, Y, Z), mask uint8 (X, Y, Z) or None, Geometry) from the channels of one scan.
 
     arrays: the channels (X, Y, Z), all on the grid of `affine`; mask: class numbers on the same grid. Order of steps:
-    RAS orientation, crop to the box that is non-zero in any channel, `normalize`, resample to `spacing_mm` (None:
-    keep). Channels by cubic spline, limited to their own range since a cubic spline overshoots at edges; the mask by
-    `resample_labels`. Raises ValueError for unequal shapes and for a constant channel.
+    RAS orientation, crop to the box that is non-zero in any channel, `normalize` (kind, percentiles, window), resample
+    to `spacing_mm` (None: keep). Channels by cubic spline, limited to their own range since a cubic spline overshoots
+    at edges; the mask by `resample_labels`. Raises ValueError for unequal shapes and for a constant channel.
     """
     arrays = list(arrays)
     for array in (*arrays, *([] if mask is None else [mask])):
         if array.shape != arrays[0].shape or array.ndim != 3:
-            raise ValueError(f"arrays: got shapes {_by(arrays[0].shape)} and {_by(array.shape)}, wanted equal 3D shapes")
+            raise ValueError(f"arrays: got {_by(arrays[0].shape)} and {_by(array.shape)} voxels, wanted equal 3D shapes")
     native_shape = arrays[0].shape
     ornt = orientations.io_orientation(affine)
     arrays = [orientations.apply_orientation(array, ornt) for array in arrays]

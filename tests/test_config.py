@@ -130,6 +130,14 @@ def test_every_key_is_read_somewhere():
         assert re.search(rf"[.\"]{name.split('.')[-1]}\b", code), f"{name} is never read"
 
 
+def test_a_section_of_free_keys_is_inherited_and_overridden_like_any_other(write):
+    write(MINIMAL + "augment: {parameters: {rotate: {p: 0.1, degrees: [-5, 5]}}}\n", "base.yaml")
+    loaded = config.load(write("base: base.yaml\n"), ["augment.parameters.rotate.p=0.7", "augment.parameters.blur.p=1"])
+    assert loaded.augment.parameters == {"rotate": {"p": 0.7, "degrees": [-5, 5]}, "blur": {"p": 1}}
+    with pytest.raises(UserError, match="augment.parameters: got 3"):
+        config.load(write(MINIMAL), ["augment.parameters=3"])
+
+
 def test_identity_ignores_what_changes_no_result(write):
     one = config.load(write(MINIMAL))
     two = config.load(write(MINIMAL), ["train.workers=7", "output=elsewhere", "cv.folds_to_run=[2]"])

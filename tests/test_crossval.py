@@ -284,9 +284,13 @@ def test_splits_are_not_reused_for_other_cases(tiny_config):
         (["data.source=fomo1", "data.root=nowhere"], "nowhere"),
         (["cv.folds=9"], "class"),
         (["train.amp=fp16"], "fp16 on the CPU"),
+        (["augment.parameters.rotate.degrees=[30,-30]"], "augment.parameters.rotate.degrees"),
+        (["augment.device=gpu"], "augment.device"),
     ],
 )
 def test_mistakes_end_with_one_line_before_anything_is_trained(tiny_config, arguments, said):
+    if arguments == ["augment.device=gpu"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     path = tiny_config()
     one_line_error(run_command("cv.py", path, *arguments), said)
     assert not list(run_folder(path).glob("fold_*"))

@@ -149,3 +149,19 @@ def test_batches_that_do_not_divide_over_the_ranks_are_refused(tiny_config, monk
     monkeypatch.setattr(engine.dist, "world_size", lambda: 3)
     with pytest.raises(config_module.UserError, match="a multiple of the 3 ranks"):
         engine.make_plan(load(tiny_config))
+
+
+def test_batches_that_left_the_loader_unaugmented_are_augmented_on_the_device(tiny_config, monkeypatch):
+    """As on a GPU: the worker draws, the training process applies; the result is the loader's own."""
+    from fomo.data import loader
+
+    config = load(tiny_config, augment={"preset": "strong"}, data={"patch": [32, 16, 16]})
+    generator = torch.Generator().manual_seed(0)
+    samples = [{"image": torch.randn(4, 32, 16, 16, generator=generator), "target": 1.0, "id": "a", "slot": s} for s in (3, 4)]
+    whole = loader.Collate(config, 1)(samples)
+    monkeypatch.setattr(loader, "augments_on_gpu", lambda config: True)
+    left = loader.Collate(config, 1)(samples)
+    assert torch.equal(left["image"], torch.stack([sample["image"] for sample in samples]))
+    moved = engine.to_device(left, CPU, loader.augmentation(config))
+    assert torch.equal(moved["image"], whole["image"]) and not torch.equal(moved["image"], left["image"])
+    assert "plans" not in moved

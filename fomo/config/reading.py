@@ -112,6 +112,8 @@ def build(cls, values, prefix, folder):
                     continue  # a section written with nothing in it
                 raise UserError(f"{value.where}: {prefix}{name}: got {value.value!r}, wanted a section of keys")
             result[name] = build(hints[name], value, f"{prefix}{name}.", folder)
+        elif isinstance(value, dict) and dict in typing.get_args(hints[name]):
+            result[name] = map_leaves(value, lambda leaf: leaf.value)  # checked by the room that it is for
         elif isinstance(value, dict):
             raise UserError(f"{_where(value)}: {prefix}{name}: got a section, wanted {_type_name(hints[name])}")
         else:
@@ -158,7 +160,7 @@ def _leaf(sourced, hint, meta, name):
 
 
 def _type_name(hint):
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a section of keys"}
     options = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return " or ".join("none" if option is type(None) else _type_name(option) for option in options)

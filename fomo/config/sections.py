@@ -118,6 +118,10 @@ class Train:
 @dataclass(frozen=True)
 class Augment:
     preset: str = key("all", "augmentation of the training patches", choices=("none", "basic", "all", "strong"))
+    parameters: dict | None = key(
+        None, "values that replace the preset's, {transform: {key: value}}, for example augment.parameters.rotate.p=0.5"
+    )
+    device: str = key("auto", "where patches are augmented; auto: on the GPU where there is one", choices=("auto", "cpu", "gpu"))
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""From files to batches: sources list cases, the cache preprocesses each once, patches and the loader read what is needed."""
+"""From files to batches: sources list cases, the cache preprocesses each once, the loader reads what is needed."""

@@ -47,7 +47,7 @@ class CachedCase:
         return np.load(os.path.join(self.folder, "mask.npy"), mmap_mode="r")
 
     def foreground(self):
-        """(N, 4) int16: x, y, z, class, sorted by class; at most 10000 voxels per class, evenly drawn; segmentation only."""
+        """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; segmentation only."""
         return np.load(os.path.join(self.folder, "foreground.npy"))
 
 
@@ -145,13 +145,8 @@ def _prepare(job):
 
 def _write(case, folder, settings):
     """Make the entry `folder`; returns a warning, or None."""
-    arrays, affine, mask = _read(case, settings)
-    options = {name: settings[name] for name in ("spacing_mm", "crop", "kind", "percentiles", "window") if name in settings}
-    try:
-        image, mask, geometry = volume.preprocess(arrays, affine, mask=mask, **options)
-    except ValueError as error:
-        raise _blame(case, arrays, error) from error
-    facts = {"geometry": geometry.to_dict(), "background": [float(value) for value in image.min(axis=(1, 2, 3))]}
+    image, mask, geometry = _preprocess(case, settings)
+    facts = {"geometry": geometry.to_dict(), "background": image.min(axis=(1, 2, 3)).tolist()}
     warning = None
     temporary = tempfile.mkdtemp(prefix=f".{case.id}-", dir=os.path.dirname(folder))
     try:
@@ -173,6 +168,23 @@ def _write(case, folder, settings):
     return warning
 
 
+def load(case, data, task):
+    """(image (C, X, Y, Z), background per channel, Geometry) of a case as its entry would hold them, without writing one."""
+    settings = _settings(data, task)
+    image, _, geometry = _preprocess(case, settings)
+    return image.astype(settings["dtype"]), tuple(float(value) for value in image.min(axis=(1, 2, 3))), geometry
+
+
+def _preprocess(case, settings):
+    arrays, affine, mask = _read(case, settings)
+    names = ("spacing_mm", "crop", "kind", "percentiles", "window")
+    options = {name: settings[name] for name in names if name in settings}
+    try:
+        return volume.preprocess(arrays, affine, mask=mask, **options)
+    except ValueError as error:
+        raise _blame(case, arrays, error) from error
+
+
 def _vanished(case, counts):
     if case.target and not counts[1:].any():
         return "the mask's foreground is smaller than a voxel of data.spacing_mm and vanished"
@@ -188,7 +200,9 @@ def _read(case, settings):
         if affine is None:
             affine = own
         elif array.shape != arrays[0].shape:
-            raise ValueError(f"{source.path} has shape {array.shape} and {first.path} {arrays[0].shape}, wanted equal ones")
+            raise ValueError(
+                f"{source.path} has shape {array.shape} and {first.path} {arrays[0].shape}, wanted equal ones"
+            )
         else:
             distance = volume.grid_distance(array.shape, affine, own)
             if distance > 0.1 * min(volume.spacing(affine)):
@@ -218,7 +232,7 @@ def _blame(case, arrays, error):
 
 
 def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):
-    """(N, 4) int16: x, y, z, class of up to `limit` voxels of each class above 0, evenly drawn and always the same ones.
+    """(N, 4) int16: x, y, z, class of up to `limit` voxels of each class above 0, evenly drawn, always the same ones.
 
     Memory stays at one slab of the volume, however large the structures are.
     """

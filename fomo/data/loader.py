@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,8 +72,26 @@ class Order:
         self._shuffled = functools.lru_cache(maxsize=2 * len(self._groups) + 2)(self._shuffle)
 
 
+_OPEN_CASES = 32  # that a process keeps mapped, for what it costs to map a file again; each is one or two open files
+
+
+@functools.lru_cache(maxsize=_OPEN_CASES)
+def _open(case, segmentation):
+    """(image (C, X, Y, Z), mask (X, Y, Z), voxels (N, 3) of each foreground class that the case has), the first two
+    tensors over memory maps. Without `segmentation` the mask is None and there are no voxels.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
+        image = torch.from_numpy(case.image())
+        mask = torch.from_numpy(case.mask()) if segmentation else None
+    foreground = case.foreground() if segmentation else ()
+    if len(foreground):
+        foreground = np.split(foreground[:, :3], np.flatnonzero(np.diff(foreground[:, 3])) + 1)
+    return image, mask, list(foreground)
+
+
 class Samples(torch.utils.data.Dataset):
-    """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) int64 or target, id, slot}."""
+    """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}."""
 
     def __init__(self, cases, order, config, fold):
         self.cases, self.order, self.data, self.seed, self.fold = cases, order, config.data, config.seed, fold
@@ -81,30 +100,48 @@ class Samples(torch.utils.data.Dataset):
     def __getitem__(self, slot):
         case = self.cases[self.order[slot]]
         generator = seeds.generator(self.seed, "crop", self.fold, slot)
+        image, mask, foreground = _open(case, self.segmentation)
         position, voxel = self.data.crop_position, None
         if self.segmentation:
             position = "random"
-            foreground = case.foreground()
             # drawn even where there is nothing to draw from, so that the draws after it do not depend on the case
-            if generator.random() < self.data.foreground_fraction and len(foreground):
-                classes = np.unique(foreground[:, 3])
-                voxels = foreground[foreground[:, 3] == generator.choice(classes)]
-                voxel = voxels[generator.integers(len(voxels)), :3]
+            if generator.random() < self.data.foreground_fraction and foreground:
+                voxels = foreground[generator.integers(len(foreground))]
+                voxel = voxels[generator.integers(len(voxels))]
         start = patches.draw_start(case.shape, self.data.patch, generator, position, voxel)
-        image = patches.read(case.image(), start, self.data.patch, case.background)
-        sample = {"image": torch.from_numpy(image).float(), "id": case.case.id, "slot": slot}
+        image = patches.read(image, start, self.data.patch, case.background, torch.float32)
+        sample = {"image": image, "id": case.case.id, "slot": slot}
         if self.segmentation:
-            sample["mask"] = torch.from_numpy(patches.read(case.mask(), start, self.data.patch, 0)).long()
+            sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # the losses take uint8: 1 byte to move, not 8
         else:
             sample["target"] = case.case.target
         return sample
 
 
+def augmentation(config):
+    """The augmentation of a config; its wrong parameters are the user's error."""
+    augment, spacing_mm = config.augment, config.data.spacing_mm
+    parameters = dict(augment.parameters or {})
+    if spacing_mm is not None:  # angles are those of space
+        parameters["resample"] = {"spacing_mm": spacing_mm, **parameters.get("resample", {})}
+    try:
+        return build_transform(augment.preset, config.data.patch, parameters)
+    except ValueError as error:
+        raise UserError(f"augment.parameters.{error}") from error
+
+
+def augments_on_gpu(config):
+    """Whether batches leave the loader unaugmented, with their drawn `plans`, to be augmented on the GPU."""
+    if config.augment.device == "gpu" and not torch.cuda.is_available():
+        raise UserError("augment.device: got gpu where there is none, wanted cpu or auto")
+    return config.augment.device != "cpu" and torch.cuda.is_available()
+
+
 class Collate:
-    """Stacks samples into a batch and augments it, each sample with its own addressed generator."""
+    """Stacks samples into a batch and draws its augmentation, each sample with its own addressed generator."""
 
     def __init__(self, config, fold):
-        self.transform = build_transform(config.augment.preset, config.data.patch)
+        self.augment, self.apply = augmentation(config), not augments_on_gpu(config)
         self.seed, self.fold = config.seed, fold
 
     def __call__(self, samples):
@@ -115,10 +152,13 @@ class Collate:
         if "target" in batch:
             batch["target"] = torch.tensor(batch["target"], dtype=torch.float32)
         generators = [seeds.generator(self.seed, "augment", self.fold, slot) for slot in batch["slot"]]
+        plans = self.augment.draw(generators, *batch["image"].shape[:2])
+        if not self.apply:
+            return {**batch, "plans": plans}
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums depend on the number of threads: the same in this process as in a worker
         try:
-            return self.transform(batch, generators)
+            return self.augment.apply(batch, plans)
         finally:
             torch.set_num_threads(threads)
 

@@ -4,11 +4,11 @@ A head is an ellipsoid with cortex, sulci, white matter and ventricles, drawn in
 grid of varying orientation, tilt and voxel size, with its own gain, bias field and noise, so that no absolute intensity
 means anything. What is to be learned:
 
-    1  infarct: bright on DWI and dark on ADC at the same place. The other half of the scans has T2 shine-through of the
-       same size instead (as bright on DWI, not dark on ADC), and either may have an old bleeding (as dark on ADC, dark
-       on DWI).
+    1  infarct: bright on DWI and dark on ADC at the same place. Every scan has two lesions, one of them bright and one
+       dark on each of the two, so that no single channel tells: an infarct and an old cavity (dark on DWI, bright on
+       ADC), or T2 shine-through (bright on both) and an old bleeding (dark on both).
     2  meningioma: a mass at the dura; lesions inside the brain with the same intensities, and cysts at the dura, do
-       not belong to it. One scan in eight has none.
+       not belong to it. One subject in sixteen has none.
     3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age, each with its own variation;
        head size means nothing.
 """
@@ -38,10 +38,11 @@ _CONTRAST = {
     "t2": (1.00, 0.65, 0.50),
 }
 _LESIONS = {
-    "infarct": {"dwi_b1000": 2.20, "flair": 1.20, "adc": 0.20, "swi": 0.60, "t2s": 0.65},
-    "shine_through": {"dwi_b1000": 2.20, "flair": 1.40, "adc": 2.00, "swi": 0.65, "t2s": 0.75},
-    "old_bleeding": {"dwi_b1000": 0.35, "flair": 0.60, "adc": 0.20, "swi": 0.20, "t2s": 0.15},
-    "mass": {"dwi_b1000": 1.15, "flair": 1.30, "swi": 0.40, "t2s": 0.45},
+    "infarct": {"dwi_b1000": 2.20, "flair": 1.35, "adc": 0.20, "swi": 0.60, "t2s": 0.65},
+    "old_cavity": {"dwi_b1000": 0.35, "flair": 0.50, "adc": 2.00, "swi": 0.30, "t2s": 0.35},
+    "shine_through": {"dwi_b1000": 2.20, "flair": 1.35, "adc": 2.00, "swi": 0.60, "t2s": 0.65},
+    "old_bleeding": {"dwi_b1000": 0.35, "flair": 0.50, "adc": 0.20, "swi": 0.30, "t2s": 0.35},
+    "mass": {"dwi_b1000": 1.20, "flair": 1.40, "swi": 0.40, "t2s": 0.45},
     "cyst": {"dwi_b1000": 0.25, "flair": 0.25, "swi": 0.85, "t2s": 1.00},
 }
 
@@ -88,7 +89,7 @@ def _write_case(root, task, number, session, size, seed):
         label = (number + number // 10) % 2  # subjects are exchangeable: as good as random, and balanced
         lesions = _task1_lesions(own, head, label)
     elif task == 2:
-        lesions = _task2_lesions(own, head, number % 8 != 5)
+        lesions = _task2_lesions(own, head, number % 16 != 5)
         label = None
     else:
         lesions, label = [], age + 0.5 * (session - 1)
@@ -179,10 +180,10 @@ class _Head:
 
     def __init__(self, rng, age):
         self.axes = np.array([66.0, 83.0, 63.0]) * np.clip(rng.normal(1, 0.035, 3), 0.93, 1.06)
-        self.rim = 1 + 4 * age * rng.normal(1, 0.1)  # fluid around the brain
-        self.sulci = 1.5 + 9 * age * rng.normal(1, 0.06)  # depth of the furrows
-        self.cortex = 11 - 4 * age * rng.normal(1, 0.08)
-        self.ventricles = (0.6 + 1.1 * age) * rng.normal(1, 0.05)
+        self.rim = 1 + 5 * age * rng.normal(1, 0.08)  # fluid around the brain
+        self.sulci = 1.5 + 10 * age * rng.normal(1, 0.05)  # depth of the furrows
+        self.cortex = 11 - 4.5 * age * rng.normal(1, 0.06)
+        self.ventricles = (0.5 + 1.35 * age) * rng.normal(1, 0.05)
         self.furrows = rng.normal(0, 1, (6, 3)) * 6  # directions and frequencies of the folding
         self.phases = rng.uniform(0, 2 * np.pi, 6)
         self.turn = _rotation(rng.uniform(-4, 4, 3))
@@ -206,50 +207,47 @@ class _Head:
         white = white * (1 - fluid)
         return depth, np.stack([fluid, 1 - fluid - white, white])
 
-    def inner_place(self, rng, radius, others):
-        """A centre for a lesion inside the brain, clear of the surface and of the `others` (name, centre, radius, scale)."""
+    def inner_place(self, rng, radius):
+        """A centre for a lesion inside the brain, clear of the surface."""
         while True:
             place = rng.uniform(-1, 1, 3) * self.axes
-            reach = np.sqrt((place**2 / (self.axes - radius - 8) ** 2).sum())
-            if reach < 1 and _clear(place, radius, others):
+            if (place**2 / (self.axes - radius - 8) ** 2).sum() < 1:
                 return place
 
-    def dural_place(self, rng, radius, others):
+    def dural_place(self, rng, radius):
         """A centre just below the surface, in the upper three quarters of the head."""
         while True:
             way = rng.normal(0, 1, 3)
             way /= np.linalg.norm(way)
-            place = way / np.sqrt((way**2 / (self.axes - 0.55 * radius) ** 2).sum())
-            if way[2] > -0.5 and _clear(place, radius, others):
-                return place
+            if way[2] > -0.5:
+                return way / np.sqrt((way**2 / (self.axes - 0.55 * radius) ** 2).sum())
 
 
-def _clear(place, radius, others):
-    return all(np.linalg.norm(place - centre) > radius + other + 4 for _, centre, other, _ in others)
+def _placed(rng, head, wanted):
+    """[(name, centre, radius, scale)] for `wanted` (name, radius, scale), placed so that none touch."""
+    while True:
+        lesions = []
+        for name, radius, scale in wanted:
+            place = head.dural_place if name in ("mass", "cyst") else head.inner_place
+            centre = place(rng, radius)
+            if any(np.linalg.norm(centre - other[1]) < radius + other[2] + 4 for other in lesions):
+                break
+            lesions.append((name, centre, radius, scale))
+        else:
+            return lesions
 
 
 def _task1_lesions(rng, head, positive):
-    radius = rng.uniform(24, 31)
-    name = "infarct" if positive else "shine_through"
-    lesions = [(name, head.inner_place(rng, radius, []), radius, rng.uniform(0.8, 1.2))]
-    if rng.random() < 0.5:
-        radius = rng.uniform(10, 15)
-        lesions.append(("old_bleeding", head.inner_place(rng, radius, lesions), radius, rng.uniform(0.8, 1.0)))
-    return lesions
+    names = ("infarct", "old_cavity") if positive else ("shine_through", "old_bleeding")
+    return _placed(rng, head, [(name, rng.uniform(17, 24), rng.uniform(0.85, 1.1)) for name in names])
 
 
 def _task2_lesions(rng, head, positive):
-    lesions = []
-    if positive:
-        radius = rng.uniform(15, 23)
-        lesions.append(("mass", head.dural_place(rng, radius, lesions), radius, rng.uniform(0.9, 1.1)))
-    for _ in range(rng.integers(3)):
-        radius = rng.uniform(9, 14)
-        lesions.append(("decoy", head.inner_place(rng, radius, lesions), radius, rng.uniform(0.9, 1.1)))
+    wanted = [("mass", rng.uniform(18, 26), rng.uniform(0.9, 1.1))] if positive else []
+    wanted += [("decoy", rng.uniform(9, 14), rng.uniform(0.9, 1.1)) for _ in range(rng.integers(3))]
     if rng.random() < 0.5:
-        radius = rng.uniform(10, 15)
-        lesions.append(("cyst", head.dural_place(rng, radius, lesions), radius, 1.0))
-    return lesions
+        wanted.append(("cyst", rng.uniform(10, 15), 1.0))
+    return _placed(rng, head, wanted)
 
 
 # -------------------------------------------------------------------------------------------- images

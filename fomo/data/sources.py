@@ -42,12 +42,12 @@ class Case:
     subject: str  # the unit that folds keep together
     images: tuple[Volume, ...]  # in channel order
     mask: Volume | None
-    target: float | None  # class, presence of foreground (segmentation), or regression value; None: not labelled
+    target: float | None  # class, presence of foreground (segmentation) or regression value; None: not labelled
     group: str | None  # site or scanner, from data.groups
 
 
 def list_cases(data, task, labels=True):
-    """The cases under `data.root`, sorted by id, with what `task.type` needs as label; data, task: the config's sections.
+    """The cases under `data.root`, sorted by id, with the label that `task.type` needs; data, task: config sections.
 
     labels=False: images only, for prediction. Raises UserError for an empty folder, a missing or ambiguous channel, a
     missing, malformed or contradictory label, and for ids that are not unique.
@@ -59,7 +59,8 @@ def list_cases(data, task, labels=True):
     for case in cases:
         if case.id in seen:
             raise UserError(
-                f"two cases have the id '{case.id}': {seen[case.id].images[0].path} and {case.images[0].path}; rename one"
+                f"two cases have the id '{case.id}': {seen[case.id].images[0].path} and {case.images[0].path}; "
+                "rename one"
             )
         seen[case.id] = case
     if data.groups is not None:
@@ -116,7 +117,7 @@ _SOURCES = {"fomo1": _fomo1, "fomo2": _fomo2, "fomo3": _fomo3, "phantom": _phant
 def _sessions(data, task, labels, folders, masks):
     """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz.
 
-    folders: (name, prefix) pairs, the first that exists is taken. masks: patterns of the mask's path with {} for SUB/SES.
+    folders: (name, prefix) pairs, the first that exists is taken. masks: patterns of the mask's path, {} for SUB/SES.
     """
     found = [(os.path.join(data.root, name), prefix) for name, prefix in folders]
     found = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
@@ -144,7 +145,7 @@ def _sessions(data, task, labels, folders, masks):
 
 
 def _arrays(data, task, labels, folder):
-    """Cases of a folder of .npy files, each with the channels and then the mask; the subject is the name without its session."""
+    """Cases of a folder of .npy files, each with the channels and then the mask; subject: the name without session."""
     cases = []
     for name in sorted(os.listdir(folder)):
         if name.startswith(".") or not name.endswith(".npy"):
@@ -180,7 +181,7 @@ def _channel(folder, prefix, text, case):
 
 
 def _target(kind, case, mask, texts, places):
-    """The label of a case from all the files that state it, which must agree; `places`: where it may be, for the error."""
+    """The label of a case from all files that state it, which must agree; `places`: where it may be, for the error."""
     if kind == "segmentation":
         if mask is None:
             raise UserError(f"case {case}: no mask, wanted one of {', '.join(places)}")
@@ -240,7 +241,7 @@ def _read_groups(path):
         if not subject or not group:
             raise UserError(f"{path}: line {line}: got subject '{subject}', group '{group}', wanted both")
         if groups.setdefault(subject, group) != group:
-            raise UserError(f"{path}: line {line}: subject '{subject}' has the groups '{groups[subject]}' and '{group}'")
+            raise UserError(f"{path}: line {line}: got groups '{groups[subject]}' and '{group}' for subject '{subject}'")
     return groups
 
 
@@ -248,7 +249,7 @@ def _read_groups(path):
 
 
 def read_volume(source):
-    """(array float32 (X, Y, Z), affine) of a Volume; ValueError, with the path, for anything unreadable or non-finite.
+    """(array float32 (X, Y, Z), affine) of a Volume; ValueError, with the path, for what is unreadable or non-finite.
 
     A .npy file has no geometry: its affine is the identity, as if RAS with 1 mm voxels.
     """

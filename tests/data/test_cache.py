@@ -1,0 +1,235 @@
+"""Every case is prepared once, whole or not at all, and every bad one is named."""
+
+import dataclasses
+import os
+import pathlib
+
+import nibabel
+import numpy as np
+import pytest
+
+from fomo import config, volume
+from fomo.data import cache, sources
+
+SEGMENTATION = config.Task(type="segmentation")
+
+
+class Log:
+    def __init__(self):
+        self.lines = []
+
+    def __call__(self, event, **values):
+        self.lines.append((event, values))
+
+    def warn(self, message, **values):
+        self.lines.append(("warn", {"message": message, **values}))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three cases of two channels with a box as mask; class 1 fills 4x4x4 voxels."""
+    rng = np.random.default_rng(0)
+    for subject in ("a", "b", "c"):
+        mask = np.zeros((12, 14, 10), np.uint8)
+        mask[4:8, 4:8, 3:7] = 1
+        for name in ("flair", "swi"):
+            array = rng.integers(50, 200, mask.shape).astype(np.int16)
+            array[0], array[:, :2] = 0, 0
+            write(tmp_path / "root" / "preprocessed" / subject / "ses_1" / f"{name}.nii.gz", array)
+        write(tmp_path / "root" / "labels" / subject / "ses_1" / "seg.nii.gz", mask)
+    return config.Data(
+        source="fomo2", root=str(tmp_path / "root"), cache=str(tmp_path / "cache"), channels=("flair", "swi"), spacing_mm=(2.0, 2.0, 2.0)
+    )
+
+
+def write(path, array, affine=np.diag([2.0, 2.0, 2.0, 1.0])):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def file_of(data, subject, name):
+    folder = "labels" if name == "seg" else "preprocessed"
+    return pathlib.Path(data.root) / folder / subject / "ses_1" / f"{name}.nii.gz"
+
+
+def prepare(data, task=SEGMENTATION, log=None, workers=0):
+    return cache.prepare(sources.list_cases(data, task), data, task, log, workers)
+
+
+def test_what_an_entry_holds(data):
+    case = prepare(data)[0]
+    assert case.case.id == "a_ses_1" and case.shape == (11, 12, 10), "cropped to the non-zero box"
+    image, mask = case.image(), case.mask()
+    assert isinstance(image, np.memmap) and image.dtype == np.float32 and image.shape == (2, 11, 12, 10)
+    assert isinstance(mask, np.memmap) and mask.dtype == np.uint8 and mask.shape == case.shape
+    np.testing.assert_allclose(image.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(case.background, image.min(axis=(1, 2, 3)))
+    assert case.class_voxels == (11 * 12 * 10 - 64, 64)
+    foreground = case.foreground()
+    assert foreground.dtype == np.int16 and foreground.shape == (64, 4)
+    assert {tuple(row[:3]) for row in foreground} == {tuple(index) for index in np.argwhere(mask == 1)}
+    native = volume.to_native(np.asarray(mask), case.geometry, order=0)
+    np.testing.assert_array_equal(native, nibabel.load(case.case.mask.path).get_fdata())
+
+
+def test_the_second_time_nothing_is_done_and_the_result_is_the_same(data, monkeypatch):
+    first = prepare(data)
+    monkeypatch.setattr(cache, "_write", lambda *_: pytest.fail("prepared again"))
+    assert prepare(data) == first
+
+
+def test_processes_give_the_same_entries(data, monkeypatch):
+    alone = prepare(data)
+    contents = [np.array(case.image()) for case in alone]
+    monkeypatch.setattr(cache, "_FEW", 1)
+    log = Log()
+    parallel = prepare(dataclasses.replace(data, cache=data.cache + "2"), log=log, workers=2)
+    assert [case.case for case in parallel] == [case.case for case in alone]
+    for case, content in zip(parallel, contents):
+        np.testing.assert_array_equal(case.image(), content)
+    assert log.lines[0] == ("data", {"cases": 3, "cached": 0, "cache": data.cache + "2"})
+    assert log.lines[-1][1]["prepared"] == 3 and log.lines[-1][1]["of"] == 3
+
+
+def test_changed_settings_or_files_make_new_entries(data):
+    folders = {case.folder for case in prepare(data)}
+    same = {case.folder for case in prepare(dataclasses.replace(data, patch=(32, 32, 32), percentiles=(1.0, 99.0)))}
+    assert same == folders, "the patch and unused percentiles do not matter"
+    for change in ({"spacing_mm": (1.0, 1.0, 1.0)}, {"crop": False}, {"normalize": "percentile"}, {"cache_dtype": "float16"}):
+        assert not folders & {case.folder for case in prepare(dataclasses.replace(data, **change))}, change
+    path = file_of(data, "b", "swi")
+    os.utime(path, ns=(0, 0))
+    changed = {case.folder for case in prepare(data)}
+    assert len(folders & changed) == 2, "only b is prepared again"
+
+
+def test_float16_and_classification(data):
+    case = prepare(dataclasses.replace(data, cache_dtype="float16"))[0]
+    assert case.image().dtype == np.float16
+    task = config.Task(type="classification")
+    data = dataclasses.replace(data, source="fomo1")
+    case = prepare(data, task)[0]
+    assert sorted(os.listdir(case.folder)) == ["case.json", "image.npy"] and case.class_voxels == () and case.case.target == 1
+
+
+def test_a_kill_leaves_nothing_half_done(data, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache.json, "dump", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data)
+    assert os.listdir(data.cache) == []
+    monkeypatch.undo()
+    assert len(prepare(data)) == 3
+
+
+def test_a_full_disk_is_one_line(data, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.np, "save", full)
+    with pytest.raises(config.UserError, match="case a_ses_1: .*No space left.*2 more failed"):
+        prepare(data)
+
+
+def test_another_process_made_the_entry_meanwhile(data, monkeypatch):
+    real = os.rename
+
+    def late(source, target):
+        os.makedirs(os.path.join(target, "already"))
+        return real(source, target)
+
+    monkeypatch.setattr(cache.os, "rename", late)
+    case = sources.list_cases(data, SEGMENTATION)[0]
+    settings = cache._settings(data, SEGMENTATION)
+    os.makedirs(data.cache)
+    assert cache._prepare((case, os.path.join(data.cache, "entry"), settings)) == (case, None, None)
+    assert os.listdir(data.cache) == ["entry"]
+
+
+def spoil(**changes):
+    """change a voxel array or affine of one file, given as name=function(array, affine)."""
+
+    def apply(data, subject):
+        for name, change in changes.items():
+            path = file_of(data, subject, name)
+            image = nibabel.load(path)
+            write(path, *change(np.asarray(image.dataobj), image.affine))
+
+    return apply
+
+
+def nan(array, affine):
+    array = array.astype(np.float32)
+    array[5, 5, 5] = np.nan
+    return array, affine
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (spoil(swi=lambda a, m: (a[:-1], m)), ["swi.nii.gz has shape (11, 14, 10)", "flair.nii.gz (12, 14, 10)"]),
+        (spoil(swi=lambda a, m: (a, m + np.diag([0.5, 0, 0, 0]))), ["swi.nii.gz lies up to", "flair.nii.gz", "same affine"]),
+        (spoil(flair=nan), ["flair.nii.gz", "NaN"]),
+        (spoil(swi=lambda a, m: (np.full_like(a, 7), m)), ["swi.nii.gz", "constant volume"]),
+        (spoil(swi=lambda a, m: (np.zeros_like(a), m)), ["swi.nii.gz", "constant volume"]),
+        (spoil(swi=lambda a, m: (np.stack([a, a], -1), m)), ["swi.nii.gz", "12x14x10x2", "3D"]),
+        (spoil(seg=lambda a, m: (a * 3, m)), ["seg.nii.gz", "mask values 3", "task.classes=2"]),
+        (spoil(seg=lambda a, m: (a[:, :-1], m)), ["seg.nii.gz has shape"]),
+        (spoil(seg=lambda a, m: (a, np.diag([2.0, 2.0, -2.0, 1.0]))), ["seg.nii.gz lies up to"]),
+        (lambda data, s: file_of(data, s, "swi").write_bytes(b"broken"), ["swi.nii.gz", "cannot read"]),
+    ],
+)
+def test_bad_cases_are_named_and_the_others_are_kept(data, change, words):
+    change(data, "b")
+    with pytest.raises(config.UserError) as caught:
+        prepare(data)
+    message = str(caught.value)
+    assert message.startswith("case b_ses_1: ") and "\n" not in message
+    for word in words:
+        assert word in message, message
+    assert sorted(name.split("-")[0] for name in os.listdir(data.cache)) == ["a_ses_1", "c_ses_1"]
+
+
+def test_all_failures_are_listed(data):
+    for subject in ("a", "c"):
+        spoil(swi=lambda a, m: (a[:-1], m))(data, subject)
+    with pytest.raises(config.UserError, match=r"case a_ses_1: .* \(1 more failed: c_ses_1\)"):
+        prepare(data)
+
+
+def test_a_lesion_that_vanishes_is_a_warning(data):
+    tiny = np.zeros((12, 14, 10), np.uint8)
+    tiny[5, 5, 5] = 1
+    write(file_of(data, "a", "seg"), tiny)
+    log = Log()
+    cases = prepare(dataclasses.replace(data, spacing_mm=(5.0, 5.0, 5.0)), log=log)
+    assert cases[0].class_voxels[1] == 0 and cases[0].foreground().shape == (0, 4)
+    assert [values["case"] for event, values in log.lines if event == "warn"] == ["a_ses_1"]
+
+
+def test_foreground_is_capped_evenly_and_always_the_same():
+    mask = np.zeros((50, 40, 40), np.uint8)
+    mask[10:40] = 2
+    mask[0, 0, :3] = 1
+    voxels = cache.foreground_voxels(mask, 4, limit=600)
+    np.testing.assert_array_equal(voxels, cache.foreground_voxels(mask, 4, limit=600))
+    assert [(voxels[:, 3] == c).sum() for c in (1, 2, 3)] == [3, 600, 0]
+    assert all(mask[tuple(row[:3])] == row[3] for row in voxels)
+    assert len({tuple(row) for row in voxels}) == len(voxels)
+    per_slab = np.bincount(voxels[voxels[:, 3] == 2][:, 0], minlength=50)[10:40]
+    assert per_slab.min() >= 19 and per_slab.max() <= 21
+
+
+def test_arrays_without_geometry(data, tmp_path):
+    folder = pathlib.Path(data.root) / "preprocessed_2"
+    folder.mkdir()
+    stack = np.random.default_rng(0).normal(size=(3, 9, 9, 9))
+    stack[2] = stack[0] > 0.5
+    holder = np.empty(3, dtype=object)
+    holder[:] = list(stack)
+    np.save(folder / "x.npy", holder, allow_pickle=True)
+    (case,) = prepare(dataclasses.replace(data, spacing_mm=(1.0, 1.0, 1.0)))
+    assert case.shape == (9, 9, 9) and case.geometry.spacing_mm == (1, 1, 1)
+    np.testing.assert_array_equal(case.mask(), stack[2])

@@ -1,0 +1,147 @@
+"""The synthetic heads: reproducible, read by the real sources, and without a shortcut to the answer."""
+
+import pathlib
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import run_command
+
+from fomo import config
+from fomo.data import phantom, sources
+from fomo.metrics import auroc
+
+CHANNELS = {1: ("dwi_b1000", "flair", "adc", "swi|t2s"), 2: ("dwi_b1000", "flair", "swi|t2s"), 3: ("t1", "t2")}
+TYPES = {1: "classification", 2: "segmentation", 3: "regression"}
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """task number -> (root, cases) of 66 small scans."""
+    found = {}
+    for number in (1, 2, 3):
+        root = tmp_path_factory.mktemp("heads") / f"task{number}"
+        phantom.make(str(root), number, cases=66, size=24)
+        data = config.Data(source=f"fomo{number}", root=str(root), channels=CHANNELS[number])
+        found[number] = root, sources.list_cases(data, config.Task(type=TYPES[number]))
+    return found
+
+
+def shortcuts(case):
+    """What a rule that looks at intensities alone could use, for each channel."""
+    values = []
+    for image in case.images:
+        array, _ = sources.read_volume(image)
+        inside = array[array > 0]
+        median = np.median(inside)
+        values += [inside.mean(), inside.max(), inside.max() / inside.mean(), np.percentile(inside, 99) / median]
+        values += [np.percentile(inside, 1) / median, (inside > 1.5 * median).mean(), (inside < 0.5 * median).mean()]
+        values += [inside.size]
+    return values
+
+
+def test_same_arguments_same_files_and_another_seed_other_ones(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        phantom.make(str(tmp_path / name), "segmentation", cases=3, size=16, seed=seed)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.gz"))
+    assert len(files) == 12
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    assert any((tmp_path / "a" / file).read_bytes() != (tmp_path / "c" / file).read_bytes() for file in files)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"], "no temporary folder stays"
+
+
+def test_a_folder_with_content_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("keep")
+    with pytest.raises(FileExistsError, match="mine is there already"):
+        phantom.make(str(tmp_path / "mine"), 3, cases=1, size=16)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (tmp_path / "mine" / "file").read_text() == "keep"
+
+
+def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom, "_image", stop)
+    with pytest.raises(KeyboardInterrupt):
+        phantom.make(str(tmp_path / "a"), 3, cases=1, size=16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cases_sessions_and_labels(heads):
+    for number, (root, cases) in heads.items():
+        assert len(cases) == 66 and len({case.subject for case in cases}) == 60
+    targets = {number: np.array([case.target for case in cases]) for number, (_, cases) in heads.items()}
+    assert 26 <= targets[1].sum() <= 40
+    assert 60 <= targets[2].sum() <= 64
+    assert 20 <= targets[3].min() < 30 and 75 < targets[3].max() < 87
+    root, _ = heads[1]
+    labels = {path.name for path in pathlib.Path(root, "labels").rglob("*.*")}
+    assert labels == {"label.txt", "seg.nii.gz"}, "both ways of stating the label occur"
+
+
+def test_scans_differ_in_orientation_and_voxel_size(heads):
+    affines = [nibabel.load(case.images[0].path).affine for case in heads[1][1]]
+    assert len({"".join(nibabel.aff2axcodes(affine)) for affine in affines}) >= 4
+    assert len({tuple(np.round(nibabel.affines.voxel_sizes(affine), 2)) for affine in affines}) >= 3
+    assert max(nibabel.affines.obliquity(affines[0])) > 0.01
+
+
+def test_no_intensity_of_a_channel_tells_the_infarct(heads):
+    cases = heads[1][1]
+    labels = np.array([case.target for case in cases]) == 1
+    table = np.array([shortcuts(case) for case in cases])
+    for column in table.T:
+        score = auroc(labels, column)
+        assert max(score, 1 - score) < 0.7
+
+
+def test_what_does_tell_the_infarct_is_in_the_image(heads):
+    """Bright on DWI where dark on ADC: the rule that a network has to find."""
+    labels, scores = [], []
+    for case in heads[1][1]:
+        dwi, adc = (sources.read_volume(case.images[channel])[0] for channel in (0, 2))
+        inside = dwi > 0
+        both = (dwi > 1.5 * np.median(dwi[inside])) & (adc < 0.6 * np.median(adc[inside])) & inside
+        labels.append(case.target == 1)
+        scores.append(float(both.mean()))
+    assert auroc(np.array(labels), np.array(scores)) > 0.95
+
+
+def test_age_is_not_an_intensity_but_the_share_of_fluid_follows_it(heads):
+    cases = heads[3][1]
+    ages = np.array([case.target for case in cases])
+    table = np.array([shortcuts(case) for case in cases])
+    means = table[:, [0, 8]]
+    assert np.abs([np.corrcoef(ages, column)[0, 1] for column in means.T]).max() < 0.6
+    assert abs(np.corrcoef(ages, table[:, 7])[0, 1]) < 0.4, "nor is head size"
+    assert np.corrcoef(ages, table[:, 6])[0, 1] > 0.7, "dark on T1"
+
+
+def test_the_tumour_touches_the_surface_and_the_mask_its_voxels(heads):
+    for case in heads[2][1][:20]:
+        mask = sources.read_volume(case.mask)[0] > 0
+        head = sources.read_volume(case.images[0])[0] > 0
+        assert not (mask & ~head).any()
+        if case.target:
+            grown = np.zeros_like(mask)
+            for axis in range(3):
+                for step in (-1, 1):
+                    grown |= np.roll(mask, step, axis)
+            assert (grown & ~head).any(), "extra-axial"
+
+
+def test_unknown_task(tmp_path):
+    with pytest.raises(ValueError, match="task: got 4"):
+        phantom.make(str(tmp_path / "a"), 4, cases=1, size=16)
+
+
+def test_tools_make_and_preprocess(tmp_path):
+    done = run_command("tools/make_phantoms.py", 3, tmp_path / "heads", "--cases", 3, "--size", 16)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "config.yaml").write_text(
+        "task: {type: regression}\ndata: {source: fomo3, root: heads, channels: [t1, t2], spacing_mm: [12, 12, 12]}\n"
+    )
+    done = run_command("tools/preprocess.py", tmp_path / "config.yaml", f"data.cache={tmp_path / 'cache'}")
+    assert done.returncode == 0 and "prepared=3 of=3" in done.stdout, done.stderr
+    assert len(list((tmp_path / "cache").iterdir())) == 3

@@ -1,0 +1,231 @@
+"""Each layout is found, each mistake in one is named, and no pickle gets to run."""
+
+import os
+
+import nibabel
+import numpy as np
+import pytest
+
+from fomo import config
+from fomo.data import sources
+
+CHANNELS = {1: ("dwi_b1000", "flair", "adc", "swi|t2s"), 2: ("dwi_b1000", "flair", "swi|t2s"), 3: ("t1", "t2")}
+TYPES = {1: "classification", 2: "segmentation", 3: "regression"}
+
+
+def write(path, array=None, text=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if text is not None:
+        path.write_text(text)
+    else:
+        array = np.arange(8, dtype=np.int16).reshape(2, 2, 2) if array is None else array
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+
+
+def listed(root, number, labels=True, kind=None, **values):
+    data = config.Data(source=f"fomo{number}", root=str(root), **{"channels": CHANNELS[number], **values})
+    return sources.list_cases(data, config.Task(type=kind or TYPES[number]), labels=labels)
+
+
+def task1_case(root, subject, session="ses_1", label=None, mask=None, swi="swi", derived=True):
+    folder, prefix = ("skull_stripped", "ss_") if derived else ("preprocessed", "")
+    for name in ("dwi_b1000", "flair", "adc", swi):
+        write(root / folder / subject / session / f"{prefix}{name}.nii.gz")
+    if label is not None:
+        write(root / "labels" / subject / session / "label.txt", text=label)
+    if mask is not None:
+        name = "labels_masked/{}/{}/seg_masked.nii.gz" if derived else "labels/{}/{}/seg.nii.gz"
+        write(root / name.format(subject, session), np.full((2, 2, 2), mask, np.uint8))
+
+
+def refused(words, *arguments, **values):
+    with pytest.raises(config.UserError) as caught:
+        listed(*arguments, **values)
+    for word in words:
+        assert word in str(caught.value), f"'{word}' is not in: {caught.value}"
+
+
+# ------------------------------------------------------------------------------------------- layouts
+
+
+def test_task1_channels_sessions_and_labels(tmp_path):
+    task1_case(tmp_path, "sub_2", label="1\n", mask=3, swi="t2s")
+    task1_case(tmp_path, "sub_1", "ses_1", mask=0)
+    task1_case(tmp_path, "sub_1", "ses_2", label="1.0")
+    cases = listed(tmp_path, 1)
+    assert [case.id for case in cases] == ["sub_1_ses_1", "sub_1_ses_2", "sub_2_ses_1"]
+    assert [case.subject for case in cases] == ["sub_1", "sub_1", "sub_2"]
+    assert [case.target for case in cases] == [0.0, 1.0, 1.0]
+    names = [os.path.basename(image.path) for image in cases[2].images]
+    assert names == ["ss_dwi_b1000.nii.gz", "ss_flair.nii.gz", "ss_adc.nii.gz", "ss_t2s.nii.gz"]
+    assert cases[1].mask is None and cases[2].mask.path.endswith("labels_masked/sub_2/ses_1/seg_masked.nii.gz")
+    assert all(case.group is None for case in cases)
+
+
+def test_task1_raw_layout_and_one_label_for_the_subject(tmp_path):
+    task1_case(tmp_path, "sub_1", mask=1, derived=False)
+    task1_case(tmp_path, "sub_2", derived=False)
+    write(tmp_path / "labels" / "sub_2" / "label.txt", text="0")
+    cases = listed(tmp_path, 1)
+    assert [case.target for case in cases] == [1.0, 0.0]
+    assert cases[0].images[0].path.endswith("preprocessed/sub_1/ses_1/dwi_b1000.nii.gz")
+
+
+def test_without_labels_nothing_is_asked_for(tmp_path):
+    task1_case(tmp_path, "sub_1")
+    (case,) = listed(tmp_path, 1, labels=False)
+    assert case.target is None and case.mask is None and len(case.images) == 4
+
+
+def test_task2_raw_layout(tmp_path):
+    for subject, value in (("a", 1), ("b", 0)):
+        for name in ("dwi_b1000", "flair", "swi"):
+            write(tmp_path / "preprocessed" / subject / "ses_1" / f"{name}.nii")
+        write(tmp_path / "labels" / subject / "ses_1" / "seg.nii.gz", np.full((2, 2, 2), value, np.uint8))
+    cases = listed(tmp_path, 2)
+    assert [case.target for case in cases] == [1.0, 0.0], "presence of foreground, to stratify by"
+    assert cases[0].mask.path.endswith("labels/a/ses_1/seg.nii.gz")
+
+
+@pytest.mark.parametrize("prefix, folder", [("ss_", "preprocessed_2"), ("", "preprocessed")])
+def test_task3(tmp_path, prefix, folder):
+    for name in ("t1", "t2"):
+        write(tmp_path / folder / "sub_1" / "ses_1" / f"{prefix}{name}.nii.gz")
+    write(tmp_path / "labels" / "sub_1" / "ses_1" / "label.txt", text="63.25\n")
+    (case,) = listed(tmp_path, 3)
+    assert case.target == 63.25 and [os.path.basename(i.path) for i in case.images] == [f"{prefix}t1.nii.gz", f"{prefix}t2.nii.gz"]
+
+
+# ------------------------------------------------------------------------------------------- arrays
+
+
+def volumes():
+    stack = np.random.default_rng(0).normal(size=(4, 3, 4, 5)).astype(np.float32)
+    stack[3] = stack[0] > 1
+    return stack
+
+
+def as_objects(stack):
+    holder = np.empty(len(stack), dtype=object)
+    for index, array in enumerate(stack):
+        holder[index] = array
+    return holder
+
+
+@pytest.mark.parametrize("form", [lambda s: s, lambda s: s.astype(np.float64), as_objects, lambda s: s.astype(object)])
+def test_task2_arrays_are_read_in_every_form(tmp_path, form):
+    (tmp_path / "preprocessed_2").mkdir()
+    np.save(tmp_path / "preprocessed_2" / "FOMO2_sub_7_ses_1.npy", form(volumes()), allow_pickle=True)
+    (case,) = listed(tmp_path, 2)
+    assert (case.id, case.subject, case.target) == ("FOMO2_sub_7_ses_1", "FOMO2_sub_7", 1.0)
+    for index, source in enumerate((*case.images, case.mask)):
+        array, affine = sources.read_volume(source)
+        assert array.dtype == np.float32 and not source.has_geometry
+        np.testing.assert_allclose(array, volumes()[index])
+        np.testing.assert_array_equal(affine, np.eye(4))
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    holder = np.empty(4, dtype=object)
+    holder[0] = Malicious(str(tmp_path / "executed"))
+    np.save(tmp_path / "bad.npy", holder, allow_pickle=True)
+    with pytest.raises(ValueError, match="bad.npy: refused: .*mkdir.*not a numpy array"):
+        sources.read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1, 2], np.float32, print])
+def test_other_objects_in_an_array_are_refused(tmp_path, value):
+    holder = np.empty(4, dtype=object)
+    holder[:] = [value] * 4 if not isinstance(value, list) else None
+    holder[1] = value
+    np.save(tmp_path / "bad.npy", holder, allow_pickle=True)
+    with pytest.raises(ValueError, match="bad.npy"):
+        sources.read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
+
+
+def test_broken_arrays_are_named(tmp_path):
+    (tmp_path / "preprocessed_2").mkdir()
+    path = tmp_path / "preprocessed_2" / "sub_1.npy"
+    path.write_bytes(b"nonsense")
+    refused(["sub_1.npy", "cannot read it as .npy"], tmp_path, 2)
+    np.save(path, volumes()[:3])
+    refused(["case sub_1", "got 3 volumes, wanted 4"], tmp_path, 2)
+    assert len(listed(tmp_path, 2, labels=False)) == 1, "without the mask it can still be predicted"
+    np.save(path, as_objects(volumes()))
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(["case sub_1", "sub_1.npy", "refused"], tmp_path, 2)
+    bad = volumes()
+    bad[3, 0, 0, 0] = np.nan
+    np.save(path, bad)
+    refused(["sub_1.npy", "volume 3", "NaN"], tmp_path, 2)
+
+
+# ------------------------------------------------------------------------------------------ mistakes
+
+
+def test_empty_and_missing_folders(tmp_path):
+    refused([str(tmp_path), "no cases found", "skull_stripped or preprocessed"], tmp_path, 1)
+    (tmp_path / "preprocessed").mkdir()
+    refused([str(tmp_path), "no cases found"], tmp_path, 1)
+    (tmp_path / "preprocessed" / "sub_1").mkdir()
+    refused(["sub_1", "no session folder"], tmp_path, 1)
+
+
+def test_missing_and_ambiguous_channels(tmp_path):
+    task1_case(tmp_path, "sub_1", label="0")
+    write(tmp_path / "skull_stripped" / "sub_1" / "ses_1" / "ss_t2s.nii.gz")
+    refused(["case sub_1_ses_1", "swi|t2s", "twice"], tmp_path, 1)
+    for name in ("ss_t2s.nii.gz", "ss_swi.nii.gz"):
+        (tmp_path / "skull_stripped" / "sub_1" / "ses_1" / name).unlink()
+    refused(["case sub_1_ses_1", "'swi|t2s' is missing", "ss_swi.nii.gz or ss_t2s.nii.gz"], tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    "label, words", [("2", "got the label 2, wanted 0 or 1"), ("yes", "'yes', wanted a number"), ("", "wanted a number"), ("nan", "finite")]
+)
+def test_bad_class_labels(tmp_path, label, words):
+    task1_case(tmp_path, "sub_1", label=label)
+    refused(["case sub_1_ses_1", "label.txt", words], tmp_path, 1)
+
+
+def test_missing_labels_and_masks(tmp_path):
+    task1_case(tmp_path, "sub_1")
+    refused(["case sub_1_ses_1", "no label", "label.txt"], tmp_path, 1)
+    refused(["case sub_1_ses_1", "no mask", "seg_masked.nii.gz"], tmp_path, 1, kind="segmentation")
+
+
+def test_contradicting_labels(tmp_path):
+    task1_case(tmp_path, "sub_1", label="0", mask=1)
+    refused(["case sub_1_ses_1", "label.txt says 0", "seg_masked.nii.gz says 1"], tmp_path, 1)
+
+
+def test_two_cases_of_one_id(tmp_path):
+    task1_case(tmp_path, "a_b", "c", label="0")
+    task1_case(tmp_path, "a", "b_c", label="0")
+    refused(["two cases have the id 'a_b_c'"], tmp_path, 1)
+
+
+def test_groups(tmp_path):
+    task1_case(tmp_path, "sub_1", label="0")
+    task1_case(tmp_path, "sub_2", label="1")
+    table = tmp_path / "groups.csv"
+    table.write_text("subject,scanner,group\nsub_1,x,site A\nsub_2,y,site B\nsub_3,y,site B\n")
+    assert [case.group for case in listed(tmp_path, 1, groups=str(table))] == ["site A", "site B"]
+    for text, words in [
+        ("subject,group\nsub_1,A\n", "no line for subject 'sub_2'"),
+        ("subject,site\nsub_1,A\n", "wanted subject,group"),
+        ("subject,group\nsub_1,A\nsub_2,B\nsub_1,B\n", "line 4"),
+        ("subject,group\nsub_1,A\nsub_2,\n", "line 3"),
+    ]:
+        table.write_text(text)
+        refused(["groups.csv", words], tmp_path, 1, groups=str(table))
+    refused(["absent.csv"], tmp_path, 1, groups=str(tmp_path / "absent.csv"))
