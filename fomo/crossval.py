@@ -336,8 +336,15 @@ def make_final(config, folder, splits, by_id, log):
         train_fold(config, 0, parts, final, log.bind(fold=0))
     else:
         dist.on_main(lambda: _write_final(kind, folder, len(splits), final))
-    dist.on_main(lambda: tables.write_json(done, {"kind": kind, "finished": True}))
+    dist.on_main(lambda: _finish_final(kind, final, done))
     log("fold", finished=True, final=kind, path=final)
+
+
+def _finish_final(kind, final, done):
+    tables.write_json(done, {"kind": kind, "finished": True})
+    for name in ("last.pt", "last.previous.pt"):  # only to continue from; what is left is what prediction needs
+        if os.path.exists(os.path.join(final, name)):
+            os.remove(os.path.join(final, name))
 
 
 def _write_final(kind, folder, folds, final):

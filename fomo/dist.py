@@ -5,6 +5,7 @@ The only file that reads torchrun's environment variables. Every rank must enter
 
 import contextlib
 import datetime
+import gc
 import os
 import time
 
@@ -109,7 +110,9 @@ def wait_for_all(name, stop):
 
 
 def close():
+    """Leave the process group."""
     if torch_dist.is_initialized():
+        gc.collect()  # DistributedDataParallel is held by cycles; freed after its group, it aborts the process at exit
         torch_dist.destroy_process_group()
 
 

@@ -27,7 +27,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log):
     Continues from last.pt where there is one. Every rank calls it; the weights end up equal on all of them.
     """
     device = dist.device()
-    network.to(device, memory_format=torch.channels_last_3d)  # convolutions are faster so, on GPUs and on the CPU
+    to_channels_last(network.to(device))
     train = config.train
     steps_per_epoch = train.steps_per_epoch or math.ceil(len(train_cases) / train.batch_size)
     last_step = train.epochs * steps_per_epoch
@@ -303,6 +303,16 @@ def frozen_prefixes(config, network, epoch):
         head = tuple(network.head_prefixes)
         return tuple(prefix for stage in network.stages for prefix in stage if not prefix.startswith(head))
     return ()
+
+
+def to_channels_last(network):
+    """Convolutions are faster with the channels last in memory, on GPUs and on the CPU.
+
+    Kernels of one voxel stay: their gradients come in the usual order, and DDP would copy them at each step.
+    """
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d) and max(module.kernel_size) > 1:
+            module.to(memory_format=torch.channels_last_3d)
 
 
 def freeze(network, prefixes):

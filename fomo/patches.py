@@ -1,6 +1,7 @@
 """From memory maps to patches: choose a box, read only that box."""
 
 import numpy as np
+import torch
 
 
 def window_starts(shape, patch, overlap):
@@ -48,21 +49,24 @@ def draw_start(shape, patch, generator, position="random", voxel=None):
     return tuple(start)
 
 
-def read(array, start, patch, fill):
-    """The box of `patch` voxels at `start` of an array (..., X, Y, Z), as a new array of the same type.
+def read(array, start, patch, fill, dtype=None):
+    """The box of `patch` voxels at `start` of an array or tensor (..., X, Y, Z), as a new one.
 
-    Only the box is read. What lies outside the volume holds `fill`: one value, or one per leading index.
+    Only the box is read. What lies outside the volume holds `fill`: one value, or one per leading index. dtype: type of
+    the result (None: the array's); a tensor is converted in the pass that reads it, which numpy cannot do as fast for
+    float16.
     """
     inside, target = [], []
     for begin, length, size in zip(start, patch, array.shape[-3:]):
         low, high = max(0, begin), min(size, begin + length)
         inside.append(slice(low, high))
         target.append(slice(low - begin, high - begin))
-    leading = array.shape[:-3]
-    box = array[(..., *inside)]
-    if box.shape == (*leading, *patch):
-        return np.array(box)
-    result = np.empty((*leading, *patch), array.dtype)
-    result[...] = np.asarray(fill, array.dtype).reshape(*np.shape(fill), 1, 1, 1)
+    box, shape = array[(..., *inside)], (*array.shape[:-3], *patch)
+    if isinstance(array, torch.Tensor):
+        result, fill = torch.empty(shape, dtype=dtype or array.dtype), torch.as_tensor(fill).to(array.dtype)
+    else:
+        result, fill = np.empty(shape, dtype or array.dtype), np.asarray(fill, array.dtype)
+    if tuple(box.shape) != shape:
+        result[...] = fill.reshape(*fill.shape, 1, 1, 1)
     result[(..., *target)] = box
     return result

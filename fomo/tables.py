@@ -1,5 +1,6 @@
-"""CSV and JSON result files, replaced at once: a reader never sees half a file."""
+"""CSV and JSON result files, replaced at once: a reader never sees half a file, and a full disk leaves none behind."""
 
+import contextlib
 import csv
 import json
 import math
@@ -9,11 +10,10 @@ import os
 def write_csv(path, rows):
     """Rows (dicts) under all their keys, in order of appearance; missing values stay empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
+    with _replacing(path) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(path + ".tmp", path)
 
 
 def read_csv(path):
@@ -24,15 +24,26 @@ def read_csv(path):
 
 def write_json(path, value):
     """Indented JSON that any parser reads: an undefined number (NaN) is null, an infinite one the text "inf"."""
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
+    with _replacing(path) as file:
         json.dump(_plain(value), file, indent=1, allow_nan=False)
         file.write("\n")
-    os.replace(path + ".tmp", path)
 
 
 def read_json(path):
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    temporary = path + ".tmp"
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def _plain(value):

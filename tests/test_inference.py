@@ -1,9 +1,13 @@
 """Sliding windows reproduce a voxel-wise network exactly, whatever the shape, and count every voxel."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from conftest import ROOT
 from fomo import inference
 
 
@@ -35,9 +39,129 @@ def test_the_windows_middle_counts_more_than_its_border():
     assert torch.all(blended.diff(dim=0) >= 0)
 
 
-def test_weights_are_never_zero():
-    weights = inference.window_weights((96, 16, 16))
-    assert weights.shape == (96, 16, 16) and weights.max() == 1 and weights.min() >= 1e-3
+def test_weights_are_never_zero_and_highest_in_the_middle():
+    weights = inference.window_weights((96, 16, 17))
+    assert weights.shape == (96, 16, 17) and weights.min() == torch.tensor(1e-3)
+    # half a voxel off the centre along x and y, on it along z, sigma = an eighth of the patch
+    assert float(weights[48, 8, 8]) == pytest.approx(np.exp(-0.5 * (0.5 / 12) ** 2 - 0.5 * (0.5 / 2) ** 2), rel=1e-6)
+    assert weights.max() == weights[48, 8, 8] == weights[47, 7, 8]
+    assert (inference.window_weights((4, 5, 6), "constant") == 1).all()
+    with pytest.raises(ValueError, match="wanted gaussian or constant"):
+        inference.window_weights((4, 5, 6), "flat")
+
+
+def test_the_blend_is_the_weighted_mean_by_hand():
+    """Two windows of 4 over 6 voxels along x, answers 1 and 3; voxels 2 and 3 are covered by both."""
+    answers = iter([1.0, 3.0])
+
+    def network(batch):
+        return torch.full((1, 1, *batch.shape[2:]), next(answers), dtype=torch.bfloat16)
+
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1).expand(4, 2, 2)
+    blended = inference.sliding_window(network, torch.zeros(1, 6, 2, 2), (4, 2, 2), 0.5, weights=weights)
+    expected = [1, 1, (3 * 1 + 1 * 3) / 4, (4 * 1 + 2 * 3) / 6, 3, 3]
+    assert blended.dtype == torch.float32 and blended.shape == (1, 6, 2, 2)
+    torch.testing.assert_close(blended[0, :, 1, 0], torch.tensor(expected))
+    with pytest.raises(ValueError, match="wanted positive ones"):
+        inference.sliding_window(network, torch.zeros(1, 6, 2, 2), (4, 2, 2), weights=torch.zeros(4, 2, 2))
+
+
+def brute_force(network, volume, patch, overlap, weights):
+    from fomo import patches
+
+    total = torch.zeros(network(volume[None, :, : patch[0], : patch[1], : patch[2]]).shape[1], *volume.shape[1:])
+    cover = torch.zeros(volume.shape[1:])
+    for x, y, z in patches.window_starts(volume.shape[1:], patch, overlap):
+        box = (slice(x, x + patch[0]), slice(y, y + patch[1]), slice(z, z + patch[2]))
+        total[(slice(None), *box)] += network(volume[(None, slice(None), *box)])[0] * weights
+        cover[box] += weights
+    return total / cover
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8])
+def test_a_network_that_sees_neighbours_is_blended_as_by_brute_force(overlap):
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(2, 3, 3, padding=1).requires_grad_(False)
+    volume, patch = torch.randn(2, 37, 20, 16), (16, 8, 16)
+    for weights in (inference.window_weights(patch), torch.rand(patch) + 0.1):
+        blended = inference.sliding_window(network, volume, patch, overlap, weights=weights, windows=3)
+        torch.testing.assert_close(blended, brute_force(network, volume, patch, overlap, weights), atol=1e-5, rtol=1e-5)
+
+
+def test_monai_gives_the_same():
+    monai = pytest.importorskip("monai.inferers")
+    torch.manual_seed(0)
+    network, volume = torch.nn.Conv3d(4, 2, 3, padding=1).requires_grad_(False), torch.randn(4, 48, 32, 64)
+    for mode in ("gaussian", "constant"):
+        theirs = monai.sliding_window_inference(volume[None], (32, 16, 32), 1, network, overlap=0.5, mode=mode)[0]
+        ours = inference.sliding_window(network, volume, (32, 16, 32), 0.5, weights=mode)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_half_precision_in_float32_out(windows):
+    volume = torch.randn(1, 24, 16, 16).half()
+    blended = inference.sliding_window(lambda batch: batch * 2, volume, (16, 16, 16), windows=windows)
+    assert blended.dtype == torch.float32
+    torch.testing.assert_close(blended, volume.float() * 2, atol=1e-6, rtol=1e-6)
+    seen = []
+    network = torch.nn.Conv3d(1, 1, 1)
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    inference.sliding_window(network, volume.numpy(), (16, 16, 16), windows=windows)
+    assert set(seen) == {torch.float32}, "windows arrive in the type of the network's parameters"
+
+
+def test_mirroring_averages_all_flips_back_in_place():
+    """An identity is reproduced; a shift along x and its mirror image are averaged; whole-case outputs are not flipped."""
+    volume = torch.randn(1, 1, 6, 5, 4)
+    assert torch.equal(inference.Mirrored(torch.nn.Identity(), ())(volume), volume)
+    torch.testing.assert_close(inference.Mirrored(torch.nn.Identity(), (0, 1, 2))(volume), volume)
+    shifted = inference.Mirrored(lambda batch: batch.roll(1, dims=2), (0,))(volume)
+    torch.testing.assert_close(shifted, (volume.roll(1, dims=2) + volume.roll(-1, dims=2)) / 2)
+    calls = []
+
+    def first_voxel(batch):
+        calls.append(1)
+        return batch[:, :, 0, 0, 0]
+
+    corner = inference.Mirrored(first_voxel, (0, 2))(volume)
+    assert len(calls) == 4 and corner.shape == (1, 1)
+    expected = volume[0, 0, [0, 5, 0, 5], 0, [0, 0, 3, 3]].mean()
+    torch.testing.assert_close(corner[0, 0], expected)
+
+
+def test_outputs_that_do_not_fit_on_the_gpu_are_added_up_on_the_cpu(monkeypatch):
+    """1400 bytes are free (1000, and 400 that torch holds unused), of which three quarters may be taken: 262 floats."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 600)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert inference._where_it_fits((2, 131), gpu) == gpu and inference._where_it_fits((263,), gpu) == cpu
+    assert inference._where_it_fits((10**12,), cpu) == cpu
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_stays_within_a_third_more_than_input_and_output(tmp_path):
+    """Measured in a process of its own: a volume of four channels, two out, the windows' own memory included."""
+    code = f"""
+import re, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from fomo import inference
+torch.set_num_threads(1)
+inference.sliding_window(lambda batch: batch[:, :2] * 2, torch.zeros(4, 40, 40, 40), (32, 32, 32))  # code and small things
+volume = torch.ones(4, 192, 192, 192)
+def now(key):
+    return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = now("VmRSS")
+result = inference.sliding_window(lambda batch: batch[:, :2] * 2, volume, (64, 64, 64))
+peak = now("VmHWM") - before
+assert abs(result.min() - 2) < 1e-5 and abs(result.max() - 2) < 1e-5
+print(peak / (4 * (volume.numel() + result.numel())), volume.numel() / (volume.numel() + result.numel()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, volume_share = map(float, done.stdout.split())
+    assert volume_share + grown <= 1.3
 
 
 def test_outside_the_volume_lies_the_background():
@@ -47,7 +171,9 @@ def test_outside_the_volume_lies_the_background():
         seen.append(batch.clone())
         return batch.mean(dim=(2, 3, 4))
 
-    outputs = inference.window_outputs(network, np.ones((2, 16, 40, 16), np.float32), (32, 32, 16), background=(5.0, 6.0))
+    outputs = inference.window_outputs(
+        network, np.ones((2, 16, 40, 16), np.float32), (32, 32, 16), background=(5.0, 6.0)
+    )
     assert outputs.shape == (2, 2)
     assert (seen[0][0, 0, :8] == 5).all() and (seen[0][0, 1, 24:] == 6).all() and (seen[0][:, :, 8:24] == 1).all()
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fomo import patches
 
@@ -27,6 +28,19 @@ def test_reading_pads_with_the_background_of_each_channel():
     inside = patches.read(volume, (0, 1, 0), (2, 2, 2), 0)
     inside[:] = -1
     assert volume.min() == 0, "a patch is a copy"
+
+
+@pytest.mark.parametrize("start", [(-1, 0, 1), (0, 1, 0)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_tensors_are_read_like_arrays_and_converted(dtype, start):
+    volume = np.random.default_rng(0).uniform(0, 200, (2, 6, 5, 4)).astype(dtype)
+    expected = patches.read(volume, start, (4, 3, 3), (1.1, 7.0))
+    found = patches.read(torch.from_numpy(volume), start, (4, 3, 3), (1.1, 7.0))
+    assert found.numpy().dtype == dtype and np.array_equal(found, expected)
+    found = patches.read(torch.from_numpy(volume), start, (4, 3, 3), (1.1, 7.0), torch.float32)
+    assert found.dtype == torch.float32 and found.is_contiguous() and np.array_equal(found, expected.astype(np.float32))
+    found.zero_()
+    assert volume.max() > 0, "a patch is a copy"
 
 
 def test_only_the_box_is_read(tmp_path):

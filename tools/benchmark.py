@@ -1,10 +1,13 @@
-"""Measure the parts of fomo against the libraries they replace, in one run, on one thread.
+"""Measure the parts of fomo against the libraries they replace, in one run, on one thread (inference: on the GPU where there is one).
 
   python tools/benchmark.py metrics       masks, AUROC and bootstrap against MONAI, surface-distance, MedPy,
-                                          torchmetrics and scikit-learn; those not installed are named and left out
+                                          torchmetrics and scikit-learn
+  python tools/benchmark.py data          reading and augmenting against yucca, MONAI, TorchIO and batchgeneratorsv2, the
+                                          loader, and how long a training step waits for it
+  python tools/benchmark.py inference     sliding windows against MONAI's, and the challenge's time per case
 
-Each line is `event key=value ...`. Times are the best of several turns, taken in rotation so that all see the same
-machine.
+Libraries that are not installed are named and left out. Each line is `event key=value ...`. The libraries take turns,
+so that all see the same machine; a time is the best of several turns.
 """
 
 import argparse
@@ -24,6 +27,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
 import scipy.ndimage  # noqa: E402
 
+from benchmark_data import add_arguments as data_arguments, bench_data  # noqa: E402
+from benchmark_inference import add_arguments as inference_arguments, bench_inference  # noqa: E402
 from fomo.log import format_value  # noqa: E402
 
 
@@ -288,6 +293,12 @@ def main():
     command = commands.add_parser("metrics", help="segmentation and ranking metrics, intervals")
     command.add_argument("--turns", type=int, default=5, help="turns of which the best counts (5)")
     command.set_defaults(run=benchmark_metrics)
+    command = commands.add_parser("data", help="patches, augmentation and the loader")
+    data_arguments(command)
+    command.set_defaults(run=lambda given: bench_data(given, say, peer))
+    command = commands.add_parser("inference", help="sliding windows and the container")
+    inference_arguments(command)
+    command.set_defaults(run=lambda given: bench_inference(given, say, peer))
     options = parser.parse_args()
     say_machine()
     options.run(options)

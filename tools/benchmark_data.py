@@ -1,4 +1,4 @@
-"""`benchmark.py data`: samples per second of reading, augmenting and the two together, against the libraries replaced.
+"""`benchmark.py data`: samples per second of reading and augmenting, against the libraries replaced, and of the loader.
 
 The augmentations draw, so every line is an average over many samples; the libraries take turns, so that all see the
 same machine. `cpu_per_s` counts processor time, which other programs disturb less than the wall clock.
@@ -6,8 +6,11 @@ same machine. `cpu_per_s` counts processor time, which other programs disturb le
 
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
+import pickle
+import shutil
 import tempfile
 import time
 
@@ -32,11 +35,15 @@ NNUNET = {
 }
 SPATIAL = {"elastic": {"p": 0.33}, "rotate": {"p": 0.2}, "scale": {"p": 0.2}}
 TARGETS = {"yucca": 12, "torchio": 12, "monai": 7, "batchgeneratorsv2": 1}
+READ_TARGETS = {"yucca": 2.5, "monai": 15, "nifti": 35}
+PARTS = ("read", "augment", "loader", "waiting")
 
 
 def add_arguments(command):
-    command.add_argument("--turns", type=int, default=10, help="turns of a few samples per library (10)")
+    command.add_argument("--turns", type=int, default=10, help="turns of about a second per library (10)")
     command.add_argument("--cases", type=int, default=20, help="cached volumes to read from (20)")
+    command.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured (all)")
+    command.add_argument("--width", type=int, help="of the UNet-B that the loader feeds (GPU: its own 32, CPU: 4)")
 
 
 def bench_data(options, say, peer):
@@ -52,49 +59,36 @@ def bench_data(options, say, peer):
         )
         if (library := peer(module, install))
     }
-    image, mask = volume(PATCH, CHANNELS)
-    for case in ("all", "spatial"):
-        ours = {"fomo": fomo(image, mask, *(("all", None) if case == "all" else ("none", SPATIAL)))}
-        if case == "all":
-            ours["fomo_nnunet"] = fomo(image, mask, "none", NNUNET)
-        peers = {name: PEERS[name](library, image, mask, case == "spatial") for name, library in libraries.items()}
-        rates = throughput(ours | peers, options.turns)
-        for name, (wall, cpu, count) in rates.items():
-            line = dict(case=f"augment_{case}", who=name, samples=count, samples_per_s=wall, cpu_per_s=cpu)
-            if name in TARGETS:
-                own = rates["fomo_nnunet" if name == "batchgeneratorsv2" and case == "all" else "fomo"][1]
-                line |= dict(
-                    fomo_is_faster_by=own / cpu, target=float(TARGETS[name]), reached=bool(own / cpu >= TARGETS[name])
-                )
-            say("throughput", **line)
-    with multiprocessing.get_context("spawn").Pool(
-        1
-    ) as pool:  # a fresh process holds no freed memory that hides the peak
-        batch_mb, peak_mb = pool.apply(peak_memory)
-    if peak_mb is not None:
-        limit = 3 * batch_mb + 500
-        say(
-            "memory",
-            case="augment_all_batch_2",
-            batch_mb=batch_mb,
-            peak_mb=peak_mb,
-            target_mb=limit,
-            reached=bool(peak_mb < limit),
-        )
-    bench_read(options, say)
-    bench_loader(options, say)
+    if "read" in options.parts:
+        bench_read(options, say, libraries)
+    if "augment" in options.parts:
+        bench_augment(options, say, libraries)
+    if "loader" in options.parts:
+        bench_loader(say)
+    if "waiting" in options.parts:
+        bench_waiting(options, say)
+
+
+def report(say, case, rates, targets, whom):
+    """One line for each of `rates`; for a peer with a target also how many times faster fomo is. whom: {peer: ours}."""
+    for name, (wall, cpu, count) in rates.items():
+        line = dict(case=case, who=name, samples=count, samples_per_s=wall, cpu_per_s=cpu)
+        if name in targets:
+            ratio = rates[whom.get(name, "fomo")][1] / cpu
+            line |= dict(fomo_is_faster_by=ratio, target=float(targets[name]), reached=bool(ratio >= targets[name]))
+        say("throughput", **line)
 
 
 def throughput(functions, turns):
     """{name: (samples per second, samples per second of processor time, samples)} of functions that make one sample."""
     sums = {name: [0.0, 0.0, 0] for name in functions}
-    share = {}
+    share = dict.fromkeys(functions, 0)  # samples a turn: about a second
     for name, function in functions.items():
         function()
         start = time.perf_counter()
-        for _ in range(3):
+        while share[name] < 2 or time.perf_counter() < start + 1:
             function()
-        share[name] = max(2, min(20, round(3 / (time.perf_counter() - start))))  # samples a turn: about a second
+            share[name] += 1
     for _ in range(turns):
         for name, function in functions.items():
             wall, cpu = time.perf_counter(), time.process_time()
@@ -142,6 +136,23 @@ def status(key):
 
 
 # ------------------------------------------------------------------------------------------ augment
+
+
+def bench_augment(options, say, libraries):
+    image, mask = volume(PATCH, CHANNELS)
+    for case in ("all", "spatial"):
+        ours = {"fomo": fomo(image, mask, *(("all", None) if case == "all" else ("none", SPATIAL)))}
+        if case == "all":
+            ours["fomo_nnunet"] = fomo(image, mask, "none", NNUNET)
+        peers = {name: PEERS[name](library, image, mask, case == "spatial") for name, library in libraries.items()}
+        whom = {"batchgeneratorsv2": "fomo_nnunet"} if case == "all" else {}
+        report(say, f"augment_{case}", throughput(ours | peers, options.turns), TARGETS, whom)
+    # a fresh process holds no freed memory that hides the peak
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        batch_mb, peak_mb = pool.apply(peak_memory)
+    if peak_mb is not None:
+        limit, case = 3 * batch_mb + 500, "augment_all_batch_2"
+        say("memory", case=case, batch_mb=batch_mb, peak_mb=peak_mb, target_mb=limit, reached=bool(peak_mb < limit))
 
 
 def fomo(image, mask, preset, parameters):
@@ -268,75 +279,187 @@ PEERS = {"batchgeneratorsv2": batchgeneratorsv2, "monai": monai, "torchio": torc
 # --------------------------------------------------------------------------------------------- read
 
 
-def bench_read(options, say, size=160):
-    """Foreground-aware 96³ crops of 2 + 1 channels from cached volumes of 160³, and the same with preset `all`."""
-    from fomo import patches
-    from fomo.transforms import build
+def bench_read(options, say, libraries, size=160):
+    """Crops of 96³ around a voxel of the foreground, 2 + 1 channels, from volumes of 160³ that all fit into memory.
 
-    rng = np.random.default_rng(0)
-    augment = build("all", PATCH)
+    Each library reads the files that it makes or asks for, as its documentation has it: yucca its .npy with pickled
+    foreground locations, MONAI a CacheDataset in memory, TorchIO a queue of 8 patches a volume; `nifti` is nibabel
+    reading the .nii.gz, and the voxel from fomo's index. `copy` is a box out of one array that is mapped already.
+    """
     with tempfile.TemporaryDirectory() as folder:
         image, mask = volume((size,) * 3, 2)
-        foreground = np.argwhere(mask)[:: max(1, int((mask > 0).sum()) // 10_000)]
-        for case in range(options.cases):
-            np.save(f"{folder}/{case}_mask.npy", mask)
-            for dtype in ("float32", "float16"):
-                np.save(f"{folder}/{case}_{dtype}.npy", image.astype(dtype))
-        mapped = np.load(f"{folder}/0_float32.npy", mmap_mode="r"), np.load(f"{folder}/0_mask.npy", mmap_mode="r")
-
-        def crop(dtype):
-            case = rng.integers(options.cases)
-            voxel = foreground[rng.integers(len(foreground))]
-            start = patches.draw_start((size,) * 3, PATCH, rng, voxel=voxel)
-            channels = patches.read(np.load(f"{folder}/{case}_{dtype}.npy", mmap_mode="r"), start, PATCH, (0.0, 0.0))
-            label = patches.read(np.load(f"{folder}/{case}_mask.npy", mmap_mode="r"), start, PATCH, 0)
-            return {"image": torch.from_numpy(channels)[None].float(), "mask": torch.from_numpy(label)[None]}
-
-        def copy():
-            start = rng.integers(size - np.array(PATCH) + 1)
-            box = tuple(slice(low, low + length) for low, length in zip(start, PATCH))
-            return mapped[0][(slice(None), *box)].copy(), mapped[1][box].copy()
-
-        functions = {
-            "read_float32": lambda: crop("float32"),
-            "read_float16": lambda: crop("float16"),
-            "plain_copy_of_a_mapped_array": copy,
-            "read_float32_and_augment_all": lambda: augment(crop("float32"), rng),
+        os.makedirs(f"{folder}/root/preprocessed_2")
+        paths = [f"{folder}/root/preprocessed_2/{case:03d}" for case in range(options.cases)]
+        for path in paths:
+            np.save(path, np.concatenate([image, mask[None].astype(np.float32)]))
+        samples = {dtype: cached_samples(folder, dtype) for dtype in ("float32", "float16")}
+        ours = {
+            "fomo": lambda slot=itertools.count(): samples["float32"][next(slot)],
+            "fomo_float16": lambda slot=itertools.count(): samples["float16"][next(slot)],
+            "copy": copies(samples["float32"].cases[0]),
         }
-        for name, (wall, cpu, count) in throughput(functions, options.turns).items():
-            say("throughput", case=name, who="fomo", samples=count, samples_per_s=wall, cpu_per_s=cpu)
+        foreground = samples["float32"].cases[0].foreground()
+        nifti = write_nifti(image, mask, paths)
+        peers = {"nifti": read_nifti(nifti, foreground)}
+        if "yucca" in libraries:
+            peers["yucca"] = read_yucca(paths, foreground)
+        if "monai" in libraries:
+            peers["monai"] = read_monai(libraries["monai"], nifti)
+        if "torchio" in libraries:
+            peers["torchio_queue"] = read_torchio(libraries["torchio"], nifti)
+        report(say, "read", throughput(ours | peers, options.turns), READ_TARGETS, {})
+
+
+def cached_samples(folder, dtype):
+    """fomo's own training samples, of the cache that it makes of folder/root."""
+    from fomo import config as config_module
+    from fomo.data import cache, loader, sources
+
+    with open(f"{folder}/{dtype}.yaml", "w", encoding="utf-8") as file:
+        file.write(
+            "task: {type: segmentation, classes: 3}\n"
+            "data: {source: fomo2, root: root, cache: cache, channels: [flair, swi], spacing_mm: null, crop: false,\n"
+            f"  cache_dtype: {dtype}, foreground_fraction: 1.0, prepare_workers: 0}}\n"
+        )
+    config = config_module.load(f"{folder}/{dtype}.yaml")
+    cases = cache.prepare(sources.list_cases(config.data, config.task), config.data, config.task)
+    return loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+
+
+def copies(case, rng=np.random.default_rng(0)):
+    image, mask = case.image(), case.mask()
+
+    def run():
+        box = tuple(slice(low, low + length) for low, length in zip(corner(case.shape, rng), PATCH))
+        return image[(slice(None), *box)].copy(), mask[box].copy()
+
+    return run
+
+
+def corner(shape, rng, voxel=None):
+    """Start of a box inside the volume, that holds the voxel."""
+    low, high = np.zeros(3, int), np.array(shape) - PATCH
+    if voxel is not None:
+        low, high = np.clip(voxel - np.array(PATCH) + 1, low, high), np.clip(voxel, low, high)
+    return rng.integers(low, high + 1)
+
+
+def write_nifti(image, mask, paths):
+    """The compressed files of each case: one per channel and the mask."""
+    import nibabel
+
+    rows = [{name: f"{path}_{name}.nii.gz" for name in ("flair", "swi", "mask")} for path in paths]
+    for array, name in zip((*image, mask), rows[0]):
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), rows[0][name])
+        for row in rows[1:]:
+            shutil.copyfile(rows[0][name], row[name])
+    return rows
+
+
+def read_nifti(rows, foreground):
+    import nibabel
+
+    rng = np.random.default_rng(0)
+
+    def run():
+        volumes = [nibabel.load(path).get_fdata(dtype=np.float32) for path in rows[rng.integers(len(rows))].values()]
+        start = corner(volumes[0].shape, rng, foreground[rng.integers(len(foreground)), :3].astype(int))
+        box = tuple(slice(low, low + length) for low, length in zip(start, PATCH))
+        return np.stack([volume[box] for volume in volumes[:2]]), volumes[2][box].astype(np.uint8)
+
+    return run
+
+
+def read_yucca(paths, foreground):
+    from yucca.modules.data.datasets.YuccaDataset import YuccaTrainDataset
+
+    locations = {int(label): foreground[foreground[:, 3] == label, :3].tolist() for label in np.unique(foreground[:, 3])}
+    for path in paths:
+        with open(path + ".pkl", "wb") as file:
+            pickle.dump({"foreground_locations": locations}, file)
+    data, rng = YuccaTrainDataset(paths, PATCH, p_oversample_foreground=1.0), np.random.default_rng(0)
+    return lambda: data[rng.integers(len(data))]
+
+
+def read_monai(library, rows):
+    from monai.data import CacheDataset
+
+    keys = ["image", "mask"]
+    steps = [
+        library.LoadImaged(keys),
+        library.EnsureChannelFirstd(keys),
+        library.RandCropByPosNegLabeld(keys, "mask", PATCH, pos=1, neg=0, num_samples=1),
+    ]
+    rows = [{"image": [row["flair"], row["swi"]], "mask": row["mask"]} for row in rows]
+    data = CacheDataset(rows, library.Compose(steps), num_workers=1, progress=False)
+    rng = np.random.default_rng(0)
+    return lambda: data[rng.integers(len(data))]
+
+
+def read_torchio(library, rows):
+    subjects = [
+        library.Subject(image=library.ScalarImage([row["flair"], row["swi"]]), mask=library.LabelMap(row["mask"]))
+        for row in rows
+    ]
+    sampler = library.LabelSampler(PATCH, label_name="mask")
+    queue = library.Queue(library.SubjectsDataset(subjects), 40, 8, sampler, num_workers=0)
+    return lambda: queue[0]
 
 
 # ------------------------------------------------------------------------------------------- loader
 
 
-def bench_loader(options, say, batch_size=2, steps=30):
-    """The training loader itself, cache to batch, on phantoms: segmentation, preset `all`, 0 and 2 workers."""
+def phantom_batches(folder, workers, steps, batch_size, *overrides):
+    """(config, cases, batches) of a segmentation of phantoms with preset `all`: what training reads, cache to batch."""
     from fomo import config as config_module
     from fomo.data import cache, loader, sources
 
+    path = os.path.join(folder, "config.yaml")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(
+            "task: {type: segmentation}\n"
+            "data: {source: phantom, root: phantoms, cache: cache, channels: [dwi_b1000, flair, swi|t2s],\n"
+            "  spacing_mm: [1.5, 1.5, 1.5], phantom_cases: 6, phantom_size: 128, prepare_workers: 0}\n"
+        )
+    config = config_module.load(path, [f"train.workers={workers}", f"train.batch_size={batch_size}", *overrides])
+    cases = cache.prepare(sources.list_cases(config.data, config.task), config.data, config.task)
+    plan = loader.Plan(batch_size=batch_size, rank=0, world_size=1, micro_batch=batch_size)
+    return config, cases, loader.batches(config, cases, 0, plan, 0, steps, pin_memory=torch.cuda.is_available())
+
+
+def bench_loader(say, batch_size=2, steps=20):
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "config.yaml")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(
-                "task: {type: segmentation}\n"
-                "data: {source: phantom, root: phantoms, cache: cache, channels: [dwi_b1000, flair, swi|t2s],\n"
-                "  spacing_mm: [1.5, 1.5, 1.5], phantom_cases: 6, phantom_size: 128, prepare_workers: 0}\n"
-            )
-        config = config_module.load(path)
-        cases = cache.prepare(sources.list_cases(config.data, config.task), config.data, config.task)
-        plan = loader.Plan(batch_size=batch_size, rank=0, world_size=1, micro_batch=batch_size)
-        for workers in (0, 2):
-            config = config_module.load(path, [f"train.workers={workers}", f"train.batch_size={batch_size}"])
-            batches = loader.batches(config, cases, 0, plan, 0, steps + 2)
+        for preset, workers in (("none", 0), ("all", 0), ("all", 2)):
+            given = f"augment.preset={preset}", "augment.device=cpu"
+            _, _, batches = phantom_batches(folder, workers, steps + 2, batch_size, *given)
             next(batches), next(batches)  # workers have started
             start = time.perf_counter()
             count = sum(len(batch["image"]) for batch in batches)
-            seconds = time.perf_counter() - start
-            say(
-                "throughput",
-                case=f"loader_all_{workers}_workers",
-                who="fomo",
-                samples=count,
-                samples_per_s=count / seconds,
-            )
+            rate = count / (time.perf_counter() - start)
+            say("throughput", case=f"loader_{preset}", workers=workers, who="fomo", samples=count, samples_per_s=rate)
+
+
+def bench_waiting(options, say, batch_size=2, steps=12):
+    """The share of a training step of UNet-B that is spent waiting for the batch, on the GPU where there is one."""
+    from fomo import engine, nets, tasks
+    from fomo.data import loader
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    width = options.width or (32 if device.type == "cuda" else 4)
+    with tempfile.TemporaryDirectory() as folder:
+        config, cases, batches = phantom_batches(folder, 2, steps + 4, batch_size)
+        task, augment = tasks.build(config), loader.augmentation(config)
+        task.fit(cases)
+        network = nets.build("unet_b", 3, 2, mode=task.mode, width=width)
+        network.to(device, memory_format=torch.channels_last_3d)
+        optimizer, scaler = torch.optim.AdamW(network.parameters()), torch.amp.GradScaler(device.type, enabled=False)
+        autocast, times = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"), []
+        for _ in range(steps + 4):
+            start = time.perf_counter()
+            batch = engine.to_device(next(batches), device, augment)
+            waited = time.perf_counter() - start
+            engine.train_step(network, task, [batch], optimizer, scaler, autocast, None)  # returns the loss: has finished
+            times.append((waited, time.perf_counter() - start))
+        data_s, step_s = np.mean(times[4:], axis=0)
+        values = dict(workers=2, device=device.type, width=width, batch_size=batch_size, data_s=data_s, step_s=step_s)
+        say("waiting", **values, share=data_s / step_s, target=0.05, reached=bool(data_s / step_s < 0.05))

@@ -51,7 +51,11 @@ class Data:
     normalize: str = key("zscore", "intensities, per channel", choices=("zscore", "percentile", "window", "none"))
     percentiles: tuple[float, float] = key((0.5, 99.5), "normalize=percentile: these map to 0 and 1", low=0.0, high=100.0)
     window: tuple[float, float] = key((-1000.0, 400.0), "normalize=window: these intensities map to 0 and 1 (CT: HU)")
-    cache_dtype: str = key("float32", "number type of the cached images", choices=("float32", "float16"))
+    cache_dtype: str = key(
+        "float32",
+        "number type of the cached images; float16 halves disk and memory and moves values by at most 0.05%",
+        choices=("float32", "float16"),
+    )
     prepare_workers: int = key(2, "processes that preprocess (0: this one)", low=0, identity=False)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground (segmentation)", low=0.0, high=1.0)
     crop_position: str = key("random", "training patch of a whole-case task", choices=("random", "center"))

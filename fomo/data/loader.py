@@ -169,7 +169,7 @@ def check_shared_memory(config, plan, folder="/dev/shm"):
     if not workers or not os.path.isdir(folder):
         return
     voxels = math.prod(config.data.patch)
-    sample = voxels * (4 * len(config.data.channels) + (8 if config.task.type == "segmentation" else 0))
+    sample = voxels * (4 * len(config.data.channels) + (config.task.type == "segmentation"))
     needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use
     free = shutil.disk_usage(folder).free
     if free < needed:

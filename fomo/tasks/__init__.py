@@ -9,7 +9,11 @@ Every task has
 - `loss(outputs, batch)`: (B,) float32, one per sample, so that accumulation and ranks average exactly;
 - `predict(network, case, options, folder=None)`: one row (dict of plain values) for one whole case; with `folder` the
   final evaluation, in native space;
-- `calibrate(rows)`: what is fitted on the inner validation rows, into `state`; `finish(rows)` applies it to rows;
+- `calibrate(evaluate)`: what is fitted on the rows of the inner validation cases, which `evaluate()` gives, into
+  `state`; `finish(rows)` applies it to rows;
+- `infer(network, image, background, options)`: what one network says about one case that has no label, to be averaged;
+  `answer(tasks, parts, geometry)`: (row, {name: volume in native space}) from what the networks of `tasks`, one or more,
+  said. With one network the row has the same numbers as `predict` and `finish` give;
 - `score(rows)`: {metric: value} over all rows; `intervals(rows, resamples, seed)`: {metric: (low, high)}.
 """
 

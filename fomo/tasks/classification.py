@@ -34,11 +34,20 @@ class Classification:
             return losses.focal(logits, target) * weights[target]
         return losses.cross_entropy(logits, target, class_weights=weights)
 
-    def predict(self, network, case, options, folder=None):
-        """The windows that cover the case are pooled by the mean or the maximum of class 1's probability."""
-        logits = inference.window_outputs(network, case.image(), background=case.background, **options)
+    def infer(self, network, image, background, options):
+        """Probability of class 1: the mean or the maximum over the windows that cover the case."""
+        logits = inference.window_outputs(network, image, background=background, **options)
         positive = logits.softmax(1)[:, 1]
-        probability = float(positive.max() if self.config.eval.pool_windows == "max" else positive.mean())
+        return float(positive.max() if self.config.eval.pool_windows == "max" else positive.mean())
+
+    @staticmethod
+    def answer(tasks, parts, geometry):
+        """Mean probability, and the decision at the mean of the thresholds."""
+        probability = float(np.mean(parts))
+        return {"probability": probability, "decision": int(probability >= np.mean([t.state["threshold"] for t in tasks]))}, {}
+
+    def predict(self, network, case, options, folder=None):
+        probability = self.infer(network, case.image(), case.background, options)
         target = int(case.case.target)
         weight = self.state["class_weights"][target]
         likelihood = probability if target else 1 - probability
@@ -50,10 +59,10 @@ class Classification:
             "loss": -weight * math.log(max(likelihood, 1e-12)),
         }
 
-    def calibrate(self, rows):
+    def calibrate(self, evaluate):
         """The decision threshold, from the inner validation cases."""
         if self.config.eval.threshold != "half":
-            labels, scores = _columns(rows)
+            labels, scores = _columns(evaluate())
             self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
 
     def finish(self, rows):
@@ -73,12 +82,20 @@ class Classification:
         }
 
     def intervals(self, rows, resamples, seed):
+        """Of the ranking metrics, and of the shares of right decisions: of all cases, of class 1, of class 0."""
         labels, scores = _columns(rows)
-        subjects = [row["subject"] for row in rows]
-        return {
+        subjects = np.array([row["subject"] for row in rows])
+        right = np.array([row["decision"] == row["target"] for row in rows], float)
+        result = {
             metric.__name__: bootstrap_ci(metric, labels, scores, resamples, seed, groups=subjects)
             for metric in (auroc, average_precision)
         }
+        for name, chosen in (("accuracy", labels >= 0), ("recall", labels == 1), ("specificity", labels == 0)):
+            if chosen.any():
+                result[name] = bootstrap_ci(
+                    np.mean, right[chosen], resamples=resamples, seed=seed, groups=subjects[chosen]
+                )
+        return result
 
 
 def _columns(rows):

@@ -32,10 +32,24 @@ class Regression:
     def _loss(self, outputs, scaled_target):
         return (losses.mse if self.config.task.loss == "mse" else losses.huber)(outputs, scaled_target)
 
-    def predict(self, network, case, options, folder=None):
+    def _scaled(self, network, image, background, options):
         """The windows that cover the case are pooled by their mean or maximum."""
-        outputs = inference.window_outputs(network, case.image(), background=case.background, **options)[:, 0]
-        scaled = outputs.max() if self.config.eval.pool_windows == "max" else outputs.mean()
+        outputs = inference.window_outputs(network, image, background=background, **options)[:, 0]
+        return outputs.max() if self.config.eval.pool_windows == "max" else outputs.mean()
+
+    def infer(self, network, image, background, options):
+        """The number, in the targets' unit."""
+        return float(self._scaled(network, image, background, options)) * self.state["scale"] + self.state["mean"]
+
+    @staticmethod
+    def answer(tasks, parts, geometry):
+        """Mean over the networks of what each predicts and, where all have a bias correction, of what each corrects it to."""
+        rows = [task.finish([{"prediction": part}])[0] for task, part in zip(tasks, parts)]
+        shared = set.intersection(*map(set, rows))
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name in shared}, {}
+
+    def predict(self, network, case, options, folder=None):
+        scaled = self._scaled(network, case.image(), case.background, options)
         target = (case.case.target - self.state["mean"]) / self.state["scale"]
         return {
             "id": case.case.id,
@@ -46,9 +60,9 @@ class Regression:
             "loss": float(self._loss(scaled[None], scaled.new_tensor([target]))),
         }
 
-    def calibrate(self, rows):
+    def calibrate(self, evaluate):
         """The line that undoes the pull towards the mean (age bias), from the inner validation cases."""
-        self.state["bias_correction"] = list(fit_bias_correction(*_columns(rows)))
+        self.state["bias_correction"] = list(fit_bias_correction(*_columns(evaluate())))
 
     def finish(self, rows):
         if self.state["bias_correction"] is None:

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import torch
 
-from .. import inference, losses, volume
+from .. import inference, losses, postprocess, volume
 from ..data import sources
 from ..metrics import bootstrap_ci, dice, segmentation_metrics, summarize
 
@@ -18,7 +18,8 @@ class Segmentation:
     def __init__(self, config):
         self.config = config
         self.out_channels = config.task.classes
-        self.state = {"class_weights": [1.0] * config.task.classes}
+        self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
+        self._candidates = ()  # of post-processing, while it is chosen
 
     def fit(self, cases):
         """Inverse-frequency class weights over the voxels of the training masks, with mean 1 over the classes."""
@@ -38,19 +39,38 @@ class Segmentation:
             return losses.cross_entropy(logits, mask, class_weights=weights)
         return losses.dice_ce(logits, mask, class_weights=weights)
 
+    def infer(self, network, image, background, options):
+        """Probabilities (classes, X, Y, Z) on the network's grid."""
+        return inference.sliding_window(network, image, background=background, **options).softmax(0).cpu().numpy()
+
+    @staticmethod
+    def answer(tasks, parts, geometry):
+        """The mean probabilities, brought to native space, and the mask of the most probable class, post-processed."""
+        native = volume.to_native(sum(parts[1:], parts[0]) / np.float32(len(parts)), geometry, order=1)
+        chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
+        mask = postprocess.apply(native.argmax(0).astype(np.uint8), volume.spacing(geometry.native_affine), **chosen)
+        return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": native}
+
     def predict(self, network, case, options, folder=None):
-        """Dice on the cached grid or, with `folder`, all metrics in native space, the mask written to folder/masks."""
+        """Dice on the cached grid or, with `folder`, all metrics in native space, the mask written to folder/masks.
+
+        While post-processing is chosen: the Dice in native space that each candidate would give.
+        """
         logits = inference.sliding_window(network, case.image(), background=case.background, **options)
         mask = torch.from_numpy(np.array(case.mask())).long().to(logits.device)
         row = {"id": case.case.id, "subject": case.case.subject, "loss": float(self._loss(logits[None], mask[None]))}
-        if folder is None:
+        if folder is None and not self._candidates:
             reference, prediction = mask.cpu().numpy(), logits.argmax(0).cpu().numpy()
             row["predicted_voxels"] = int(np.count_nonzero(prediction))
             row.update(self._per_class(lambda c: {"dice": dice(reference == c, prediction == c)}))
             return row
         probabilities = logits.softmax(0).cpu().numpy()
-        prediction = volume.to_native(probabilities, case.geometry, order=1).argmax(0).astype(np.uint8)
+        _, volumes = self.answer([self], [probabilities], case.geometry)
+        prediction = volumes["mask"]
         reference, affine = sources.read_volume(case.case.mask)
+        if self._candidates:
+            row["candidates"] = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
+            return row
         volume.write_nifti(os.path.join(folder, "masks", f"{case.case.id}.nii.gz"), prediction, affine)
         spacing_mm, tolerance_mm = volume.spacing(affine), self.config.eval.surface_tolerance_mm
         row["predicted_voxels"] = int(np.count_nonzero(prediction))
@@ -68,8 +88,20 @@ class Segmentation:
         result = {name: summarize([row[name] for row in rows.values()])["mean"] for name in rows[1]}
         return {**result, **{f"{name}_{c}": value for c, row in rows.items() for name, value in row.items()}}
 
-    def calibrate(self, rows):
-        """Nothing to fit: the decision is the most probable class."""
+    def _dice_after(self, candidate, reference, prediction, affine):
+        """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""
+        cleaned = postprocess.apply(prediction, volume.spacing(affine), **candidate)
+        values = [dice(reference == c, cleaned == c) for c in range(1, self.out_channels)]
+        return float(np.mean([1.0 if np.isnan(value) else value for value in values]))
+
+    def calibrate(self, evaluate):
+        """The post-processing with the best mean Dice over the inner validation cases, if it is to be chosen; ties: less."""
+        if self.config.eval.postprocess == "auto":
+            self.state["postprocess"] = dict(postprocess.NONE)
+            self._candidates = postprocess.CANDIDATES
+            means = np.mean([row["candidates"] for row in evaluate()], axis=0)
+            self.state["postprocess"] = dict(self._candidates[int(np.argmax(means))])
+            self._candidates = ()
 
     def finish(self, rows):
         return rows

@@ -103,9 +103,24 @@ def test_changed_settings_or_files_make_new_entries(data):
     assert len(folders & changed) == 2, "only b is prepared again"
 
 
-def test_float16_and_classification(data):
-    case = prepare(dataclasses.replace(data, cache_dtype="float16"))[0]
-    assert case.image().dtype == np.float16
+def test_float16_moves_values_by_its_rounding_only(data):
+    exact = prepare(data)[0].image()
+    half = prepare(dataclasses.replace(data, cache_dtype="float16"))[0]
+    assert half.image().dtype == np.float16
+    np.testing.assert_allclose(half.image().astype(np.float32), exact, rtol=2**-11, atol=3e-8)
+    assert (half.image() != exact).any()
+    assert half.background == tuple(half.image().min(axis=(1, 2, 3)).tolist()), "padding continues the background exactly"
+
+
+def test_float16_refuses_what_it_cannot_hold(data):
+    write(file_of(data, "b", "swi"), np.arange(12 * 14 * 10, dtype=np.float32).reshape(12, 14, 10) * 40)
+    raw = dataclasses.replace(data, normalize="none")
+    assert np.isfinite(prepare(raw)[1].image()).all()
+    with pytest.raises(config.UserError, match=r"case b_ses_1: .*swi\.nii\.gz: got .* up to 67160 .*65504.*float16; set it to float32"):
+        prepare(dataclasses.replace(raw, cache_dtype="float16"))
+
+
+def test_classification(data):
     task = config.Task(type="classification")
     data = dataclasses.replace(data, source="fomo1")
     case = prepare(data, task)[0]

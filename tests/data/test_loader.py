@@ -2,6 +2,10 @@
 
 import collections
 import dataclasses
+import functools
+import gc
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -89,10 +93,52 @@ def test_foreground_fraction_decides_how_often_a_patch_shows_foreground(cached):
     assert shares[1.0] == 1.0 and shares[0.0] < 0.9
 
 
+def test_patches_are_boxes_of_the_cached_volume_and_equal_with_other_number_types(cached):
+    samples = {}
+    for dtype in ("float32", "float16"):
+        config, cases = cached("segmentation", data={"patch": [32, 16, 16], "cache_dtype": dtype})
+        samples[dtype] = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+    for slot in range(10):
+        one, half = samples["float32"][slot], samples["float16"][slot]
+        assert one["image"].dtype == half["image"].dtype == torch.float32 and one["mask"].dtype == torch.uint8
+        assert one["image"].is_contiguous() and half["image"].is_contiguous()
+        assert torch.equal(one["mask"], half["mask"])
+        torch.testing.assert_close(half["image"], one["image"], rtol=2**-11, atol=3e-8)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux shows them")
+def test_open_files_are_bounded_and_stay_behind_in_the_process(cached, monkeypatch):
+    config, cases = cached("segmentation")
+    monkeypatch.setattr(loader, "_open", functools.lru_cache(maxsize=3)(loader._open.__wrapped__))
+    samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+    assert loader._OPEN_CASES * 2 <= 64 and len(cases) > 3
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    first = [samples[slot]["image"] for slot in range(3 * len(cases))]
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 3 * 2
+    sent = pickle.dumps(samples)
+    assert len(sent) < 50_000, "no volume travels to a spawned worker"
+    assert all(torch.equal(a, b["image"]) for a, b in zip(first, map(pickle.loads(sent).__getitem__, range(len(first)))))
+
+
+def test_each_class_is_drawn_as_often_however_few_voxels_it_has(cached, monkeypatch):
+    config, cases = cached("segmentation", data={"foreground_fraction": 1.0, "patch": [32, 16, 16]})
+    rows = [(1, 1, z, 1) for z in range(9)] + [(2, 2, 2, 3)]  # no voxel of class 2
+    monkeypatch.setattr(type(cases[0]), "foreground", lambda case: np.array(rows, np.int16))
+    drawn = collections.Counter()
+    monkeypatch.setattr(loader.patches, "draw_start", lambda *given: drawn.update([tuple(given[-1])]) or (0, 0, 0))
+    monkeypatch.setattr(loader, "_open", functools.lru_cache(loader._open.__wrapped__))
+    samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+    for slot in range(400):
+        samples[slot]
+    assert len(drawn) == 10 and 160 < drawn[2, 2, 2] < 240
+
+
 def test_too_little_shared_memory_is_said_before_training(cached, tmp_path, monkeypatch):
     config, _ = cached("segmentation", train={"workers": 4})
     plan = loader.Plan(4, 0, 1, 4)
-    needed = 9 * 4 * 32**3 * (3 * 4 + 8)
+    needed = 9 * 4 * 32**3 * (3 * 4 + 1)
     for free, enough in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(loader.shutil, "disk_usage", lambda folder: collections.namedtuple("Usage", "free")(free))
         if enough:

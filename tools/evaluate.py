@@ -1,0 +1,46 @@
+"""Score predictions against references: masks, or tables of probabilities or of numbers.
+
+  python tools/evaluate.py --predictions answers --references data/labels
+  python tools/evaluate.py --predictions answers/predictions.csv --references targets.csv --output scores
+
+Masks pair by name (ID.nii.gz; SUB/SES/seg.nii.gz is the case SUB_SES), tables by the column id. Every case must be on both
+sides. Writes evaluation_cases.csv (one row a case, lesions counted), evaluation.csv and evaluation.json (with intervals).
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from fomo import cli, evaluation
+from fomo.log import Log
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--predictions", required=True, help="folder of tools/predict.py, folder of masks, or CSV")
+    parser.add_argument(
+        "--references", required=True, help="folder of masks or of label.txt files, or CSV with id,target"
+    )
+    parser.add_argument("--output", help="folder of the results; default: beside the predictions")
+    parser.add_argument("--tolerance-mm", type=float, default=1.0, help="of the surface Dice (1)")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (1000; 0: none)")
+    options = parser.parse_args(arguments)
+    beside = (
+        options.predictions
+        if os.path.isdir(options.predictions)
+        else os.path.dirname(os.path.abspath(options.predictions))
+    )
+    kind, rows, summary = evaluation.evaluate(
+        options.predictions, options.references, options.tolerance_mm, options.bootstrap
+    )
+    evaluation.write(kind, rows, summary, options.output or beside)
+    log = Log()
+    for name, values in summary.items():
+        log("evaluate", metric=name, **values)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,86 @@
+"""Predict new cases with one or more checkpoints, averaged; answers lie in the space of the input files.
+
+  python tools/predict.py runs/task1 --source fomo1 --root data/new --output answers
+  python tools/predict.py runs/task2/final --cases table.csv --output answers --probabilities
+  python tools/predict.py runs/task3/fold_1/best.pt --input t1=a.nii.gz t2=b.nii.gz --id a --output answers
+
+The table has the column id and one per channel. Run it again to continue: cases that are there are kept.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from fomo import cli, predict
+from fomo.config import UserError
+from fomo.log import Log
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="RUN_OR_CHECKPOINT",
+        help="run folder (all its finished folds), its final/, or *.pt",
+    )
+    parser.add_argument(
+        "--folds", nargs="+", type=int, default=(), metavar="K", help="these folds of a run folder only"
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--input", nargs="+", metavar="CHANNEL=PATH", help="one case")
+    which.add_argument("--cases", metavar="TABLE.csv", help="columns id and the channels")
+    which.add_argument(
+        "--source", choices=("fomo1", "fomo2", "fomo3", "phantom"), help="a data set in this layout, see --root"
+    )
+    parser.add_argument("--root", help="folder of the data set (--source)")
+    parser.add_argument("--ids", nargs="+", metavar="ID", help="these cases only")
+    parser.add_argument("--id", help="name of the case (--input); default: the first channel's file name")
+    parser.add_argument("--output", required=True, help="folder: predictions.csv, masks/, log.txt")
+    parser.add_argument(
+        "--mirror",
+        nargs="*",
+        type=int,
+        choices=(0, 1, 2),
+        metavar="AXIS",
+        help="average over flips of these axes; default: the checkpoint's eval.mirror_axes",
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="segmentation: write probabilities/*.nii.gz as well"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="predict cases again that are in --output already")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: the first GPU, else the CPU")
+    options = parser.parse_args(arguments)
+    if bool(options.source) != bool(options.root):
+        parser.error("--source and --root go together")
+
+    paths = [path for place in options.checkpoints for path in predict.find_checkpoints(place, options.folds)]
+    members = predict.load_members(paths, predict.choose_device(options.device), options.mirror)
+    config = members[0].config
+    if options.input:
+        given = dict(text.partition("=")[::2] for text in options.input)
+        cases = [predict.case_from_channels(config.data.channels, given, options.id)]
+    elif options.cases:
+        cases = predict.cases_from_table(options.cases, config.data.channels)
+    else:
+        cases = predict.cases_from_source(config, options.source, options.root)
+    if options.ids:
+        unknown = sorted(set(options.ids) - {case.id for case in cases})
+        if unknown:
+            raise UserError(f"--ids: {', '.join(unknown)} not among the {len(cases)} cases")
+        cases = [case for case in cases if case.id in options.ids]
+    predict.predict(
+        members,
+        cases,
+        options.output,
+        Log(os.path.join(options.output, "log.txt")),
+        options.probabilities,
+        options.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
