@@ -5,6 +5,7 @@
 
 import argparse
 import faulthandler
+import os
 import sys
 import traceback
 
@@ -48,4 +49,8 @@ def run(main):
             traceback.print_exc()
         elif not getattr(error, "reported", not (dist.is_main() or dist.is_initialized())):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.world_size() > 1:
+        os._exit(code)  # torch's communication threads, still held by an error's frames, can abort a normal exit
     sys.exit(code)

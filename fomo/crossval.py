@@ -1,19 +1,19 @@
 """Cross-validation: cases -> folds -> one training per fold -> pooled out-of-fold results."""
 
-import datetime
 import importlib.resources
 import math
 import os
 import time
 
-import numpy as np
 import torch
 import yaml
 
-from . import checkpoint, config as config_module, dist, engine, folds as folds_module, inference, interrupt, metrics, nets, seeds, soup, tables, tasks
+from . import checkpoint, dist, engine, inference, interrupt, nets, results, seeds, soup, tables, tasks
+from . import config as config_module
 from .config import UserError
 from .data import cache, loader, sources
 from .log import Log
+from .run_folder import make_splits, open_folder, read_or_make_splits, results_path
 
 
 def run(config, dry_run=False, only_folds=None):
@@ -30,7 +30,7 @@ def run(config, dry_run=False, only_folds=None):
     log = Log(active=dist.is_main())
     try:
         if not dry_run:
-            dist.on_main(lambda: open_run_folder(config, folder))
+            dist.on_main(lambda: open_folder(config, folder))
             log = Log(os.path.join(folder, "log.txt"), active=dist.is_main())
         _run(config, folder, log, dry_run, only_folds)
     except interrupt.Interrupted as error:
@@ -95,7 +95,8 @@ def _run(config, folder, log, dry_run, only_folds):
     by_id = {case.case.id: case for case in cases}
     with interrupt.graceful():
         failures = run_folds(config, list(wanted), splits, by_id, folder, log)
-    dist.on_main(lambda: aggregate(config, folder, splits, log))
+    finished = dist.on_main(lambda: [n for n in range(1, len(splits) + 1) if os.path.exists(results_path(folder, n))])
+    dist.on_main(lambda: results.aggregate(config, folder, splits, finished, log))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
     if failures:
@@ -109,7 +110,7 @@ class FoldsFailed(RuntimeError):
 
 def run_folds(config, numbers, splits, by_id, folder, log):
     """Run the folds, on all ranks together or each rank its own; returns [(fold, message)] of those that failed."""
-    open_folds = dist.on_main(lambda: [n for n in numbers if not os.path.exists(_results_path(folder, n))])
+    open_folds = dist.on_main(lambda: [n for n in numbers if not os.path.exists(results_path(folder, n))])
     mode, reason = choose_parallel(config, open_folds)
     log("split", parallel=mode, reason=reason, finished=[n for n in numbers if n not in open_folds])
     failures = []
@@ -159,10 +160,6 @@ def choose_parallel(config, open_folds):
 _ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
 
 
-def _results_path(folder, number):
-    return os.path.join(folder, f"fold_{number}", "results.csv")
-
-
 def _dry_run(config, task, listed, log):
     splits = make_splits(config, task, listed)
     network = build_network(config, task, 0)
@@ -174,81 +171,6 @@ def _dry_run(config, task, listed, log):
             print(f"case id={case.id} subject={case.subject} target={case.target} group={case.group}")
         for number, split in enumerate(splits, 1):
             print(f"fold {number}: " + " ".join(f"{part}={len(ids)}" for part, ids in split.items()))
-
-
-# ------------------------------------------------------------------------------------- run folder
-
-
-def open_run_folder(config, folder):
-    """Create the run folder, or accept one that was made by the same config; any other is left alone."""
-    path = os.path.join(folder, "config.yaml")
-    if os.path.exists(path):
-        old, new = config_module.identity(config_module.load(path)), config_module.identity(config)
-        changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
-        if changed:
-            raise UserError(
-                f"{folder} holds a run of another config ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): "
-                "choose another `name`, or restore the keys to continue that run"
-            )
-        return
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise UserError(f"{folder} exists and is not a run folder (no config.yaml): choose another `name` or `output`")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            yaml.safe_dump(config_module.to_dict(config), file, sort_keys=False)
-        os.replace(path + ".tmp", path)
-    except OSError as error:
-        raise UserError(f"cannot write the run folder {folder}: {error}; choose another `output`") from error
-
-
-# ------------------------------------------------------------------------------------------ folds
-
-
-def make_splits(config, task, cases):
-    """[{train, val, test} of ids per fold]: stratified, grouped by subject, checked for overlap."""
-    ids = [case.id for case in cases]
-    subjects = [case.subject for case in cases]
-    cv = config.cv
-    strata = [case.target if task.stratum_kind == "continuous" else int(case.target) for case in cases]
-    if not cv.stratify:
-        strata = [0] * len(cases)
-    try:
-        if cv.kind == "leave_one_group_out":
-            groups = [case.group for case in cases]
-            splits = folds_module.leave_one_group_out(
-                ids, subjects, groups, strata, cv.val_fraction, config.seed, kind=task.stratum_kind
-            )
-        else:
-            splits = folds_module.kfold(
-                ids, subjects, strata, cv.folds, cv.val_fraction, config.seed, kind=task.stratum_kind
-            )
-    except ValueError as error:
-        remedy = "; lower cv.folds, or set cv.stratify=false" if cv.stratify else ""
-        raise UserError(f"cv: {error}{remedy}") from error
-    folds_module.check(splits, dict(zip(ids, subjects)))
-    return splits
-
-
-def read_or_make_splits(config, task, cases, path):
-    """The splits of splits.json, made and written there the first time; they are never reused for other cases."""
-    now = {case.id: {"subject": case.subject, "target": case.target} for case in cases}
-    if not os.path.exists(path):
-        splits = make_splits(config, task, cases)
-        tables.write_json(path, {"cases": now, "folds": splits})
-        return splits
-    saved = tables.read_json(path)
-    if saved["cases"] != now:
-        changed = sorted(i for i in saved["cases"].keys() | now.keys() if saved["cases"].get(i) != now.get(i))
-        raise UserError(
-            f"{path} was made for other cases ({len(changed)} differ: {', '.join(changed[:5])}): "
-            "restore the data to continue this run, or choose another `name`"
-        )
-    try:
-        folds_module.check(saved["folds"], {case.id: case.subject for case in cases})
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    return saved["folds"]
 
 
 def build_network(config, task, fold):
@@ -319,7 +241,7 @@ def make_final(config, folder, splits, by_id, log):
     """
     kind, final = config.cv.final, os.path.join(folder, "final")
     done = os.path.join(final, "final.json")
-    finished = dist.on_main(lambda: all(os.path.exists(_results_path(folder, n)) for n in range(1, len(splits) + 1)))
+    finished = dist.on_main(lambda: all(os.path.exists(results_path(folder, n)) for n in range(1, len(splits) + 1)))
     if kind == "none" or not finished:
         return
     made = dist.on_main(lambda: tables.read_json(done) if os.path.exists(done) else {"kind": kind, "finished": False})
@@ -365,7 +287,7 @@ def make_soup(folder, kind, log):
     config = config_module.load(os.path.join(folder, "config.yaml"))
     splits = tables.read_json(os.path.join(folder, "splits.json"))["folds"]
     for number in range(1, len(splits) + 1):
-        if not os.path.exists(_results_path(folder, number)):
+        if not os.path.exists(results_path(folder, number)):
             raise UserError(f"{folder}: fold {number} is not finished: run cv.py again")
     folds = [checkpoint.load(os.path.join(folder, f"fold_{number}", "best.pt")) for number in range(1, len(splits) + 1)]
     if kind == "uniform":
@@ -374,7 +296,8 @@ def make_soup(folder, kind, log):
     sign = 1 if task.higher_is_better else -1
     listed = [case for case in sources.list_cases(config.data, config.task) if any(case.id in split["val"] for split in splits)]
     cases = cache.prepare(listed, config.data, config.task, log)
-    network = build_network(config, task, 0).to(device, memory_format=torch.channels_last_3d)
+    network = build_network(config, task, 0).to(device)
+    engine.to_channels_last(network)
 
     def score(content):
         network.load_state_dict(content["model"])
@@ -385,67 +308,3 @@ def make_soup(folder, kind, log):
 
     best_first = sorted(folds, key=lambda content: -sign * content["scores"][f"val_{task.select}"])
     return soup.greedy(best_first, score)[0]
-
-
-# ---------------------------------------------------------------------------------------- results
-
-
-def aggregate(config, folder, splits, log):
-    """Tables over the finished folds: each fold, mean and spread over the folds, and all out-of-fold cases together."""
-    task = tasks.build(config)
-    rows, fold_rows = [], []
-    for number, split in enumerate(splits, 1):
-        fold_folder = os.path.join(folder, f"fold_{number}")
-        if not os.path.exists(_results_path(folder, number)):
-            continue
-        fold_part = [_parse(row) for row in tables.read_csv(os.path.join(fold_folder, "predictions.csv"))]
-        if [row["id"] for row in fold_part] != sorted(split["test"]):
-            raise UserError(f"{fold_folder}/predictions.csv does not hold the fold's test cases: delete {fold_folder} and run again")
-        fold_rows.append({"fold": number, "cases": len(fold_part), **task.score(fold_part)})
-        rows += fold_part
-    pooled = task.score(rows)
-    intervals = task.intervals(rows, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
-    aggregated = []
-    for name in pooled:
-        values = np.array([row.get(name, math.nan) for row in fold_rows], float)
-        defined = values[np.isfinite(values)]
-        over_folds = metrics.t_interval(values)
-        aggregated.append(
-            {
-                "metric": name,
-                "mean": defined.mean() if len(defined) else math.nan,
-                "std": defined.std(ddof=1) if len(defined) > 1 else math.nan,
-                "ci_low": over_folds.low,
-                "ci_high": over_folds.high,
-                "folds": len(defined),
-                "pooled": pooled[name],
-                "pooled_low": intervals[name].low if name in intervals else math.nan,
-                "pooled_high": intervals[name].high if name in intervals else math.nan,
-                "cases": len(rows),
-            }
-        )
-    rows.sort(key=lambda row: row["id"])
-    tables.write_csv(os.path.join(folder, "predictions.csv"), rows)
-    tables.write_csv(os.path.join(folder, "fold_results.csv"), fold_rows)
-    tables.write_csv(os.path.join(folder, "aggregated_results.csv"), aggregated)
-    summary = {
-        "name": config.name,
-        "task": config.task.type,
-        "finished": datetime.datetime.now().isoformat(timespec="seconds"),
-        "folds_done": [row["fold"] for row in fold_rows],
-        "folds": len(splits),
-        "cases": len(rows),
-        "headline": task.select,
-        "metrics": {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated},
-    }
-    tables.write_json(os.path.join(folder, "summary.json"), summary)
-    shown = {}
-    for name in dict.fromkeys([task.select, *intervals]):
-        shown[name] = pooled[name]
-        if name in intervals:
-            shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
-    log("cv", folds=len(fold_rows), of=len(splits), cases=len(rows), **shown)
-
-
-def _parse(row):
-    return {name: value if name in ("id", "subject") else float(value) for name, value in row.items()}

@@ -132,7 +132,7 @@ def _load_member(path, device, mirror_axes):
         network.load_state_dict(content["model"])
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit its config: {' '.join(str(error).split())[:300]}") from error
-    network.to(device, memory_format=torch.channels_last_3d).eval()
+    engine.to_channels_last(network.to(device).eval())
     axes = config.eval.mirror_axes if mirror_axes is None else tuple(mirror_axes)
     # a network trained in half precision on a GPU runs in single precision on the CPU
     amp = "off" if config.train.amp == "fp16" and device.type == "cpu" else config.train.amp

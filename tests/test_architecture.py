@@ -19,7 +19,7 @@ LEVELS = {
     1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables", "postprocess"],
     2: ["data", "checkpoint", "inference", "soup"],
     3: ["tasks"],
-    4: ["engine", "report"],
+    4: ["engine", "run_folder", "results", "report"],
     5: ["crossval", "predict", "evaluation", "cli"],
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}

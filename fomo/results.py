@@ -1,0 +1,69 @@
+"""The tables of a run: each fold, mean and spread over the folds, and all out-of-fold cases together."""
+
+import datetime
+import math
+import os
+
+import numpy as np
+
+from . import metrics, tables, tasks
+from .config import UserError
+
+
+def aggregate(config, folder, splits, finished, log):
+    """Write the tables of the run folder from the `finished` folds (numbers from 1), and the `cv` line of the log."""
+    task = tasks.build(config)
+    rows, fold_rows = [], []
+    for number in finished:
+        fold_folder = os.path.join(folder, f"fold_{number}")
+        fold_part = [_parse(row) for row in tables.read_csv(os.path.join(fold_folder, "predictions.csv"))]
+        if [row["id"] for row in fold_part] != sorted(splits[number - 1]["test"]):
+            raise UserError(f"{fold_folder}/predictions.csv does not hold the fold's test cases: delete {fold_folder} and run again")
+        fold_rows.append({"fold": number, "cases": len(fold_part), **task.score(fold_part)})
+        rows += fold_part
+    pooled = task.score(rows)
+    intervals = task.intervals(rows, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
+    aggregated = []
+    for name in pooled:
+        values = np.array([row.get(name, math.nan) for row in fold_rows], float)
+        defined = values[np.isfinite(values)]
+        over_folds = metrics.t_interval(values)
+        aggregated.append(
+            {
+                "metric": name,
+                "mean": defined.mean() if len(defined) else math.nan,
+                "std": defined.std(ddof=1) if len(defined) > 1 else math.nan,
+                "ci_low": over_folds.low,
+                "ci_high": over_folds.high,
+                "folds": len(defined),
+                "pooled": pooled[name],
+                "pooled_low": intervals[name].low if name in intervals else math.nan,
+                "pooled_high": intervals[name].high if name in intervals else math.nan,
+                "cases": len(rows),
+            }
+        )
+    rows.sort(key=lambda row: row["id"])
+    tables.write_csv(os.path.join(folder, "predictions.csv"), rows)
+    tables.write_csv(os.path.join(folder, "fold_results.csv"), fold_rows)
+    tables.write_csv(os.path.join(folder, "aggregated_results.csv"), aggregated)
+    summary = {
+        "name": config.name,
+        "task": config.task.type,
+        "finished": datetime.datetime.now().isoformat(timespec="seconds"),
+        "folds_done": [row["fold"] for row in fold_rows],
+        "folds": len(splits),
+        "cases": len(rows),
+        "headline": task.select,
+        "metrics": {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated},
+    }
+    tables.write_json(os.path.join(folder, "summary.json"), summary)
+    shown = {}
+    for name in dict.fromkeys([task.select, *intervals]):
+        shown[name] = pooled[name]
+        if name in intervals:
+            shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
+    log("cv", folds=len(fold_rows), of=len(splits), cases=len(rows), **shown)
+
+
+def _parse(row):
+    return {name: value if name in ("id", "subject") else float(value) for name, value in row.items()}
