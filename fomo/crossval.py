@@ -83,7 +83,7 @@ def _run(config, folder, log, dry_run, only_folds):
     )
     task = tasks.build(config)
     listed = dist.on_main(lambda: sources.list_cases(config.data, config.task))
-    log("data", source=config.data.source, cases=len(listed), subjects=len({case.subject for case in listed}))
+    describe_cases(config, task, listed, log)
     if dry_run:
         return _dry_run(config, task, listed, log)
     splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, os.path.join(folder, "splits.json")))
@@ -96,7 +96,8 @@ def _run(config, folder, log, dry_run, only_folds):
     with interrupt.graceful():
         failures = run_folds(config, list(wanted), splits, by_id, folder, log)
     finished = dist.on_main(lambda: [n for n in range(1, len(splits) + 1) if os.path.exists(results_path(folder, n))])
-    dist.on_main(lambda: results.aggregate(config, folder, splits, finished, log))
+    if finished:
+        dist.on_main(lambda: results.aggregate(config, folder, splits, finished, log))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
     if failures:
@@ -158,6 +159,21 @@ def choose_parallel(config, open_folds):
 
 
 _ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
+
+
+def describe_cases(config, task, listed, log):
+    """Log what was found, so that a wrong folder or column of labels shows before anything is trained."""
+    targets = [case.target for case in listed]
+    if task.stratum_kind == "class":
+        found = {f"class_{int(value)}": targets.count(value) for value in sorted(set(targets))}
+    else:
+        found = {"lowest": min(targets), "mean": sum(targets) / len(targets), "highest": max(targets)}
+    subjects = len({case.subject for case in listed})
+    example = listed[0].images[0].path
+    log("data", source=config.data.source, cases=len(listed), subjects=subjects, **found, example=example)
+    unknown = sum(not case.images[0].has_geometry for case in listed)
+    if unknown:
+        log.warn(".npy files have no orientation and voxel size: taken as RAS with 1 mm voxels", cases=unknown)
 
 
 def _dry_run(config, task, listed, log):
