@@ -61,7 +61,7 @@ def phantom_root(tmp_path_factory):
 def tiny_config(tmp_path, phantom_root):
     """Function that writes a config of a few seconds' training and returns its path; keyword arguments are sections."""
 
-    def write(task="classification", **sections):
+    def write(task="classification", /, **sections):
         content = {
             "name": "run",
             "output": str(tmp_path / "runs"),

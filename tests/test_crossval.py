@@ -300,6 +300,24 @@ def test_a_batch_that_does_not_divide_over_the_ranks(tiny_config):
     assert done.returncode != 0 and done.stderr.count("a multiple of the 2 ranks") == 1
 
 
+def test_leave_one_group_out_tests_each_site_once(tiny_config, tmp_path):
+    listed = run_command("cv.py", tiny_config(), "--dry-run").stdout
+    subjects = sorted(set(re.findall(r"subject=(\S+)", listed)))
+    sites = {subject: f"site_{index % 3}" for index, subject in enumerate(subjects)}
+    (tmp_path / "sites.csv").write_text("subject,group\n" + "".join(f"{s},{g}\n" for s, g in sites.items()))
+    path = tiny_config(
+        data={"groups": str(tmp_path / "sites.csv")},
+        cv={"kind": "leave_one_group_out", "val_fraction": 0.4},
+        train={"epochs": 1, "steps_per_epoch": 1},
+    )
+    finished(run_command("cv.py", path))
+    splits = json.loads((run_folder(path) / "splits.json").read_text())
+    assert len(splits["folds"]) == 3
+    for fold, site in zip(splits["folds"], ("site_0", "site_1", "site_2")):
+        for part, members in fold.items():
+            assert {sites[splits["cases"][i]["subject"]] == site for i in members} == {part == "test"}
+
+
 def test_dry_run_shows_everything_and_trains_nothing(tiny_config):
     path = tiny_config()
     done = finished(run_command("cv.py", path, "--dry-run"))
