@@ -8,9 +8,11 @@ import datetime
 import gc
 import os
 import time
+import uuid
 
 import torch
 import torch.distributed as torch_dist
+from torch.distributed.rendezvous import rendezvous
 
 
 _alone = False
@@ -68,7 +70,35 @@ def init(timeout_s=3600):
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
         backend = "cpu:gloo,cuda:nccl"
-    torch_dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    timeout = datetime.timedelta(seconds=timeout_s)
+    store, _, _ = next(rendezvous("env://", rank(), world_size(), timeout=timeout))
+    store = torch_dist.PrefixStore(_agree_on_prefix(store, timeout_s), store)
+    torch_dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
+
+
+def _agree_on_prefix(store, timeout_s):
+    """A prefix of the store that is new, and the same on all ranks.
+
+    torchrun keeps its store when it restarts the ranks, and a restarted rank would find the addresses of the dead ones.
+    Each rank therefore asks rank 0 under a name of its own that no earlier process has used.
+    """
+    if rank() > 0:
+        own = uuid.uuid4().hex
+        store.set(f"fomo/ask/{rank()}", own)
+        store.wait([f"fomo/answer/{own}"], datetime.timedelta(seconds=timeout_s))
+        prefix = store.get(f"fomo/answer/{own}").decode()
+        store.set(f"fomo/heard/{prefix}/{rank()}", "")
+        return prefix
+    prefix, others = uuid.uuid4().hex, range(1, world_size())
+    deadline = time.monotonic() + timeout_s
+    while not store.check([f"fomo/heard/{prefix}/{other}" for other in others]):
+        if time.monotonic() > deadline:
+            raise LaunchError(f"not all of {world_size()} ranks have come within {timeout_s} s")
+        for other in others:  # again and again: what is there first may be a dead rank's question
+            if store.check([f"fomo/ask/{other}"]):
+                store.set(f"fomo/answer/{store.get(f'fomo/ask/{other}').decode()}", prefix)
+        time.sleep(0.02)
+    return prefix
 
 
 def is_initialized():

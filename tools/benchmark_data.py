@@ -49,16 +49,17 @@ def add_arguments(command):
 def bench_data(options, say, peer):
     """options: of add_arguments; say(event, **values) prints a line; peer(module, install) imports one or not."""
     torch.set_num_threads(1)
-    libraries = {
-        name: library
+    libraries = {}
+    if {"read", "augment"} & set(options.parts):
         for name, module, install in (
             ("batchgeneratorsv2", "batchgeneratorsv2.transforms.spatial.spatial", "batchgeneratorsv2"),
             ("monai", "monai.transforms", "monai"),
             ("torchio", "torchio", "torchio"),
             ("yucca", "yucca.modules.data.augmentation.YuccaAugmentationComposer", "yucca"),
-        )
-        if (library := peer(module, install))
-    }
+        ):
+            library = peer(module, install)
+            if library:
+                libraries[name] = library
     if "read" in options.parts:
         bench_read(options, say, libraries)
     if "augment" in options.parts:
@@ -326,8 +327,8 @@ def cached_samples(folder, dtype):
     return loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
 
 
-def copies(case, rng=np.random.default_rng(0)):
-    image, mask = case.image(), case.mask()
+def copies(case):
+    image, mask, rng = case.image(), case.mask(), np.random.default_rng(0)
 
     def run():
         box = tuple(slice(low, low + length) for low, length in zip(corner(case.shape, rng), PATCH))
@@ -373,7 +374,8 @@ def read_nifti(rows, foreground):
 def read_yucca(paths, foreground):
     from yucca.modules.data.datasets.YuccaDataset import YuccaTrainDataset
 
-    locations = {int(label): foreground[foreground[:, 3] == label, :3].tolist() for label in np.unique(foreground[:, 3])}
+    labels = foreground[:, 3]
+    locations = {int(label): foreground[labels == label, :3].tolist() for label in np.unique(labels)}
     for path in paths:
         with open(path + ".pkl", "wb") as file:
             pickle.dump({"foreground_locations": locations}, file)
@@ -458,7 +460,7 @@ def bench_waiting(options, say, batch_size=2, steps=12):
             start = time.perf_counter()
             batch = engine.to_device(next(batches), device, augment)
             waited = time.perf_counter() - start
-            engine.train_step(network, task, [batch], optimizer, scaler, autocast, None)  # returns the loss: has finished
+            engine.train_step(network, task, [batch], optimizer, scaler, autocast, None)  # waits for the GPU
             times.append((waited, time.perf_counter() - start))
         data_s, step_s = np.mean(times[4:], axis=0)
         values = dict(workers=2, device=device.type, width=width, batch_size=batch_size, data_s=data_s, step_s=step_s)

@@ -112,7 +112,7 @@ class Samples(torch.utils.data.Dataset):
         image = patches.read(image, start, self.data.patch, case.background, torch.float32)
         sample = {"image": image, "id": case.case.id, "slot": slot}
         if self.segmentation:
-            sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # the losses take uint8: 1 byte to move, not 8
+            sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # uint8 up to the loss: an eighth to move
         else:
             sample["target"] = case.case.target
         return sample
