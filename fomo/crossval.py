@@ -8,7 +8,7 @@ import time
 import torch
 import yaml
 
-from . import checkpoint, dist, engine, inference, interrupt, nets, results, seeds, soup, tables, tasks
+from . import checkpoint, dist, engine, inference, interrupt, nets, report, results, seeds, soup, tables, tasks
 from . import config as config_module
 from .config import UserError
 from .data import cache, loader, sources
@@ -98,6 +98,7 @@ def _run(config, folder, log, dry_run, only_folds):
     finished = dist.on_main(lambda: [n for n in range(1, len(splits) + 1) if os.path.exists(results_path(folder, n))])
     if finished:
         dist.on_main(lambda: results.aggregate(config, folder, splits, finished, log))
+        dist.on_main(lambda: report.write(folder, listed))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
     if failures:

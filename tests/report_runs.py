@@ -10,7 +10,11 @@ import yaml
 from fomo import config as config_module, metrics, results, tables, tasks
 from fomo.log import Log
 
-CHANNELS = {"classification": ["dwi_b1000", "flair", "adc", "swi|t2s"], "segmentation": ["dwi_b1000", "flair", "swi|t2s"], "regression": ["t1", "t2"]}
+CHANNELS = {
+    "classification": ["dwi_b1000", "flair", "adc", "swi|t2s"],
+    "segmentation": ["dwi_b1000", "flair", "swi|t2s"],
+    "regression": ["t1", "t2"],
+}
 LOG = """2026-01-01T10:00:00 INFO run name=run task=x ranks=2 device=cuda:0 torch=2.9.0 code=abc123 seed=0
 2026-01-01T10:00:10 INFO train fold=1 epoch=1 step=2 loss=1 lr=0.1 data_s=0.1 step_s=1
 2026-01-01T10:01:00 INFO train fold=1 epoch=1 step=3 loss=1 lr=0.1 data_s=0.8 step_s=1
@@ -30,7 +34,14 @@ def case_row(task, index, rng, skill=1.0):
     if task == "regression":
         target = float(rng.uniform(20, 80))
         prediction = 50 + 0.6 * (target - 50) + float(rng.normal() * 5 / skill)
-        return {**row, "target": target, "prediction": prediction, "training_mean": 50.0, "loss": 1.0, "corrected": 50 + (prediction - 50) / 0.6}
+        return {
+            **row,
+            "target": target,
+            "prediction": prediction,
+            "training_mean": 50.0,
+            "loss": 1.0,
+            "corrected": 50 + (prediction - 50) / 0.6,
+        }
     reference, prediction = np.zeros((8, 8, 8), bool), np.zeros((8, 8, 8), bool)
     if index % 10:
         reference[2:6, 2:6, 2:6] = True
@@ -46,11 +57,22 @@ def make_run(folder, task, cases=40, folds=2, seed=0, skill=1.0, finished=None, 
     folder, rng = str(folder), np.random.default_rng(seed)
     os.makedirs(folder)
     values = {
-        "name": os.path.basename(folder), "output": os.path.dirname(folder), "task": {"type": task},
-        "data": {"source": "phantom", "root": os.path.join(folder, "none"), "channels": CHANNELS[task]},
-        "finetune": {"strategy": "gradual", "unfreeze_epoch": 2}, "cv": {"folds": folds}, "eval": {"bootstrap": 50},
-    }  # fmt: skip
-    values = {name: {**values.get(name, {}), **section} if isinstance(section, dict) else section for name, section in {**values, **sections}.items()}
+        "name": os.path.basename(folder),
+        "output": os.path.dirname(folder),
+        "task": {"type": task},
+        "data": {
+            "source": {"classification": "fomo1", "segmentation": "fomo2", "regression": "fomo3"}[task],
+            "root": os.path.join(folder, "none"),
+            "channels": CHANNELS[task],
+        },
+        "finetune": {"strategy": "gradual", "unfreeze_epoch": 2},
+        "cv": {"folds": folds},
+        "eval": {"bootstrap": 50},
+    }
+    values = {
+        name: {**values.get(name, {}), **section} if isinstance(section, dict) else section
+        for name, section in {**values, **sections}.items()
+    }
     with open(os.path.join(folder, "config.yaml"), "w", encoding="utf-8") as file:
         yaml.safe_dump(values, file)
     config = config_module.load(os.path.join(folder, "config.yaml"))
@@ -66,12 +88,23 @@ def write_folds(config, folder, rows, folds, finished):
     of = {subject: index % folds + 1 for index, subject in enumerate(subjects)}
     splits = []
     for fold in range(1, folds + 1):
-        part = [{"id": row["id"], "subject": row["subject"], "fold": fold, **row} for row in rows if of[row["subject"]] == fold]
+        part = [
+            {"id": row["id"], "subject": row["subject"], "fold": fold, **row}
+            for row in rows
+            if of[row["subject"]] == fold
+        ]
         splits.append({"train": [], "val": [], "test": [row["id"] for row in part]})
         fold_folder = os.path.join(folder, f"fold_{fold}")
         os.makedirs(fold_folder, exist_ok=True)
         history = [
-            {"epoch": e, "step": e, "lr": 1e-3 / e, "train_loss": 1 / e, "val_loss": 1.1 / e, f"val_{task.select}": 0.5 + 0.1 * (e == 3)}
+            {
+                "epoch": e,
+                "step": e,
+                "lr": 1e-3 / e,
+                "train_loss": 1 / e,
+                "val_loss": 1.1 / e,
+                f"val_{task.select}": 0.5 + 0.1 * (e == 3),
+            }
             for e in range(1, 5)
         ]
         tables.write_csv(os.path.join(fold_folder, "history.csv"), history)

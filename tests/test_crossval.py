@@ -61,6 +61,7 @@ def test_one_command_leaves_a_complete_run_folder(tiny_config, tmp_path, task):
     # the tables agree with each other
     summary = json.loads((folder / "summary.json").read_text())
     headline = HEADLINE[task]
+    assert {"auroc": "AUROC", "dice": "Dice", "mae": "MAE"}[headline] in (folder / "report.html").read_text()
     assert summary["headline"] == headline and summary["cases"] == len(ids) and summary["folds_done"] == [1, 2]
     aggregated = {row["metric"]: row for row in read(folder / "aggregated_results.csv")}
     per_fold = [float(row[headline]) for row in read(folder / "fold_results.csv")]

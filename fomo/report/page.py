@@ -1,0 +1,204 @@
+"""HTML: escaped text, numbers, tables that sort, one style. No request leaves the page."""
+
+import html
+import math
+import os
+from typing import NamedTuple
+
+from ..config import UserError
+from .style import SCRIPT, STYLE
+
+
+class Html(NamedTuple):
+    """Text that is HTML already."""
+
+    text: str
+
+
+class Cell(NamedTuple):
+    """A table cell that shows one thing and sorts by another."""
+
+    shown: object
+    value: object
+
+
+def escape(value):
+    return value.text if isinstance(value, Html) else html.escape(str(value))
+
+
+def number(value, digits=4):
+    """At most `digits` significant digits; whole numbers in full; NaN is "undefined"."""
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text else text
+
+
+def interval(low, high, digits=4):
+    return "" if math.isnan(low) and math.isnan(high) else f"{number(low, digits)} to {number(high, digits)}"
+
+
+def tag(name, content="", **attributes):
+    """<name ...>content</name>; `class_` is class; content: text, Html or a list of them."""
+    content = "".join(map(escape, content)) if isinstance(content, list) else escape(content)
+    pairs = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
+    )
+    return Html(f"<{name}{pairs}>{content}</{name}>")
+
+
+def join(parts):
+    return Html("".join(escape(part) for part in parts if part))
+
+
+# What the metrics are called in print; any other is shown as it is in the files.
+LABELS = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "mcc": "Matthews correlation",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "ece": "calibration error (ECE)",
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "hausdorff": "Hausdorff (mm)",
+    "hd95": "HD95 (mm)",
+    "average_surface_distance": "surface distance (mm)",
+    "surface_dice": "surface Dice",
+    "volume_similarity": "volume similarity",
+    "lesions": "lesions per case",
+    "lesions_detected": "lesions detected per case",
+    "lesions_missed": "lesions missed per case",
+    "lesions_false": "false lesions per case",
+    "lesion_f1": "lesion F1",
+    "tp": "true positives",
+    "fp": "false positives",
+    "fn": "false negatives",
+    "tn": "true negatives",
+    "mae": "MAE",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "pearson": "Pearson r",
+    "spearman": "Spearman ρ",
+    "ccc": "concordance (CCC)",
+    "mae_of_the_mean": "MAE of predicting the mean",
+}
+
+
+def label(metric):
+    """The name of a metric in print: `corrected_mae` is "corrected MAE", `dice_2` "Dice, class 2"."""
+    if metric in LABELS:
+        return LABELS[metric]
+    for start, word in (("corrected_", "corrected"), ("val_", "validation")):
+        if metric.startswith(start):
+            return f"{word} {label(metric.removeprefix(start))}"
+    base, _, ending = metric.rpartition("_")
+    if ending.isdigit():
+        return f"{label(base)}, class {ending}"
+    return metric.replace("_", " ")
+
+
+def section(title, parts, anchor):
+    return tag("section", [tag("h2", title, id=anchor), join(parts)])
+
+
+def note(text):
+    return tag("p", text, class_="note")
+
+
+def capital(text):
+    """With a capital first letter; the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def definitions(pairs):
+    """Names and values, as a list that folds to one column on a narrow screen."""
+    items = [tag("div", [tag("dt", name), tag("dd", value)]) for name, value in pairs if value not in (None, "")]
+    return tag("dl", items)
+
+
+def table(columns, rows, caption, sortable=False, row_classes=None):
+    """rows: lists of text, numbers, Html or Cell, under `columns`; numbers carry their exact value in data-value.
+
+    None is an empty cell.
+
+    sortable: the headers become buttons once the page's script runs; without it the order is that of `rows`.
+    """
+    numeric = [all(_is_number(_value(row[i])) for row in rows if row[i] is not None) for i in range(len(columns))]
+    head = [tag("th", name, scope="col", **({"class_": "number"} if n else {})) for name, n in zip(columns, numeric)]
+    body = []
+    for index, row in enumerate(rows):
+        cells = []
+        for i, content in enumerate(row):
+            attributes = {"class_": "number"} if numeric[i] else {}
+            value = _value(content)
+            if _is_number(value):
+                attributes["data_value"] = repr(float(value))
+            shown = content.shown if isinstance(content, Cell) else "" if content is None else content
+            if i == 0:
+                attributes["scope"] = "row"
+            cells.append(tag("td" if i else "th", number(shown) if _is_number(shown) else shown, **attributes))
+        extra = row_classes[index] if row_classes else ""
+        body.append(tag("tr", cells, **({"class_": extra} if extra else {})))
+    options = {"class_": "sortable"} if sortable else {}
+    inner = tag("table", [tag("thead", tag("tr", head)), tag("tbody", body)], aria_label=caption, **options)
+    # the caption stands outside: a <caption> is as wide as the table and would scroll out of a narrow screen
+    return join(
+        [
+            note(caption),
+            tag(
+                "div",
+                inner,
+                class_="scroll tall" if sortable else "scroll",
+                tabindex=0,
+                role="region",
+                aria_label=caption,
+            ),
+        ]
+    )
+
+
+def _value(content):
+    return content.value if isinstance(content, Cell) else content
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def figure(picture, title, description):
+    """A picture (Html of an SVG or img) with its caption below."""
+    caption = tag("figcaption", [tag("b", title), " ", description])
+    return tag("figure", [picture, caption])
+
+
+def grid(figures, class_="grid"):
+    return tag("div", list(figures), class_=class_)
+
+
+def document(title, parts):
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<link rel="icon" href="data:,">'  # or the browser asks the server for one
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+    )
+    body = f"<main>{join(parts).text}</main>\n<script>{SCRIPT}</script>"
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def save(path, text):
+    """Replace `path` at once: a browser never reads half a page."""
+    try:
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    return path

@@ -1,0 +1,150 @@
+"""Reading a run folder, finished or not."""
+
+import datetime
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+
+from .. import config as config_module, tables, tasks
+from ..config import Config, UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: str
+    config: Config
+    splits: list  # {part: ids} of each fold
+    finished: list  # numbers of the finished folds, from 1
+    rows: list  # out-of-fold cases of the finished folds, by id
+    fold_scores: list  # {fold, cases, metric: value} of the finished folds
+    metrics: dict  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}, as in summary.json
+    histories: dict  # {fold: rows of history.csv}
+    log: list  # {time, level, event, key: text} of each line
+
+    @property
+    def headline(self):
+        return tasks.TASKS[self.config.task.type].select
+
+    @property
+    def complete(self):
+        return len(self.finished) == len(self.splits)
+
+    def best_row(self, fold):
+        """The history row of the selected epoch: best metric, at equal metric lowest val_loss; None before one."""
+        sign = 1 if tasks.TASKS[self.config.task.type].higher_is_better else -1
+        name = f"val_{self.headline}"
+        defined = [row for row in self.histories[fold] if not math.isnan(row[name])]
+        return max(defined, key=lambda row: (sign * row[name], -row["val_loss"]), default=None)
+
+
+def read(folder):
+    """The Run in a folder. Its numbers are summary.json's; while that lacks a finished fold they are computed anew."""
+    if not os.path.exists(os.path.join(folder, "config.yaml")):
+        raise UserError(f"{folder}: got no config.yaml in it, wanted the folder of a run, <output>/<name>")
+    if not os.path.exists(os.path.join(folder, "splits.json")):
+        raise UserError(f"{folder}: got no splits.json in it, so the run has not begun: wait until its first fold does")
+    config = config_module.load(os.path.join(folder, "config.yaml"))
+    splits = tables.read_json(os.path.join(folder, "splits.json"))["folds"]
+    numbers = range(1, len(splits) + 1)
+    finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
+    rows = [row for n in finished for row in _numeric(_in_fold(folder, n, "predictions.csv"))]
+    metrics = _metrics(folder, config, finished, rows)
+    rows.sort(key=lambda row: row["id"])
+    fold_scores = []
+    for n in finished:
+        scores = {row["metric"]: row["value"] for row in _numeric(_in_fold(folder, n, "results.csv"))}
+        fold_scores.append({"fold": n, "cases": len(splits[n - 1]["test"]), **scores})
+    histories = {n: _in_fold(folder, n, "history.csv") for n in numbers}
+    histories = {n: _numeric(path) for n, path in histories.items() if os.path.exists(path)}
+    return Run(folder, config, splits, finished, rows, fold_scores, metrics, histories, read_log(folder))
+
+
+def _in_fold(folder, number, name):
+    return os.path.join(folder, f"fold_{number}", name)
+
+
+def _metrics(folder, config, finished, rows):
+    """rows: in the order of the folds, as the summary's resamples take them."""
+    path = os.path.join(folder, "summary.json")
+    if os.path.exists(path):
+        summary = tables.read_json(path)
+        if summary["folds_done"] == finished:
+            return {
+                name: {key: _number(value) for key, value in row.items()} for name, row in summary["metrics"].items()
+            }
+    if not rows:
+        return {}
+    task = tasks.build(config)
+    intervals = task.intervals(rows, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
+    found = {name: {"pooled": float(value), "cases": len(rows)} for name, value in task.score(rows).items()}
+    for name, interval in intervals.items():
+        found[name].update(pooled_low=interval.low, pooled_high=interval.high)
+    return found
+
+
+def _number(value):
+    """Of summary.json: null is undefined, "inf" infinite."""
+    return math.nan if value is None else float(value)
+
+
+_TEXT = ("id", "subject", "metric")
+
+
+def _numeric(path):
+    """Rows of a CSV file with numbers; an empty field is undefined."""
+    rows = tables.read_csv(path)
+    return [{name: value if name in _TEXT else float(value or "nan") for name, value in row.items()} for row in rows]
+
+
+# -------------------------------------------------------------------------------------------- log
+
+_PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
+
+
+def read_log(folder):
+    """Events of log.txt; [] without one."""
+    path = os.path.join(folder, "log.txt")
+    if not os.path.exists(path):
+        return []
+    events = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            parts = line.rstrip("\n").split(" ", 3)
+            if len(parts) < 3:
+                continue  # the line that is being written
+            values = dict(_PAIR.findall(parts[3])) if len(parts) > 3 else {}
+            values = {name: json.loads(text) if text.endswith('"') else text for name, text in values.items()}
+            events.append({**values, "time": parts[0], "level": parts[1], "event": parts[2]})
+    return events
+
+
+def started(log):
+    """The latest `run` event, {} without one: what the run runs on, and with which code."""
+    return next((event for event in reversed(log) if event["event"] == "run" and "code" in event), {})
+
+
+def duration_s(log):
+    """Seconds that the run has taken: from each start to the last line before the next one."""
+    total, start, last = 0.0, None, None
+    for event in log:
+        time = datetime.datetime.fromisoformat(event["time"])
+        if event["event"] == "run" or start is None:
+            total += (last - start).total_seconds() if start is not None else 0.0
+            start = time
+        last = time
+    return total + (last - start).total_seconds() if start is not None else math.nan
+
+
+def data_wait(log, fold):
+    """Share of a fold's training steps that was spent waiting for data; NaN before its first `train` line."""
+    waited = total = 0.0
+    previous = 0
+    for event in log:
+        if event["event"] == "train" and event.get("fold") == str(fold):
+            steps = max(int(event["step"]) - previous, 1)  # a line averages over the steps since the one before
+            previous = int(event["step"])
+            waited += steps * float(event["data_s"])
+            total += steps * float(event["step_s"])
+    return waited / total if total else math.nan

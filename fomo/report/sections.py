@@ -1,0 +1,262 @@
+"""The parts of report.html, from top to bottom, but for what each task shows of its cases."""
+
+import math
+import os
+
+from .. import config as config_module
+from . import cases as case_tables, figures, head, page, pictures, run as run_module
+from .page import label, number, tag
+
+_TITLES = {"classification": "Scores", "regression": "Predictions", "segmentation": "Masks"}
+
+
+def of_run(run, listed=None):
+    """The page of a run; listed: its sources.Case list, if at hand."""
+    task, data = run.config.task.type, run.config.data
+    show = figures.available()
+    parts = [
+        tag(
+            "header",
+            [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")],
+        ),
+        head.headline(run),
+        head.alerts(run),
+        _contents(run),
+        page.section("Results", results(run), "results") if run.metrics else None,
+        page.section("Training", training(run, show), "training") if run.histories else None,
+    ]
+    if run.rows:
+        body = (
+            pictures.PICTURES[task](run, listed)
+            if show
+            else [page.note(figures.MISSING), pictures.confusion(run) if task == "classification" else None]
+        )
+        parts += [page.section(_TITLES[task], body, "pictures"), page.section("Cases", case_table(run), "cases")]
+    parts += [page.section("What was run", about(run, data), "about"), _footer()]
+    return page.document(f"{run.config.name}: {task}", parts)
+
+
+def _subtitle(run):
+    subjects = len({row["subject"] for row in run.rows})
+    found = f"{run.config.task.type} · {len(run.finished)} of {len(run.splits)} folds finished"
+    return found + (f" · {len(run.rows)} cases of {subjects} subjects" if run.rows else "")
+
+
+def _what(run):
+    """The run in one line; all of it stands at the end of the page."""
+    config, start, seconds = run.config, run_module.started(run.log), run_module.duration_s(run.log)
+    weights = os.path.basename(config.weights.path) if config.weights.path else "random weights"
+    parts = [
+        config.model.name,
+        weights,
+        config.finetune.strategy,
+        f"{config.data.source}: {', '.join(config.data.channels)}",
+    ]
+    parts += [f"{start['ranks']}\u00a0×\u00a0{start['device']}", f"code\u00a0{start['code']}"] if start else []
+    return " · ".join(parts + ([] if math.isnan(seconds) else [_duration(seconds)]))
+
+
+def _contents(run):
+    links = [("results", "Results")] if run.metrics else []
+    links += [("training", "Training")] if run.histories else []
+    links += [("pictures", _TITLES[run.config.task.type]), ("cases", "Cases")] if run.rows else []
+    return tag(
+        "nav",
+        [tag("a", title, href=f"#{anchor}") for anchor, title in [*links, ("about", "What was run")]],
+        aria_label="on this page",
+    )
+
+
+def _footer():
+    return tag(
+        "footer",
+        "Written by tools/report.py; the same numbers are in summary.json, aggregated_results.csv and predictions.csv.",
+    )
+
+
+# ---------------------------------------------------------------------------------------- results
+
+
+def results(run):
+    names = ("pooled", "pooled_low", "pooled_high", "mean", "std", "ci_low", "ci_high")
+    rows = []
+    for metric, facts in run.metrics.items():
+        if metric.endswith(_LEFT_OUT):
+            continue  # stands beside its metric
+        value = {name: facts.get(name, math.nan) for name in names}
+        rows.append(
+            [
+                label(metric),
+                value["pooled"],
+                page.Cell(page.interval(value["pooled_low"], value["pooled_high"]), value["pooled_low"]),
+                _left_out(run, metric),
+                *(
+                    [None] * 3
+                    if metric in _COUNTS
+                    else [
+                        value["mean"],
+                        value["std"],
+                        page.Cell(page.interval(value["ci_low"], value["ci_high"]), value["ci_low"]),
+                    ]
+                ),
+            ]
+        )
+    columns = [
+        "metric",
+        "all cases",
+        "95% interval",
+        "cases left out",
+        "mean of folds",
+        "SD of folds",
+        "95% interval of the mean",
+    ]
+    kept = [0, 1, 2, *([3] if any(row[3] for row in rows) else [])]
+    over_folds = any("mean" in facts for facts in run.metrics.values())  # not in provisional ones
+    kept += [4, 5, 6] if over_folds else []
+    columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    classes = ["main" if row[0] == label(run.headline) else "" for row in rows]
+    caption = "All out-of-fold cases together with the bootstrap interval over subjects"
+    caption += "; beside it the folds' mean, SD and t-interval" if over_folds else ""
+    of_folds = [
+        [f"fold {row['fold']}", *(row.get(name, math.nan) for name in ("cases", *run.metrics))]
+        for row in run.fold_scores
+    ]
+    folds = page.table(["fold", "cases", *map(label, run.metrics)], of_folds, "Test metrics of each fold")
+    return [
+        page.table(columns, rows, caption, row_classes=classes),
+        tag("details", [tag("summary", "Each fold"), folds]),
+    ]
+
+
+_LEFT_OUT = ("_undefined", "_infinite")
+_COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
+
+
+def _left_out(run, metric):
+    """Of a metric's mean over cases: "2 infinite"."""
+    counts = [
+        (ending[1:], run.metrics[metric + ending]["pooled"]) for ending in _LEFT_OUT if metric + ending in run.metrics
+    ]
+    return ", ".join(f"{number(count)} {why}" for why, count in counts)
+
+
+def training(run, show):
+    best = {fold: run.best_row(fold) for fold in run.histories}
+    best = {fold: row["epoch"] for fold, row in best.items() if row}
+    name = f"val_{run.headline}"
+    parts = []
+    if show:
+        finetune, last = run.config.finetune, max(len(rows) for rows in run.histories.values())
+        unfreeze = (
+            finetune.unfreeze_epoch if finetune.strategy == "gradual" and finetune.unfreeze_epoch <= last else None
+        )
+        options = {"best": best, "unfreeze": unfreeze}
+        losses = [("train_loss", "--", "training"), ("val_loss", "-", "validation")]
+        shown = [
+            page.figure(
+                figures.curves(run.histories, losses, "loss", **options), "Loss.", "Dots: the selected epochs."
+            ),
+            page.figure(
+                figures.curves(run.histories, [(name, "-", "")], label(name), **options),
+                f"{page.capital(label(name))}.",
+                "On the inner validation cases, which select the epoch.",
+            ),
+            page.figure(
+                figures.curves(run.histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze),
+                "Learning rate.",
+                "Of the head, at each epoch's last step.",
+            ),
+        ]
+        parts += [_fold_legend(run.histories), page.grid(shown)]
+    else:
+        parts.append(page.note(figures.MISSING))
+    rows = []
+    for fold, history in run.histories.items():
+        row = run.best_row(fold) or {}
+        wait = run_module.data_wait(run.log, fold)
+        rows.append(
+            [
+                f"fold {fold}",
+                len(history),
+                row.get("epoch", math.nan),
+                row.get(name, math.nan),
+                history[-1]["train_loss"],
+                history[-1]["val_loss"],
+                page.Cell(_percent(wait), wait),
+            ]
+        )
+    columns = [
+        "fold",
+        "epochs",
+        "selected epoch",
+        label(name),
+        "last training loss",
+        "last validation loss",
+        "waiting for data",
+    ]
+    return [
+        *parts,
+        page.table(columns, rows, "Training of each fold; waiting for data: share of the training steps' time"),
+    ]
+
+
+def _percent(share):
+    return "not logged" if math.isnan(share) else f"{number(100 * share, 2)} %"
+
+
+def _fold_legend(histories):
+    if len(histories) > len(figures.FOLDS):
+        return page.note(f"Each line is one of {len(histories)} folds.")
+    items = []
+    for index, fold in enumerate(histories):
+        swatch = tag("i", style=f"border-color:{figures.fold_colour(index, len(histories))}")
+        items.append(tag("li", [swatch, f"fold {fold}"]))
+    return tag("ul", items, class_="legend")
+
+
+def case_table(run):
+    columns, rows, warned = case_tables.TABLES[run.config.task.type](run.rows)
+    caption = f"Every out-of-fold case, worst first; {len(warned)} of {len(rows)} with a warning"
+    return [page.table(columns, rows, caption, sortable=True)]
+
+
+# ------------------------------------------------------------------------------------------- about
+
+
+def about(run, data):
+    config = run.config
+    start = run_module.started(run.log)
+    seconds = run_module.duration_s(run.log)
+    pairs = [
+        ("data", f"{data.source}, {data.root}" if data.root else data.source),
+        ("channels", ", ".join(data.channels)),
+        (
+            "voxel size",
+            "each case's own" if data.spacing_mm is None else f"{' × '.join(number(mm) for mm in data.spacing_mm)} mm",
+        ),
+        ("patch", f"{' × '.join(map(str, data.patch))} voxels"),
+        ("network", config.model.name + (f", width {config.model.width}" if config.model.width else "")),
+        ("pretrained weights", config.weights.path or "none"),
+        ("fine-tuning", config.finetune.strategy),
+        ("learning rate", f"{config.optim.lr:g}, {config.optim.schedule}"),
+        ("epochs", f"at most {config.train.epochs}, patience {config_module.show(config.train.patience).lower()}"),
+        ("batch", f"{config.train.batch_size}"),
+        ("augmentation", config.augment.preset),
+        ("folds", f"{len(run.splits)}, {config.cv.kind}"),
+        ("seed", str(config.seed)),
+        ("devices", f"{start['ranks']} × {start['device']}" if start else None),
+        ("duration", None if math.isnan(seconds) else _duration(seconds)),
+        ("code", f"{start['code']}, torch {start['torch']}" if start else None),
+        ("last started", start.get("time")),
+    ]
+    lines = "\n".join(f"{name}: {config_module.show(value)}" for name, _, value in config_module.fields(config))
+    return [
+        page.definitions(pairs),
+        tag("details", [tag("summary", "Every key of the config"), tag("pre", lines, tabindex=0)]),
+    ]
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,92 @@
+"""Outlines of reference and predicted masks over the image, in three planes through the lesion."""
+
+import base64
+import io
+import os
+
+import numpy as np
+
+from .. import volume
+from ..data import sources
+from .page import Html, escape
+
+_REFERENCE, _PREDICTED = "#56b4e9", "#ffb000"
+LEGEND = (("reference", _REFERENCE, "solid"), ("predicted", _PREDICTED, "dashed"))
+_PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+
+
+def chosen(rows):
+    """[(name, row)]: best, median and worst Dice of the cases whose reference is not empty."""
+    ranked = sorted((row for row in rows if row["reference_voxels"] > 0), key=lambda row: row["dice"])
+    if not ranked:
+        return []
+    picks = [("best", ranked[-1]), ("worst", ranked[0]), ("median", ranked[(len(ranked) - 1) // 2])][: len(ranked)]
+    return sorted(picks, key=lambda pick: -pick[1]["dice"])
+
+
+def planes(case, channels, mask_path):
+    """(channel shown, [(plane, Html of the picture)]) of a sources.Case and the predicted mask in native space.
+
+    Shown is the channel in which the lesion stands out most, in each plane the slice with most of the reference. RAS+:
+    the patient's right is on the right. Raises ValueError for files that are missing or unreadable.
+    """
+    reference, affine = sources.read_volume(case.mask)
+    predicted, _ = volume.read_nifti(mask_path)
+    images = [sources.read_volume(image)[0] for image in case.images]
+    channel = int(np.argmax([_contrast(image, reference > 0) for image in images]))
+    image, ras_affine = volume.to_ras(images[channel], affine)
+    reference, predicted = ((volume.to_ras(mask, affine)[0] > 0) for mask in (reference, predicted))
+    spacing_mm = volume.spacing(ras_affine)
+    limits = volume.nonzero_box([image, reference, predicted]) or [(0, n) for n in image.shape]
+    box = tuple(slice(max(start - 2, 0), stop + 2) for start, stop in limits)
+    image, reference, predicted = image[box], reference[box], predicted[box]
+    low, high = np.percentile(image[image != 0], (1, 99.5)) if image.any() else (0, 1)
+    shown = reference if reference.any() else predicted
+    found = []
+    for name, axis in _PLANES:
+        across = tuple(other for other in range(3) if other != axis)
+        index = int(shown.sum(across).argmax())
+        parts = [array.take(index, axis).T for array in (image, reference, predicted)]
+        spacing_yx = spacing_mm[across[1]], spacing_mm[across[0]]
+        found.append((name, _picture(*parts, (low, high), spacing_yx, f"{case.id}, {name} slice")))
+    return channels[channel], found
+
+
+def _contrast(image, lesion):
+    """Distance of the lesion's mean from the rest's, in the rest's standard deviations."""
+    rest = image[(image != 0) & ~lesion]
+    if not lesion.any() or len(rest) < 2 or not rest.std():
+        return 0.0
+    return float(abs(image[lesion].mean() - rest.mean()) / rest.std())
+
+
+def _picture(image, reference, predicted, limits, spacing_yx, alt, pixels=400):
+    """A PNG, square and black around the slice, with the two outlines."""
+    from matplotlib import patheffects
+    from matplotlib.figure import Figure
+
+    halo = [patheffects.withStroke(linewidth=4, foreground="black")]  # the outlines show on bright tissue, too
+
+    drawing = Figure(figsize=(pixels / 100, pixels / 100), dpi=100, facecolor="black")
+    axes = drawing.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    aspect = spacing_yx[0] / spacing_yx[1]
+    axes.imshow(
+        image, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), origin="lower", aspect=aspect
+    )
+    for mask, (_, colour, style) in zip((reference, predicted), LEGEND):
+        if mask.any() and not mask.all():
+            # outlines at voxel borders: a contour between voxel centres would cut corners and lose single voxels
+            fine = np.kron(np.pad(mask, 1), np.ones((4, 4)))
+            x = (np.arange(fine.shape[1]) + 0.5) / 4 - 1.5
+            y = (np.arange(fine.shape[0]) + 0.5) / 4 - 1.5
+            axes.contour(x, y, fine, levels=[0.5], colors=colour, linewidths=2, linestyles=style).set_path_effects(halo)
+    axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
+    file = io.BytesIO()
+    drawing.savefig(file, format="png", metadata={"Software": None})
+    data = base64.b64encode(file.getvalue()).decode()
+    return Html(f'<img src="data:image/png;base64,{data}" width="{pixels}" height="{pixels}" alt="{escape(alt)}">')
+
+
+def mask_path(folder, row):
+    return os.path.join(folder, f"fold_{int(row['fold'])}", "masks", f"{row['id']}.nii.gz")
