@@ -35,7 +35,9 @@ def run(config, dry_run=False, only_folds=None):
         _run(config, folder, log, dry_run, only_folds)
     except interrupt.Interrupted as error:
         log.warn(f"{error}: everything is saved, the same command continues")
-        error.reported = True
+        # torchrun ends all ranks at the first exit: not while another is still saving
+        deadline = time.monotonic() + _SAVING_S
+        dist.wait_for_all("stopped", stop=lambda: time.monotonic() > deadline)
         raise
     except Exception as error:  # whatever ends the run stands in its log
         if dist.is_main() and not isinstance(error, dist.OtherRankFailed):
@@ -44,6 +46,9 @@ def run(config, dry_run=False, only_folds=None):
         raise
     finally:
         dist.close()
+
+
+_SAVING_S = 25  # torchrun kills 30 s after it was told to stop
 
 
 def code_version():
@@ -139,7 +144,7 @@ def run_folds(config, numbers, splits, by_id, folder, log):
             os.makedirs(os.path.join(folder, f"fold_{number}"), exist_ok=True)
             attempt(number, log.bind(os.path.join(folder, f"fold_{number}", "log.txt"), active=True))
     dist.wait_for_all("folds_done", stop=interrupt.requested)
-    if dist.any(interrupt.requested()):
+    if interrupt.requested():  # no collective: ranks that stop within a fold enter none
         raise interrupt.Interrupted("stopped by a signal")
     return sorted(failure for part in dist.gather(failures) for failure in part)
 

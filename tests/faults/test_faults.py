@@ -88,8 +88,9 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_continues(whole, t
     assert_same_run(reference, tmp_path / "cut" / "run")
 
 
-def test_two_ranks_stop_together_when_torchrun_is_terminated(tiny_config, tmp_path):
-    path = tiny_config(**SHORT)
+@pytest.mark.parametrize("parallel", ["ddp", "folds"])
+def test_two_ranks_stop_together_when_torchrun_is_terminated(tiny_config, tmp_path, parallel):
+    path = tiny_config(**{**SHORT, "cv": {"parallel": parallel}})
     process = start(path, f"output={tmp_path}/cut", ranks=2)
     read_until(process, r" train .* step=4 ")
     asked = time.monotonic()
