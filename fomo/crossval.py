@@ -8,7 +8,7 @@ import time
 import torch
 import yaml
 
-from . import checkpoint, dist, engine, inference, interrupt, nets, report, results, seeds, soup, tables, tasks
+from . import checkpoint, dist, engine, inference, interrupt, report, results, seeds, soup, tables, tasks
 from . import config as config_module
 from .config import UserError
 from .data import cache, loader, sources
@@ -197,17 +197,9 @@ def _dry_run(config, task, listed, log):
 
 def build_network(config, task, fold):
     """The network with weights that depend on the seed and the fold only."""
-    model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(config.seed, "initialise", fold))
-        return nets.build(
-            model.name,
-            len(config.data.channels),
-            task.out_channels,
-            mode=task.mode,
-            width=model.width,
-            deep_supervision=model.deep_supervision,
-        )
+        return tasks.build_network(config, task)
 
 
 def run_fold(config, number, split, by_id, folder, log):

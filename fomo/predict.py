@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import checkpoint, config as config_module, dist, engine, inference, nets, tables, tasks, volume
+from . import checkpoint, config as config_module, dist, engine, inference, tables, tasks, volume
 from .config import UserError
 from .data import cache, sources
 
@@ -119,15 +119,7 @@ def _load_member(path, device, mirror_axes):
     config = config_module.from_dict(content["config"], path)
     task = tasks.build(config)
     task.state = content["task"]
-    model = config.model
-    network = nets.build(
-        model.name,
-        len(config.data.channels),
-        task.out_channels,
-        mode=task.mode,
-        width=model.width,
-        deep_supervision=model.deep_supervision,
-    )
+    network = tasks.build_network(config, task)
     try:
         network.load_state_dict(content["model"])
     except RuntimeError as error:

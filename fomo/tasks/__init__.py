@@ -17,6 +17,7 @@ Every task has
 - `score(rows)`: {metric: value} over all rows; `intervals(rows, resamples, seed)`: {metric: (low, high)}.
 """
 
+from .. import nets
 from .classification import Classification
 from .regression import Regression
 from .segmentation import Segmentation
@@ -26,3 +27,16 @@ TASKS = {"classification": Classification, "segmentation": Segmentation, "regres
 
 def build(config):
     return TASKS[config.task.type](config)
+
+
+def build_network(config, task):
+    """The network of a config, as its task needs it."""
+    model = config.model
+    return nets.build(
+        model.name,
+        len(config.data.channels),
+        task.out_channels,
+        mode=task.mode,
+        width=model.width,
+        deep_supervision=model.deep_supervision,
+    )
