@@ -14,7 +14,6 @@ import torch
 import torch.distributed as torch_dist
 from torch.distributed.rendezvous import rendezvous
 
-
 _alone = False
 
 

@@ -6,7 +6,7 @@ rank, in any worker and after a resume, because nothing is carried from draw to 
 
 import numpy as np
 
-STREAMS = {"phantom": 0, "folds": 1, "initialise": 2, "order": 3, "crop": 4, "augment": 5, "bootstrap": 6}
+STREAMS = {"initialise": 2, "order": 3, "crop": 4, "augment": 5}  # a number is never given to another stream
 
 
 def generator(seed, stream, *address):
