@@ -24,7 +24,8 @@ def run(config, dry_run=False, only_folds=None):
     if config.cv.parallel == "ddp":
         engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
     engine.precision(config.train.amp, dist.device())
-    loader.augmentation(config), loader.augments_on_gpu(config)
+    loader.augmentation(config)
+    loader.augments_on_gpu(config)
     dist.init(config.train.timeout_s)
     folder = os.path.join(config.output, config.name)
     log = Log(active=dist.is_main())
@@ -64,9 +65,9 @@ def code_version():
     return config_module.fingerprint(list(sources_in(importlib.resources.files(__package__))))
 
 
-def check_ranks_agree(config):
+def check_ranks_agree(config, code):
     """All ranks must run the same code on the same config, or their gradients mean nothing together."""
-    for what, mine in (("config", config_module.fingerprint(config_module.to_dict(config))), ("code", code_version())):
+    for what, mine in (("config", config_module.fingerprint(config_module.to_dict(config))), ("code", code)):
         seen = dist.gather(mine)
         others = [rank for rank, value in enumerate(seen) if value != seen[0]]
         if others:
@@ -74,7 +75,8 @@ def check_ranks_agree(config):
 
 
 def _run(config, folder, log, dry_run, only_folds):
-    check_ranks_agree(config)
+    code = code_version()
+    check_ranks_agree(config, code)
     log(
         "run",
         name=config.name,
@@ -83,7 +85,7 @@ def _run(config, folder, log, dry_run, only_folds):
         ranks=dist.world_size(),
         device=str(dist.device()),
         torch=torch.__version__,
-        code=code_version(),
+        code=code,
         seed=config.seed,
     )
     task = tasks.build(config)

@@ -168,28 +168,18 @@ def _evaluate_table(table, predictions, references, resamples, seed, level):
             {"id": id, "target": y, "prediction": p, "error": p - y}
             for id, y, p in zip(ids, labels.tolist(), scores.tolist())
         ]
-        summary = _with_intervals(
-            metrics.regression_metrics(labels, scores),
-            ("mae", "mse", "r2", "pearson"),
-            labels,
-            scores,
-            resamples,
-            seed,
-            level,
-        )
+
+        def summarize(values):
+            shown = ("mae", "mse", "r2", "pearson")
+            return _with_intervals(
+                metrics.regression_metrics(labels, values), shown, labels, values, resamples, seed, level
+            )
+
+        summary = summarize(scores)
         if "corrected" in table[0]:
             corrected = np.array([_number(found[id]["corrected"], predictions, id) for id in ids])
             rows = [{**row, "corrected": value} for row, value in zip(rows, corrected.tolist())]
-            own = _with_intervals(
-                metrics.regression_metrics(labels, corrected),
-                ("mae", "mse", "r2", "pearson"),
-                labels,
-                corrected,
-                resamples,
-                seed,
-                level,
-            )
-            summary.update({f"corrected_{name}": values for name, values in own.items()})
+            summary.update({f"corrected_{name}": values for name, values in summarize(corrected).items()})
         return "regression", rows, summary
     except ValueError as error:
         raise UserError(f"{predictions}: {error}") from error
