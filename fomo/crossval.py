@@ -214,9 +214,8 @@ def run_fold(config, number, split, by_id, folder, log):
     rows = engine.evaluate(config, task, network, parts["test"], folder)
     rows = [{"id": row["id"], "subject": row["subject"], "fold": number, **row} for row in rows]
     scores = task.score(rows)
-    empty = scores.get("empty_predictions", 0)
-    if empty:
-        log.warn("predicted masks are empty", cases=empty, of=len(rows))
+    if scores.get("empty_predictions"):  # segmentation only
+        log.warn("predicted masks are empty", cases=scores["empty_predictions"], of=len(rows))
     if dist.is_main():
         tables.write_csv(os.path.join(folder, "predictions.csv"), rows)
         tables.write_csv(os.path.join(folder, "results.csv"), [{"metric": name, "value": value} for name, value in scores.items()])
@@ -230,10 +229,10 @@ def train_fold(config, number, parts, folder, log):
     network = build_network(config, task, number)
     if config.weights.path is not None:
         weights = config.weights
-        report = dist.together(
+        loaded = dist.together(
             lambda: checkpoint.load_weights(network, weights.path, stem=weights.stem, trust=weights.trust)
         )
-        log("weights", **report.counts(), path=weights.path)
+        log("weights", **loaded.counts(), path=weights.path)
     engine.fit(config, task, network, parts["train"], parts["val"], folder, number, log)
     best_path = os.path.join(folder, "best.pt")
     best = checkpoint.load(best_path)

@@ -285,6 +285,7 @@ def test_splits_are_not_reused_for_other_cases(tiny_config):
         (["cv.folds=9"], "class"),
         (["train.amp=fp16"], "fp16 on the CPU"),
         (["augment.parameters.rotate.degrees=[30,-30]"], "augment.parameters.rotate.degrees"),
+        (["augment.parameters.resample=3"], "augment.parameters.resample: got 3"),
         (["augment.device=gpu"], "augment.device"),
     ],
 )

@@ -122,8 +122,9 @@ def augmentation(config):
     """The augmentation of a config; its wrong parameters are the user's error."""
     augment, spacing_mm = config.augment, config.data.spacing_mm
     parameters = dict(augment.parameters or {})
-    if spacing_mm is not None:  # angles are those of space
-        parameters["resample"] = {"spacing_mm": spacing_mm, **parameters.get("resample", {})}
+    resample = parameters.get("resample", {})
+    if spacing_mm is not None and isinstance(resample, dict):  # angles are those of space
+        parameters["resample"] = {"spacing_mm": spacing_mm, **resample}
     try:
         return build_transform(augment.preset, config.data.patch, parameters)
     except ValueError as error:
