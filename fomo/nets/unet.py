@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 _MODES = ("segmentation", "classification", "regression")
 _STRIDE = 16  # the encoder halves each axis four times
@@ -23,6 +24,8 @@ class UNet(nn.Module):
 
     stem = "encoder.in_conv.conv1.conv.weight"
     encoder_prefixes = ("encoder.",)
+    saliency_layer = "encoder.encoder_conv4"
+    options = ("deep_supervision",)
 
     def __init__(
         self, in_channels, out_channels, mode="segmentation", width=32, light_decoder=False, deep_supervision=False
@@ -43,6 +46,7 @@ class UNet(nn.Module):
         if mode == "segmentation":
             self.decoder = _Decoder(out_channels, width, 1 if light_decoder else 2, deep_supervision)
             self.head_prefixes = ("decoder.out_conv", "decoder.ds_out_conv")
+            self.decoder_prefixes = ("decoder.",)
             second = () if light_decoder else tuple(f"decoder.decoder_conv{i}.conv2" for i in range(1, 5))
             self.new_prefixes = self.head_prefixes + second  # a light pretraining decoder has no conv2
             self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_conv",)
@@ -54,6 +58,19 @@ class UNet(nn.Module):
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
+        return self.decoder(self.encoder(self._checked(x)))
+
+    def checkpoint_activations(self, wanted):
+        """Trade time for memory: keep only what goes in and out of each level, and compute the rest again for gradients."""
+        for module in self.modules():
+            if isinstance(module, _Level):
+                module.recompute = wanted
+
+    def features(self, x):
+        """(B, 16 width): the bottleneck's mean over all voxels, which goes into the output layer of a whole-volume mode."""
+        return _pooled(self.encoder(self._checked(x)))
+
+    def _checked(self, x):
         size = tuple(x.shape[2:])
         if x.ndim != 5 or x.shape[1] != self.in_channels:
             raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {self.in_channels}, X, Y, Z)")
@@ -67,7 +84,7 @@ class UNet(nn.Module):
                 f"input: got size {size}, which leaves one voxel at the bottleneck, where instance norm is undefined: "
                 f"wanted at least one axis of {2 * _STRIDE}"
             )
-        return self.decoder(self.encoder(x))
+        return x
 
 
 def _level(channels_in, channels_out, convolutions=2):
@@ -82,7 +99,18 @@ def _level(channels_in, channels_out, convolutions=2):
             )
         )
         channels_in = channels_out
-    return nn.Sequential(blocks)
+    return _Level(blocks)
+
+
+class _Level(nn.Sequential):
+    """Blocks whose activations are kept for the backward pass or, with `recompute`, computed again there."""
+
+    recompute = False
+
+    def forward(self, x):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().forward, x, use_reentrant=False)
+        return super().forward(x)
 
 
 class _Encoder(nn.Module):
@@ -141,4 +169,8 @@ class _Pooled(nn.Module):
         self.fc = nn.Linear(channels, out_channels)
 
     def forward(self, features):
-        return self.fc(features[-1].mean(dim=(2, 3, 4)))
+        return self.fc(_pooled(features))
+
+
+def _pooled(features):
+    return features[-1].mean(dim=(2, 3, 4))

@@ -190,3 +190,30 @@ def test_input_that_does_not_fit_is_refused(shape, words):
     net = nets.build("unet_b", 2, 1, mode="regression", width=1)
     with pytest.raises(ValueError, match=words):
         net(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("mode, supervised", [("segmentation", True), ("classification", False)])
+def test_checkpointed_activations_give_the_same_gradients_with_a_third_of_the_memory(mode, supervised):
+    torch.manual_seed(0)
+    net = nets.build("unet_b", 2, 2, mode=mode, width=4, deep_supervision=supervised)
+    image, kept, gradients = torch.randn(2, 2, 32, 32, 32), [], []
+    for wanted in (False, True):
+        net.checkpoint_activations(wanted)
+        net.zero_grad()
+        numbers = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: numbers.append(t.numel()) or t, lambda t: t):
+            outputs = net(image)
+        sum(out.square().mean() for out in (outputs if supervised else [outputs])).backward()
+        kept.append(sum(numbers))
+        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients))
+    assert kept[1] < 0.35 * kept[0]
+
+
+def test_features_are_what_goes_into_the_output_layer():
+    net = nets.build("unet_b", 1, 3, mode="classification", width=2)
+    x = torch.randn(2, 1, 32, 16, 16)
+    assert net.features(x).shape == (2, 32)
+    assert torch.equal(net.decoder.fc(net.features(x)), net(x))
+    with pytest.raises(ValueError, match=r"wanted \(B, 1, X, Y, Z\)"):
+        net.features(torch.zeros(2, 2, 32, 16, 16))

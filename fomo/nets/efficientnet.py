@@ -1,0 +1,158 @@
+"""EfficientNet-B0 for images, or volumes of one slice, with torchvision's parameter names.
+
+Sources: Tan and Le 2019; torchvision.models.efficientnet.
+"""
+
+import torch
+from torch import nn
+
+from . import heads
+
+# expansion, kernel, stride, channels out, blocks of each of the seven stages, for 32 channels of the first convolution
+_STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+_LAST, _WIDTH = 1280, 32
+_MULTISCALE = (3, 5, 8)  # the children of `features` whose maps are 1/8, 1/16 and 1/32 of the image
+_SKIPPED = 0.2  # stochastic depth: probability of the last block, growing linearly from 0
+
+
+class EfficientNet(nn.Module):
+    """(B, in_channels, X, Y) or (B, in_channels, X, Y, 1) -> (B, out_channels); any X and Y.
+
+    width: channels of the first convolution; all others are in proportion. The last map is 1/32 of the image.
+    dropout: of the features, in front of the output layer (published: 0.2). attention, pooling: see `heads.Readout`;
+    multiscale: the maps at 1/8, 1/16 and 1/32 instead of the last only.
+
+    `features` is the module that makes (B, features) of a batch: torchvision's convolutions under their names
+    `features.0` to `features.8`, and behind them `features.readout`.
+    """
+
+    stem = "features.0.0.weight"
+    encoder_prefixes = tuple(f"features.{i}." for i in range(9))
+    head_prefixes = new_prefixes = ("features.readout.", "classifier.")
+    unused_prefixes = ()
+    stages = (*((prefix,) for prefix in encoder_prefixes), head_prefixes)
+    options = ("dropout", "attention", "multiscale", "pooling")
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        mode="classification",
+        width=_WIDTH,
+        dropout=0.0,
+        attention="none",
+        multiscale=False,
+        pooling="mean",
+    ):
+        super().__init__()
+        heads.check(mode, in_channels=in_channels, out_channels=out_channels, width=width)
+        self.features = _Features(in_channels, width, attention, multiscale, pooling)
+        self.saliency_layer = f"features.{self.features.read[0]}"
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.features.readout.features, out_channels))
+        nn.init.uniform_(self.classifier[1].weight, -(out_channels**-0.5), out_channels**-0.5)
+        nn.init.zeros_(self.classifier[1].bias)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+class _Features(nn.Module):
+    """Children 0 (stem), 1 to 7 (stages), 8 (1x1 convolution) and readout."""
+
+    def __init__(self, in_channels, width, attention, multiscale, pooling):
+        super().__init__()
+        self.in_channels = in_channels
+
+        def scaled(channels):
+            return max(1, round(channels * width / _WIDTH))
+
+        self.add_module("0", _convolution(in_channels, width, 3, stride=2))
+        channels, outputs = width, [width]
+        count, total = 0, sum(stage[-1] for stage in _STAGES)
+        for i, (expansion, kernel, stride, channels_out, blocks) in enumerate(_STAGES, start=1):
+            stage = nn.Sequential()
+            for k in range(blocks):
+                block = _Block(channels, expansion, kernel, stride if k == 0 else 1, scaled(channels_out))
+                block.skipped = _SKIPPED * count / total
+                stage.append(block)
+                channels, count = scaled(channels_out), count + 1
+            self.add_module(str(i), stage)
+            outputs.append(channels)
+        self.add_module("8", _convolution(channels, scaled(_LAST), 1))
+        outputs.append(scaled(_LAST))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.read = _MULTISCALE if multiscale else _MULTISCALE[-1:]
+        self.readout = heads.Readout([outputs[i] for i in self.read], attention, pooling)
+
+    def forward(self, x):
+        x = heads.as_images(x, self.in_channels)
+        maps = []
+        for i in range(9):
+            x = getattr(self, str(i))(x)
+            if i in self.read:
+                maps.append(x)
+        return self.readout(maps)
+
+
+class _Block(nn.Module):
+    """Wide in the middle: 1x1 up, one kernel per channel, squeeze-and-excitation, 1x1 down; beside the input if it fits.
+
+    skipped: probability that the branch of a sample in training is left out (stochastic depth, Huang et al. 2016), drawn
+    from torch's global generator.
+    """
+
+    skipped = 0.0
+
+    def __init__(self, channels_in, expansion, kernel, stride, channels_out):
+        super().__init__()
+        wide = expansion * channels_in
+        layers = [] if expansion == 1 else [_convolution(channels_in, wide, 1)]
+        layers += [
+            _convolution(wide, wide, kernel, stride=stride, groups=wide),
+            _Squeeze(wide, max(1, channels_in // 4)),
+            _convolution(wide, channels_out, 1, activation=False),
+        ]
+        self.block = nn.Sequential(*layers)
+        self.beside = stride == 1 and channels_in == channels_out
+
+    def forward(self, x):
+        y = self.block(x)
+        if not self.beside:
+            return y
+        if self.training and self.skipped:
+            kept = torch.empty(len(y), 1, 1, 1, dtype=y.dtype, device=y.device).bernoulli_(1 - self.skipped)
+            y = y * (kept / (1 - self.skipped))
+        return x + y
+
+
+class _Squeeze(nn.Module):
+    """Squeeze-and-excitation as torchvision names it."""
+
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.activation = nn.SiLU(inplace=True)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.fc2(self.activation(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+def _convolution(channels_in, channels_out, kernel, stride=1, groups=1, activation=True):
+    layers = [
+        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(channels_out),
+    ]
+    return nn.Sequential(*layers, nn.SiLU(inplace=True)) if activation else nn.Sequential(*layers)

@@ -1,0 +1,133 @@
+"""The 3D U-Net of SuPreM and Models Genesis, with its parameter names.
+
+Four levels of two [3x3x3 convolution, batch norm, ReLU], of which the first doubles to width / 2 ... and the second to width
+... 8 width channels (64 to 512). Its batch norm uses the statistics of the batch at hand in evaluation, too: an output
+depends on what else is in the forward pass, in training on how the batch divides over ranks and micro-batches.
+Source: github.com/MrGiovanni/ModelsGenesis, pytorch/unet3d.py, and github.com/MrGiovanni/SuPreM, backbone/unet.py (Zhou et
+al. 2021; Li et al. 2024), whose output layer here gives logits in all cases.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+_MODES = ("segmentation", "classification", "regression")
+_STRIDE = 8  # the encoder halves each axis three times
+
+
+class SuPreM(nn.Module):
+    """(B, in_channels, X, Y, Z) -> logits (B, out_channels, X, Y, Z), or (B, out_channels) for a whole-volume mode.
+
+    X, Y and Z must divide by 8, and not all be 8: the statistics of a one-voxel bottleneck are undefined. A published file
+    has weights for `width` 64 and one input channel. The decoder is left out in the whole-volume modes.
+    """
+
+    stem = "down_tr64.ops.0.conv1.weight"
+    encoder_prefixes = ("down_tr",)
+    saliency_layer = "down_tr512"
+    options = ()
+
+    def __init__(self, in_channels, out_channels, mode="segmentation", width=64):
+        super().__init__()
+        if mode not in _MODES:
+            raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(_MODES)}")
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+        if width % 2:
+            raise ValueError(f"width: got {width!r}, wanted an even number")
+        self.in_channels = in_channels
+        self.pool = nn.MaxPool3d(2)
+        self.down_tr64 = _Level(in_channels, width // 2, width)
+        self.down_tr128 = _Level(width, width, 2 * width)
+        self.down_tr256 = _Level(2 * width, 2 * width, 4 * width)
+        self.down_tr512 = _Level(4 * width, 4 * width, 8 * width)
+        stages = [("down_tr64",), ("down_tr128",), ("down_tr256",), ("down_tr512",)]
+        self.segments = mode == "segmentation"
+        if self.segments:
+            self.up_tr256 = _Up(8 * width, 4 * width)
+            self.up_tr128 = _Up(4 * width, 2 * width)
+            self.up_tr64 = _Up(2 * width, width)
+            self.out_tr = nn.Sequential(OrderedDict(final_conv=nn.Conv3d(width, out_channels, 1)))
+            self.head_prefixes = self.new_prefixes = ("out_tr",)
+            self.decoder_prefixes = ("up_tr", "out_tr")
+            self.unused_prefixes = ("fc",)
+            stages += [("up_tr256",), ("up_tr128",), ("up_tr64",)]
+        else:
+            self.fc = nn.Linear(8 * width, out_channels)
+            self.head_prefixes = self.new_prefixes = ("fc",)
+            self.unused_prefixes = ("up_tr", "out_tr")
+        self.stages = (*stages, self.head_prefixes)
+
+    def forward(self, x):
+        if not self.segments:
+            return self.fc(self.features(x))
+        x0, x1, x2, x3 = self._encode(x)
+        return self.out_tr(self.up_tr64(self.up_tr128(self.up_tr256(x3, x2), x1), x0))
+
+    def features(self, x):
+        """(B, 8 width): the bottleneck's mean over all voxels, which goes into the output layer of a whole-volume mode."""
+        return self._encode(x)[-1].mean(dim=(2, 3, 4))
+
+    def _encode(self, x):
+        """Features of the four levels, finest first."""
+        size = tuple(x.shape[2:])
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {self.in_channels}, X, Y, Z)")
+        if any(n % _STRIDE or n == 0 for n in size):
+            fit = tuple(max(1, -(-n // _STRIDE)) * _STRIDE for n in size)
+            raise ValueError(
+                f"input: got size {size}, wanted multiples of {_STRIDE}: pad or crop, for example to {fit}"
+            )
+        if size == (_STRIDE,) * 3:
+            raise ValueError(
+                f"input: got size {size}, which leaves one voxel at the bottleneck: wanted at least one axis of {2 * _STRIDE}"
+            )
+        x0 = self.down_tr64(x)
+        x1 = self.down_tr128(self.pool(x0))
+        x2 = self.down_tr256(self.pool(x1))
+        return x0, x1, x2, self.down_tr512(self.pool(x2))
+
+
+class _BatchNorm(nn.BatchNorm3d):
+    """By the statistics of the batch, always. The running ones are never used: they are part of the file format."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.track_running_stats = False  # for whoever asks whether samples depend on each other in evaluation
+
+    def forward(self, x):
+        kept = (self.running_mean, self.running_var) if self.training else (None, None)
+        return nn.functional.batch_norm(x, *kept, self.weight, self.bias, True, self.momentum, self.eps)
+
+
+class _Level(nn.Module):
+    def __init__(self, channels_in, between, channels_out):
+        super().__init__()
+        self.ops = nn.Sequential(_convolution(channels_in, between), _convolution(between, channels_out))
+
+    def forward(self, x):
+        return self.ops(x)
+
+
+class _Up(nn.Module):
+    """To twice the resolution, then the skip connection behind it: `below` and `here` channels give `here`."""
+
+    def __init__(self, below, here):
+        super().__init__()
+        self.up_conv = nn.ConvTranspose3d(below, below, 2, stride=2)
+        self.ops = nn.Sequential(_convolution(below + here, here), _convolution(here, here))
+
+    def forward(self, x, skip):
+        return self.ops(torch.cat((self.up_conv(x), skip), dim=1))
+
+
+def _convolution(channels_in, channels_out):
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv3d(channels_in, channels_out, 3, padding=1),
+            bn1=_BatchNorm(channels_out),
+            activation=nn.ReLU(inplace=True),
+        )
+    )
