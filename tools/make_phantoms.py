@@ -1,6 +1,7 @@
-"""Write a synthetic data set in the layout of a FOMO25 task (see fomo/data/phantom.py for what is in it).
+"""Write a synthetic data set in the layout of a FOMO25 task, or a table (see fomo/data/phantom.py for what is in it).
 
     python tools/make_phantoms.py 1 phantoms/task1 --cases 60 --size 48 --seed 0
+    python tools/make_phantoms.py table phantoms/table
 """
 
 import argparse
@@ -10,22 +11,25 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from fomo import cli, config
-from fomo.data import phantom
+from fomo.data import phantom, phantom_ct
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", type=int, choices=(1, 2, 3), help="1 infarct, 2 meningioma, 3 brain age")
-    parser.add_argument("root", help="new folder; afterwards data.root, with data.source fomo1, fomo2 or fomo3")
+    parser.add_argument("task", choices=("1", "2", "3", "table", "ct"), help="1 infarct, 2 meningioma, 3 brain age; table.csv with all kinds of targets; ct: chest CTs with 18 findings")
+    parser.add_argument("root", help="new folder; afterwards data.root, with data.source fomo1, fomo2 or fomo3, or where data.csv is")
     parser.add_argument("--cases", type=int, default=60, help="number of scans (60)")
-    parser.add_argument("--size", type=int, default=48, help="voxels along the longest axis, 192 mm (48)")
+    parser.add_argument("--size", type=int, help="voxels along the longest axis: 192 mm (48), of ct 320 mm (64)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other heads (0)")
     options = parser.parse_args(arguments)
+    options.size = options.size or (64 if options.task == "ct" else 48)
     if options.cases < 1 or options.size < 16:
         parser.error(f"got --cases {options.cases} --size {options.size}, wanted at least 1 and 16")
     if os.path.exists(options.root):
         raise config.UserError(f"{options.root} is there already, wanted a new folder")
-    phantom.make(options.root, options.task, options.cases, options.size, options.seed)
+    if options.task == "ct":
+        return phantom_ct.make(options.root, options.cases, options.size, options.seed)
+    phantom.make(options.root, int(options.task) if options.task.isdigit() else options.task, options.cases, options.size, options.seed)
 
 
 if __name__ == "__main__":

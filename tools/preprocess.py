@@ -15,8 +15,8 @@ from fomo.data import cache, sources
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
-    cases = sources.list_cases(config.data, config.task)
     output = log.Log()
+    cases = sources.list_cases(config.data, config.task, log=output)
     output("data", source=config.data.source, cases=len(cases), subjects=len({case.subject for case in cases}))
     if not dry_run:
         cache.prepare(cases, config.data, config.task, output)

@@ -5,15 +5,23 @@
                         foreground.npy  (N, 4) int16: x, y, z, class of foreground voxels, segmentation only
                         case.json       geometry, background value of each channel, voxels of each class
 
+    <cache>/index-<hash>.jsonl          the same facts of all entries of one preprocessing, see index.py
+
 The hash covers the preprocessing settings and every source file's path, size and time, so a change makes a new entry
 and never a wrong one. An entry appears by a rename, whole or not at all; whatever is there already is not done again.
+
+A start looks at every source file, unless the cases are many (data.rescan): then a case whose paths are in the index is
+taken from there, and only the names of the entries are listed. New, renamed and removed cases and removed entries are
+noticed all the same; a file that was changed in place is noticed when its case is read, which ends the run.
 """
 
 import concurrent.futures
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,25 +30,45 @@ import numpy as np
 
 from .. import volume
 from ..config import UserError, fingerprint
-from . import sources
+from . import index, slices, sources
+from .cases import looks_at_files
 
 _VERSION = 1  # raise it when preprocessing changes its results
 _FOREGROUND_VOXELS = 10_000  # kept per class
+_SHOWN = 20  # failed cases that an error names
 _FEW = 8  # cases: starting processes takes longer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CachedCase:
     case: sources.Case
     folder: str
     shape: tuple[int, int, int]  # (X, Y, Z)
-    geometry: volume.Geometry
     background: tuple[float, ...]  # per channel: what lies outside the volume
     class_voxels: tuple[int, ...]  # per class, in the cached mask; empty without a mask
+    unseen: str | None  # the settings' hash, where the start has not looked at the sources
+
+    @property
+    def geometry(self):
+        """The way back to native space, from case.json."""
+        return volume.Geometry.from_dict(_read_facts(self.folder)["geometry"])
 
     def image(self):
-        """(C, X, Y, Z), memory-mapped."""
-        return np.load(os.path.join(self.folder, "image.npy"), mmap_mode="r")
+        """(C, X, Y, Z), memory-mapped. UserError when the sources have changed since, or the entry is gone."""
+        if self.unseen is not None:
+            files = _sources(self.case, masked=bool(self.class_voxels))
+            if _entry(self.case, files, self.unseen) != os.path.basename(self.folder):
+                raise UserError(
+                    f"case {self.case.id}: {files[0].path} or a file beside it has changed since it was preprocessed: "
+                    "run again with data.rescan=always"
+                )
+        try:
+            return np.load(os.path.join(self.folder, "image.npy"), mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"case {self.case.id}: cannot read {self.folder}/image.npy ({' '.join(str(error).split())}): "
+                "delete that folder and run again"
+            ) from error
 
     def mask(self):
         """(X, Y, Z) uint8, memory-mapped; segmentation only."""
@@ -58,20 +86,32 @@ def prepare(cases, data, task, log=None, workers=None):
     Log, for progress (`data`) and warnings. Raises one UserError when cases are unusable, after all others are done:
     the first in full and the ids of the rest.
     """
+    if data.source == "slices":
+        return slices.prepare(cases, data)
     if data.cache is None:
         raise UserError("data.cache: got none, wanted the folder of the preprocessed cases")
     settings = _settings(data, task)
-    jobs = [(case, _entry(case, data.cache, settings), settings) for case in cases]
-    todo = [job for job in jobs if not os.path.isdir(job[1])]
-    failures, started, shown = [], time.monotonic(), time.monotonic()
-    if log:
-        log("data", cases=len(cases), cached=len(cases) - len(todo), cache=data.cache)
+    settings_hash, masked = fingerprint(settings), settings["classes"] is not None
     try:
         os.makedirs(data.cache, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.cache: cannot make {data.cache}: {error}") from error
+    there, look = set(os.listdir(data.cache)), looks_at_files(data, len(cases))
+    index_path = os.path.join(data.cache, f"index-{settings_hash}.jsonl")
+    known = _read_index(index_path, log)
+    keys = [_key(_sources(case, masked)) for case in cases]
+    entries, unseen = [], []
+    for case, key in zip(cases, keys):
+        entry = known[key].entry if key in known else ""
+        trusted = not look and entry in there and entry.rpartition("-")[0] == case.id
+        entries.append(entry if trusted else _entry(case, _sources(case, masked), settings_hash))
+        unseen.append(settings_hash if trusted else None)
+    todo = [(case, os.path.join(data.cache, entry), settings) for case, entry in zip(cases, entries) if entry not in there]
+    failures, started, shown = [], time.monotonic(), time.monotonic()
+    if log:
+        log("data", cases=len(cases), cached=len(cases) - len(todo), unseen=len(cases) - unseen.count(None), cache=data.cache)
     workers = data.prepare_workers if workers is None else workers
-    for done, (case, failure, warning) in enumerate(_run(todo, min(workers, len(todo) // _FEW)), start=1):
+    for done, (case, failure, warning) in enumerate(run_jobs(_prepare, todo, min(workers, len(todo) // _FEW)), start=1):
         if failure:
             failures.append((case.id, failure))
         if log and warning:
@@ -81,22 +121,47 @@ def prepare(cases, data, task, log=None, workers=None):
             log("data", prepared=done, of=len(todo), eta_s=(shown - started) / done * (len(todo) - done))
     if failures:
         failures.sort()
-        rest = f" ({len(failures) - 1} more failed: {', '.join(id for id, _ in failures[1:])})" if failures[1:] else ""
+        ids = ", ".join(id for id, _ in failures[1:_SHOWN]) + (", ..." if len(failures) > _SHOWN else "")
+        rest = f" ({len(failures) - 1} more failed: {ids})" if failures[1:] else ""
         raise UserError(f"case {failures[0][0]}: {failures[0][1]}{rest}")
-    return [_open(case, folder) for case, folder, _ in jobs]
+    new = {key: _facts(data.cache, entry) for key, entry in zip(keys, entries) if key not in known or known[key].entry != entry}
+    if new:
+        known = {key: facts for key, facts in known.items() if facts.entry in there} | new
+        try:
+            index.write(index_path, known)
+        except OSError as error:
+            raise UserError(f"data.cache: cannot write {index_path}: {error}") from error
+    return [
+        CachedCase(case, os.path.join(data.cache, entry), *known[key][1:], unseen=unlooked)
+        for case, key, entry, unlooked in zip(cases, keys, entries, unseen)
+    ]
 
 
-def _run(jobs, workers):
-    """Yield (case, failure, warning) of each job as it finishes."""
+def _read_index(path, log):
+    try:
+        return index.read(path)
+    except ValueError as error:
+        if log:
+            log.warn(f"{error}; it is made anew")
+        return {}
+
+
+def run_jobs(function, jobs, workers):
+    """Yield function(job) of each job as it finishes, from `workers` processes (0: this one, in order)."""
     if workers == 0:
-        yield from map(_prepare, jobs)
+        yield from map(function, jobs)
         return
     # spawn: the parent may hold threads (BLAS, a process group) that a fork would break
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            for future in concurrent.futures.as_completed([pool.submit(_prepare, job) for job in jobs]):
-                yield future.result()
+            pending = set()
+            for job in jobs:
+                pending.add(pool.submit(function, job))
+                if len(pending) > 4 * workers:  # no more at once: each holds its job
+                    done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            yield from (future.result() for future in concurrent.futures.as_completed(pending))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -117,21 +182,38 @@ def _settings(data, task):
     return used
 
 
-def _entry(case, cache, settings):
-    """The folder of a case's entry."""
-    files = []
-    for source in _sources(case, settings):
+def _entry(case, files, settings_hash):
+    """Name of the entry of a case; files: its sources, which are looked at."""
+    stamps = []
+    for source in files:
         try:
-            status = os.stat(source.path)
+            stamps.append([os.path.abspath(source.path), source.index, *_stamp(source.path)])
         except OSError as error:
             raise UserError(f"case {case.id}: cannot read {source.path}: {error.strerror}") from error
-        files.append([os.path.abspath(source.path), source.index, status.st_size, status.st_mtime_ns])
-    return os.path.join(cache, f"{case.id}-{fingerprint({'settings': settings, 'files': files})}")
+    return f"{case.id}-{_hash([settings_hash, stamps])}"
 
 
-def _sources(case, settings):
-    masked = settings["classes"] is not None and case.mask is not None
-    return (*case.images, case.mask) if masked else case.images
+def _stamp(path):
+    """What changes when a file, or any file of a folder, does."""
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return [status.st_size, status.st_mtime_ns]
+    files = sorted((entry.name, entry.stat()) for entry in os.scandir(path) if entry.is_file())
+    return [[name, status.st_size, status.st_mtime_ns] for name, status in files]
+
+
+def _key(files):
+    """What a case is found by in the index: the paths of its sources."""
+    return _hash([[os.path.abspath(source.path), source.index] for source in files])
+
+
+def _hash(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _sources(case, masked):
+    """The Volumes that go into an entry."""
+    return (*case.images, case.mask) if masked and case.mask is not None else case.images
 
 
 def _prepare(job):
@@ -211,7 +293,7 @@ def _read(case, settings):
     """([array per channel], affine, mask or None), all on one grid."""
     arrays, affine, first = [], None, case.images[0]
     mask = None
-    for source in _sources(case, settings):
+    for source in _sources(case, settings["classes"] is not None):
         array, own = sources.read_volume(source)
         if affine is None:
             affine = own
@@ -270,15 +352,18 @@ def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):
     return np.concatenate(rows) if rows else np.zeros((0, 4), np.int16)
 
 
-def _open(case, folder):
-    with open(os.path.join(folder, "case.json"), encoding="utf-8") as file:
-        facts = json.load(file)
-    geometry = volume.Geometry.from_dict(facts["geometry"])
-    return CachedCase(
-        case=case,
-        folder=folder,
-        shape=geometry.shape,
-        geometry=geometry,
-        background=tuple(facts["background"]),
-        class_voxels=tuple(facts.get("class_voxels", ())),
+def _read_facts(folder):
+    """The content of an entry's case.json."""
+    path = os.path.join(folder, "case.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}): delete that folder and run again") from error
+
+
+def _facts(cache, entry):
+    facts = _read_facts(os.path.join(cache, entry))
+    return index.Facts(
+        entry, tuple(facts["geometry"]["shape"]), tuple(facts["background"]), tuple(facts.get("class_voxels", ()))
     )

@@ -11,8 +11,16 @@ means anything. What is to be learned:
        not belong to it. One subject in sixteen has none.
     3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age, each with its own variation;
        head size means nothing.
+
+A fourth data set is a table (table.csv, see table.py) of heads with everything at once; the mean intensity tells none:
+
+    cohort  a lesion that is bright, one that is as dark as fluid, or one of both
+    gender  long (f) or tall (m) ventricles, of equal volume
+    age     as above, 45 to 80 years
+    mask    1 ventricles, 2 lesions
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -20,10 +28,11 @@ import tempfile
 import numpy as np
 from nibabel import orientations
 
-from .. import volume
+from .. import tables, volume
 
 VERSION = 1  # raise it when the images change
-TASKS = {"classification": 1, "segmentation": 2, "regression": 3}
+TASKS = {"classification": 1, "segmentation": 2, "regression": 3, "mae": 1, "dino": 1}
+_COHORTS = ("both", "bright", "dark")
 _FIELD_MM = (160.0, 192.0, 152.0)  # right-left, posterior-anterior, inferior-superior
 _CODES = ("RAS", "LPS", "LAS", "PIR", "RSA")
 
@@ -43,28 +52,44 @@ _LESIONS = {
     "shine_through": {"dwi_b1000": 2.20, "flair": 1.35, "adc": 2.00, "swi": 0.60, "t2s": 0.65},
     "old_bleeding": {"dwi_b1000": 0.35, "flair": 0.50, "adc": 0.20, "swi": 0.30, "t2s": 0.35},
     "mass": {"dwi_b1000": 1.20, "flair": 1.40, "swi": 0.40, "t2s": 0.45},
+    "bright": {"t1": 1.60, "t2": 1.80},
+    "dark": {"t1": 0.15, "t2": 0.20},
     "cyst": {"dwi_b1000": 0.25, "flair": 0.25, "swi": 0.85, "t2s": 1.00},
 }
 
 
 def make(root, task, cases, size, seed=0):
-    """Write the data set of `task` (1, 2, 3 or classification, segmentation, regression) to the new folder `root`.
+    """Write the data set of `task` (1, 2, 3, one of TASKS, or "table") to the new folder `root`.
 
     cases: number of scans; one subject in ten has two. size: voxels along the longest axis (192 mm). The same
     arguments give the same files. The folder appears whole or not at all; FileExistsError where `root` has content.
     """
     task = TASKS.get(task, task)
-    if task not in (1, 2, 3):
-        raise ValueError(f"task: got {task!r}, wanted 1, 2, 3 or one of {', '.join(TASKS)}")
+    if task not in (1, 2, 3, "table"):
+        raise ValueError(f"task: got {task!r}, wanted 1, 2, 3, table or one of {', '.join(TASKS)}")
+    rows = []
+    with new_folder(root) as folder:
+        for scan in range(cases):
+            pair, place = divmod(scan, 11)  # scans 9 and 10 of eleven are one subject's
+            subject = 10 * pair + min(place, 9)
+            session = 2 if place == 10 else 1
+            if task == "table":
+                rows.append(_write_row(folder, subject, session, size, seed))
+            else:
+                _write_case(folder, task, subject, session, size, seed)
+        if rows:
+            tables.write_csv(os.path.join(folder, "table.csv"), rows)
+
+
+@contextlib.contextmanager
+def new_folder(root):
+    """A temporary folder that becomes `root` at the end; FileExistsError where `root` has content by then."""
     parent = os.path.dirname(os.path.abspath(root))
     os.makedirs(parent, exist_ok=True)
     temporary = tempfile.mkdtemp(prefix=".phantom-", dir=parent)
     try:
         os.chmod(temporary, 0o755)
-        for scan in range(cases):
-            pair, place = divmod(scan, 11)  # scans 9 and 10 of eleven are one subject's
-            subject = 10 * pair + min(place, 9)
-            _write_case(temporary, task, subject, 2 if place == 10 else 1, size, seed)
+        yield temporary
         os.rename(temporary, root)
     except OSError as error:
         if os.path.isdir(root) and os.listdir(root):
@@ -84,7 +109,7 @@ def _write_case(root, task, number, session, size, seed):
 
     age = own.uniform(20, 85) if task == 3 else own.uniform(40, 65)
     head = _Head(own, (age - 20) / 65)
-    depth, tissues = head.tissues(points, soft)
+    depth, tissues, _ = head.tissues(points, soft)
     if task == 1:
         label = (number + number // 10) % 2  # subjects are exchangeable: as good as random, and balanced
         lesions = _task1_lesions(own, head, label)
@@ -114,15 +139,43 @@ def _write_case(root, task, number, session, size, seed):
             file.write(f"{label:g}\n")
 
 
+def _write_row(root, number, session, size, seed):
+    """One scan of the table; returns its line."""
+    own = np.random.default_rng([seed, 4, number])
+    scan = np.random.default_rng([seed, 4, number, session])
+    affine, shape, code = _grid(scan, size)
+    points = _points(affine, shape)
+    soft = 0.4 * 192 / size
+    cohort, gender = _COHORTS[number % 3], "fm"[number // 3 % 2]  # six subjects in a row have each combination once
+    age = own.uniform(45, 80)
+    head = _Head(own, (age - 20) / 65, tall=gender == "m")
+    depth, tissues, ventricles = head.tissues(points, soft)
+    inside = depth > 0
+    shares = [(name, _ball(points, centre, radius, soft), scale) for name, centre, radius, scale in _table_lesions(own, head, cohort)]
+    lesions = np.max([share for _, share, _ in shares], axis=0)
+    mask = np.where(lesions > 0.5, 2, ventricles > 0.5) * inside
+    subject = f"sub_{number + 1:03d}"
+    row = {"id": f"{subject}_ses_{session}", "PatientID": subject}
+    for channel in ("t1", "t2"):
+        row[channel] = f"images/{row['id']}_{channel}.nii.gz"
+        _write(os.path.join(root, row[channel]), _image(scan, channel, points, tissues, shares) * inside, affine, code)
+    row["mask"] = f"masks/{row['id']}.nii.gz"
+    _write(os.path.join(root, row["mask"]), mask.astype(np.uint8), affine, code)
+    return {**row, "cohort": cohort, "gender": gender, "age": f"{age + 0.5 * (session - 1):.2f}", "fold": 1 + number // 6 % 5}
+
+
 def _write(path, array, affine, code):
-    """In the scanner's own axis order: `array` and `affine` are RAS."""
-    ornt = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
-    affine = affine @ orientations.inv_ornt_aff(ornt, array.shape)
-    array = orientations.apply_orientation(array, ornt)
     if array.dtype != np.uint8:
         array = np.clip(np.round(array), 0, 32000).astype(np.int16)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    volume.write_nifti(path, np.ascontiguousarray(array), affine)
+    volume.write_nifti(path, *in_scanner_order(array, affine, code))
+
+
+def in_scanner_order(array, affine, code):
+    """(array, affine), which are RAS, in the axis order that `code` ("LPS", ...) names."""
+    ornt = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
+    affine = affine @ orientations.inv_ornt_aff(ornt, array.shape)
+    return np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine
 
 
 # ------------------------------------------------------------------------------------------ geometry
@@ -176,20 +229,24 @@ def _ball(points, centre, radius, soft):
 
 
 class _Head:
-    """One subject's anatomy: sizes in mm, fixed by the generator and by `age` from 0 (20 years) to 1 (85)."""
+    """One subject's anatomy: sizes in mm, fixed by the generator and by `age` from 0 (20 years) to 1 (85).
 
-    def __init__(self, rng, age):
+    tall: the ventricles reach up instead of back.
+    """
+
+    def __init__(self, rng, age, tall=False):
         self.axes = np.array([66.0, 83.0, 63.0]) * np.clip(rng.normal(1, 0.035, 3), 0.93, 1.06)
         self.rim = 1 + 5 * age * rng.normal(1, 0.08)  # fluid around the brain
         self.sulci = 1.5 + 10 * age * rng.normal(1, 0.05)  # depth of the furrows
         self.cortex = 11 - 4.5 * age * rng.normal(1, 0.06)
         self.ventricles = (0.5 + 1.35 * age) * rng.normal(1, 0.05)
+        self.cavity = np.array([7.0, 12.0, 21.7] if tall else [7.0, 26.0, 10.0])
         self.furrows = rng.normal(0, 1, (6, 3)) * 6  # directions and frequencies of the folding
         self.phases = rng.uniform(0, 2 * np.pi, 6)
         self.turn = _rotation(rng.uniform(-4, 4, 3))
 
     def tissues(self, points, soft):
-        """(depth below the surface in mm, shares (3, X, Y, Z) of fluid, grey and white matter)."""
+        """(depth below the surface in mm, shares (3, X, Y, Z) of fluid, grey and white matter, share of the ventricles)."""
         points = np.tensordot(self.turn, points, axes=1)
         depth = _ellipsoid(points, np.zeros(3), self.axes)
         direction = points / (np.sqrt((points**2).sum(0)) + 1e-6)
@@ -198,14 +255,15 @@ class _Head:
         pia = depth - self.rim - self.sulci * folding
         fluid = 1 - _rise(pia, soft)
         white = _rise(pia - self.cortex, soft)
+        ventricles = np.zeros_like(fluid)
         for side in (-1, 1):
-            size = np.array([7.0, 26.0, 10.0]) * self.ventricles ** np.array([1.2, 0.7, 1.0])
-            cavity = _rise(_ellipsoid(points, (side * 13.0, -2.0, 8.0), size), soft)
+            size = self.cavity * self.ventricles ** np.array([1.2, 0.7, 1.0])
+            ventricles = np.maximum(ventricles, _rise(_ellipsoid(points, (side * 13.0, -2.0, 8.0), size), soft))
             nucleus = _ball(points, (side * 24.0, 4.0, -4.0), (9.0, 16.0, 9.0), soft)
-            fluid = np.maximum(fluid, cavity)
             white = white * (1 - nucleus)
+        fluid = np.maximum(fluid, ventricles)
         white = white * (1 - fluid)
-        return depth, np.stack([fluid, 1 - fluid - white, white])
+        return depth, np.stack([fluid, 1 - fluid - white, white]), ventricles
 
     def inner_place(self, rng, radius):
         """A centre for a lesion inside the brain, clear of the surface."""
@@ -248,6 +306,13 @@ def _task2_lesions(rng, head, positive):
     if rng.random() < 0.5:
         wanted.append(("cyst", rng.uniform(10, 15), 1.0))
     return _placed(rng, head, wanted)
+
+
+def _table_lesions(rng, head, cohort):
+    """[(name, centre, radius, scale)]"""
+    names = ("bright", "dark") if cohort == "both" else (cohort,)
+    radius = rng.uniform(20, 26) / len(names) ** (1 / 3)  # the same volume in all
+    return _placed(rng, head, [(name, radius, rng.uniform(0.8, 1.1)) for name in names])
 
 
 # -------------------------------------------------------------------------------------------- images

@@ -1,12 +1,16 @@
-"""Sources: the layouts of data sets on disk, each a function from a folder to a list of cases.
+"""Sources: the layouts of data sets on disk, each a function from a folder or table to a list of cases.
 
 A case is one session of one subject. Listing touches names, labels and masks only; images are read by `read_volume`
 when the cache asks. A new data set is one more function in `_SOURCES`.
 
-    fomo1  skull_stripped/SUB/SES/ss_NAME.nii.gz   labels_masked/SUB/SES/seg_masked.nii.gz and/or label.txt
-    fomo2  preprocessed_2/*.npy (channels, then the mask)
-    fomo3  preprocessed_2/SUB/SES/ss_NAME.nii.gz   label.txt
-    all    preprocessed/SUB/SES/NAME.nii.gz        labels/SUB/SES/{seg.nii.gz,label.txt} or labels/SUB/label.txt
+    fomo1    skull_stripped/SUB/SES/ss_NAME.nii.gz   labels_masked/SUB/SES/seg_masked.nii.gz and/or label.txt
+    fomo2    preprocessed_2/*.npy (channels, then the mask)
+    fomo3    preprocessed_2/SUB/SES/ss_NAME.nii.gz   label.txt
+    fomo1-3  preprocessed/SUB/SES/NAME.nii.gz        labels/SUB/SES/{seg.nii.gz,label.txt} or labels/SUB/label.txt
+    table    a CSV with a line per case: table.py
+    volumes  a folder tree or a list of scans without labels: volumes.py
+    slices   a CSV with a line per CT slice, and labels per volume: slices.py
+    phantom  made on first use: phantom.py
 
 Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does.
 """
@@ -14,47 +18,25 @@ Where a root has both the derived folder and the raw `preprocessed`, the derived
 import csv
 import math
 import os
-import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from .. import volume
 from ..config import UserError
-from . import phantom
+from . import phantom, slices, table, volumes
+from .cases import Case, Volume, any_foreground, count_volumes, read_volume
 
 
-@dataclass(frozen=True)
-class Volume:
-    path: str
-    index: int | None = None  # which volume of a .npy that holds several
-
-    @property
-    def has_geometry(self):
-        """False for .npy: no orientation and no voxel size; it is taken as RAS with 1 mm voxels."""
-        return not self.path.endswith(".npy")
-
-
-@dataclass(frozen=True)
-class Case:
-    id: str
-    subject: str  # the unit that folds keep together
-    images: tuple[Volume, ...]  # in channel order
-    mask: Volume | None
-    target: float | None  # class, presence of foreground (segmentation) or regression value; None: not labelled
-    group: str | None  # site or scanner, from data.groups
-
-
-def list_cases(data, task, labels=True):
+def list_cases(data, task, labels=True, log=None):
     """The cases under `data.root`, sorted by id, with the label that `task.type` needs; data, task: config sections.
 
-    labels=False: images only, for prediction. Raises UserError for an empty folder, a missing or ambiguous channel, a
+    labels=False: images only, for prediction. log: for what is left out, needed with labels. Raises UserError for an empty folder, a missing or ambiguous channel, a
     missing, malformed or contradictory label, and for ids that are not unique.
     """
     cases = _SOURCES[data.source](data, task, labels)
     if not cases:
-        raise UserError(f"{data.root}: no cases found, wanted the {data.source} layout (see README, data layouts)")
+        raise UserError(f"{data.csv or data.root}: no cases found, wanted the {data.source} layout (see README, data layouts)")
+    if data.source == "slices" and labels:
+        cases = slices.labelled(cases, data, log)
     seen = {}
     for case in cases:
         if case.id in seen:
@@ -68,7 +50,7 @@ def list_cases(data, task, labels=True):
         for case in cases:
             if case.subject not in groups:
                 raise UserError(f"{data.groups}: no line for subject '{case.subject}', wanted every subject's group")
-        cases = [Case(**{**vars(case), "group": groups[case.subject]}) for case in cases]
+        cases = [replace(case, group=groups[case.subject]) for case in cases]
     return sorted(cases, key=lambda case: case.id)
 
 
@@ -95,12 +77,20 @@ def _phantom(data, task, labels):
     root = data.root or (data.cache and os.path.join(data.cache, "phantom"))
     if root is None:
         raise UserError("data.root: got none, wanted the folder in which the phantom data set is generated")
-    number = phantom.TASKS[task.type]
-    folder = os.path.join(root, f"task{number}_{data.phantom_cases}x{data.phantom_size}_v{phantom.VERSION}")
+    kind, pretrains = phantom.TASKS[task.type], task.type in ("mae", "dino")
+    name = f"task{kind}"
+    if data.phantom_layout == "table":
+        kind, name = "table", "heads"
+    seed = int(pretrains)  # pretraining has heads of its own, not those that are tested afterwards
+    folder = f"{name}{'_pretraining' if pretrains else ''}_{data.phantom_cases}x{data.phantom_size}_v{phantom.VERSION}"
+    folder = os.path.join(root, folder)
     if not os.path.isdir(folder):
-        phantom.make(folder, number, data.phantom_cases, data.phantom_size)
-    source = (_fomo1, _fomo2, _fomo3)[number - 1]
-    return source(_WithRoot(folder, data.channels), task, labels)
+        phantom.make(folder, kind, data.phantom_cases, data.phantom_size, seed)
+    if kind == "table":
+        columns = dict(id_column="id", subject_column="PatientID", mask_column="mask", fold_column="fold")
+        return table.list_table(replace(data, csv=os.path.join(folder, "table.csv"), **columns), task, labels)
+    source = (_fomo1, _fomo2, _fomo3)[kind - 1]
+    return source(_WithRoot(folder, data.channels), task, labels and not pretrains)
 
 
 @dataclass(frozen=True)
@@ -111,7 +101,15 @@ class _WithRoot:
     channels: tuple[str, ...]
 
 
-_SOURCES = {"fomo1": _fomo1, "fomo2": _fomo2, "fomo3": _fomo3, "phantom": _phantom}
+_SOURCES = {
+    "fomo1": _fomo1,
+    "fomo2": _fomo2,
+    "fomo3": _fomo3,
+    "table": table.list_table,
+    "volumes": volumes.list_volumes,
+    "slices": slices.list_slices,
+    "phantom": _phantom,
+}
 
 
 def _sessions(data, task, labels, folders, masks):
@@ -152,7 +150,7 @@ def _arrays(data, task, labels, folder):
             continue
         path = os.path.join(folder, name)
         id = name.removesuffix(".npy")
-        count, wanted = _count_volumes(path), len(data.channels) + 1
+        count, wanted = count_volumes(path), len(data.channels) + 1
         if count != wanted and (labels or count != wanted - 1):
             raise UserError(f"case {id}: {path}: got {count} volumes, wanted {wanted} (data.channels, then the mask)")
         mask = Volume(path, count - 1) if labels else None
@@ -185,14 +183,14 @@ def _target(kind, case, mask, texts, places):
     if kind == "segmentation":
         if mask is None:
             raise UserError(f"case {case}: no mask, wanted one of {', '.join(places)}")
-        return float(_any_foreground(mask, case))
+        return float(any_foreground(mask, case))
     values = [(_number(path, case), path) for path in texts]
     if kind == "classification":
         for value, path in values:
             if value not in (0, 1):
                 raise UserError(f"case {case}: {path}: got the label {value:g}, wanted 0 or 1")
         if mask is not None:
-            values.append((float(_any_foreground(mask, case)), mask.path))
+            values.append((float(any_foreground(mask, case)), mask.path))
     if not values:
         wanted = [place for place in places if kind == "classification" or place.endswith(".txt")]
         raise UserError(f"case {case}: no label, wanted one of {', '.join(wanted)}")
@@ -216,14 +214,6 @@ def _number(path, case):
     return value
 
 
-def _any_foreground(mask, case):
-    try:
-        array, _ = read_volume(mask)
-    except ValueError as error:
-        raise UserError(f"case {case}: mask: {error}") from error
-    return bool((array > 0).any())
-
-
 def _read_groups(path):
     """{subject: group} from a CSV with these two columns (and any others)."""
     try:
@@ -231,7 +221,7 @@ def _read_groups(path):
             reader = csv.DictReader(file)
             missing = {"subject", "group"} - set(reader.fieldnames or ())
             if missing:
-                raise UserError(f"{path}: got the columns {', '.join(reader.fieldnames or ())}, wanted subject,group")
+                raise UserError(f"{path}: got the columns {', '.join(reader.fieldnames or ())[:500]}, wanted subject,group")
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"data.groups: cannot read {path}: {error}") from error
@@ -239,83 +229,7 @@ def _read_groups(path):
     for line, row in enumerate(rows, start=2):
         subject, group = (row["subject"] or "").strip(), (row["group"] or "").strip()
         if not subject or not group:
-            raise UserError(f"{path}: line {line}: got subject '{subject}', group '{group}', wanted both")
+            raise UserError(f"{path}: line {line}: got subject '{subject[:80]}', group '{group[:80]}', wanted both")
         if groups.setdefault(subject, group) != group:
-            raise UserError(f"{path}: line {line}: got groups '{groups[subject]}' and '{group}' for subject '{subject}'")
+            raise UserError(f"{path}: line {line}: got groups '{groups[subject][:80]}' and '{group[:80]}' for subject '{subject[:80]}'")
     return groups
-
-
-# ------------------------------------------------------------------------------------------- reading
-
-
-def read_volume(source):
-    """(array float32 (X, Y, Z), affine) of a Volume; ValueError, with the path, for what is unreadable or non-finite.
-
-    A .npy file has no geometry: its affine is the identity, as if RAS with 1 mm voxels.
-    """
-    if source.has_geometry:
-        return volume.read_nifti(source.path)
-    stack = _load_array(source.path)
-    array = stack[source.index]
-    if not isinstance(array, np.ndarray) or array.ndim != 3 or 0 in array.shape:
-        raise ValueError(f"{source.path}: got volume {source.index} of shape {np.shape(array)}, wanted (x, y, z)")
-    try:
-        array = array.astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source.path}: got volume {source.index} of type {array.dtype}, wanted numbers") from error
-    if not np.isfinite(array).all():
-        raise ValueError(f"{source.path}: volume {source.index} has voxels that are NaN or infinite, wanted numbers")
-    return array, np.eye(4)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that can build numpy arrays and Python numbers, and nothing that runs code."""
-
-    _ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),  # numpy 1
-        ("numpy._core.multiarray", "_reconstruct"),  # numpy 2
-    }
-
-    def find_class(self, module, name):
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a numpy array; it was not run")
-        if name == "_reconstruct":
-            module = np.ndarray.__reduce__(np.empty(0))[0].__module__  # whichever this numpy has
-        return super().find_class(module, name)
-
-
-def _npy_header(file, path):
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot read it as .npy: {error}") from error
-    if not shape or (not dtype.hasobject and len(shape) != 4):
-        raise ValueError(f"{path}: got shape {shape}, wanted (volumes, x, y, z)")
-    return shape, dtype
-
-
-def _count_volumes(path):
-    try:
-        with open(path, "rb") as file:
-            return _npy_header(file, path)[0][0]
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
-
-
-def _load_array(path):
-    """The array of a .npy file: memory-mapped, or through `_ArraysOnly` when it holds objects."""
-    try:
-        with open(path, "rb") as file:
-            shape, dtype = _npy_header(file, path)
-            if not dtype.hasobject:
-                return np.load(path, mmap_mode="r", allow_pickle=False)
-            array = _ArraysOnly(file).load()
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: refused: {' '.join(str(error).split())}") from error
-    if not isinstance(array, np.ndarray) or array.size != math.prod(shape):
-        raise ValueError(f"{path}: got {type(array).__name__}, wanted an array of shape {shape}")
-    return array.reshape(shape)

@@ -87,7 +87,7 @@ def test_processes_give_the_same_entries(data, monkeypatch):
     assert [case.case for case in parallel] == [case.case for case in alone]
     for case, content in zip(parallel, contents):
         np.testing.assert_array_equal(case.image(), content)
-    assert log.lines[0] == ("data", {"cases": 3, "cached": 0, "cache": data.cache + "2"})
+    assert log.lines[0] == ("data", {"cases": 3, "cached": 0, "unseen": 0, "cache": data.cache + "2"})
     assert log.lines[-1][1]["prepared"] == 3 and log.lines[-1][1]["of"] == 3
 
 

@@ -5,6 +5,7 @@ import pathlib
 import nibabel
 import numpy as np
 import pytest
+import scipy.ndimage
 from conftest import run_command
 
 from fomo import config
@@ -144,4 +145,59 @@ def test_tools_make_and_preprocess(tmp_path):
     )
     done = run_command("tools/preprocess.py", tmp_path / "config.yaml", f"data.cache={tmp_path / 'cache'}")
     assert done.returncode == 0 and "prepared=3 of=3" in done.stdout, done.stderr
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert sum(path.is_dir() for path in (tmp_path / "cache").iterdir()) == 3
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """(rows of the config's targets, cases) of a table of 66 small scans."""
+    root = tmp_path_factory.mktemp("table")
+    data = config.Data(
+        source="phantom", root=str(root), phantom_layout="table", phantom_cases=66, phantom_size=24, channels=("t1", "t2")
+    )
+    return data, sources.list_cases(data, config.Task(targets=("cohort", "gender")))
+
+
+def test_the_table_has_every_combination_in_every_fold_and_keeps_subjects_together(table):
+    data, cases = table
+    assert len(cases) == 66 and len({case.subject for case in cases}) == 60
+    assert {(case.fold, *case.labels) for case in cases} == {
+        (fold, cohort, gender) for fold in "12345" for cohort in ("both", "bright", "dark") for gender in "fm"
+    }
+    assert {case.target[:1] + case.labels[:1] for case in cases} == {(0.0, "both"), (1.0, "bright"), (2.0, "dark")}
+    assert len({(case.subject, case.fold, case.labels) for case in cases}) == 60
+    ages = [case.target for case in sources.list_cases(data, config.Task(type="regression", targets=("age",)))]
+    assert 45 <= min(ages) < 52 and 73 < max(ages) <= 80.5
+
+
+def test_no_intensity_tells_the_gender_and_no_mean_the_cohort(table):
+    _, cases = table
+    values = np.array([shortcuts(case) for case in cases])
+    male = np.array([case.labels[1] == "m" for case in cases])
+    assert max(abs(auroc(male, column) - 0.5) for column in values.T) < 0.25  # 16 looks at 66 scans
+    for cohort in ("both", "bright", "dark"):
+        chosen = np.array([case.labels[0] == cohort for case in cases])
+        assert max(abs(auroc(chosen, values[:, column]) - 0.5) for column in (0, 7, 8, 15)) < 0.25, cohort
+
+
+def test_the_lesions_look_as_the_cohort_says(table):
+    data, cases = table
+    cohorts = {case.id: case.labels[0] for case in cases}
+    for case in sources.list_cases(data, config.Task(type="segmentation"))[:24]:
+        image, mask = sources.read_volume(case.images[0])[0], sources.read_volume(case.mask)[0]
+        assert set(np.unique(mask)) == {0, 1, 2} and image[mask > 0].min() > 0, "within the head"
+        parts, count = scipy.ndimage.label(mask == 2)
+        means = [image[parts == part].mean() / np.median(image[image > 0]) for part in range(1, count + 1)]
+        kinds = {"both": (1, 1), "bright": (1, 0), "dark": (0, 1)}[cohorts[case.id]]
+        assert (sum(mean > 1.15 for mean in means), sum(mean < 0.7 for mean in means)) == kinds and count == sum(kinds)
+
+
+def test_pretraining_has_other_heads_without_labels(tmp_path):
+    data = config.Data(source="phantom", root=str(tmp_path), phantom_cases=4, phantom_size=16, channels=("flair",))
+    tested = sources.list_cases(data, config.Task())
+    for kind in ("mae", "dino"):
+        cases = sources.list_cases(data, config.Task(type=kind))
+        assert [case.id for case in cases] == [case.id for case in tested] and {case.target for case in cases} == {None}
+        for one, other in zip(cases, tested):
+            a, b = sources.read_volume(one.images[0])[0], sources.read_volume(other.images[0])[0]
+            assert a.shape != b.shape or not np.allclose(a, b)

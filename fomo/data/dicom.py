@@ -1,0 +1,181 @@
+"""A folder of DICOM files as one volume, through pydicom (optional: pip install pydicom).
+
+The files are one series of parallel slices, one a file or, in multi-frame ("enhanced") files, many. Whatever would have
+to be guessed is an error: several series, slices that are missing, doubled or unevenly spaced, a tilted gantry (sheared
+volumes), mosaics, colours. Values are stored values * RescaleSlope + RescaleIntercept, of each slice its own: Hounsfield
+units in CT, also where a scanner pads with less than -1024.
+"""
+
+import os
+import struct
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+
+_GRID = 0.1  # how far, in slice distances, a slice may lie off the regular grid
+_PARALLEL = 1e-3  # how much direction cosines may differ
+_MALFORMED = (
+    OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RuntimeError, struct.error
+)  # fmt: skip  # RuntimeError: of a compression that pydicom has no decoder for
+
+
+class _Slice(NamedTuple):
+    path: str
+    series: str
+    position: np.ndarray  # (3,) mm, LPS, of the centre of the first pixel
+    axes: np.ndarray  # (2, 3): unit vectors along a row (column index) and down a column (row index), LPS
+    spacing: tuple  # mm between columns, between rows
+    thickness: float | None  # mm to the next slice, as far as the file says
+    values: np.ndarray  # (rows, columns) float32
+
+
+def read_dicom(folder):
+    """(array float32 (X, Y, Z), affine) of the series in `folder`, or of one multi-frame file.
+
+    X runs along the rows, Y down the columns, Z along their normal; affine: to RAS+ mm, as in nibabel. Subfolders, hidden
+    files and a DICOMDIR are left alone. Raises ValueError, with the path, for anything else that is not one regular volume.
+    """
+    slices = [part for path in _files(folder) for part in _read(path)]
+    first = slices[0]
+    for part in slices[1:]:
+        _check_same(folder, first, part)
+    normal = np.cross(*first.axes)
+    slices.sort(key=lambda part: float(part.position @ normal))
+    step = _step(folder, slices, normal)
+    affine = np.eye(4)
+    affine[:3, :2] = first.axes.T * first.spacing
+    affine[:3, 2] = normal * step
+    affine[:3, 3] = slices[0].position
+    array = np.stack([part.values.T for part in slices], axis=-1)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{folder}: got voxels that are NaN or infinite, wanted numbers")
+    return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _files(folder):
+    if os.path.isfile(folder):
+        return [folder]
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.is_file()]
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot read it: {error.strerror}") from error
+    names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.name.upper() != "DICOMDIR")
+    if not names:
+        raise ValueError(f"{folder}: got a folder without files, wanted the DICOM files of one series")
+    return [os.path.join(folder, name) for name in names]
+
+
+def _read(path):
+    """The slices of one file."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ValueError(f"{path}: reading DICOM needs pydicom: pip install pydicom") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd values in fields that are not used here
+            data = pydicom.dcmread(path)
+            _check_kind(path, data)
+            frames = int(data.get("NumberOfFrames") or 1)
+            stored = np.reshape(data.pixel_array, (frames, data.Rows, data.Columns))
+            return [_slice(path, data, frame, stored[frame]) for frame in range(frames)]
+    except pydicom.errors.InvalidDicomError as error:
+        raise ValueError(f"{path}: not a DICOM file, wanted nothing but the files of one series in the folder") from error
+    except _MALFORMED as error:
+        text = " ".join(str(error).split())
+        raise ValueError(text if text.startswith(path) else f"{path}: cannot read it as DICOM: {text[:300]}") from error
+
+
+def _check_kind(path, data):
+    if "PixelData" not in data:
+        kind = data.SOPClassUID.name if "SOPClassUID" in data else data.get("Modality", "unknown")
+        raise ValueError(f"{path}: got a DICOM file without an image ({kind}), wanted the slices of one series")
+    if "MOSAIC" in data.get("ImageType", ()):
+        raise ValueError(f"{path}: got a Siemens mosaic (many slices in one picture), wanted single slices: convert it with dcm2niix")
+    if data.get("SamplesPerPixel", 1) != 1:
+        raise ValueError(f"{path}: got a colour image, wanted grey values")
+    if "ModalityLUTSequence" in data:
+        raise ValueError(f"{path}: got a lookup table for the values, wanted RescaleSlope and RescaleIntercept")
+
+
+def _slice(path, data, frame, stored):
+    """One frame of a file. What an enhanced file says of the frame goes before what it says of all frames."""
+    places = [data]
+    if "PerFrameFunctionalGroupsSequence" in data:
+        shared = data.get("SharedFunctionalGroupsSequence") or [{}]
+        places = [data.PerFrameFunctionalGroupsSequence[frame], shared[0], data]
+
+    def find(group, name, default=None):
+        for place in places:
+            inside = place if place is data else (place.get(group) or [{}])[0]
+            value = inside.get(name)
+            if value is not None and value != "":
+                return value
+        if default is None:
+            raise ValueError(f"{path}: got no {name}, wanted a slice with its place in the patient")
+        return default
+
+    def numbers(count, *address):
+        value = np.array([float(number) for number in find(*address)])
+        if value.shape != (count,) or not np.isfinite(value).all():
+            raise ValueError(f"{path}: got {address[1]} {value.tolist()}, wanted {count} numbers")
+        return value
+
+    position = numbers(3, "PlanePositionSequence", "ImagePositionPatient")
+    axes = numbers(6, "PlaneOrientationSequence", "ImageOrientationPatient").reshape(2, 3)
+    if np.abs(axes @ axes.T - np.eye(2)).max() > _PARALLEL:
+        raise ValueError(f"{path}: got ImageOrientationPatient {axes.ravel().tolist()}, wanted two perpendicular unit vectors")
+    between_rows, between_columns = numbers(2, "PixelMeasuresSequence", "PixelSpacing")
+    thickness = float(find("PixelMeasuresSequence", "SpacingBetweenSlices", 0)) or float(find("PixelMeasuresSequence", "SliceThickness", 0))
+    slope = float(find("PixelValueTransformationSequence", "RescaleSlope", 1))
+    intercept = float(find("PixelValueTransformationSequence", "RescaleIntercept", 0))
+    if min(between_rows, between_columns) <= 0 or slope == 0:
+        raise ValueError(f"{path}: got PixelSpacing {between_rows:g} {between_columns:g} and RescaleSlope {slope:g}, wanted none of them 0")
+    values = (stored * np.float64(slope) + intercept).astype(np.float32)
+    series = str(data.get("SeriesInstanceUID", ""))
+    return _Slice(path, series, position, axes, (between_columns, between_rows), abs(thickness) or None, values)
+
+
+def _check_same(folder, first, part):
+    for name, one, other, same in (
+        ("series", first.series, part.series, first.series == part.series),
+        ("rows x columns", first.values.shape, part.values.shape, first.values.shape == part.values.shape),
+        ("pixel spacings", first.spacing, part.spacing, np.allclose(first.spacing, part.spacing, rtol=_PARALLEL)),
+        ("orientations", first.axes.tolist(), part.axes.tolist(), np.abs(first.axes - part.axes).max() <= _PARALLEL),
+    ):
+        if not same:
+            one_file, other_file = os.path.basename(first.path), os.path.basename(part.path)
+            raise ValueError(f"{folder}: got several {name} ({one} in {one_file}, {other} in {other_file}), wanted one series a folder")
+
+
+def _step(folder, slices, normal):
+    """mm between neighbouring slices, which must lie on a regular, straight grid."""
+    if len(slices) == 1:
+        if slices[0].thickness is None:
+            raise ValueError(f"{folder}: got one slice without SliceThickness, wanted a volume")
+        return slices[0].thickness
+    places = np.array([part.position for part in slices])
+    depths = places @ normal
+    gaps = np.diff(depths)
+    usual = float(np.median(gaps))
+    for gap, one, other in zip(gaps, slices, slices[1:]):
+        pair = f"{os.path.basename(one.path)} and {os.path.basename(other.path)}"
+        if gap < 0.01 or gap < 0.01 * usual:
+            raise ValueError(
+                f"{folder}: got two slices at one place ({pair}), wanted each once: several time points, echoes or copies in a folder?"
+            )
+        if gap > (2 - _GRID) * usual:
+            raise ValueError(
+                f"{folder}: got {gap:.4g} mm between {pair} and {usual:.4g} mm elsewhere, wanted every slice: {round(gap / usual) - 1} missing?"
+            )
+    step = (depths[-1] - depths[0]) / (len(slices) - 1)
+    off = np.abs(depths - depths[0] - step * np.arange(len(slices)))
+    if off.max() > _GRID * step:
+        name = os.path.basename(slices[int(off.argmax())].path)
+        raise ValueError(f"{folder}: got slices {gaps.min():.4g} to {gaps.max():.4g} mm apart (see {name}), wanted even distances")
+    sideways = np.linalg.norm(places - places[0] - np.outer(depths - depths[0], normal), axis=1).max()
+    if sideways > 0.5 * min(slices[0].spacing):
+        angle = np.degrees(np.arctan2(sideways, depths[-1] - depths[0]))
+        raise ValueError(f"{folder}: got slices shifted sideways by up to {sideways:.3g} mm (gantry tilt of {angle:.3g} degrees?), wanted a box")
+    return step

@@ -1,0 +1,127 @@
+"""The volumes source: every scan of a folder tree, or of a list of paths, is a case of one channel without a label.
+
+A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without a
+suffix). Names that begin with a dot are left out, and so are paths below the root that `data.pattern` does not match, such
+as masks. The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the list's folder;
+blank lines and lines that begin with # are left out. Nothing is opened but the first file of a folder of files without
+a suffix.
+
+The id is the path below the root without its suffix, its parts joined by _. The subject is, with what lies above it,
+- the first folder named sub-X or sub_X (BIDS, FOMO-60K), or what the file's name begins with, if that is sub-X_ or sub_X_;
+- else the top folder below the root (for a list without `data.root`: below the folder that all paths share);
+- else the scan itself.
+"""
+
+import collections
+import fnmatch
+import os
+import re
+import zlib
+
+from ..config import UserError
+from .cases import Case, Volume, looks_at_files
+
+_SUFFIXES = (".nii.gz", ".nii", ".npy")
+_DICOM = (".dcm", ".ima")
+_SUBJECT_FOLDER = re.compile(r"sub[-_][0-9A-Za-z]+", re.ASCII)
+_SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
+_ID_BYTES = 150
+
+
+def list_volumes(data, task, labels=True):
+    """The cases of `data.root` or of the list `data.csv`, unlabelled whatever `task` is."""
+    root, paths = _from_list(data) if data.csv is not None else scans_below(data.root)
+    chosen = re.compile(fnmatch.translate(data.pattern))
+    relatives = [relative for relative in paths if chosen.match(relative)]
+    if paths and not relatives:
+        raise UserError(f"data.pattern: got {data.pattern}, which none of the {len(paths)} scans match, as {paths[0]}")
+    ids = _ids(relatives)
+    return [
+        Case(id, _subject(relative), (Volume(os.path.join(root, relative)),), None, None, None)
+        for id, relative in zip(ids, relatives)
+    ]
+
+
+def scans_below(root):
+    """(root, paths below it): of every scan in the tree."""
+    if not os.path.isdir(root):
+        raise UserError(f"data.root: got {root}, which is not a folder, wanted the folder of the scans")
+    paths, open_folders = [], [""]
+    while open_folders:
+        below = open_folders.pop()
+        names, folders = [], []
+        with os.scandir(os.path.join(root, below)) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else names).append(entry.name)
+        paths += [os.path.join(below, name) for name in names if name.lower().endswith(_SUFFIXES)]
+        if below and _holds_dicom(os.path.join(root, below), names):
+            paths.append(below)
+        open_folders += [os.path.join(below, name) for name in folders]
+    return root, sorted(paths)
+
+
+def _holds_dicom(folder, names):
+    if any(name.lower().endswith(_DICOM) for name in names):
+        return True
+    plain = sorted(name for name in names if "." not in name or name.rpartition(".")[2].isdigit())
+    if not plain:
+        return False
+    with open(os.path.join(folder, plain[0]), "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _from_list(data):
+    """(root, paths below it) of a text file of paths."""
+    try:
+        with open(data.csv, encoding="utf-8-sig") as file:
+            lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.csv: cannot read {data.csv}: {error}") from error
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    start = data.root or os.path.dirname(os.path.abspath(data.csv))
+    look, seen = looks_at_files(data, len(lines)), {}
+    for number, line in lines:
+        path = os.path.normpath(os.path.join(start, line))
+        if path in seen:
+            raise UserError(f"{data.csv}: line {number}: got {line} as in line {seen[path]}, wanted each scan once")
+        if not line.isprintable() or (look and not os.path.exists(path)):
+            raise UserError(f"{data.csv}: line {number}: got {path!r}, which does not exist, wanted the path of a scan")
+        seen[path] = number
+    if not seen:
+        raise UserError(f"{data.csv}: got no paths, wanted one a line")
+    root = data.root or os.path.commonpath([os.path.dirname(path) for path in seen])
+    paths = [os.path.relpath(path, root) for path in seen]
+    for path, number in zip(paths, seen.values()):
+        if path.startswith(".."):
+            raise UserError(f"{data.csv}: line {number}: got {path}, which is not below data.root={root}")
+    return root, paths
+
+
+def _ids(relatives):
+    """File names made of the paths, unique: where two are alike, or one is too long, a checksum of the path is added."""
+    names = [_without_suffix(path).replace(os.sep, "_").lstrip(".~") for path in relatives]
+    count = collections.Counter(names)
+    for place, (name, path) in enumerate(zip(names, relatives)):
+        if count[name] > 1 or len(name.encode()) > _ID_BYTES:
+            short = name.encode()[: _ID_BYTES - 9].decode(errors="ignore")
+            names[place] = f"{short}-{zlib.crc32(path.encode()):08x}"
+    return names
+
+
+def _subject(relative):
+    *folders, name = relative.split(os.sep)
+    for place, part in enumerate(folders):
+        if _SUBJECT_FOLDER.fullmatch(part):
+            return "_".join(folders[: place + 1])
+    named = _SUBJECT_FILE.match(name)
+    if named:
+        return "_".join([*folders, named[1]])
+    return folders[0] if folders else _without_suffix(name)
+
+
+def _without_suffix(path):
+    for suffix in _SUFFIXES:
+        if path.lower().endswith(suffix):
+            return path[: -len(suffix)]
+    return path

@@ -1,0 +1,93 @@
+"""Volumes: every scan of a tree or a list is found once, with a safe id and the subject of the layout."""
+
+import nibabel
+import numpy as np
+import pytest
+
+from fomo import config
+from fomo.data import sources
+
+
+def listed(root=None, **values):
+    data = config.Data(source="volumes", root=root and str(root), channels=("mri",), **values)
+    return sources.list_cases(data, config.Task())
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def test_bids_and_fomo60k_names_give_the_subject(tmp_path):
+    touch(tmp_path, "ds1/sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", "ds1/sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz")
+    touch(tmp_path, "ds2/sub-01/anat/sub-01_T1w.nii", "ds2/sub_7/ses_1/flair.npy", "ds2/flat/sub-9_T2w.nii.gz")
+    touch(tmp_path, ".hidden/sub-01/x.nii.gz", "ds1/sub-01/.x.nii.gz", "ds1/sub-01/notes.txt", "ds2/participants.tsv")
+    cases = listed(tmp_path)
+    assert {case.id: case.subject for case in cases} == {
+        "ds1_sub-01_ses-1_anat_sub-01_ses-1_T1w": "ds1_sub-01",
+        "ds1_sub-01_ses-2_anat_sub-01_ses-2_T1w": "ds1_sub-01",
+        "ds2_sub-01_anat_sub-01_T1w": "ds2_sub-01",
+        "ds2_sub_7_ses_1_flair": "ds2_sub_7",
+        "ds2_flat_sub-9_T2w": "ds2_flat_sub-9",
+    }
+    assert all(case.target is None and case.mask is None and len(case.images) == 1 for case in cases)
+
+
+def test_without_such_names_the_top_folder_or_the_scan_is_the_subject(tmp_path):
+    touch(tmp_path, "ann/old/t1.nii.gz", "ann/new/t1.nii.gz", "bob.nii.gz")
+    assert {case.id: case.subject for case in listed(tmp_path)} == {"ann_old_t1": "ann", "ann_new_t1": "ann", "bob": "bob"}
+
+
+def test_the_pattern_leaves_out_what_is_no_scan(tmp_path):
+    touch(tmp_path, "sub-1/T1w.nii.gz", "sub-1/seg.nii.gz")
+    assert [case.id for case in listed(tmp_path, pattern="*T1w.nii*")] == ["sub-1_T1w"]
+    with pytest.raises(config.UserError, match="data.pattern: got \\*FLAIR"):
+        listed(tmp_path, pattern="*FLAIR*")
+
+
+def test_ids_are_unique_and_short_enough_for_a_file_name(tmp_path):
+    touch(tmp_path, "a_b/c.nii.gz", "a/b_c.nii.gz", f"{'x' * 200}/{'y' * 200}.nii.gz")
+    ids = [case.id for case in listed(tmp_path)]
+    assert len(set(ids)) == 3 and all(len(id) <= 150 for id in ids) and sum(id.startswith("a_b_c-") for id in ids) == 2
+    assert ids == [case.id for case in listed(tmp_path)]
+
+
+def test_a_folder_of_dicom_files_is_one_scan(tmp_path):
+    touch(tmp_path, "sub-1/t1/1.dcm", "sub-1/t1/2.dcm", "sub-1/t2/IM.IMA", "sub-1/notes/README")
+    (tmp_path / "sub-1/plain").mkdir()
+    (tmp_path / "sub-1/plain/IM0001").write_bytes(bytes(128) + b"DICM")
+    assert [case.id for case in listed(tmp_path)] == ["sub-1_plain", "sub-1_t1", "sub-1_t2"]
+
+
+def test_a_list_of_paths(tmp_path):
+    touch(tmp_path, "scans/sub-1/a.nii.gz", "scans/sub-2/b.nii.gz", "scans/c/d.nii.gz")
+    paths = tmp_path / "list.txt"
+    paths.write_text("# FOMO\nscans/sub-1/a.nii.gz\n\nscans/sub-2/b.nii.gz\n" + f"{tmp_path}/scans/c/d.nii.gz\n")
+    cases = listed(csv=str(paths))
+    assert {case.id: case.subject for case in cases} == {"sub-1_a": "sub-1", "sub-2_b": "sub-2", "c_d": "c"}
+    paths.write_text("sub-1/a.nii.gz\n")
+    (case,) = listed(tmp_path / "scans", csv=str(paths))
+    assert case.id == "sub-1_a" and case.images[0].path == str(tmp_path / "scans/sub-1/a.nii.gz")
+    with pytest.raises(config.UserError, match="line 1: .*not below data.root"):
+        paths.write_text("../list.txt\n")
+        listed(tmp_path / "scans", csv=str(paths))
+    for text, words in (("x.nii\n", "line 1: .*x.nii', which does not exist"), ("# no\n", "no paths")):
+        paths.write_text(text)
+        with pytest.raises(config.UserError, match=words):
+            listed(csv=str(paths))
+    paths.write_text("scans/c/d.nii.gz\nscans/../scans/c/d.nii.gz\n")
+    with pytest.raises(config.UserError, match="line 2: .*as in line 1"):
+        listed(csv=str(paths))
+
+
+def test_what_cannot_be_listed_or_read_is_one_line(tmp_path):
+    with pytest.raises(config.UserError, match="not a folder"):
+        listed(tmp_path / "nowhere")
+    with pytest.raises(config.UserError, match="no cases found"):
+        listed(tmp_path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2, 3)), np.eye(4)), tmp_path / "four.nii.gz")
+    np.save(tmp_path / "four.npy", np.zeros((2, 2, 2, 3)))
+    for case in listed(tmp_path):
+        with pytest.raises(ValueError, match="four.*got shape .*wanted .*x, y, z"):
+            sources.read_volume(case.images[0])
