@@ -96,10 +96,10 @@ def cases(batch, preset_name, seed):
     for number in range(3):
         yield f"preset {preset_name}\nsample {number + 1}", everything(batch, [np.random.default_rng([seed, number])])
     # The partner is the same case turned back to front, so that it can be told apart.
-    pair = {"image": torch.cat((batch["image"], batch["image"].flip(3)))}
     for kind in mixing.KINDS:
-        plans = mixing.draw(kind, np.random.default_rng(seed), 2, patch, p=1.0, alpha=30.0)
-        yield f"{kind}\nown share {plans[0]['weight']:.2f}", mixing.mix(pair, plans)
+        plan = mixing.draw(kind, np.random.default_rng(seed), 0, 2, patch, p=1.0, alpha=30.0)
+        mixed = mixing.mix(batch["image"], batch["image"].flip(3), [plan])
+        yield f"{kind}\nown share {plan['share']:.2f}", {"image": mixed}
     cubes = masking.draw_cubes(np.random.default_rng(seed), 1, patch, ratio=0.6, cube=4)
     masked, _ = masking.mask_image(batch["image"], cubes, cube=4, value=float(batch["image"].min()))
     yield "masking\n60% of cubes of 4 voxels", {"image": masked}

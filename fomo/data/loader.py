@@ -17,6 +17,8 @@ import torch
 from .. import interrupt, patches, seeds
 from ..config import UserError
 from ..transforms import build as build_transform
+from ..transforms import build_views, mixing
+from . import slices
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,35 @@ def _open(case, segmentation):
 
 
 class Samples(torch.utils.data.Dataset):
-    """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}."""
+    """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}.
+
+    With augment.mix also `mix`, a plan or None, and with a plan `partner`, the sample of that slot of the same step,
+    whatever rank has it: it is read here once more.
+    """
 
     def __init__(self, cases, order, config, fold):
         self.cases, self.order, self.data, self.seed, self.fold = cases, order, config.data, config.seed, fold
         self.segmentation = config.task.type == "segmentation"
+        self.labelled = config.task.type not in ("mae", "dino")
+        self.mix, self.mix_p, self.batch_size = config.augment.mix, config.augment.mix_p, config.train.batch_size
 
     def __getitem__(self, slot):
+        sample = self._read(slot)
+        if self.mix != "none":
+            step, place = divmod(slot, self.batch_size)
+            generator = seeds.generator(self.seed, "mix", self.fold, slot)
+            plan = mixing.draw(self.mix, generator, place, self.batch_size, self.data.patch, self.mix_p)
+            sample["mix"] = plan
+            if plan is not None:
+                sample["partner"] = self._read(step * self.batch_size + plan["partner"])
+        return sample
+
+    def _read(self, slot):
         case = self.cases[self.order[slot]]
-        generator = seeds.generator(self.seed, "crop", self.fold, slot)
+        if case.geometry is None:  # a slice: it is the patch
+            return {"image": torch.from_numpy(case.distinct()), "id": case.case.id, "slot": slot, "target": case.case.target}
         image, mask, foreground = _open(case, self.segmentation)
+        generator = seeds.generator(self.seed, "crop", self.fold, slot)
         position, voxel = self.data.crop_position, None
         if self.segmentation:
             position = "random"
@@ -113,7 +134,7 @@ class Samples(torch.utils.data.Dataset):
         sample = {"image": image, "id": case.case.id, "slot": slot}
         if self.segmentation:
             sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # uint8 up to the loss: an eighth to move
-        else:
+        elif self.labelled:
             sample["target"] = case.case.target
         return sample
 
@@ -126,9 +147,21 @@ def augmentation(config):
     if spacing_mm is not None and isinstance(resample, dict):  # angles are those of space
         parameters["resample"] = {"spacing_mm": spacing_mm, **resample}
     try:
+        if config.task.type == "dino":
+            task = config.task
+            return build_views(
+                augment.preset,
+                config.data.patch,
+                parameters,
+                global_size=task.global_size,
+                global_scale=task.global_scale,
+                local_size=task.local_size,
+                local_scale=task.local_scale,
+                local_views=task.local_views,
+            )
         return build_transform(augment.preset, config.data.patch, parameters)
     except ValueError as error:
-        raise UserError(f"augment.parameters.{error}") from error
+        raise UserError(f"augment.parameters.{str(error)[:1000]}") from error
 
 
 def augments_on_gpu(config):
@@ -139,29 +172,64 @@ def augments_on_gpu(config):
 
 
 class Collate:
-    """Stacks samples into a batch and draws its augmentation, each sample with its own addressed generator."""
+    """Stacks samples into a batch and draws its augmentation, each sample with its own addressed generator.
 
-    def __init__(self, config, fold):
+    draw(generators, batch): {name: value}, what the task adds to the batch. With augment.mix the batch has also
+    `own_share` (B,), each sample's share of its image, and `partner_target`, the target of what fills the rest.
+    """
+
+    def __init__(self, config, fold, draw=None):
         self.augment, self.apply = augmentation(config), not augments_on_gpu(config)
-        self.seed, self.fold = config.seed, fold
+        self.seed, self.fold, self.draw = config.seed, fold, draw
+        reading = slices.reading_of(config.data)
+        self.scaling = slices.scaling_of(reading) if config.data.source == "slices" and reading.repeats else None
 
     def __call__(self, samples):
-        batch = {name: [sample[name] for sample in samples] for name in samples[0]}
+        batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "partner"}
         for name in ("image", "mask"):
             if name in batch:
                 batch[name] = torch.stack(batch[name])
         if "target" in batch:
             batch["target"] = torch.tensor(batch["target"], dtype=torch.float32)
-        generators = [seeds.generator(self.seed, "augment", self.fold, slot) for slot in batch["slot"]]
+        if self.draw is not None:
+            batch.update(self.draw([seeds.generator(self.seed, "task", self.fold, slot) for slot in batch["slot"]], batch))
+        slots = batch["slot"]
+        if "mix" in batch:
+            partners = [sample["partner"] for sample in samples if sample["mix"] is not None]
+            targets = [sample.get("partner", sample)["target"] for sample in samples]
+            batch["partner_target"] = torch.tensor(targets, dtype=torch.float32)
+            batch["own_share"] = torch.tensor([1.0 if plan is None else plan["share"] for plan in batch["mix"]])
+            # behind the batch, to be augmented as in their own places, and then mixed in and dropped
+            batch["image"] = torch.cat([batch["image"], *(partner["image"][None] for partner in partners)])
+            slots = slots + [partner["slot"] for partner in partners]
+        if self.scaling is not None:
+            batch["scaling"] = self.scaling
+        generators = [seeds.generator(self.seed, "augment", self.fold, slot) for slot in slots]
         plans = self.augment.draw(generators, *batch["image"].shape[:2])
         if not self.apply:
             return {**batch, "plans": plans}
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums depend on the number of threads: the same in this process as in a worker
         try:
-            return self.augment.apply(batch, plans)
+            return mixed(self.augment.apply(batch, plans))
         finally:
             torch.set_num_threads(threads)
+
+
+def mixed(batch):
+    """A batch of Collate's after augmentation: its samples mixed with their partners, which are dropped, and slices that
+    are several channels repeated.
+    """
+    batch = dict(batch)
+    plans, scaling = batch.pop("mix", None), batch.pop("scaling", None)
+    if plans is not None:
+        batch["image"] = mixing.mix(batch["image"][: len(plans)], batch["image"][len(plans) :], plans)
+    if scaling is not None:
+        batch["image"] = batch["image"].expand(-1, len(scaling), -1, -1, -1)
+        if any(pair != (0, 1) for pair in scaling):
+            means, deviations = torch.tensor(scaling, device=batch["image"].device).T[..., None, None, None]
+            batch["image"] = (batch["image"] - means) / deviations
+    return batch
 
 
 def check_shared_memory(config, plan, folder="/dev/shm"):
@@ -169,8 +237,12 @@ def check_shared_memory(config, plan, folder="/dev/shm"):
     workers = config.train.workers
     if not workers or not os.path.isdir(folder):
         return
-    voxels = math.prod(config.data.patch)
+    task, voxels = config.task, math.prod(config.data.patch)
+    if task.type == "dino" and not augments_on_gpu(config):
+        voxels = 2 * math.prod(task.global_size) + task.local_views * math.prod(task.local_size)
     sample = voxels * (4 * len(config.data.channels) + (config.task.type == "segmentation"))
+    if config.augment.mix != "none" and augments_on_gpu(config):
+        sample *= 2  # partners come along
     needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -180,18 +252,90 @@ def check_shared_memory(config, plan, folder="/dev/shm"):
         )
 
 
-def batches(config, cases, fold, plan, first_step, last_step, pin_memory=False):
-    """Iterator over the micro-batches of steps first_step .. last_step - 1 of this rank, in order, read ahead."""
+class Slots:
+    """The slots of each micro-batch of steps first_step .. last_step - 1; not a list, which would be long for long runs."""
+
+    def __init__(self, plan, first_step, last_step):
+        self.plan, self.steps = plan, range(first_step, last_step)
+
+    def __len__(self):
+        return len(self.steps) * self.plan.micro_batches
+
+    def __iter__(self):
+        return (micro_batch for step in self.steps for micro_batch in self.plan.slots(step))
+
+
+def make_order(config, cases, fold):
     labels = [int(case.case.target) for case in cases] if config.train.balanced else None
-    order = Order(len(cases), config.seed, fold, labels)
-    slots = [micro for step in range(first_step, last_step) for micro in plan.slots(step)]
-    return iter(
-        torch.utils.data.DataLoader(
-            Samples(cases, order, config, fold),
-            batch_sampler=slots,
-            collate_fn=Collate(config, fold),
-            num_workers=min(config.train.workers, len(slots)),
-            pin_memory=pin_memory,
-            worker_init_fn=interrupt.ignore_in_worker,
-        )
+    return Order(len(cases), config.seed, fold, labels)
+
+
+def read_batch(config, cases, fold, slots, draw=None):
+    """One micro-batch, of the given slots, read in this process."""
+    samples = Samples(cases, make_order(config, cases, fold), config, fold)
+    return Collate(config, fold, draw)([samples[slot] for slot in slots])
+
+
+def batches(config, cases, fold, plan, first_step, last_step, pin_memory=False, draw=None):
+    """Iterator over the micro-batches of steps first_step .. last_step - 1 of this rank, in order, read ahead.
+
+    draw: what a task adds to each batch, see Collate.
+    """
+    slots = Slots(plan, first_step, last_step)
+    loader = torch.utils.data.DataLoader(
+        Samples(cases, make_order(config, cases, fold), config, fold),
+        batch_sampler=slots,
+        collate_fn=Collate(config, fold, draw),
+        num_workers=min(config.train.workers, len(slots)),
+        pin_memory=pin_memory,
+        worker_init_fn=interrupt.ignore_in_worker,
     )
+    return _in_one_line(iter(loader))
+
+
+def _in_one_line(batches):
+    """The batches of a loader; the user's error in a worker without the traceback that torch puts around it."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).rstrip().rpartition(f"{UserError.__name__}: ")[2]) from None
+    finally:  # torch's frames of an error hold the iterator until the process ends, which would wait for its workers
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
+
+
+# ------------------------------------------------------------------------------------- evaluation
+
+
+def in_one_window(case, patch):
+    """Whether a window of `patch` voxels holds the whole case."""
+    return all(size <= length for size, length in zip(case.shape, patch))
+
+
+class WholeCases(torch.utils.data.Dataset):
+    """Index -> image (C, *patch) float32 of a case that one window holds, in its middle."""
+
+    def __init__(self, cases, patch):
+        self.cases, self.patch = cases, patch
+
+    def __getitem__(self, index):
+        case = self.cases[index]
+        image, _, _ = _open(case, False)
+        start = tuple(patches.centred(size, length) for size, length in zip(case.shape, self.patch))
+        return patches.read(image, start, self.patch, case.background, torch.float32)
+
+
+def whole_cases(config, cases, batches, pin_memory=False):
+    """Iterator over the images (B, C, *patch) of `batches`, lists of indices of `cases`, in order, read ahead."""
+    loader = torch.utils.data.DataLoader(
+        WholeCases(cases, config.data.patch),
+        batch_sampler=batches,
+        collate_fn=torch.stack,
+        num_workers=min(config.train.workers, len(batches) // _FEW_BATCHES),
+        pin_memory=pin_memory,
+        worker_init_fn=interrupt.ignore_in_worker,
+    )
+    return _in_one_line(iter(loader))
+
+
+_FEW_BATCHES = 4  # per worker: fewer are read sooner than a process is started

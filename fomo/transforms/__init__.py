@@ -13,17 +13,46 @@ import torch
 from . import intensity, spatial
 from .generators import per_sample
 from .presets import KEYS, PRESETS, resolve
+from .views import Views
 
-__all__ = ["Augmentation", "KEYS", "PRESETS", "build", "resolve"]
+__all__ = ["Augmentation", "KEYS", "PRESETS", "Views", "build", "build_views", "resolve"]
 
 
 def build(preset, patch, parameters=None):
-    """The augmentation `preset` (none, basic, all, strong) of patches of `patch` = (x, y, z) voxels.
+    """The augmentation `preset` (none, basic, all, strong, slices) of patches of `patch` = (x, y, z) voxels.
 
     parameters: {transform: {key: value}} that replace the preset's; `KEYS` has all of them with unit and limits.
     Returns a callable (batch, generator) -> batch, see `Augmentation`. Raises ValueError that names the wrong key.
     """
     return Augmentation(resolve(preset, parameters), patch)
+
+
+def build_views(
+    preset,
+    patch,
+    parameters=None,
+    *,
+    global_size,
+    global_scale=(0.4, 1.0),
+    local_size=None,
+    local_scale=(0.05, 0.4),
+    local_views=0,
+):
+    """The views of patches of `patch` = (x, y, z) voxels for self-supervised learning, see `Views`.
+
+    preset, parameters: as for `build`, of the augmentation of each view; what they don't say about `mirror` is that
+    views are mirrored left-right with probability 0.5. sizes: voxels (x, y, z) of a view. resample.spacing_mm is that of
+    the patch. Raises ValueError that names the wrong key.
+    """
+    parameters = {**(parameters or {}), "mirror": {"p": 0.5, **(parameters or {}).get("mirror", {})}}
+    spacing = resolve(preset, parameters)["resample"]["spacing_mm"]
+    augment = {}
+    for kind, size in (("global", global_size), ("local", local_size)):
+        if kind == "global" or local_views:
+            stretched = tuple(mm * length / n for mm, length, n in zip(spacing, patch, size))
+            own = {**parameters, "resample": {**parameters.get("resample", {}), "spacing_mm": stretched}}
+            augment[kind] = build(preset, size, own)
+    return Views(patch, augment, {"global": global_scale, "local": local_scale}, local_views)
 
 
 class Augmentation:
@@ -62,7 +91,9 @@ class Augmentation:
             keys = parameters[name]
             if hit(keys["p"]):
                 chosen = [c for c in range(channels) if hit(keys["channel_p"])]
-                if chosen:
+                if chosen and keys.get("shared"):
+                    plan[name] = dict.fromkeys(chosen, intensity.draw(name, generator, keys, patch, hit))
+                elif chosen:
                     plan[name] = {c: intensity.draw(name, generator, keys, patch, hit) for c in chosen}
         if hit(parameters["channel_dropout"]["p"]):
             keep = int(generator.integers(channels))
@@ -79,13 +110,15 @@ class Augmentation:
         if not any(plans):
             return dict(batch)
         with torch.autocast(image.device.type, enabled=False):
-            pairs = [
-                self._apply_sample(image[b], None if mask is None else mask[b], plan) for b, plan in enumerate(plans)
-            ]
-        result = dict(batch, image=_stack([one for one, _ in pairs]))
-        if mask is not None:
-            result["mask"] = _stack([one for _, one in pairs])
-        return result
+            changed = None if mask is None else torch.empty_like(mask)
+            result = torch.empty_like(image)
+            grid = torch.empty(self.patch[:2], dtype=torch.complex64, device=image.device) if self.patch[2] == 1 else None
+            for b, plan in enumerate(plans):  # written at once: the memory of one sample serves the next
+                values, labels = self._apply_sample(image[b], None if mask is None else mask[b], plan, grid)
+                result[b] = values
+                if mask is not None:
+                    changed[b] = labels
+        return dict(batch, image=result) if mask is None else dict(batch, image=result, mask=changed)
 
     def _check(self, image, mask, plans):
         if image.ndim != 5 or tuple(image.shape[2:]) != self.patch or not image.is_floating_point():
@@ -97,7 +130,7 @@ class Augmentation:
         if len(plans) != len(image):
             raise ValueError(f"plans: got {len(plans)}, wanted one for each of {len(image)} samples")
 
-    def _apply_sample(self, image, mask, plan):
+    def _apply_sample(self, image, mask, plan, grid=None):
         """(C, X, Y, Z) and (X, Y, Z) or None -> the same."""
         where = plan.get("spatial")
         permutation = spatial.exact(where, self.patch) if where else None
@@ -106,7 +139,7 @@ class Augmentation:
             values = spatial.permute(values, *permutation)
             mask = None if mask is None else spatial.permute(mask, *permutation)
         elif where:
-            values, mask = self._resample(values.float(), mask, where)
+            values, mask = self._resample(values.float(), mask, where, grid)
         if plan.keys() - {"spatial"}:
             values = values.to(torch.float32, copy=values is image)
             for channel, one in enumerate(values):
@@ -118,10 +151,12 @@ class Augmentation:
             values = values.clamp_(-limit, limit).to(image.dtype)
         return values, mask
 
-    def _resample(self, image, mask, where):
+    def _resample(self, image, mask, where, grid):
         keys = self.parameters["resample"]
         border = keys["border"]
         fill = image.amin((1, 2, 3), keepdim=True) if border == "min" else 0
+        if mask is None and keys["image"] == "linear" and spatial.is_affine_slice(where, self.patch):
+            return spatial.sample_slice(image, where, border, fill, grid), None
         positions = spatial.inside(spatial.positions(where, self.patch, image.device), self.patch, border)
         image = spatial.sample(spatial.pad(image, border, fill), positions, keys["image"])
         if mask is not None:
@@ -132,6 +167,8 @@ class Augmentation:
         """Apply the drawn intensity transforms to one channel (X, Y, Z), in place."""
         if "channel_dropout" in changes:
             channel.zero_()
+        elif channel.shape[-1] == 1 and changes.keys() <= {"contrast", "brightness"}:
+            intensity.contrast_brightness_(channel, **changes.get("contrast", {}), **changes.get("brightness", {}))
         elif changes:
             # Work on intensities from 0 to 1: the darkest voxel is no signal, amplitudes mean the same for every
             # channel, and huge values do not overflow.
@@ -152,7 +189,3 @@ class Augmentation:
             if name in changes:
                 generator = torch.Generator(channel.device).manual_seed(changes[name]["seed"])
                 intensity.APPLY[name](channel, changes[name]["sigma"], generator)
-
-
-def _stack(tensors_):
-    return tensors_[0][None] if len(tensors_) == 1 else torch.stack(tensors_)

@@ -42,12 +42,14 @@ def blur(size, sigma):
 def low_resolution(size, zoom):
     """Average down to round(zoom · size) voxels and interpolate linearly back to `size`."""
     coarse = max(1, round(zoom * size))
-    return np.eye(size) if coarse == size else product(_resize(coarse, size), _resize(size, coarse))
+    return np.eye(size) if coarse == size else product(resize(coarse, size), resize(size, coarse))
 
 
-def _resize(size, new):
-    # A triangle as wide as the coarser grid's voxel: averages on the way down, interpolates on the way up. (out, in) of
-    # `new` <- `size`, voxel areas aligned (not voxel centres).
+def resize(size, new):
+    """Matrix (new, size) that averages on the way down and interpolates on the way up, over the same field of view.
+
+    The weights are a triangle as wide as the coarser grid's voxel; voxel edges are aligned, not voxel centres.
+    """
     centre = (np.arange(size) + 0.5) / size
     new_centre = (np.arange(new) + 0.5) / new
     weights = np.clip(1 - np.abs(new_centre[:, None] - centre) * min(size, new), 0, None)

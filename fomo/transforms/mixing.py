@@ -1,47 +1,46 @@
-"""CutMix and MixUp: samples of one batch are combined, and their targets with the same weights.
+"""CutMix and MixUp: a sample is combined with another one of its batch, and so are their losses.
 
-    plans = draw("cutmix", generators, samples, patch, p=0.5, alpha=1.0)
-    batch, targets = mix(batch, plans), mix_targets(targets, plans, classes=18)
+    plan = draw("cutmix", generator, place=3, samples=32, patch=(224, 224, 1), p=0.5)
+    image = mix(images, partners, plans)
+    loss = plan["share"] * loss(output, target) + (1 - plan["share"]) * loss(output, target of the partner)
 
-A plan is None (the sample stays) or a dict: `partner`, the index of the other sample; `weight`, the sample's own share;
-for CutMix also `box`, the three (start, stop) of the partner's voxels. Sources: CutMix, Yun et al., ICCV 2019; MixUp,
-Zhang et al., ICLR 2018.
+A plan is None (the sample stays) or a dict: `partner`, the place of the other sample in the batch; `share`, the sample's
+own share of the image; for CutMix also `box`, the three (start, stop) of the partner's voxels. For a loss that is linear
+in its target, as cross entropy is, that is the loss of the mixed target; it needs no meaning of mixed targets from any
+other. Sources: CutMix, Yun et al., ICCV 2019; MixUp, Zhang et al., ICLR 2018.
 """
 
 import numpy as np
 import torch
 
-from .generators import per_sample
-
-KINDS = ("cutmix", "mixup")
+KINDS = {"cutmix": 1.0, "mixup": 0.4}  # and the alpha of their papers
 
 
-def draw(kind, generator, samples, patch, p=0.5, alpha=1.0):
-    """One plan per sample; the share is drawn from Beta(alpha, alpha). A batch of one sample has no partners: all None.
+def draw(kind, generator, place, samples, patch, p=0.5, alpha=None):
+    """The plan of the sample at `place` of a batch of `samples`; its own share is drawn from Beta(alpha, alpha).
 
-    The partners are those of the batch, so mixed batches depend on how the samples are divided over ranks. Raises
-    ValueError for an impossible argument.
+    generator: of this sample, so that its plan does not depend on how the batch is divided over ranks. alpha: None for
+    the kind's own. Raises ValueError for an impossible argument, as for a batch of one sample, which has no partners.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, wanted one of {', '.join(KINDS)}")
     if not 0 <= p <= 1:
         raise ValueError(f"p: got {p!r}, wanted 0 to 1")
+    alpha = KINDS[kind] if alpha is None else alpha
     if not alpha > 0:
         raise ValueError(f"alpha: got {alpha!r}, wanted more than 0")
-    plans = []
-    for index, one in enumerate(per_sample(generator, samples)):
-        if samples == 1 or one.random() >= p:
-            plans.append(None)
-            continue
-        partner = (index + int(one.integers(1, samples))) % samples
-        weight = float(one.beta(alpha, alpha))
-        plan = dict(partner=partner, weight=weight)
-        if kind == "cutmix":
-            plan["box"] = box = _draw_box(one, patch, 1 - weight)
-            # The box is cut off at the border of the patch: the share that counts is the one that is left.
-            plan["weight"] = 1 - float(np.prod([(stop - start) / size for (start, stop), size in zip(box, patch)]))
-        plans.append(plan)
-    return plans
+    if samples < 2:
+        raise ValueError(f"samples: got {samples}, wanted at least 2")
+    if generator.random() >= p:
+        return None
+    partner = (place + int(generator.integers(1, samples))) % samples
+    share = float(generator.beta(alpha, alpha))
+    if kind == "mixup":
+        return dict(partner=partner, share=share)
+    box = _draw_box(generator, patch, 1 - share)
+    # The box is cut off at the border of the patch: the share that counts is the one that is left.
+    share = 1 - float(np.prod([(stop - start) / size for (start, stop), size in zip(box, patch)]))
+    return dict(partner=partner, share=share, box=box)
 
 
 def _draw_box(generator, patch, share):
@@ -54,44 +53,21 @@ def _draw_box(generator, patch, share):
     return tuple(box)
 
 
-def mix(batch, plans):
-    """The batch with `image` (B, C, X, Y, Z) mixed; CutMix pastes `mask` (B, X, Y, Z) too. The input is left as it was.
-
-    Raises ValueError for MixUp of a batch with a mask: the mean of two label maps is no label map.
-    """
-    image, mask = batch["image"], batch.get("mask")
-    if len(plans) != len(image):
-        raise ValueError(f"plans: got {len(plans)}, wanted one for each of {len(image)} samples")
-    if not any(plans):
-        return dict(batch)
-    mixed, mixed_mask = image.clone(), None if mask is None else mask.clone()
-    for index, plan in enumerate(plans):
-        if plan is None:
-            continue
-        partner = plan["partner"]
+def mix(image, partners, plans):
+    """(B, C, X, Y, Z) mixed with `partners`: those of the plans that are not None, in their order. The input stays."""
+    mixed = [index for index, plan in enumerate(plans) if plan is not None]
+    if len(plans) != len(image) or len(partners) != len(mixed):
+        raise ValueError(
+            f"plans: got {len(plans)} with {len(mixed)} partners, wanted {len(image)} with {len(partners)}, as there are images"
+        )
+    if not mixed:
+        return image
+    result = image.clone()
+    for index, partner in zip(mixed, partners):
+        plan = plans[index]
         if "box" in plan:
             where = tuple(slice(*ends) for ends in plan["box"])
-            mixed[(index, slice(None), *where)] = image[(partner, slice(None), *where)]
-            if mask is not None:
-                mixed_mask[(index, *where)] = mask[(partner, *where)]
-        elif mask is not None:
-            raise ValueError("mask: got one with mixup, wanted none: mixed label maps are not defined (use cutmix)")
+            result[(index, slice(None), *where)] = partner[(slice(None), *where)]
         else:
-            mixed[index] = torch.lerp(image[partner], image[index], plan["weight"])
-    return dict(batch, image=mixed) if mask is None else dict(batch, image=mixed, mask=mixed_mask)
-
-
-def mix_targets(targets, plans, classes=None):
-    """Floating-point targets with the weights of the plans.
-
-    Single-label: (B,) integers and classes=K -> (B, K) probabilities. Multi-label (B, K) and regression (B,) or (B, K):
-    numbers -> the same shape.
-    """
-    if classes is not None:
-        targets = torch.nn.functional.one_hot(targets.long(), classes)
-    targets = targets if targets.is_floating_point() else targets.float()
-    mixed = targets.clone()
-    for index, plan in enumerate(plans):
-        if plan is not None:
-            mixed[index] = plan["weight"] * targets[index] + (1 - plan["weight"]) * targets[plan["partner"]]
-    return mixed
+            result[index] = torch.lerp(partner, image[index], plan["share"])
+    return result

@@ -77,11 +77,13 @@ KEYS = {
         "p": (0.2, _P, "probability"),
         "channel_p": (1.0, _P, "probability of each channel, once applied"),
         "factor": ((0.75, 1.25), (0.0, 10.0), "stretch about the channel's mean"),
+        "shared": (False, None, "one draw for all channels, as for those that show the same or neighbouring slices"),
     },
     "brightness": {
         "p": (0.2, _P, "probability"),
         "channel_p": (1.0, _P, "probability of each channel, once applied"),
         "shift": ((-0.3, 0.3), (-10.0, 10.0), "added, in standard deviations of the channel"),
+        "shared": (False, None, "one draw for all channels, as for those that show the same or neighbouring slices"),
     },
     "bias_field": {
         "p": (0.33, _P, "probability"),
@@ -155,6 +157,16 @@ PRESETS = {
     "none": ((), {}),
     "basic": (("rotate", "scale"), {}),
     "all": (_ALL, {}),
+    # Of CT slices: position and posture vary, Hounsfield units hardly.
+    "slices": (
+        ("mirror", "rotate", "translate", "contrast", "brightness"),
+        {
+            "rotate": {"p": 0.5, "axis_p": 1.0, "degrees": (-15.0, 15.0)},
+            "translate": {"p": 0.5},
+            "contrast": {"p": 0.5, "factor": (0.8, 1.2), "shared": True},
+            "brightness": {"p": 0.5, "shift": (-0.2, 0.2), "shared": True},
+        },
+    ),
     # For small training sets: everything on but quarter turns, more often and further.
     "strong": (
         tuple(name for name in KEYS if name not in ("resample", "turn")),

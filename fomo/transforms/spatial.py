@@ -199,6 +199,32 @@ def sample_linear(volume, where):
     return first.view(channels, *x.shape).lerp_(second.view(channels, *x.shape), blend)
 
 
+def is_affine_slice(plan, patch):
+    """Whether the patch is a slice (X, Y, 1) that is turned, scaled and shifted, but not bent."""
+    return patch[2] == 1 and min(patch[:2]) > 1 and plan["elastic"] is None
+
+
+def sample_slice(image, plan, border, fill, grid=None):
+    """A slice (C, X, Y, 1) by an affine plan: what `positions`, `inside`, `pad` and `sample_linear` give, a fifth of the work.
+
+    fill: as for `pad`. Bilinear interpolation with voxels of `fill` around the slice is that of image - fill with zeros.
+    grid: (X, Y) complex64 to work in, so that samples need not each have their own.
+    """
+    # In torch's coordinates, from -1 to 1 between the outermost centres; a complex number is torch's (y, x) of a voxel,
+    # so that a grid is one sum.
+    steps = plan["matrix"][0] * (2j / (image.shape[1] - 1)) + plan["matrix"][1] * (2 / (image.shape[2] - 1))
+    rows, columns = (step * (np.arange(n) - (n - 1) / 2) for step, n in zip(steps, image.shape[1:3]))
+    rows += complex(plan["offset"][1] * 2 / (image.shape[2] - 1), plan["offset"][0] * 2 / (image.shape[1] - 1))
+    rows, columns = (torch.from_numpy(one.astype(np.complex64)).to(image.device) for one in (rows[:, None], columns))
+    grid = torch.view_as_real(torch.add(rows, columns, out=grid))
+    padding = {"edge": "border", "reflect": "reflection"}.get(border, "zeros")
+    filled = border == "min" and (image.device.type != "cpu" or bool(fill.any()))  # air is mostly 0 already
+    if filled:
+        image = image - fill
+    image = F.grid_sample(image[None, ..., 0], grid[None], padding_mode=padding, align_corners=True)[0, ..., None]
+    return image.add_(fill) if filled else image
+
+
 def sample_cubic(volume, where):
     """Interpolating cubic B-spline, mirrored at the borders of `volume`; an axis of one voxel is left as it is.
 

@@ -242,3 +242,34 @@ def test_apply_matrices_is_einsum_and_takes_none_for_the_identity():
 def test_spline_reproduces_straight_lines_and_sums_to_one():
     positions, matrix = axes.spline_basis(17, 7)
     assert matrix.sum(1) == pytest.approx(np.ones(17)) and matrix @ positions == pytest.approx(np.arange(17.0))
+
+
+def test_contrast_and_brightness_of_slices_are_those_of_volumes():
+    """Slices take a shorter way; a volume of two equal slices takes the usual one."""
+    image = image_of((24, 20, 1), channels=2)
+    keys = {"contrast": {"p": 1.0}, "brightness": {"p": 1.0}}
+    short = build("none", (24, 20, 1), keys)({"image": image}, np.random.default_rng(0))["image"]
+    double = image.repeat(1, 1, 1, 1, 2)
+    usual = build("none", (24, 20, 2), keys)({"image": double}, np.random.default_rng(0))["image"]
+    torch.testing.assert_close(short, usual[..., :1], rtol=0, atol=1e-3)
+    assert (short - image).abs().max() > 1
+
+
+@pytest.mark.parametrize("name", ["contrast", "brightness"])
+def test_a_shared_draw_treats_channels_alike(name):
+    image = image_of((24, 20, 1)).repeat(1, 3, 1, 1, 1)
+    alike = run(name, image, shared=True)
+    assert torch.equal(alike[:, 0], alike[:, 1]) and torch.equal(alike[:, 0], alike[:, 2])
+    assert not torch.equal(run(name, image)[:, 0], run(name, image)[:, 1])
+
+
+@pytest.mark.parametrize("name, keys", [
+    ("blur", {"sigma": always(0.9)}), ("low_resolution", {"zoom": always(0.5), "single_axis_p": 0.0}), ("gibbs", {"cutoff": always(0.5)}),
+])  # fmt: skip
+def test_a_slice_is_filtered_in_its_plane_as_in_a_volume_of_equal_slices(name, keys):
+    """Along an axis of one voxel every filter is the identity, as it is along one on which nothing changes."""
+    image = image_of((24, 20, 1))
+    changed = run(name, image, channel_p=1.0, **keys)
+    volume = run(name, image.repeat(1, 1, 1, 1, 6), channel_p=1.0, **keys)
+    torch.testing.assert_close(volume[..., 2:3], changed, rtol=0, atol=2e-2)
+    assert (changed - image).abs().max() > 0.5

@@ -243,3 +243,33 @@ def test_label_follows_the_image():
         inside, label = result["image"][0, 0] > 0.5, result["mask"][0] > 0
         overlap = 2 * (inside & label).sum() / (inside.sum() + label.sum())
         assert overlap > (0.999 if labels == "linear" else 0.95)
+
+
+@pytest.mark.parametrize("border", spatial.BORDERS)
+@pytest.mark.parametrize("shape", [(24, 18, 1), (9, 9, 1)])
+def test_the_short_way_for_slices_gives_what_the_long_way_gives(border, shape, monkeypatch):
+    parameters = {name: {"p": 1.0} for name in ("rotate", "scale", "translate")} | {"resample": {"border": border}}
+    augment = build("none", shape, parameters)
+    image = torch.from_numpy(np.stack([smooth(shape, seed) for seed in range(6)])).reshape(3, 2, *shape) + 5
+    plans = augment.draw(np.random.default_rng(1), 3, 2)
+    short = augment.apply({"image": image}, plans)["image"]
+    monkeypatch.setattr(spatial, "is_affine_slice", lambda *given: False)
+    long = augment.apply({"image": image}, plans)["image"]
+    assert (short - long).abs().max() < 1e-4 and (short - image).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("name, keys", [
+    ("rotate", {"axis_p": 1.0}), ("scale", {"per_axis": True}), ("translate", {}), ("turn", {}), ("mirror", {"axes": (True, True, True)}),
+])  # fmt: skip
+def test_a_slice_moves_in_its_plane_only_and_as_in_a_volume_of_equal_slices(name, keys):
+    """The plan that was drawn for a slice, applied to five copies of it on top of each other."""
+    image = smooth((20, 20, 1))
+    slice_only = build("none", (20, 20, 1), {name: {"p": 1.0, **keys}})
+    [plan] = slice_only.draw(np.random.default_rng(3), 1, 1)
+    turned = slice_only.apply({"image": torch.from_numpy(image)[None, None]}, [plan])["image"][0, 0, :, :, 0]
+    where = dict(plan["spatial"], matrix=plan["spatial"]["matrix"].copy())
+    where["matrix"][2, 2] = 1  # the scale of an axis of one voxel has no effect
+    assert where["offset"][2] == 0 and not where["matrix"][2, :2].any() and not where["matrix"][:2, 2].any()
+    volume = torch.from_numpy(image.repeat(5, axis=2))[None, None]
+    copies = build("none", (20, 20, 5)).apply({"image": volume}, [{"spatial": where}])["image"][0, 0]
+    assert (copies[:, :, 2] - turned).abs().max() < 1e-4 and (turned - torch.from_numpy(image[:, :, 0])).abs().max() > 0.1
