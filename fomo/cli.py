@@ -37,25 +37,25 @@ def run(main):
     and only rank 0 prints it.
     """
     faulthandler.enable()  # a crash in native code shows where it was
-    code, silent = 0, False
+    code, others_speak = 0, False
     try:
         main(sys.argv[1:])
     except dist.OtherRankFailed as error:
-        code, silent = error.exit_code, True
+        code, others_speak = error.exit_code, True
     except interrupt.Interrupted as error:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # the outermost frame: reports whatever is left
         code = getattr(error, "exit_code", 1)
-        silent = getattr(error, "reported", not (dist.is_main() or dist.is_initialized()))
+        others_speak = not (hasattr(error, "reported") or dist.is_main() or dist.is_initialized())
         if not hasattr(error, "exit_code"):
             traceback.print_exc()
-        elif not silent:
+        elif not (others_speak or getattr(error, "reported", False)):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and silent and not dist.is_main():
+    if others_speak:
         time.sleep(_LAST_WORD_S)
     if dist.world_size() > 1:
         os._exit(code)  # torch's communication threads, still held by an error's frames, can abort a normal exit

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as torch_dist
 from torch.distributed.rendezvous import rendezvous
 
-_alone = False
+_team = None  # (its ranks, their process group) while the ranks are divided, see `teams`
 
 
 class OtherRankFailed(RuntimeError):
@@ -22,9 +22,9 @@ class OtherRankFailed(RuntimeError):
 
     collective = True
 
-    def __init__(self, rank, exit_code):
+    def __init__(self, rank, exit_code, ends_run=True):
         super().__init__(f"rank {rank} failed")
-        self.exit_code = exit_code
+        self.exit_code, self.ends_run = exit_code, ends_run
 
 
 class LaunchError(RuntimeError):
@@ -34,11 +34,12 @@ class LaunchError(RuntimeError):
 
 
 def rank():
-    return 0 if _alone else int(os.environ.get("RANK", 0))
+    own = int(os.environ.get("RANK", 0))
+    return own if _team is None else _team[0].index(own)
 
 
 def world_size():
-    return 1 if _alone else int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE", 1)) if _team is None else len(_team[0])
 
 
 def local_rank():
@@ -105,23 +106,38 @@ def is_initialized():
 
 
 @contextlib.contextmanager
-def alone():
-    """While this lasts, this process is the only rank: rank() is 0, world_size() 1, collectives are its own affair."""
-    global _alone
-    _alone = True
+def teams(size):
+    """While this lasts, the ranks are teams of `size` neighbours, each a world of its own: rank(), world_size() and every
+    collective are those of this rank's team. Every rank enters it; `size` divides their number.
+    """
+    global _team
+    teams = [tuple(range(first, first + size)) for first in range(0, world_size(), size)]
+    groups = [torch_dist.new_group(team) if size > 1 else None for team in teams]  # all ranks make all of them
+    mine = rank() // size
+    _team = teams[mine], groups[mine]
     try:
         yield
     finally:
-        _alone = False
+        _team = None
+
+
+def group():
+    """The process group of this rank's team (None: of all ranks), for torch's own functions."""
+    return None if _team is None else _team[1]
+
+
+def _first():
+    """Number, among all ranks, of this team's rank 0."""
+    return 0 if _team is None else _team[0][0]
 
 
 def hand_out(items, name):
-    """Yield items so that each goes to one rank only, to whichever asks first; `name` is new for every list."""
-    if world_size() == 1:
+    """Yield items so that each goes to one team only (see `teams`), to whichever asks first; `name` is new for every list."""
+    if not torch_dist.is_initialized():
         yield from items
         return
     store = torch_dist.distributed_c10d._get_default_store()
-    while (index := store.add(f"fomo/{name}", 1) - 1) < len(items):
+    while (index := gather(store.add(f"fomo/{name}", 1) - 1 if is_main() else None)[0]) < len(items):
         yield items[index]
 
 
@@ -138,6 +154,18 @@ def wait_for_all(name, stop):
         time.sleep(0.2)
 
 
+def speaks(error):
+    """Whether this rank is the one to report `error`, which ends it. No collective: the other ranks may be gone.
+
+    Of errors that the ranks do not share the first is the cause: the others lose their connections to that rank.
+    """
+    if isinstance(error, OtherRankFailed) or getattr(error, "reported", False):
+        return False
+    if getattr(error, "ranks", 1) == world_size():  # all of them know of it, not a team alone
+        return True
+    return torch_dist.distributed_c10d._get_default_store().add("fomo/failed", 1) == 1
+
+
 def close():
     """Leave the process group."""
     if torch_dist.is_initialized():
@@ -150,7 +178,7 @@ def gather(value):
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
-    torch_dist.all_gather_object(values, value)
+    torch_dist.all_gather_object(values, value, group=group())
     return values
 
 
@@ -159,8 +187,15 @@ def mean(tensor):
     if world_size() == 1:
         return tensor
     total = tensor.clone()
-    torch_dist.all_reduce(total)
+    torch_dist.all_reduce(total, group=group())
     return total / world_size()
+
+
+def from_main(tensors):
+    """Rank 0's values, in place, in tensors that every rank has."""
+    if world_size() > 1:
+        for tensor in tensors:
+            torch_dist.broadcast(tensor, src=_first(), group=group())
 
 
 def any(flag):
@@ -178,18 +213,22 @@ def together(function):
         result = function()
     except Exception as caught:  # every error: it is raised again below, once the other ranks know
         error = caught
-    codes = gather(None if error is None else getattr(error, "exit_code", 1))
+    ends = gather(None if error is None else (getattr(error, "exit_code", 1), getattr(error, "ends_run", False)))
     if error is not None:
-        error.collective = True
-        error.reported = codes[: rank()].count(None) < rank()  # the first rank that failed speaks for all
+        error.collective, error.ranks = True, world_size()
+        error.reported = ends[: rank()].count(None) < rank()  # the first rank that failed speaks for all
         raise error
-    for failed, code in enumerate(codes):
-        if code is not None:
-            raise OtherRankFailed(failed, code)
+    for failed, end in enumerate(ends):
+        if end is not None:
+            raise OtherRankFailed(failed, *end)
     return result
 
 
 def on_main(function):
     """function() on rank 0 only; its result on every rank; an error on rank 0 ends all ranks."""
     result = together(lambda: function() if is_main() else None)
-    return gather(result)[0] if world_size() > 1 else result
+    if world_size() == 1:
+        return result
+    sent = [result]
+    torch_dist.broadcast_object_list(sent, src=_first(), group=group())
+    return result if is_main() else sent[0]

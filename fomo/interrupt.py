@@ -12,6 +12,7 @@ class Interrupted(Exception):
     """The run has stopped on request, with everything saved; the same command continues it."""
 
     exit_code = 75  # EX_TEMPFAIL: try again later
+    ends_run = True
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import os
+import struct
 import zlib
 from dataclasses import dataclass
 
@@ -19,9 +20,14 @@ import scipy.ndimage
 from nibabel import orientations
 
 
+_INFLATION = 1032  # gzip makes nothing smaller than by this
+_EXTENSION_BYTES = 2**26
+_LARGEST_AXIS, _LARGEST = 8192, 2**26  # voxels, to which a volume is resampled whatever its own size
 _UNREADABLE = (
     OSError,
     EOFError,
+    OverflowError,
+    MemoryError,
     zlib.error,
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
@@ -38,12 +44,16 @@ def read_nifti(path):
     3D, not of real numbers, holds NaN or infinity, or whose affine cannot be inverted.
     """
     try:
+        _check_extensions(path)
         image = nibabel.load(path)
-        shape, kind = image.shape, image.get_data_dtype().kind
-        if len(shape) < 3 or any(n != 1 for n in shape[3:]) or 0 in shape:
+        shape, dtype = image.shape, image.get_data_dtype()
+        if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
             raise ValueError(f"{path}: got shape {_by(shape)}, wanted one 3D volume (x, y, z)")
-        if kind not in "iufb":
-            raise ValueError(f"{path}: got voxels of type {image.get_data_dtype()}, wanted real numbers")
+        if dtype.kind not in "iufb":
+            raise ValueError(f"{path}: got voxels of type {dtype}, wanted real numbers")
+        size = os.path.getsize(path)
+        if math.prod(shape) * dtype.itemsize > size * (_INFLATION if str(path).endswith(".gz") else 1):  # before it is allocated
+            raise ValueError(f"{path}: got {size} bytes, which cannot hold the header's {_by(shape)} voxels of type {dtype}")
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape[:3])
         affine = np.array(image.affine, dtype=np.float64)
     except _UNREADABLE as error:
@@ -53,6 +63,24 @@ def read_nifti(path):
         raise ValueError(f"{path}: got {bad} voxels that are NaN or infinite, wanted numbers")
     check_affine(affine, path)
     return array, affine
+
+
+def _check_extensions(path):
+    """Raise ValueError where the header's extensions, which nibabel reads whole, are larger than their place."""
+    with nibabel.openers.ImageOpener(path) as file:
+        start = file.read(nibabel.Nifti2Header.sizeof_hdr + 4)
+        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+            if len(start) < kind.sizeof_hdr + 4 or not kind.may_contain_header(start):
+                continue
+            header, place = kind(start[: kind.sizeof_hdr], check=False), kind.sizeof_hdr + 4
+            end = header["vox_offset"] or math.inf  # 0: nibabel reads on to the end of the file
+            while start[kind.sizeof_hdr] and place + 16 <= end:
+                file.seek(place)
+                length = struct.unpack(header.endianness + "i", file.read(4).ljust(4, b"\0"))[0]
+                if not 8 <= length <= _EXTENSION_BYTES:
+                    raise ValueError(f"{path}: got a header extension of {length} bytes, which is damaged")
+                place += length
+            return
 
 
 def write_nifti(path, array, affine, like=None):
@@ -79,7 +107,8 @@ def write_nifti(path, array, affine, like=None):
 
 def check_affine(affine, where):
     """Raise ValueError unless `affine` is a finite, invertible (4, 4) matrix."""
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
+    if not sound or np.isnan(orientations.io_orientation(affine)).any():  # NaN: an axis that is too short beside the others
         raise ValueError(f"{where}: got the affine {np.asarray(affine).tolist()}, wanted an invertible (4, 4) matrix")
 
 
@@ -250,7 +279,7 @@ def preprocess(
     cropped = [stop - start for start, stop in box]
     shape = tuple(cropped)
     if spacing_mm is not None:
-        shape = tuple(max(1, round(n * old / new)) for n, old, new in zip(cropped, before, spacing_mm))
+        shape = _resampled(cropped, before, spacing_mm)
     image = np.empty((len(arrays), *shape), dtype=np.float32)
     for channel, array in enumerate(arrays):
         array = normalize(array[inside], kind, percentiles, window)
@@ -267,6 +296,15 @@ def preprocess(
         shape=shape,
     )
     return image, mask, geometry
+
+
+def _resampled(shape, before_mm, after_mm):
+    """The grid of a volume with other voxel sizes. A wrong voxel size in a header must not ask for terabytes."""
+    sizes = [n * old / new for n, old, new in zip(shape, before_mm, after_mm)]
+    if not (max(sizes) <= max(_LARGEST_AXIS, *shape) and math.prod(sizes) <= max(_LARGEST, 64 * math.prod(shape))):
+        got = f"{_by(shape)} voxels of {_by(f'{size:.4g}' for size in before_mm)} mm"
+        raise ValueError(f"spacing_mm: got {got}, which would be {_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm")
+    return tuple(max(1, round(n)) for n in sizes)
 
 
 def to_native(array, geometry, order=1):

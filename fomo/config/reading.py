@@ -22,8 +22,18 @@ class Sourced(typing.NamedTuple):
     folder: str
 
 
+_FILE_CHARACTERS = 100_000  # the parser takes seconds for them
+_BASES = 20  # files that inherit from each other
+_SHOWN = 300  # characters of a value or path in an error
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without arbitrary tags and without silently repeated keys."""
+    """YAML without arbitrary tags, silently repeated keys, and aliases (of which a few lines can stand for billions)."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*) are not taken, `base` inherits", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 def _unique_mapping(loader, node, deep=False):
@@ -31,33 +41,50 @@ def _unique_mapping(loader, node, deep=False):
     for key_node, _ in node.value:
         name = loader.construct_object(key_node, deep=True)
         if not isinstance(name, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is not text", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {shown(name)} is not text", key_node.start_mark)
         if name in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{name}' appears twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {shown(name)} appears twice", key_node.start_mark)
         seen.add(name)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
+def _whole_number(loader, node):
+    value = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if abs(value) >= 2**63:
+        raise yaml.constructor.ConstructorError(None, None, "a whole number is beyond 64 bits", node.start_mark)
+    return value
+
+
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def _parse_yaml(text, where):
     try:
         return yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        # what the parser raises; the others than its own come from tags such as `!!bool x`
+        raise UserError(f"{where}: not valid YAML: {_cut(' '.join(str(error).split()))}") from error
 
 
 def read(path, seen=()):
     """The tree of a YAML file and its bases, each leaf with where it was written."""
     path = os.path.abspath(path)
     if path in seen:
-        raise UserError(f"{path}: `base` refers back to itself by way of {' -> '.join(seen)}")
+        raise UserError(f"{path}: `base` refers back to itself by way of {_cut(' -> '.join(seen))}")
+    if len(seen) > _BASES:
+        raise UserError(f"{path}: got more than {_BASES} files that inherit from each other, from {seen[0]} on")
     try:
+        if seen and os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe could be without end
+            raise UserError(f"{seen[-1]}: base: got {_cut(path)}, which is not a file")
         with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the config file {path}: {error}") from error
+            text = file.read(_FILE_CHARACTERS + 1)
+    except OSError as error:
+        raise UserError(f"cannot read the config file {_cut(path)}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8; a NUL in the path
+        raise UserError(f"cannot read the config file {_cut(path)}: {error}") from error
+    if len(text) > _FILE_CHARACTERS:
+        raise UserError(f"{path}: got more than {_FILE_CHARACTERS} characters, wanted a config file")
     tree = _parse_yaml(text, path)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
@@ -65,7 +92,7 @@ def read(path, seen=()):
     folder = os.path.dirname(path)
     base = tree.pop("base", None)
     if base is not None and not isinstance(base, str):
-        raise UserError(f"{path}: base: got {base!r}, wanted the path of a YAML file")
+        raise UserError(f"{path}: base: got {shown(base)}, wanted the path of a YAML file")
     inherited = read(os.path.join(folder, base), (*seen, path)) if base else {}
     return _merge(inherited, map_leaves(tree, lambda value: Sourced(value, path, folder)))
 
@@ -82,15 +109,27 @@ def override(values, text):
     """Set `key=value` of the command line in a tree."""
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
-        raise UserError(f"command line: got '{text}', wanted key=value, for example optim.lr=3e-4")
+        raise UserError(f"command line: got {shown(text)}, wanted key=value, for example optim.lr=3e-4")
     *sections, last = name.split(".")
     tree = values
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise UserError(f"command line: {name}: '{section}' is a value, not a section")
+            raise UserError(f"command line: {_cut(name)}: '{_cut(section)}' is a value, not a section")
     where = "command line"
     tree[last] = Sourced(_parse_yaml(value, f"{where}: {name}"), where, os.getcwd())
+
+
+def shown(value):
+    """A value in an error, cut where it is long."""
+    try:
+        return _cut(repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        return f"a {type(value).__name__} too long to show"
+
+
+def _cut(text):
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def map_leaves(tree, function):
@@ -105,12 +144,12 @@ def build(cls, values, prefix, folder):
     result = {}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"{_where(value)}: unknown key '{prefix}{name}'{_nearest(prefix + name)}")
+            raise UserError(f"{_where(value)}: unknown key {shown(prefix + name)}{_nearest(prefix + name)}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 if value.value is None:
                     continue  # a section written with nothing in it
-                raise UserError(f"{value.where}: {prefix}{name}: got {value.value!r}, wanted a section of keys")
+                raise UserError(f"{value.where}: {prefix}{name}: got {shown(value.value)}, wanted a section of keys")
             result[name] = build(hints[name], value, f"{prefix}{name}.", folder)
         elif isinstance(value, dict) and dict in typing.get_args(hints[name]):
             result[name] = map_leaves(value, lambda leaf: leaf.value)  # checked by the room that it is for
@@ -146,14 +185,14 @@ def _leaf(sourced, hint, meta, name):
         if meta["choices"] and item not in meta["choices"]:
             close = difflib.get_close_matches(str(item), [str(choice) for choice in meta["choices"]], n=1)
             hint_text = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"{where}: got {item!r}, wanted one of {', '.join(map(str, meta['choices']))}{hint_text}")
+            raise UserError(f"{where}: got {shown(item)}, wanted one of {', '.join(map(str, meta['choices']))}{hint_text}")
         for limit, broken, words in (
             (meta["low"], lambda x, limit: x < limit, "at least"),
             (meta["high"], lambda x, limit: x > limit, "at most"),
             (meta["above"], lambda x, limit: x <= limit, "more than"),
         ):
             if limit is not None and broken(item, limit):
-                raise UserError(f"{where}: got {show(item)}, wanted {words} {show(limit)}")
+                raise UserError(f"{where}: got {_cut(show(item))}, wanted {words} {show(limit)}")
     if meta["path"] and value is not None:
         value = os.path.normpath(os.path.join(sourced.folder, os.path.expanduser(value)))
     return value
@@ -171,8 +210,8 @@ def _type_name(hint):
 
 
 def _convert(value, hint, where):
-    """`value` as the type `hint`; ints become floats, `1e-4` (text, to YAML) a float, `none` None. Nothing else bends."""
-    wrong = UserError(f"{where}: got {value!r} ({type(value).__name__}), wanted {_type_name(hint)}")
+    """`value` as the type `hint`; ints become floats or text, `1e-4` (text, to YAML) a float, `none` None. Nothing else bends."""
+    wrong = UserError(f"{where}: got {shown(value)} ({type(value).__name__}), wanted {_type_name(hint)}")
     if isinstance(hint, types.UnionType):
         if value is None or value == "none":
             return None
@@ -182,7 +221,7 @@ def _convert(value, hint, where):
         if not isinstance(value, (list, tuple)):
             raise wrong
         if options[-1] is not Ellipsis and len(value) != len(options):
-            raise UserError(f"{where}: got {len(value)} values {value!r}, wanted {len(options)}")
+            raise UserError(f"{where}: got {len(value)} values {shown(value)}, wanted {len(options)}")
         return tuple(_convert(item, options[0], where) for item in value)
     if hint is float and not isinstance(value, bool):
         try:
@@ -190,8 +229,10 @@ def _convert(value, hint, where):
         except (TypeError, ValueError, OverflowError):
             raise wrong from None
         if not math.isfinite(number):
-            raise UserError(f"{where}: got {value!r}, wanted a finite number")
+            raise UserError(f"{where}: got {shown(value)}, wanted a finite number")
         return number
+    if hint is str and type(value) is int:
+        return str(value)  # a name made of digits, as of a fold
     if type(value) is not hint:
         raise wrong
     return value

@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from conftest import ROOT, run_command
+from fomo import config as config_module
+from fomo import crossval
 
 SHORT = dict(train={"epochs": 3, "ema": 0.9}, cv={"folds_to_run": [1]}, augment={"preset": "basic"})
 
@@ -104,6 +106,24 @@ def test_two_ranks_stop_together_when_torchrun_is_terminated(tiny_config, tmp_pa
     assert_same_run(tmp_path / "whole" / "run", tmp_path / "cut" / "run")
 
 
+def test_a_run_that_is_stopped_on_two_ranks_continues_on_one_with_the_same_batches(tiny_config, tmp_path):
+    path = tiny_config(cv={"folds_to_run": [1]}, augment={"preset": "basic"})
+    process = start(path, f"output={tmp_path}/cut", ranks=2)
+    read_until(process, r" train .* step=1 ")
+    process.send_signal(signal.SIGTERM)
+    _, output = finish(process)
+    assert "interrupted=true" in output
+    for name in ("cut", "whole"):
+        done = run_command("cv.py", path, f"output={tmp_path}/{name}")
+        assert done.returncode == 0, done.stderr
+    logs = {name: (tmp_path / name / "run/log.txt").read_text() for name in ("cut", "whole")}
+    assert re.search(r" run .* ranks=2 ", logs["cut"]) and re.search(r" run .* ranks=1 ", logs["cut"])
+    assert re.search(r" resume fold=1 epoch=\d step=[1-5]$", logs["cut"], re.M)
+    losses = {name: dict(re.findall(r" train .* step=(\d+) loss=(\S+) ", log)) for name, log in logs.items()}
+    assert list(losses["cut"]) == list(losses["whole"]) == ["1", "2", "3", "4", "5", "6"], "each step once, in order"
+    np.testing.assert_allclose([float(v) for v in losses["cut"].values()], [float(v) for v in losses["whole"].values()], atol=1e-4)
+
+
 def children(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]
@@ -177,6 +197,29 @@ def test_folds_in_parallel_give_the_same_results_and_logs_of_their_own(tiny_conf
     assert re.search(r" split parallel=folds ", merged)
 
 
+def test_teams_of_ranks_share_folds_and_give_the_same_results(tiny_config, tmp_path):
+    """Four ranks: two folds at a time, each by DDP on two ranks, the third by the team that is free first; to the bit as by DDP
+    on two ranks that take one fold after the other."""
+    path = tiny_config(cv={"folds": 3, "ranks_per_fold": 2}, train={"epochs": 2})
+    two = run_command("cv.py", path, f"output={tmp_path}/two", ranks=2)
+    four = run_command("cv.py", path, f"output={tmp_path}/four", "cv.parallel=folds", ranks=4)
+    assert two.returncode == 0 and four.returncode == 0, four.stderr
+    assert (tmp_path / "two/run/predictions.csv").read_text() == (tmp_path / "four/run/predictions.csv").read_text()
+    for fold in (1, 2, 3):
+        own = (tmp_path / f"four/run/fold_{fold}/log.txt").read_text()
+        assert len(re.findall(rf" train fold={fold} ", own)) == 6 and "fold=" + str(fold % 3 + 1) not in own
+
+
+@pytest.mark.parametrize("ranks, batch_size, wanted", [(3, 4, "ranks=3"), (4, 3, "train.batch_size=3")])
+def test_teams_need_whole_numbers(tiny_config, monkeypatch, ranks, batch_size, wanted):
+    cv = {"ranks_per_fold": 2, "parallel": "folds"}
+    config = config_module.load(tiny_config(cv=cv, train={"batch_size": batch_size}))
+    assert crossval.team_size(config) == 1, "on one rank"
+    monkeypatch.setattr(crossval.dist, "world_size", lambda: ranks)
+    with pytest.raises(config_module.UserError, match=f"cv.ranks_per_fold: got 2, wanted a divisor of {wanted}"):
+        crossval.team_size(config)
+
+
 def test_a_failing_fold_does_not_stop_the_others(tiny_config, tmp_path):
     """Fold 2's folder cannot be made: a file has its name."""
     path = tiny_config("regression", cv={"folds": 3}, train={"epochs": 1})
@@ -211,18 +254,36 @@ def test_two_agents_on_two_addresses(tiny_config, tmp_path):
         torch.testing.assert_close(a[name], b[name], atol=2e-3, rtol=1e-2)
 
 
+@pytest.fixture(scope="module")
+def references():
+    """{ranks: (run folder, seconds)} of the uninterrupted runs, for all kills."""
+    return {}
+
+
+def wait_for_a_moment(process, kind, rng, seconds):
+    """Some moment of preparing or of anything else (clock), of training, of saving or of evaluating."""
+    if kind == "clock":
+        time.sleep(rng.uniform(0.2, 1.0) * seconds)
+        return
+    pattern = {"training": r" train ", "saving": r" (epoch|checkpoint) ", "evaluation": r" train .* step=(3|6|9) "}[kind]
+    for _ in range(int(rng.integers(1, {"training": 18, "saving": 8, "evaluation": 6}[kind] + 1))):
+        read_until(process, pattern)
+    time.sleep(rng.uniform(0, 0.05))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("seed", range(30))
-def test_kill_9_at_a_random_moment(tiny_config, tmp_path, ranks, seed):
-    """At any moment of preparing, training, saving and evaluating; by the clock, so that it hits in between, too."""
+def test_kill_9_at_a_random_moment(tiny_config, references, tmp_path, tmp_path_factory, ranks, seed):
     path = tiny_config(train={"epochs": 3, "ema": 0.9}, augment={"preset": "basic"})
-    begun = time.monotonic()
-    done = run_command("cv.py", path, f"output={tmp_path}/whole", ranks=ranks)
-    assert done.returncode == 0
-    moment = np.random.default_rng(seed).uniform(0.2, 1.0) * (time.monotonic() - begun)
+    if ranks not in references:
+        folder, begun = tmp_path_factory.mktemp("whole"), time.monotonic()
+        done = run_command("cv.py", path, f"output={folder}", ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        references[ranks] = folder / "run", time.monotonic() - begun
+    whole, seconds = references[ranks]
     process = start(path, f"output={tmp_path}/cut", ranks=ranks)
-    time.sleep(moment)
+    wait_for_a_moment(process, ("clock", "training", "saving", "evaluation")[seed % 4], np.random.default_rng(seed), seconds)
     victims = children(process.pid) if ranks > 1 else []
     for pid in [*victims, process.pid]:
         os.kill(pid, signal.SIGKILL)
@@ -230,7 +291,7 @@ def test_kill_9_at_a_random_moment(tiny_config, tmp_path, ranks, seed):
     done = run_command("cv.py", path, f"output={tmp_path}/cut", ranks=ranks)
     assert done.returncode == 0, done.stderr
     for fold in (1, 2):
-        a, b = last_model(tmp_path / "whole/run", fold), last_model(tmp_path / "cut/run", fold)
+        a, b = last_model(whole, fold), last_model(tmp_path / "cut/run", fold)
         assert all(torch.equal(a[name], b[name]) for name in a)
     for name in ("predictions.csv", "aggregated_results.csv"):
-        assert (tmp_path / "whole/run" / name).read_text() == (tmp_path / "cut/run" / name).read_text()
+        assert (whole / name).read_text() == (tmp_path / "cut/run" / name).read_text()
