@@ -10,10 +10,28 @@ import yaml
 from fomo import config as config_module, metrics, results, tables, tasks
 from fomo.log import Log
 
-CHANNELS = {
-    "classification": ["dwi_b1000", "flair", "adc", "swi|t2s"],
-    "segmentation": ["dwi_b1000", "flair", "swi|t2s"],
-    "regression": ["t1", "t2"],
+# of each task: its own sections of the config
+SECTIONS = {
+    "classification": {"data": {"source": "fomo1", "channels": ["dwi_b1000", "flair", "adc", "swi|t2s"]}},
+    "segmentation": {"data": {"source": "fomo2", "channels": ["dwi_b1000", "flair", "swi|t2s"]}},
+    "regression": {"data": {"source": "fomo3", "channels": ["t1", "t2"]}},
+    "targets": {
+        "task": {"type": "classification", "targets": ["grade", "sex"]},
+        "data": {"source": "table", "csv": "table.csv", "channels": ["t1"]},
+    },
+    "multilabel": {
+        "task": {"targets": ["Lung nodule", "Cardiomegaly", "Pleural effusion"]},
+        "data": {"source": "table", "csv": "table.csv", "channels": ["ct"], "patch": [64, 64, 1]},
+        "model": {"name": "resnet50", "attention": "cbam"},
+        "eval": {"saliency": 2},
+    },
+    "dino": {
+        "task": {"out_dim": 64},
+        "data": {"source": "volumes", "channels": ["t1"]},
+        "finetune": {"strategy": "full"},
+        "train": {"patience": None},
+    },
+    "mae": {"data": {"source": "volumes", "channels": ["t1"]}, "model": {"name": "unet_b_lw_dec"}, "finetune": {"strategy": "full"}},
 }
 LOG = """2026-01-01T10:00:00 INFO run name=run task=x ranks=2 device=cuda:0 torch=2.9.0 code=abc123 seed=0
 2026-01-01T10:00:10 INFO train fold=1 epoch=1 step=2 loss=1 lr=0.1 data_s=0.1 step_s=1
@@ -22,6 +40,21 @@ LOG = """2026-01-01T10:00:00 INFO run name=run task=x ranks=2 device=cuda:0 torc
 2026-01-01T12:00:05 INFO train fold=2 epoch=1 step=1 loss=1 lr=0.1 data_s=0 step_s=2
 2026-01-01T12:00:30 WARN warn message="case \\"x\\" <odd>" fold=2
 """
+
+
+def case_rows(task, index, rng, skill=1.0):
+    """The rows of a case: one, or those of five slices of a scan, for multilabel."""
+    if task != "multilabel":
+        return [case_row(task, index, rng, skill)]
+    scan, rows = case_row("scan", index, rng), []
+    present = rng.random(3) < (0.5, 0.2, 0.1)
+    names = [name.replace(" ", "_") for name in SECTIONS["multilabel"]["task"]["targets"]]
+    for place in range(5):
+        scores = 1 / (1 + np.exp(-rng.normal(skill * (2 * present - 1) / 2 - 1, 1)))
+        row = {**scan, "id": f"{scan['id']}_{place}", "scan": scan["id"], "loss": float(np.mean((scores - present) ** 2))}
+        row.update({f"target_{name}": int(value) for name, value in zip(names, present)})
+        rows.append({**row, **{f"probability_{name}": float(value) for name, value in zip(names, scores)}})
+    return rows
 
 
 def case_row(task, index, rng, skill=1.0):
@@ -42,6 +75,23 @@ def case_row(task, index, rng, skill=1.0):
             "loss": 1.0,
             "corrected": 50 + (prediction - 50) / 0.6,
         }
+    if task == "scan":
+        return row
+    if task == "mae":
+        return {**row, "loss": float(rng.gamma(2.0, 0.1))}
+    if task == "dino":
+        score = float(1 / (1 + np.exp(-(rng.normal() + skill * (2 * (index % 2) - 1)))))
+        probes = {"probe_0": 1 - score, "probe_1": score, "knn_0": 0.4, "knn_1": 0.6}
+        return {**row, "loss": float(rng.normal(3, 0.2)), "target": index % 2, **probes}
+    if task == "targets":
+        row["loss"] = float(rng.gamma(2.0, 0.3))
+        for name, classes in (("grade", ["I", "II", "III"]), ("sex", ["F", "M"])):
+            target = index % len(classes)
+            scores = np.exp(rng.normal(0, 1, len(classes)) + skill * np.eye(len(classes))[target])
+            scores /= scores.sum()
+            row[f"target_{name}"], row[f"decision_{name}"] = target, int(scores.argmax())
+            row.update({f"probability_{name}_{text}": float(p) for text, p in zip(classes, scores)})
+        return row
     reference, prediction = np.zeros((8, 8, 8), bool), np.zeros((8, 8, 8), bool)
     if index % 10:
         reference[2:6, 2:6, 2:6] = True
@@ -59,26 +109,65 @@ def make_run(folder, task, cases=40, folds=2, seed=0, skill=1.0, finished=None, 
     values = {
         "name": os.path.basename(folder),
         "output": os.path.dirname(folder),
-        "task": {"type": task},
-        "data": {
-            "source": {"classification": "fomo1", "segmentation": "fomo2", "regression": "fomo3"}[task],
-            "root": os.path.join(folder, "none"),
-            "channels": CHANNELS[task],
-        },
+        "task": {"type": "classification" if task == "targets" else task},
+        "data": {"root": os.path.join(folder, "none")},
         "finetune": {"strategy": "gradual", "unfreeze_epoch": 2},
         "cv": {"folds": folds},
         "eval": {"bootstrap": 50},
     }
-    values = {
-        name: {**values.get(name, {}), **section} if isinstance(section, dict) else section
-        for name, section in {**values, **sections}.items()
-    }
+    for given in (SECTIONS[task], sections):
+        for name, section in given.items():
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     with open(os.path.join(folder, "config.yaml"), "w", encoding="utf-8") as file:
         yaml.safe_dump(values, file)
     config = config_module.load(os.path.join(folder, "config.yaml"))
-    rows = [case_row(task, index, rng, skill) for index in range(cases)]
+    rows = [row for index in range(cases) for row in case_rows(task, index, rng, skill)]
+    folds = 1 if tasks.build(config).pretrains else folds
     write_folds(config, folder, rows, folds, range(1, folds + 1) if finished is None else finished)
+    if task == "multilabel":
+        for fold in range(1, folds + 1):
+            write_saliency(os.path.join(folder, f"fold_{fold}", "saliency"), rows[:10:5], rng)
+    if task == "dino":
+        write_neighbours(os.path.join(folder, "fold_1", "neighbours.npz"), rows, rng)
+    if task == "mae":
+        write_reconstructions(os.path.join(folder, "fold_1", "reconstructions"), rows[::7], rng)
     return folder
+
+
+def write_reconstructions(folder, rows, rng):
+    """As tasks/mae.py stores them: central planes of an ellipsoid with a bright ball."""
+    os.makedirs(folder)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (40, 48, 36)), indexing="ij"))
+    for row in rows:
+        volume = 2.0 * ((grid**2).sum(0) < 0.8) + 3 * (((grid - 0.3) ** 2).sum(0) < 0.05) + rng.normal(size=grid.shape[1:]) / 4
+        hidden = np.kron(rng.random((10, 12, 9)) < 0.6, np.ones((4, 4, 4)))
+        kinds = {"original": volume, "masked": volume * (1 - hidden), "reconstructed": volume * (1 - hidden / 3)}
+        planes = {
+            f"{name}_{axis}": np.take(values, values.shape[axis] // 2, axis).astype(np.float16)
+            for name, values in kinds.items()
+            for axis in range(3)
+        }
+        np.savez_compressed(os.path.join(folder, f"{row['id']}.npz"), **planes)
+
+
+def write_saliency(folder, rows, rng):
+    """As fomo/overlays.py stores them: a slice with two discs, and a hot spot on one of them."""
+    os.makedirs(folder)
+    x, y = np.meshgrid(np.linspace(-1, 1, 64), np.linspace(-1, 1, 64), indexing="ij")
+    image = 0.4 * (x**2 + y**2 < 0.8) + 0.5 * ((x - 0.4) ** 2 + y**2 < 0.04) + 0.03 * rng.normal(size=x.shape)
+    heat = [np.exp(-((x - 0.4) ** 2 + y**2) / 0.1), np.exp(-((x + 0.4) ** 2 + y**2) / 0.1)]
+    for row in rows:
+        stored = {"id": row["id"], "scan": row["scan"] or "", "labels": ["Lung nodule", "Cardiomegaly"], "axes": [2]}
+        stored.update(probabilities=[0.9, 0.2], targets=[1, 0], image_2=image, grad_cam_2=heat, attention_2=0.5 + heat[0] / 9)
+        np.savez_compressed(os.path.join(folder, f"{row['id']}.npz"), **stored)
+
+
+def write_neighbours(path, rows, rng):
+    """As tasks/dino.py stores them."""
+    ids = np.array([[row["id"] for row in rows[start : start + 4]] for start in range(0, 24, 4)])
+    pictures = rng.random((6, 4, 24, 30)).astype(np.float16)
+    cosines = np.sort(rng.random((6, 3)), axis=1)[:, ::-1]
+    np.savez_compressed(path, ids=ids, queries=pictures[:, 0], neighbours=pictures[:, 1:], similarity=cosines)
 
 
 def write_folds(config, folder, rows, folds, finished):
@@ -88,12 +177,11 @@ def write_folds(config, folder, rows, folds, finished):
     of = {subject: index % folds + 1 for index, subject in enumerate(subjects)}
     splits = []
     for fold in range(1, folds + 1):
-        part = [
-            {"id": row["id"], "subject": row["subject"], "fold": fold, **row}
-            for row in rows
-            if of[row["subject"]] == fold
-        ]
-        splits.append({"train": [], "val": [], "test": [row["id"] for row in part]})
+        part = sorted((row for row in rows if of[row["subject"]] == fold), key=lambda row: row["id"])
+        part = task.finish(part) if config.task.type == "multilabel" else part
+        part = [{"id": row["id"], "subject": row["subject"], "fold": fold, **row} for row in part]
+        ids = [row["id"] for row in part]
+        splits.append({"train": [], "val": ids if task.pretrains else [], "test": [] if task.pretrains else ids})
         fold_folder = os.path.join(folder, f"fold_{fold}")
         os.makedirs(fold_folder, exist_ok=True)
         history = [
@@ -103,14 +191,21 @@ def write_folds(config, folder, rows, folds, finished):
                 "lr": 1e-3 / e,
                 "train_loss": 1 / e,
                 "val_loss": 1.1 / e,
-                f"val_{task.select}": 0.5 + 0.1 * (e == 3),
+                f"val_{task.select}": 0.5 + (0.1 if task.higher_is_better else -0.1) * (e == 3),
             }
             for e in range(1, 5)
         ]
+        if config.task.type == "dino":
+            for row in history:
+                row.update(val_teacher_entropy=4.1 - 0.4 * row["epoch"], val_teacher_std=0.2 * row["epoch"], val_probe_auroc=0.5)
         tables.write_csv(os.path.join(fold_folder, "history.csv"), history)
         if fold in finished:
             tables.write_csv(os.path.join(fold_folder, "predictions.csv"), part)
-            scores = [{"metric": name, "value": value} for name, value in task.score(part).items()]
+            if part[0].get("scan"):
+                tables.write_csv(os.path.join(fold_folder, "predictions_volumes.csv"), task.volumes(part))
+            found = {"dino_loss": 3.0, "teacher_entropy": 2.5, "teacher_std": 0.8, "probe_auroc": 0.7, "knn_auroc": 0.5}
+            found = found if config.task.type == "dino" else task.score(part)
+            scores = [{"metric": name, "value": value} for name, value in found.items()]
             tables.write_csv(os.path.join(fold_folder, "results.csv"), scores)
     tables.write_json(os.path.join(folder, "splits.json"), {"cases": {}, "folds": splits})
     with open(os.path.join(folder, "log.txt"), "w", encoding="utf-8") as file:

@@ -1,3 +1,5 @@
+import base64
+import io
 import math
 import os
 import re
@@ -13,15 +15,21 @@ from report_runs import LOG, Page, make_run
 from fomo import report, tables, volume
 from fomo.config import UserError
 from fomo.data.sources import Case, Volume
-from fomo.report import cases, figures, head, page, run, sections, slices
+from fomo.report import cases, figures, page, run, sections, slices, views
 
 TASKS = ("classification", "segmentation", "regression")
+PRETRAINING = ("mae", "dino")
+KINDS = (*TASKS, "targets", "multilabel", *PRETRAINING)
 needs_figures = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
 
 def read(path):
     with open(path, encoding="utf-8") as file:
         return file.read()
+
+
+def verdict(found):
+    return views.of(found).verdict(found)
 
 
 def equal(cell, value):
@@ -32,27 +40,50 @@ def equal(cell, value):
 
 
 @pytest.fixture(scope="module")
+def pages(runs):
+    """{task: text of the page}."""
+    return {task: read(report.write(folder)) for task, folder in runs.items()}
+
+
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {task: make_run(folder / task, task) for task in TASKS}
+    return {task: make_run(folder / task, task) for task in KINDS}
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_number_equals_the_files(runs, task):
-    folder = runs[task]
-    text = read(report.write(folder))
-    shown = Page(text)
+# of each task: {title in the table of cases: column of predictions.csv}
+CASE_COLUMNS = {
+    "classification": {"label": "target", "probability": "probability", "decision": "decision"},
+    "regression": {"true": "target", "predicted": "prediction", "corrected": "corrected"},
+    "segmentation": {
+        "Dice": "dice",
+        "HD95 (mm)": "hd95",
+        "reference voxels": "reference_voxels",
+        "surface Dice": "surface_dice",
+    },
+    "targets": {"loss": "loss"},
+    "multilabel": {"loss": "loss"},
+    "mae": {"loss": "loss"},
+    "dino": {"loss": "loss", "probe, class 1": "probe_1"},
+}
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_every_number_equals_the_files(runs, pages, task):
+    folder, shown = runs[task], Page(pages[task])
     summary = tables.read_json(os.path.join(folder, "summary.json"))
     metrics = summary["metrics"]
     assert shown.values["headline"] == metrics[summary["headline"]]["pooled"]
 
-    header, *rows = shown.table("All out-of-fold cases together")
+    header, *rows = shown.table("All ")
+    rows += next((others[1:] for name, others in shown.tables.items() if name.startswith("Other metrics")), [])
     column = {cell.text: i for i, cell in enumerate(header)}
     by_label = {row[0].text: row for row in rows}
-    left_out = [name for name in metrics if name.endswith(("_undefined", "_infinite"))]
-    assert len(by_label) == len(metrics) - len(left_out)
+    counts = [name for name in metrics if name.endswith(("_undefined", "_infinite"))]
+    beside = [name for name in counts if name.rpartition("_")[0] in metrics]
+    assert len(by_label) == len(metrics) - len(beside)
     for name, facts in metrics.items():
-        if name in left_out:
+        if name in beside:
             base, _, why = name.rpartition("_")
             assert f"{facts['pooled']} {why}" in by_label[page.label(base)][column["cases left out"]].text
             continue
@@ -60,36 +91,57 @@ def test_every_number_equals_the_files(runs, task):
         equal(row[column["all cases"]], facts["pooled"])
         low, high = (math.nan if facts[key] is None else facts[key] for key in ("pooled_low", "pooled_high"))
         assert row[column["95% interval"]].text == page.interval(low, high)
-        if name not in sections._COUNTS:
+        if name not in (*sections._COUNTS, *counts) and task not in PRETRAINING:
             equal(row[column["mean of folds"]], facts["mean"])
             equal(row[column["SD of folds"]], facts["std"])
 
-    header, *rows = shown.table("Test metrics of each fold")
-    for row, expected in zip(rows, tables.read_csv(os.path.join(folder, "fold_results.csv")), strict=True):
-        equal(row[1], expected["cases"])
-        for cell, name in zip(row[2:], metrics, strict=True):
-            equal(cell, expected.get(name, ""))
+    if task not in PRETRAINING:  # which have one split
+        header, *rows = shown.table("Test metrics of each fold")
+        for row, expected in zip(rows, tables.read_csv(os.path.join(folder, "fold_results.csv")), strict=True):
+            equal(row[1], expected["cases"])
+            for cell, name in zip(row[2:], metrics, strict=True):
+                equal(cell, expected.get(name, ""))
 
-    header, *rows = shown.table("Every out-of-fold case")
-    predictions = {row["id"]: row for row in tables.read_csv(os.path.join(folder, "predictions.csv"))}
+    header, *rows = shown.table("Every ")
+    stored = "predictions_volumes.csv" if task == "multilabel" else "predictions.csv"
+    predictions = {row["id"]: row for row in tables.read_csv(os.path.join(folder, stored))}
     assert sorted(row[0].text for row in rows) == sorted(predictions)
-    names = {
-        "classification": {"label": "target", "probability": "probability", "decision": "decision"},
-        "regression": {"true": "target", "predicted": "prediction", "corrected": "corrected"},
-        "segmentation": {
-            "Dice": "dice",
-            "HD95 (mm)": "hd95",
-            "reference voxels": "reference_voxels",
-            "surface Dice": "surface_dice",
-        },
-    }[task]
     for row in rows:
-        for title, name in names.items():
+        for title, name in CASE_COLUMNS[task].items():
             equal(row[[cell.text for cell in header].index(title)], predictions[row[0].text][name])
 
 
-def test_the_confusion_matrix_equals_the_summary(runs):
-    shown = Page(read(report.write(runs["classification"])))
+def test_the_tables_of_the_labels_equal_the_files(runs, pages):
+    folder, shown = runs["multilabel"], Page(pages["multilabel"])
+    stored = {row["label"]: row for row in tables.read_csv(os.path.join(folder, "labels.csv"))}
+    names = {"positive": "positives", "prevalence": "prevalence", "AUROC": "auroc", "average precision": "ap"}
+    header, *rows = shown.table("Each label")
+    for row in rows:
+        for title, name in {**names, "AUROC, slices": "slice_auroc"}.items():
+            equal(row[[cell.text for cell in header].index(title)], stored[row[0].text][name])
+    scans = tables.read_csv(os.path.join(folder, "predictions_volumes.csv"))
+    header, *rows = shown.table("Decisions")
+    assert len(rows) == len(stored) == 3
+    for row in rows:
+        right, false, missed, rest = (int(cell.value) for cell in row[1:5])
+        assert right + missed == int(stored[row[0].text]["positives"]) and right + false + missed + rest == len(scans)
+        equal(row[7], stored[row[0].text]["f1"])
+
+
+def test_the_tables_of_the_targets_equal_the_files(runs, pages):
+    folder, shown = runs["targets"], Page(pages["targets"])
+    metrics = tables.read_json(os.path.join(folder, "summary.json"))["metrics"]
+    _, *rows = shown.table("grade: each class")
+    assert [row[3].value for row in rows] == [metrics[f"grade_auroc_{name}"]["pooled"] for name in ("I", "II", "III")]
+    _, *rows = shown.table("sex: each class")
+    assert {row[3].value for row in rows} == {metrics["sex_auroc"]["pooled"]}
+    stored = [int(line["cases"]) for line in tables.read_csv(os.path.join(folder, "confusion.csv"))]
+    matrices = [cell.value for row in shown.tables["confusion"] for cell in row if cell.value is not None]
+    assert matrices == stored
+
+
+def test_the_confusion_matrix_equals_the_summary(runs, pages):
+    shown = Page(pages["classification"])
     metrics = tables.read_json(os.path.join(runs["classification"], "summary.json"))["metrics"]
     _, ones, zeros = shown.tables["confusion"]
     assert [cell.value for cell in ones[1:] + zeros[1:]] == [
@@ -98,9 +150,9 @@ def test_the_confusion_matrix_equals_the_summary(runs):
 
 
 @needs_figures
-@pytest.mark.parametrize("task", TASKS)
-def test_the_page_is_one_light_file_without_requests(runs, task):
-    text = read(report.write(runs[task]))
+@pytest.mark.parametrize("task", KINDS)
+def test_the_page_is_one_light_file_without_requests(pages, task):
+    text = pages[task]
     shown = Page(text)
     assert "svg" in shown.tags
     assert all(link.startswith(("data:", "#")) for link in shown.links), shown.links
@@ -110,21 +162,21 @@ def test_the_page_is_one_light_file_without_requests(runs, task):
     assert re.findall(r'<a href="#(\w+)"', text) == anchors and len(set(anchors)) == len(anchors)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_same_run_gives_the_same_page(runs, task):
-    assert read(report.write(runs[task])) == read(report.write(runs[task]))
+@pytest.mark.parametrize("task", KINDS)
+def test_the_same_run_gives_the_same_page(runs, pages, task):
+    assert read(report.write(runs[task])) == pages[task]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_without_matplotlib_there_are_tables_and_advice(runs, task, monkeypatch):
     monkeypatch.setattr(figures, "available", lambda: False)
     shown = Page(read(report.write(runs[task])))
     assert "svg" not in shown.tags and "img" not in shown.tags
     assert "pip install matplotlib" in shown.text
-    assert shown.table("Every out-of-fold case")
+    assert shown.table("Every ")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", (*TASKS, "targets", "multilabel"))
 def test_an_unfinished_run_shows_its_finished_folds(tmp_path, task):
     folder = make_run(tmp_path / "run", task, folds=3, finished=(1, 3))
     shown = Page(read(report.write(folder)))
@@ -145,6 +197,17 @@ def test_a_run_without_a_finished_fold_shows_its_curves(tmp_path):
     assert "No fold is finished yet" in shown.text
     assert shown.table("Training of each fold")
     assert "Every out-of-fold case" not in shown.tables
+
+
+@pytest.mark.parametrize("task", PRETRAINING)
+def test_a_pretraining_that_goes_on_or_was_only_evaluated(tmp_path, task):
+    shown = Page(read(report.write(make_run(tmp_path / "run", task, finished=()))))
+    assert "Not finished: there are no results yet" in shown.text and shown.table("Training")
+    folder = make_run(tmp_path / "evaluated", task)
+    os.remove(os.path.join(folder, "fold_1", "history.csv"))
+    os.remove(os.path.join(folder, "summary.json"))  # the numbers are those of the fold
+    shown = Page(read(report.write(folder)))
+    assert shown.table("All validation cases") and shown.table("Every validation case") and "Learning rate" not in shown.text
 
 
 def test_a_stale_summary_is_not_shown(tmp_path):
@@ -171,6 +234,16 @@ def test_text_from_outside_is_escaped(tmp_path):
     assert "case &quot;x&quot; &lt;odd&gt;" in text  # a warning of the log
 
 
+def test_a_task_without_a_view_has_a_report(runs, monkeypatch):
+    monkeypatch.setattr(views, "VIEWS", {})
+    text = read(report.write(runs["regression"]))
+    assert re.findall(r'<a href="#(\w+)"', text) == re.findall(r'<h2 id="(\w+)"', text)
+    shown = Page(text)
+    header, *rows = shown.table("Every out-of-fold case")
+    assert [cell.text for cell in header][:4] == ["case", "fold", "target", "prediction"] and len(rows) == 40
+    assert "svg" in shown.tags and shown.table("All out-of-fold cases")
+
+
 # ---------------------------------------------------------------------------------------- verdicts
 
 
@@ -180,25 +253,36 @@ def test_text_from_outside_is_escaped(tmp_path):
 )
 def test_the_verdict_on_a_classification(tmp_path, skill, start):
     folder = make_run(tmp_path / "run", "classification", skill=skill, cases=60, seed=1)
-    assert head.verdict(run.read(folder)).startswith(start)
+    assert verdict(run.read(folder)).startswith(start)
 
 
 def test_the_verdict_on_a_regression(tmp_path):
     found = run.read(make_run(tmp_path / "good", "regression", skill=5))
-    assert re.match(r"Better than predicting the mean .*\(MAE 1\d\.\d\): the error is .* smaller", head.verdict(found))
+    assert re.match(r"Better than predicting the mean .*\(MAE 1\d\.\d\): the error is .* smaller", verdict(found))
     worse = [{**row, "prediction": row["target"] + 40 + index % 3} for index, row in enumerate(found.rows)]
-    assert head.verdict(run.Run(**{**vars(found), "rows": worse})).startswith("Worse than")
+    assert verdict(run.Run(**{**vars(found), "rows": worse})).startswith("Worse than")
     same = [{**row, "prediction": row["training_mean"]} for row in found.rows]
-    assert head.verdict(run.Run(**{**vars(found), "rows": same})).startswith("Not shown")
+    assert verdict(run.Run(**{**vars(found), "rows": same})).startswith("Not shown")
 
 
 def test_the_verdict_on_a_segmentation(runs):
     found = run.read(runs["segmentation"])
     # of 40 cases 36 have a reference; those with index 7, 14, 21, 28, 35 have no prediction
     assert (
-        head.verdict(found)
+        verdict(found)
         == "Better than an empty mask, which scores 0; of the 36 cases with something to find, 5 are missed altogether."
     )
+
+
+def test_the_verdict_on_a_pretraining(runs):
+    found = run.read(runs["mae"])
+    assert verdict(found).endswith("after the first epoch it was 0.5, at the selected one (epoch 3) 0.4.")
+    found = run.read(runs["dino"])
+    assert found.best_row(1)["epoch"] == 4  # by the task's own rule: of equal probes the last
+    assert verdict(found).startswith("No sign of collapse") and "AUROC 0.7: Better than chance" in verdict(found)
+    for entropy, start in ((0.99 * math.log(64) + 0.01, "Collapsed to equal outputs"), (0.01, "Collapsed to one output")):
+        metrics = {**found.metrics, "teacher_entropy": {"pooled": entropy}}
+        assert verdict(run.Run(**{**vars(found), "metrics": metrics})).startswith(start)
 
 
 # ------------------------------------------------------------------------------------------- cases
@@ -264,7 +348,7 @@ def test_cases_come_worst_first_with_warnings():
             "lesions_missed": 1.0,
         },
     ]
-    _, rows, warned = cases.segmentation([{**base, **row} for row in given])
+    _, rows, warned = views.segmentation.cases([{**base, **row} for row in given])
     assert {row[0]: row[1].value for row in rows} == {
         "empty": "empty prediction",
         "elsewhere": "no overlap; 1 missed lesion",
@@ -280,11 +364,11 @@ def test_cases_come_worst_first_with_warnings():
     given = [
         {**base, "id": str(p), "target": 1.0, "probability": p, "decision": float(p >= 0.5)} for p in (0.9, 0.05, 0.4)
     ]
-    _, rows, _ = cases.classification(given)
+    _, rows, _ = views.classification.cases(given)
     assert [(row[0], row[1].value) for row in rows] == [("0.05", "wrong and sure of it"), ("0.4", "wrong"), ("0.9", "")]
 
     given = [{**base, "id": str(e), "target": 10.0, "prediction": 10.0 + e} for e in (1, -2, 3, -30)]
-    columns, rows, _ = cases.regression(given)
+    columns, rows, _ = views.regression.cases(given)
     assert [(row[0], row[1].value) for row in rows] == [("-30", "outlier"), ("3", ""), ("-2", ""), ("1", "")]
     assert "corrected" not in columns
 
@@ -410,6 +494,31 @@ def test_pictures_of_the_best_median_and_worst_case(tmp_path):
 
 
 @needs_figures
+def test_a_mosaic_shows_planes_as_they_lie(tmp_path):
+    from matplotlib import image
+
+    plane = np.zeros((10, 20), np.float16)
+    plane[-1, 0] = 1  # at the end of the first axis, the beginning of the second: right, below
+    heat = np.zeros((10, 20))
+    heat[0, -1] = 1  # left, above
+    picture = slices.mosaic([[plane, plane]], [(2.0, 1.0)], "alt <text>", overlay=[[None, heat]], pixels=40)
+    data = base64.b64decode(re.search("base64,([^\"]*)", picture.text).group(1))
+    shown = image.imread(io.BytesIO(data))[:, :, :3]
+    assert shown.shape == (40, 83, 3) and "alt &lt;text&gt;" in picture.text
+    assert shown[-1, 39].min() == 1 and shown[-5, 39].max() == 0  # two voxels of 1 mm upwards are 4 pixels of 20 mm in 40
+    assert shown[0, 43].max() > 0.3 > shown[0, 0].max()
+
+
+@needs_figures
+def test_the_overlays_of_each_fold(pages, tmp_path):
+    shown = Page(pages["multilabel"])
+    assert shown.tags.count("img") == 4 and "Lung nodule 0.9 (present), Cardiomegaly 0.2 (absent)" in shown.text
+    folder = make_run(tmp_path / "run", "classification", eval={"saliency": 2})
+    assert "The run has stored no maps." in Page(read(report.write(folder))).text
+    assert "stored no maps" not in Page(pages["classification"]).text
+
+
+@needs_figures
 def test_images_that_are_gone_are_said_so(tmp_path):
     folder = make_run(tmp_path / "run", "segmentation", data={"source": "fomo2", "root": str(tmp_path / "gone")})
     shown = Page(read(report.write(folder)))
@@ -443,8 +552,8 @@ def test_a_thousand_cases(tmp_path, task):
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
-def test_the_table_sorts_in_a_browser(runs, tmp_path):
-    text = read(report.write(runs["segmentation"]))
+def test_the_table_sorts_in_a_browser(pages, tmp_path):
+    text = pages["segmentation"]
     heads = "[...document.querySelectorAll('table.sortable th')]"
     click = f"<script>{heads}.find(head => head.textContent === 'HD95 (mm)').firstChild.click()</script></body>"
     (tmp_path / "page.html").write_text(text.replace("</body>", click), encoding="utf-8")

@@ -2,7 +2,8 @@
 
 - `run`: what a run folder holds, finished or not
 - `sections`: the parts of report.html, from top to bottom; `head`: the headline and what it means, in words
-- `pictures`: what each task shows of its cases; `cases`: the table of cases, worst first, with their warnings
+- `views`: what each task shows of its cases; `cases`: what their tables of cases share
+- `overlays`: heat maps of where the networks looked
 - `figures`: curves and plots; `slices`: outlines of masks over the image (both by matplotlib, which is optional)
 - `comparison`: paired differences of runs on the same cases; `comparison_page`: as text, CSV and HTML
 - `page`, `style`: HTML

@@ -13,27 +13,7 @@ import numpy as np
 
 from .. import metrics
 from ..config import UserError
-from . import run as run_module
-
-# {task: {name: (value of a case, higher is better)}}; the headline's own comes first
-PER_CASE = {
-    "classification": {
-        "brier": (lambda row: (row["probability"] - row["target"]) ** 2, False),
-        "accuracy": (lambda row: float(row["decision"] == row["target"]), True),
-    },
-    "regression": {
-        "mae": (lambda row: abs(row["prediction"] - row["target"]), False),
-        "mse": (lambda row: (row["prediction"] - row["target"]) ** 2, False),
-        "corrected_mae": (lambda row: abs(row.get("corrected", math.nan) - row["target"]), False),
-    },
-    "segmentation": {
-        "dice": (lambda row: row["dice"], True),
-        "surface_dice": (lambda row: row["surface_dice"], True),
-        "hd95": (lambda row: row["hd95"], False),
-        "lesion_f1": (lambda row: row["lesion_f1"], True),
-    },
-}
-
+from . import run as run_module, views
 
 def compare(folders, resamples=10000, seed=0):
     """(rows, runs): one dict per metric and pair of runs, and {name: Run}.
@@ -80,17 +60,20 @@ def _distinct(by_folder):
 
 
 def _check(runs):
-    first = runs[0]
+    first, view = runs[0], views.of(runs[0])
+    units = view.units
+    if not view.per_case:
+        raise UserError(f"{first.folder}: runs of task.type={first.config.task.type} have nothing to compare case by case")
     for run in runs:
         if not run.complete:
             raise UserError(
                 f"{run.folder}: {len(run.finished)} of {len(run.splits)} folds are finished: finish the run first"
             )
-        if run.config.task.type != first.config.task.type:
+        if type(run.task) is not type(first.task):
             kinds = run.config.task.type, first.config.task.type
             raise UserError(f"{run.folder} is a run of {kinds[0]}, {first.folder} of {kinds[1]}: wanted one task")
         missing, extra = (
-            {row["id"] for row in a.rows} - {row["id"] for row in b.rows} for a, b in ((first, run), (run, first))
+            {row["id"] for row in units(a)} - {row["id"] for row in units(b)} for a, b in ((first, run), (run, first))
         )
         if missing or extra:
             some = ", ".join(sorted(missing | extra)[:5])
@@ -98,22 +81,22 @@ def _check(runs):
                 f"{run.folder} and {first.folder} have other cases ({len(missing)} are missing in the one, "
                 f"{len(extra)} in the other: {some}): wanted the same"
             )
-        name = "reference_voxels" if run.config.task.type == "segmentation" else "target"
-        changed = [row["id"] for row, other in zip(run.rows, first.rows) if row[name] != other[name]]
+        pairs = zip(units(run), units(first))
+        changed = [row["id"] for row, other in pairs if view.truth(row) != view.truth(other)]
         if changed:
             raise UserError(
-                f"{run.folder} and {first.folder} have other {name} for {', '.join(changed[:5])}: wanted the same data"
+                f"{run.folder} and {first.folder} have other labels for {', '.join(changed[:5])}: wanted the same data"
             )
 
 
 def _pair(a, b, resamples, seed):
-    found = []
-    if a.config.task.type == "classification":
-        labels = np.array([row["target"] for row in a.rows]).astype(int)
-        result = metrics.delong_test(labels, *(np.array([row["probability"] for row in run.rows]) for run in (b, a)))
+    found, view = [], views.of(a)
+    of_b = view.ranked(b)
+    for metric, (labels, scores) in view.ranked(a).items():
+        result = metrics.delong_test(labels.astype(int), of_b[metric][1], scores)
         found.append(
             {
-                "metric": "auroc",
+                "metric": metric,
                 "first_value": result.second,
                 "second_value": result.first,
                 "difference": result.difference,
@@ -126,9 +109,9 @@ def _pair(a, b, resamples, seed):
                 "higher_is_better": True,
             }
         )
-    subjects = np.array([row["subject"] for row in a.rows])
-    for name, (value_of, higher_is_better) in PER_CASE[a.config.task.type].items():
-        first, second = (np.array([value_of(row) for row in run.rows]) for run in (a, b))
+    subjects = np.array([row["subject"] for row in view.units(a)])
+    for name, (value_of, higher_is_better, _) in view.per_case.items():
+        first, second = (np.array([value_of(row) for row in view.units(run)]) for run in (a, b))
         kept = np.isfinite(first) & np.isfinite(second)
         row = {
             "metric": name,

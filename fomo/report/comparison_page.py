@@ -7,8 +7,7 @@ import numpy as np
 
 from .. import tables
 from ..config import UserError
-from . import figures, page
-from .comparison import PER_CASE
+from . import figures, page, views
 from .page import number, tag
 
 
@@ -76,6 +75,7 @@ def _document(rows, runs):
     names, first = list(runs), next(iter(runs.values()))
     subjects = len({row["subject"] for row in first.rows})
     title = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
+    units = views.of(first).units(first)
     parts = [
         tag(
             "header",
@@ -83,7 +83,7 @@ def _document(rows, runs):
                 tag("h1", f"Comparison of {title}"),
                 tag(
                     "p",
-                    f"{first.config.task.type} · {len(first.rows)} cases of {subjects} subjects, each out of fold",
+                    f"{first.config.task.type} · {len(units)} {first.cases} of {subjects} subjects",
                     class_="sub",
                 ),
             ],
@@ -92,7 +92,7 @@ def _document(rows, runs):
             "div",
             tag(
                 "div",
-                [tag("p", tag("b", sentence(row))) for row in rows if row["metric"] == first.headline],
+                [tag("p", tag("b", sentence(row))) for row in rows if row["metric"] == _headline(rows, first)],
                 class_="say",
             ),
             class_="hero",
@@ -106,12 +106,17 @@ def _document(rows, runs):
     return page.document(f"Comparison of {title}", parts)
 
 
+def _headline(rows, run):
+    """The metric that the page begins with: the runs' own, or the first one of each case where that has no test."""
+    return run.headline if any(row["metric"] == run.headline for row in rows) else next(iter(views.of(run).per_case))
+
+
 def _notes(rows, runs, subjects):
     first = next(iter(runs.values()))
     found = []
     if any(run.splits != first.splits for run in runs.values()):
         found.append("The runs have other folds: part of the difference is in what each was trained on.")
-    if subjects < len(first.rows) and first.config.task.type == "classification":
+    if subjects < len(first.rows) and views.of(first).ranked(first):
         found.append(
             "Some subjects have several cases, which DeLong's test takes as independent: its p is somewhat too small."
         )
@@ -180,23 +185,23 @@ def _table(rows, names):
 
 
 def _per_case(runs):
-    """(metric, higher is better, {run name: (n,) values}) of the first per-case metric of the task."""
+    """(name in print, higher is better, {run name: (n,) values}) of the first per-case metric of the task."""
     first = next(iter(runs.values()))
-    metric, (value_of, higher) = next(iter(PER_CASE[first.config.task.type].items()))
-    return metric, higher, {name: np.array([value_of(row) for row in run.rows]) for name, run in runs.items()}
+    view = views.of(first)
+    value_of, higher, label = next(iter(view.per_case.values()))
+    return label, higher, {name: np.array([value_of(row) for row in view.units(run)]) for name, run in runs.items()}
 
 
 def _pictures(runs):
     if not figures.available():
         return [page.note(figures.MISSING)]
-    metric, higher, values = _per_case(runs)
-    first = next(iter(runs.values()))
+    label, higher, values = _per_case(runs)
     pictures = []
-    if first.config.task.type == "classification":
-        labels = np.array([row["target"] for row in first.rows]).astype(int)
-        scores = {name: np.array([row["probability"] for row in run.rows]) for name, run in runs.items()}
-        pictures.append(page.figure(figures.rocs(labels, scores), "ROC.", "All out-of-fold cases of each run."))
-    label = {"brier": "squared error", "mae": "absolute error", "dice": "Dice"}[metric]
+    ranked = {name: views.of(run).ranked(run) for name, run in runs.items()}
+    for metric, (labels, _) in next(iter(ranked.values())).items():
+        curves = [(name, labels.astype(int), of_run[metric][1]) for name, of_run in ranked.items()]
+        title = "ROC." if len(ranked) == 1 else f"ROC: {page.label(metric)}."
+        pictures.append(page.figure(figures.rocs(curves), title, "All cases of each run."))
     (base, of_base), *others = values.items()
     for name, of_other in others:
         kept = np.isfinite(of_base) & np.isfinite(of_other)
@@ -212,12 +217,12 @@ def _pictures(runs):
 
 
 def _cases(runs):
-    metric, higher, values = _per_case(runs)
-    label = {"brier": "squared error", "mae": "absolute error", "dice": "Dice"}[metric]
+    label, higher, values = _per_case(runs)
     columns = np.array(list(values.values()))
     spread = columns.max(axis=0) - columns.min(axis=0)  # inf or NaN where one is
     order = sorted(range(len(spread)), key=lambda i: -spread[i] if np.isfinite(spread[i]) else math.inf)
-    ids = [row["id"] for row in next(iter(runs.values())).rows]
+    first = next(iter(runs.values()))
+    ids = [row["id"] for row in views.of(first).units(first)]
     rows = [[ids[i], *columns[:, i].tolist(), float(spread[i])] for i in order]
     return page.table(
         ["case", *values, "largest difference"],

@@ -67,7 +67,9 @@ _RC = {
     "axes.axisbelow": True,
     "grid.color": "#e6e9ed",
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
+    "legend.framealpha": 0.6,  # readable over a curve, which shows through
+    "legend.edgecolor": "none",
+    "legend.fancybox": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.5,
     "axes.formatter.useoffset": False,
@@ -81,8 +83,12 @@ def fold_colour(index, folds):
     return FOLDS[index] if folds <= len(FOLDS) else BLUE
 
 
-def curves(histories, names, ylabel, best, unfreeze=None):
-    """names: [(history column, line style, legend)]; best: {fold: epoch}, marked on the last of `names`."""
+def curves(histories, names, ylabel, best, unfreeze=None, level=None, limits=None):
+    """names: [(history column, line style, legend)]; best: {fold: epoch}, marked on the last of `names`.
+
+    unfreeze: the epoch in which the encoder begins to be trained; level: (value, what it is), a line to compare with;
+    limits: of the values' axis.
+    """
 
     def draw(axes):
         for index, (fold, rows) in enumerate(histories.items()):
@@ -111,11 +117,14 @@ def curves(histories, names, ylabel, best, unfreeze=None):
                 fontsize=8,
                 color="#4d5761",
             )
+        if level is not None:
+            axes.axhline(level[0], color=GREY, linewidth=1, linestyle="--", label=level[1])
         if len(names) > 1:
             for _, style, legend in names:
                 axes.plot([], [], style, color="#4d5761", linewidth=1.5 if style == "-" else 0.9, label=legend)
+        if len(names) > 1 or level is not None:
             axes.legend(loc="best")
-        axes.set(xlabel="epoch", ylabel=ylabel)
+        axes.set(xlabel="epoch", ylabel=ylabel, ylim=limits)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
     last = {fold: rows[-1][names[-1][0]] for fold, rows in histories.items()}
@@ -129,20 +138,37 @@ def curves(histories, names, ylabel, best, unfreeze=None):
 
 
 def roc_band(labels, scores, subjects, seed, resamples=500, level=0.95):
-    """(false-positive rates, low, high): pointwise bootstrap band of the true-positive rate, whole subjects drawn."""
+    """(false-positive rates, low, high): pointwise bootstrap band of the true-positive rate, whole subjects drawn.
+
+    labels, scores: (n,), or (n, K) for the mean over K labels (in a resample: over those that have both classes).
+    """
     rng = np.random.default_rng(seed)
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # of each distinct score: ties are one step
-    positive = (labels[order] == 1).astype(float)
-    subject = np.unique(subjects, return_inverse=True)[1][order]
+    sorted_labels = [_sorted(*pair) for pair in zip(_columns(labels), _columns(scores))]
+    subject = np.unique(subjects, return_inverse=True)[1]
     n, grid, found = subject.max() + 1, np.linspace(0, 1, 101), []
     for _ in range(resamples):
         weight = np.bincount(rng.integers(0, n, n), minlength=n)[subject]
-        tp, fp = np.cumsum(weight * positive)[last], np.cumsum(weight * (1 - positive))[last]
-        if tp[-1] and fp[-1]:
-            found.append(np.interp(grid, np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])))
+        curves = []
+        for order, positive, last in sorted_labels:
+            drawn = weight[order]
+            tp, fp = np.cumsum(drawn * positive)[last], np.cumsum(drawn * (1 - positive))[last]
+            if tp[-1] and fp[-1]:
+                curves.append(np.interp(grid, np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])))
+        if curves:
+            found.append(np.mean(curves, axis=0))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return grid, low, high
+
+
+def _columns(array):
+    array = np.asarray(array)
+    return array[:, None].T if array.ndim == 1 else array.T
+
+
+def _sorted(labels, scores):
+    """(order of falling scores, labels in it, the last place of each distinct score: ties are one step)."""
+    order = np.argsort(-scores, kind="stable")
+    return order, (labels[order] == 1).astype(float), np.append(np.diff(scores[order]) != 0, True)
 
 
 def roc(labels, scores, subjects, seed, auroc):
@@ -210,14 +236,14 @@ def calibration(labels, scores, ece):
             zorder=3,
             label="cases of one bin, 95% interval",
         )
-        axes.legend(loc="best", markerscale=0.8)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, columnspacing=1.2, markerscale=0.8)
         _unit_square(axes, "predicted probability", "share of positive cases")
 
     return panel(draw, f"calibration, expected calibration error {number(ece, 3)}")
 
 
-def score_histogram(labels, scores):
-    """Scores of the two classes, one upwards and one downwards."""
+def score_histogram(labels, scores, names=("class 0", "class 1")):
+    """Scores of the two classes, the second upwards and the first downwards."""
 
     def draw(axes):
         edges = np.linspace(0, 1, 21)
@@ -232,11 +258,13 @@ def score_histogram(labels, scores):
                 edgecolor="white",
                 linewidth=0.6,
                 hatch=hatch,
-                label=f"class {label}",
+                label=names[label],
             )
         axes.axhline(0, color="#4d5761", linewidth=0.8)
         top = max(1, max(abs(limit) for limit in axes.get_ylim()) * 1.25)
-        axes.set(xlim=(0, 1), ylim=(-top, top), xlabel="predicted probability of class 1", ylabel="cases")
+        what = "labels" if names[1] == "present" else "cases"
+        of = " of class 1" if names[1] == "class 1" else ""
+        axes.set(xlim=(0, 1), ylim=(-top, top), ylabel=what, xlabel=f"predicted probability{of}")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
         axes.legend(*(list(reversed(part)) for part in axes.get_legend_handles_labels()), loc="upper center", ncols=2)
@@ -245,6 +273,69 @@ def score_histogram(labels, scores):
         draw,
         f"histogram of the probabilities of {int(labels.sum())} positive and {int((1 - labels).sum())} negative cases",
     )
+
+
+def macro_roc(labels, scores, subjects, seed, macro, chosen):
+    """The mean ROC curve over labels (n, K) with its band, and those of `chosen`: [(name, column, AUROC)]."""
+    resamples = int(np.clip(2e7 / labels.size, 50, 500))
+
+    def draw(axes):
+        grid, low, high = roc_band(labels, scores, subjects, seed, resamples)
+        axes.fill_between(grid, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95% band")
+        found = []
+        for k in range(labels.shape[1]):
+            if 0 < labels[:, k].sum() < len(labels):
+                false, true, _ = metrics.roc_curve(labels[:, k], scores[:, k])
+                found.append(np.interp(grid, false, true))
+        axes.plot(grid, np.mean(found, axis=0), color=BLUE, linewidth=1.8, label=f"mean, AUROC {number(macro, 3)}")
+        for (name, k, value), colour, style in zip(chosen, (GREEN, PURPLE, ORANGE), ("-", "-.", ":")):
+            false, true, _ = metrics.roc_curve(labels[:, k], scores[:, k])
+            axes.plot(false, true, style, color=colour, linewidth=1.1, label=f"{_short(name)}, {number(value, 3)}")
+        axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+        axes.legend(loc="lower right", fontsize=7.5)
+        _unit_square(axes, "false-positive rate", "true-positive rate")
+
+    return panel(draw, f"mean ROC curve over {labels.shape[1]} labels, area {number(macro, 3)}; chance is 0.5")
+
+
+def precision_recalls(curves):
+    """curves: [(name, labels, scores, average precision)]."""
+
+    def draw(axes):
+        for (name, labels, scores, value), colour, style in zip(curves, (BLUE, GREEN, PURPLE, ORANGE), ("-", "-", "-.", ":")):
+            precision, recall, _ = metrics.precision_recall_curve(labels, scores)
+            x, y = np.append(0, recall), np.append(precision[0], precision)
+            axes.plot(x, y, style, drawstyle="steps-pre", color=colour, label=f"{_short(name)}, {number(value, 3)}")
+        axes.legend(loc="best", fontsize=7.5, title="average precision", title_fontsize=7.5)
+        _unit_square(axes, "recall", "precision")
+
+    return panel(draw, "precision-recall curves, average precision: " + ", ".join(f"{c[0]} {number(c[3], 3)}" for c in curves))
+
+
+def per_label(names, series, xlabel, chance):
+    """A line per label: series [(legend, values, lows or None, highs)]; chance: one number, or one per label."""
+
+    def draw(axes):
+        at = np.arange(len(names))[::-1]
+        if np.ndim(chance) == 0:
+            axes.axvline(chance, linestyle="--", color=GREY, linewidth=1, label="chance")
+        else:
+            axes.scatter(chance, at, marker="|", s=70, color=GREY, label="chance")
+        for (legend, values, low, high), (colour, marker) in zip(series, _MARKS):
+            if low is not None:
+                axes.hlines(at, low, high, color=colour, linewidth=1.4)
+            axes.scatter(values, at, color=colour, marker=marker, s=22, zorder=3, label=legend, linewidths=0)
+        axes.set_yticks(at, [_short(name, 26) for name in names])
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlabel=xlabel, ylim=(-0.7, len(names) - 0.3))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=7.5, columnspacing=1, handletextpad=0.4)
+
+    values = ", ".join(f"{name} {number(value, 3)}" for name, value in zip(names, series[0][1]))
+    return panel(draw, f"{xlabel} of each label: {values}", height=max(2.0, 1.0 + 0.2 * len(names)))
+
+
+def _short(name, length=22):
+    return name if len(name) <= length else name[: length - 1] + "\u2026"
 
 
 def _unit_square(axes, xlabel, ylabel):
@@ -385,10 +476,22 @@ def volumes(reference, predicted, unit):
         axes.set(xscale="log", yscale="log", xlim=(floor, top), ylim=(floor, top))
         axes.set(xlabel=f"reference volume ({unit})", ylabel=f"predicted volume ({unit})")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, position: f"{value:g}")
+            _round_ticks(axis, floor, top)
         axes.legend(loc="upper left")
 
     return panel(draw, f"predicted over reference volume of {len(reference)} cases, with the identity line")
+
+
+def _round_ticks(axis, low, high):
+    """Three to six ticks at round numbers of a logarithmic axis, however many decades it spans."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [f * 10.0**decade for decade in decades for f in factors if low <= f * 10.0**decade <= high]
+        if len(ticks) <= 6:
+            break
+    axis.set_ticks(ticks[:: -(-len(ticks) // 6)] or [low, high])
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter(lambda value, position: number(value, 3))
 
 
 # --------------------------------------------------------------------------------------- comparison
@@ -411,17 +514,16 @@ def paired(first, second, names, label):
     return panel(draw, f"{label} of {len(first)} cases: {names[1]} over {names[0]}")
 
 
-def rocs(labels, scores):
-    """scores: {run name: scores}."""
+def rocs(curves):
+    """curves: [(name, labels, scores)]."""
 
     def draw(axes):
-        for (name, values), colour, style in zip(scores.items(), FOLDS * 4, ("-", "--", "-.", ":") * 8):
-            false, true, _ = metrics.roc_curve(labels, values)
-            axes.plot(false, true, style, color=colour, label=f"{name}, {number(metrics.auroc(labels, values), 3)}")
+        for (name, labels, scores), colour, style in zip(curves, FOLDS * 4, ("-", "--", "-.", ":") * 8):
+            false, true, _ = metrics.roc_curve(labels, scores)
+            axes.plot(false, true, style, color=colour, label=f"{name}, {number(metrics.auroc(labels, scores), 3)}")
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         axes.legend(loc="lower right", title="AUROC", title_fontsize=8)
         _unit_square(axes, "false-positive rate", "true-positive rate")
 
-    return panel(
-        draw, "ROC curves: " + ", ".join(f"{name} {number(metrics.auroc(labels, s), 3)}" for name, s in scores.items())
-    )
+    values = ", ".join(f"{name} {number(metrics.auroc(labels, scores), 3)}" for name, labels, scores in curves)
+    return panel(draw, f"ROC curves: {values}")

@@ -59,6 +59,12 @@ def join(parts):
 LABELS = {
     "auroc": "AUROC",
     "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "ap": "average precision",
+    "hamming": "share of wrong decisions",
+    "exact_match": "share without a wrong decision",
     "balanced_accuracy": "balanced accuracy",
     "f1": "F1",
     "mcc": "Matthews correlation",
@@ -88,21 +94,43 @@ LABELS = {
     "pearson": "Pearson r",
     "spearman": "Spearman ρ",
     "ccc": "concordance (CCC)",
+    "reconstruction_mse": "reconstruction error (MSE)",
+    "dino_loss": "DINO loss",
+    "teacher_entropy": "teacher's entropy",
+    "teacher_std": "teacher's spread",
+    "probe_auroc": "AUROC of a linear probe",
+    "knn_auroc": "AUROC of nearest neighbours",
     "mae_of_the_mean": "MAE of predicting the mean",
 }
 
 
 def label(metric):
-    """The name of a metric in print: `corrected_mae` is "corrected MAE", `dice_2` "Dice, class 2"."""
+    """The name of a metric in print: `corrected_mae` is "corrected MAE", `dice_2` "Dice, class 2", `sex_auroc` "sex: AUROC"."""
     if metric in LABELS:
         return LABELS[metric]
-    for start, word in (("corrected_", "corrected"), ("val_", "validation")):
+    for start, words in (("corrected_", "corrected {}"), ("val_", "validation {}"), ("volume_", "{}"), ("slice_", "slices: {}")):
         if metric.startswith(start):
-            return f"{word} {label(metric.removeprefix(start))}"
+            return words.format(label(metric.removeprefix(start)))
     base, _, ending = metric.rpartition("_")
     if ending.isdigit():
         return f"{label(base)}, class {ending}"
+    if ending in _ENDINGS:
+        return f"{label(base)}, {_ENDINGS[ending]}"
+    target, found, of = metric.partition("_auroc_")
+    if found:
+        return f"{target}: AUROC of {of}"
+    places = [i for i, character in enumerate(metric) if character == "_" and metric[i + 1 :] in LABELS]
+    if places:  # of one of several targets
+        return f"{metric[: places[0]].replace('_', ' ')}: {LABELS[metric[places[0] + 1 :]]}"
     return metric.replace("_", " ")
+
+
+_ENDINGS = {
+    "macro": "mean",
+    "micro": "all together",
+    "common": "at one threshold for all",
+    "half": "at 0.5",
+}
 
 
 def section(title, parts, anchor):

@@ -15,9 +15,11 @@ from ..config import Config, UserError
 class Run:
     folder: str
     config: Config
+    task: object  # of tasks.TASKS
     splits: list  # {part: ids} of each fold
     finished: list  # numbers of the finished folds, from 1
     rows: list  # out-of-fold cases of the finished folds, by id
+    volumes: list  # the scans, where the rows are slices of scans
     fold_scores: list  # {fold, cases, metric: value} of the finished folds
     metrics: dict  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}, as in summary.json
     histories: dict  # {fold: rows of history.csv}
@@ -25,7 +27,22 @@ class Run:
 
     @property
     def headline(self):
-        return tasks.TASKS[self.config.task.type].select
+        return self.task.select
+
+    @property
+    def pretrains(self):
+        """Whether its rows are validation cases: a pretraining has no test part."""
+        return self.task.pretrains
+
+    @property
+    def cases(self):
+        """What its rows are, in words."""
+        return "validation cases" if self.pretrains else "test cases" if len(self.splits) == 1 else "out-of-fold cases"
+
+    def with_interval(self, metric):
+        """(value, low, high) over all out-of-fold cases; NaN limits where no interval was computed."""
+        facts = self.metrics[metric]
+        return facts["pooled"], facts.get("pooled_low", math.nan), facts.get("pooled_high", math.nan)
 
     @property
     def complete(self):
@@ -33,7 +50,10 @@ class Run:
 
     def best_row(self, fold):
         """The history row of the selected epoch: best metric, at equal metric lowest val_loss; None before one."""
-        sign = 1 if tasks.TASKS[self.config.task.type].higher_is_better else -1
+        if hasattr(self.task, "is_best"):
+            rows = self.histories[fold]
+            return [None, *(row for i, row in enumerate(rows) if self.task.is_best(row, rows[:i]))][-1]
+        sign = 1 if self.task.higher_is_better else -1
         name = f"val_{self.headline}"
         defined = [row for row in self.histories[fold] if not math.isnan(row[name])]
         return max(defined, key=lambda row: (sign * row[name], -row["val_loss"]), default=None)
@@ -46,26 +66,31 @@ def read(folder):
     if not os.path.exists(os.path.join(folder, "splits.json")):
         raise UserError(f"{folder}: got no splits.json in it, so the run has not begun: wait until its first fold does")
     config = config_module.load(os.path.join(folder, "config.yaml"))
+    task = tasks.build(config)
     splits = tables.read_json(os.path.join(folder, "splits.json"))["folds"]
     numbers = range(1, len(splits) + 1)
     finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
     rows = [row for n in finished for row in _numeric(_in_fold(folder, n, "predictions.csv"))]
-    metrics = _metrics(folder, config, finished, rows)
+    volumes = [path for n in finished if os.path.exists(path := _in_fold(folder, n, "predictions_volumes.csv"))]
+    volumes = [row for path in volumes for row in _numeric(path)]
+    metrics = _metrics(folder, config, task, finished, rows, volumes)
     rows.sort(key=lambda row: row["id"])
+    volumes.sort(key=lambda row: row["id"])
     fold_scores = []
     for n in finished:
         scores = {row["metric"]: row["value"] for row in _numeric(_in_fold(folder, n, "results.csv"))}
-        fold_scores.append({"fold": n, "cases": len(splits[n - 1]["test"]), **scores})
+        part = "val" if task.pretrains else "test"
+        fold_scores.append({"fold": n, "cases": len(splits[n - 1][part]), **scores})
     histories = {n: _in_fold(folder, n, "history.csv") for n in numbers}
     histories = {n: _numeric(path) for n, path in histories.items() if os.path.exists(path)}
-    return Run(folder, config, splits, finished, rows, fold_scores, metrics, histories, read_log(folder))
+    return Run(folder, config, task, splits, finished, rows, volumes, fold_scores, metrics, histories, read_log(folder))
 
 
 def _in_fold(folder, number, name):
     return os.path.join(folder, f"fold_{number}", name)
 
 
-def _metrics(folder, config, finished, rows):
+def _metrics(folder, config, task, finished, rows, volumes):
     """rows: in the order of the folds, as the summary's resamples take them."""
     path = os.path.join(folder, "summary.json")
     if os.path.exists(path):
@@ -76,9 +101,13 @@ def _metrics(folder, config, finished, rows):
             }
     if not rows:
         return {}
-    task = tasks.build(config)
-    intervals = task.intervals(rows, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
-    found = {name: {"pooled": float(value), "cases": len(rows)} for name, value in task.score(rows).items()}
+    of_scans = {"volumes": volumes} if volumes else {}
+    intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
+    if task.pretrains:  # also scored on features, which no table holds
+        scores = {row["metric"]: row["value"] for row in _numeric(_in_fold(folder, finished[0], "results.csv"))}
+    else:
+        scores = task.score(rows, **of_scans)
+    found = {name: {"pooled": float(value), "cases": len(rows)} for name, value in scores.items()}
     for name, interval in intervals.items():
         found[name].update(pooled_low=interval.low, pooled_high=interval.high)
     return found
@@ -89,7 +118,7 @@ def _number(value):
     return math.nan if value is None else float(value)
 
 
-_TEXT = ("id", "subject", "metric")
+_TEXT = ("id", "subject", "scan", "metric")
 
 
 def _numeric(path):

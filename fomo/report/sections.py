@@ -4,42 +4,41 @@ import math
 import os
 
 from .. import config as config_module
-from . import cases as case_tables, figures, head, page, pictures, run as run_module
+from . import figures, head, page, run as run_module, views
 from .page import label, number, tag
-
-_TITLES = {"classification": "Scores", "regression": "Predictions", "segmentation": "Masks"}
 
 
 def of_run(run, listed=None):
     """The page of a run; listed: its sources.Case list, if at hand."""
-    task, data = run.config.task.type, run.config.data
-    show = figures.available()
-    parts = [
-        tag(
-            "header",
-            [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")],
-        ),
+    view, show = views.of(run), figures.available()
+    parts = [("results", "Results", results(run))] if run.metrics else []
+    parts += [("training", "Training", training(run, show))] if run.histories else []
+    if run.rows:
+        body = view.pictures(run, listed) if show else [page.note(figures.MISSING), *view.tables(run)]
+        parts += [("pictures", view.title, body)] if body else []
+        parts.append(("cases", "Cases", case_table(run)))
+    parts.append(("about", "What was run", about(run)))
+    links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in parts]
+    about_it = [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")]
+    content = [
+        tag("header", about_it),
         head.headline(run),
         head.alerts(run),
-        _contents(run),
-        page.section("Results", results(run), "results") if run.metrics else None,
-        page.section("Training", training(run, show), "training") if run.histories else None,
+        tag("nav", links, aria_label="on this page"),
+        *(page.section(title, body, anchor) for anchor, title, body in parts),
+        _footer(),
     ]
-    if run.rows:
-        body = (
-            pictures.PICTURES[task](run, listed)
-            if show
-            else [page.note(figures.MISSING), pictures.confusion(run) if task == "classification" else None]
-        )
-        parts += [page.section(_TITLES[task], body, "pictures"), page.section("Cases", case_table(run), "cases")]
-    parts += [page.section("What was run", about(run, data), "about"), _footer()]
-    return page.document(f"{run.config.name}: {task}", parts)
+    return page.document(f"{run.config.name}: {run.config.task.type}", content)
 
 
 def _subtitle(run):
     subjects = len({row["subject"] for row in run.rows})
-    found = f"{run.config.task.type} · {len(run.finished)} of {len(run.splits)} folds finished"
-    return found + (f" · {len(run.rows)} cases of {subjects} subjects" if run.rows else "")
+    folds = f"{len(run.finished)} of {len(run.splits)} folds finished"
+    one_split = "finished" if run.finished else "not finished"
+    found = f"{run.config.task.type} · {folds if len(run.splits) > 1 else one_split}"
+    cases = run.cases if len(run.splits) == 1 else "cases"
+    count = f"{len(run.volumes)} scans, {len(run.rows)} slices," if run.volumes else f"{len(run.rows)} {cases}"
+    return found + (f" · {count} of {subjects} subjects" if run.rows else "")
 
 
 def _what(run):
@@ -49,22 +48,11 @@ def _what(run):
     parts = [
         config.model.name,
         weights,
-        config.finetune.strategy,
+        *([] if run.pretrains else [config.finetune.strategy]),
         f"{config.data.source}: {', '.join(config.data.channels)}",
     ]
     parts += [f"{start['ranks']}\u00a0×\u00a0{start['device']}", f"code\u00a0{start['code']}"] if start else []
     return " · ".join(parts + ([] if math.isnan(seconds) else [_duration(seconds)]))
-
-
-def _contents(run):
-    links = [("results", "Results")] if run.metrics else []
-    links += [("training", "Training")] if run.histories else []
-    links += [("pictures", _TITLES[run.config.task.type]), ("cases", "Cases")] if run.rows else []
-    return tag(
-        "nav",
-        [tag("a", title, href=f"#{anchor}") for anchor, title in [*links, ("about", "What was run")]],
-        aria_label="on this page",
-    )
 
 
 def _footer():
@@ -81,8 +69,8 @@ def results(run):
     names = ("pooled", "pooled_low", "pooled_high", "mean", "std", "ci_low", "ci_high")
     rows = []
     for metric, facts in run.metrics.items():
-        if metric.endswith(_LEFT_OUT):
-            continue  # stands beside its metric
+        if _beside(run, metric):
+            continue
         value = {name: facts.get(name, math.nan) for name in names}
         rows.append(
             [
@@ -92,7 +80,7 @@ def results(run):
                 _left_out(run, metric),
                 *(
                     [None] * 3
-                    if metric in _COUNTS
+                    if metric in _COUNTS or metric.endswith(_LEFT_OUT)
                     else [
                         value["mean"],
                         value["std"],
@@ -111,24 +99,35 @@ def results(run):
         "95% interval of the mean",
     ]
     kept = [0, 1, 2, *([3] if any(row[3] for row in rows) else [])]
-    over_folds = any("mean" in facts for facts in run.metrics.values())  # not in provisional ones
+    over_folds = len(run.splits) > 1 and any("mean" in facts for facts in run.metrics.values())  # not in provisional ones
     kept += [4, 5, 6] if over_folds else []
     columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    classes = ["main" if row[0] == label(run.headline) else "" for row in rows]
-    caption = "All out-of-fold cases together with the bootstrap interval over subjects"
+    main = {label(metric) for metric in run.metrics if views.of(run).main(metric)}
+    main, others = [row for row in rows if row[0] in main], [row for row in rows if row[0] not in main]
+    classes = ["main" if row[0] == label(run.headline) else "" for row in main]
+    caption = f"All {run.cases} together with the bootstrap interval over subjects"
     caption += "; beside it the folds' mean, SD and t-interval" if over_folds else ""
     of_folds = [
         [f"fold {row['fold']}", *(row.get(name, math.nan) for name in ("cases", *run.metrics))]
         for row in run.fold_scores
     ]
     folds = page.table(["fold", "cases", *map(label, run.metrics)], of_folds, "Test metrics of each fold")
+    rest = page.table(columns, others, f"Other metrics of all {run.cases} together")
     return [
-        page.table(columns, rows, caption, row_classes=classes),
-        tag("details", [tag("summary", "Each fold"), folds]),
+        page.table(columns, main, caption, row_classes=classes),
+        tag("details", [tag("summary", f"{len(others)} more metrics"), rest]) if others else None,
+        tag("details", [tag("summary", "Each fold"), folds]) if len(run.splits) > 1 else None,
     ]
 
 
-_LEFT_OUT = ("_undefined", "_infinite")
+_LEFT_OUT = ("_undefined", "_infinite")  # endings of counts
+
+
+def _beside(run, metric):
+    """Whether it counts what another metric leaves out, and stands beside that."""
+    return metric.endswith(_LEFT_OUT) and metric.rpartition("_")[0] in run.metrics
+
+
 _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
 
 
@@ -148,7 +147,7 @@ def training(run, show):
     if show:
         finetune, last = run.config.finetune, max(len(rows) for rows in run.histories.values())
         unfreeze = (
-            finetune.unfreeze_epoch if finetune.strategy == "gradual" and finetune.unfreeze_epoch <= last else None
+            finetune.unfreeze_epoch if finetune.strategy in ("gradual", "stagewise") and finetune.unfreeze_epoch <= last else None
         )
         options = {"best": best, "unfreeze": unfreeze}
         losses = [("train_loss", "--", "training"), ("val_loss", "-", "validation")]
@@ -157,17 +156,17 @@ def training(run, show):
                 figures.curves(run.histories, losses, "loss", **options), "Loss.", "Dots: the selected epochs."
             ),
             page.figure(
-                figures.curves(run.histories, [(name, "-", "")], label(name), **options),
-                f"{page.capital(label(name))}.",
-                "On the inner validation cases, which select the epoch.",
-            ),
-            page.figure(
                 figures.curves(run.histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze),
                 "Learning rate.",
-                "Of the head, at each epoch's last step.",
+                "At each epoch's last step" + ("." if run.pretrains else ", of the head."),
             ),
         ]
-        parts += [_fold_legend(run.histories), page.grid(shown)]
+        if not run.pretrains:  # whose metric is the loss
+            curve = figures.curves(run.histories, [(name, "-", "")], label(name), **options)
+            text = "On the inner validation cases, which select the epoch."
+            shown.insert(1, page.figure(curve, f"{page.capital(label(name))}.", text))
+        shown += views.of(run).curves(run, options)
+        parts += [_fold_legend(run.histories) if len(run.splits) > 1 else None, page.grid(shown)]
     else:
         parts.append(page.note(figures.MISSING))
     rows = []
@@ -194,9 +193,12 @@ def training(run, show):
         "last validation loss",
         "waiting for data",
     ]
+    what = "Training of each fold"
+    if len(run.splits) == 1:
+        what, columns, rows = "Training", columns[1:], [row[1:] for row in rows]
     return [
         *parts,
-        page.table(columns, rows, "Training of each fold; waiting for data: share of the training steps' time"),
+        page.table(columns, rows, f"{what}; waiting for data: share of the training steps' time"),
     ]
 
 
@@ -215,16 +217,25 @@ def _fold_legend(histories):
 
 
 def case_table(run):
-    columns, rows, warned = case_tables.TABLES[run.config.task.type](run.rows)
-    caption = f"Every out-of-fold case, worst first; {len(warned)} of {len(rows)} with a warning"
-    return [page.table(columns, rows, caption, sortable=True)]
+    columns, rows, warned = views.of(run).cases(run)
+    if len(run.splits) == 1:
+        at = columns.index("fold")
+        columns, *rows = ([*row[:at], *row[at + 1 :]] for row in [columns, *rows])
+    caption = f"Every {run.cases.removesuffix('s')}, worst first"
+    caption += "" if run.pretrains else f"; {len(warned)} of {len(rows)} with a warning"
+    if len(rows) > _LONGEST:
+        caption += f"; of them the first {_LONGEST}, all are in predictions.csv"
+    return [page.table(columns, rows[:_LONGEST], caption, sortable=True)]
+
+
+_LONGEST = 2000  # rows of a table that a browser still sorts at once
 
 
 # ------------------------------------------------------------------------------------------- about
 
 
-def about(run, data):
-    config = run.config
+def about(run):
+    config, data = run.config, run.config.data
     start = run_module.started(run.log)
     seconds = run_module.duration_s(run.log)
     pairs = [
@@ -237,12 +248,12 @@ def about(run, data):
         ("patch", f"{' × '.join(map(str, data.patch))} voxels"),
         ("network", config.model.name + (f", width {config.model.width}" if config.model.width else "")),
         ("pretrained weights", config.weights.path or "none"),
-        ("fine-tuning", config.finetune.strategy),
+        ("fine-tuning", None if run.pretrains else config.finetune.strategy),
         ("learning rate", f"{config.optim.lr:g}, {config.optim.schedule}"),
         ("epochs", f"at most {config.train.epochs}, patience {config_module.show(config.train.patience).lower()}"),
         ("batch", f"{config.train.batch_size}"),
         ("augmentation", config.augment.preset),
-        ("folds", f"{len(run.splits)}, {config.cv.kind}"),
+        ("folds", f"{len(run.splits)}, {config.cv.kind}" if len(run.splits) > 1 else "one split"),
         ("seed", str(config.seed)),
         ("devices", f"{start['ranks']} × {start['device']}" if start else None),
         ("duration", None if math.isnan(seconds) else _duration(seconds)),

@@ -1,4 +1,4 @@
-"""Outlines of reference and predicted masks over the image, in three planes through the lesion."""
+"""Slices as pictures: outlines of masks over the image in three planes through the lesion, mosaics, heat maps."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from .page import Html, escape
 
 _REFERENCE, _PREDICTED = "#56b4e9", "#ffb000"
 LEGEND = (("reference", _REFERENCE, "solid"), ("predicted", _PREDICTED, "dashed"))
-_PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))  # and the axis that each lies across
 
 
 def chosen(rows):
@@ -43,7 +43,7 @@ def planes(case, channels, mask_path):
     low, high = np.percentile(image[image != 0], (1, 99.5)) if image.any() else (0, 1)
     shown = reference if reference.any() else predicted
     found = []
-    for name, axis in _PLANES:
+    for name, axis in PLANES:
         across = tuple(other for other in range(3) if other != axis)
         index = int(shown.sum(across).argmax())
         parts = [array.take(index, axis).T for array in (image, reference, predicted)]
@@ -84,9 +84,82 @@ def _picture(image, reference, predicted, limits, spacing_yx, alt, pixels=400):
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
     file = io.BytesIO()
     drawing.savefig(file, format="png", metadata={"Software": None})
-    data = base64.b64encode(file.getvalue()).decode()
-    return Html(f'<img src="data:image/png;base64,{data}" width="{pixels}" height="{pixels}" alt="{escape(alt)}">')
+    return _html(file.getvalue(), pixels, pixels, alt)
+
+
+def _html(png, width, height, alt):
+    data = base64.b64encode(png).decode()
+    return Html(f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">')
 
 
 def mask_path(folder, row):
     return os.path.join(folder, f"fold_{int(row['fold'])}", "masks", f"{row['id']}.nii.gz")
+
+
+# ------------------------------------------------------------------------------- planes that a run has stored
+
+
+def arrays(path):
+    """{name: array} of an .npz file of numbers and text."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def in_plane(spacing_mm, axis):
+    """Voxel size along the two axes of the plane across `axis`; (1, 1) where it is each case's own."""
+    return (1.0, 1.0) if spacing_mm is None else tuple(mm for other, mm in enumerate(spacing_mm) if other != axis)
+
+
+def thinnest(patch):
+    """The axis across which a patch is thinnest, of equals the last: slices across it are the largest."""
+    return 2 - int(np.argmin(patch[::-1]))
+
+
+def mosaic(rows, spacings_mm, alt, overlay=None, pixels=200):
+    """Html of one PNG with the planes in `rows` of equal length, each in the grey values of the first one of its row.
+
+    Planes are (A, B) arrays in RAS+ order; they are shown with their true proportions (spacings_mm: (a, b) of each row)
+    in square tiles on black. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane.
+    """
+    from matplotlib import image as matplotlib_image
+
+    tiles = []
+    for i, (row, spacing) in enumerate(zip(rows, spacings_mm)):
+        low, high = np.percentile(np.asarray(row[0], np.float32), (0.5, 99.5))
+        shown = [np.clip((np.asarray(plane, np.float32) - low) / max(high - low, 1e-6), 0, 1) for plane in row]
+        coloured = [np.repeat(plane[:, :, None], 3, axis=2) for plane in shown]
+        for j, heat in enumerate(overlay[i] if overlay else ()):
+            coloured[j] = coloured[j] if heat is None else _heated(coloured[j], heat)
+        tiles.append([_tile(plane, spacing, pixels) for plane in coloured])
+    gap = 3
+    height, width = len(tiles) * (pixels + gap) - gap, len(tiles[0]) * (pixels + gap) - gap
+    canvas = np.zeros((height, width, 3), np.uint8)
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            top, left = i * (pixels + gap), j * (pixels + gap)
+            canvas[top : top + pixels, left : left + pixels] = tile
+    file = io.BytesIO()
+    matplotlib_image.imsave(file, canvas, format="png", metadata={"Software": None})
+    return _html(file.getvalue(), width, height, alt)
+
+
+def _tile(plane, spacing, pixels):
+    """(A, B, 3) in 0 .. 1 -> (pixels, pixels, 3) uint8, enlarged as a whole, with its true proportions, b upwards."""
+    extent = plane.shape[0] * spacing[0], plane.shape[1] * spacing[1]
+    size = [max(1, round(pixels * mm / max(extent))) for mm in extent]
+    at = [np.minimum((np.arange(n) + 0.5) * old / n, old - 1).astype(int) for n, old in zip(size, plane.shape)]
+    fine = plane[at[0]][:, at[1]].transpose(1, 0, 2)[::-1]
+    tile = np.zeros((pixels, pixels, 3), np.uint8)
+    top, left = (pixels - size[1]) // 2, (pixels - size[0]) // 2
+    tile[top : top + size[1], left : left + size[0]] = np.round(255 * fine).astype(np.uint8)
+    return tile
+
+
+def _heated(plane, heat):
+    """Grey values under a heat map: the stronger, the more of its colour; nothing at 0."""
+    from matplotlib import colormaps
+
+    strength = np.clip(np.asarray(heat, np.float32), 0, 1)
+    colour = colormaps["inferno"](0.25 + 0.75 * strength)[:, :, :3]
+    share = 0.65 * strength[:, :, None]
+    return plane * (1 - share) + colour * share

@@ -42,6 +42,7 @@ dd { margin: 0; overflow-wrap: anywhere }
   display: grid; grid-template-columns: repeat(auto-fill,minmax(min(100%,330px),1fr)); gap: 24px; align-items: start;
   margin: 12px 0;
 }
+.wide { grid-template-columns: repeat(auto-fill,minmax(min(100%,480px),1fr)) }
 .planes { display: grid; grid-template-columns: repeat(3,1fr); gap: 8px; margin: 8px 0 20px }
 figure { margin: 0; min-width: 0 }
 figure svg,figure img { display: block; width: 100%; height: auto }
@@ -82,6 +83,9 @@ th[aria-sort=descending] button::after { content: "\\00a0\\2193"; color: var(--t
 .confusion { width: 100%; margin: 8px 0 }
 .confusion tbody th { position: static; vertical-align: middle; min-width: 0 }
 .confusion td { font-size: 26px; line-height: 1.3; text-align: center; padding: 28px 12px; width: 45% }
+.confusion.many { width: auto }
+.confusion.many td { font-size: 17px; padding: 10px; width: auto; min-width: 84px }
+td span.wrap { display: inline-block; white-space: normal; min-width: 12em; max-width: 32em }
 .confusion small { display: block; font-size: 13px; color: var(--soft) }
 details { margin: 12px 0 }
 summary { cursor: pointer; color: var(--accent) }

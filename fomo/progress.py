@@ -1,0 +1,67 @@
+"""How long a run will still take, from what its steps, validations and tests have taken so far."""
+
+import collections
+
+
+class Progress:
+    """The clock of a run of one or more folds: it is told of each fold as it begins, and what everything took.
+
+    Its estimates are upper bounds: an early stop ends a fold sooner. Before a validation or a test has been timed it
+    counts as nothing.
+    """
+
+    def __init__(self):
+        self._folds_after = 0
+        self._validate_s = self._test_s = 0.0
+
+    def begin_fold(self, folds_after):
+        """folds_after: how many folds this process will run after this one."""
+        self._folds_after = folds_after
+
+    def begin_training(self, epochs, steps_per_epoch):
+        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._step_s, self._timed = collections.deque(maxlen=100), 0
+
+    def step_took(self, seconds):
+        self._timed += 1
+        if self._timed == 2:
+            self._step_s.clear()  # the first one started the loader and compiled
+        self._step_s.append(seconds)
+
+    def validation_took(self, seconds):
+        self._validate_s = seconds
+
+    def test_took(self, seconds):
+        self._test_s = seconds
+
+    def fold_s(self, step):
+        """Seconds of training and validation that are left in this fold after `step` steps, one or more."""
+        epochs = self._epochs - (step - 1) // self._steps_per_epoch  # whose validation is to come
+        return self._training_s(self._epochs * self._steps_per_epoch - step, epochs)
+
+    def run_s(self, step):
+        """Seconds that are left in the run: this fold, its test, and the folds after it, which take as long."""
+        whole = self._training_s(self._epochs * self._steps_per_epoch, self._epochs)
+        return self.fold_s(step) + self._folds_after * whole + (self._folds_after + 1) * self._test_s
+
+    def _training_s(self, steps, epochs):
+        return steps * sum(self._step_s) / len(self._step_s) + epochs * self._validate_s
+
+    def line(self, fold, step, doing=None):
+        """One line for a terminal; doing: what is done now, instead of the number of the step."""
+        epoch = (step - 1) // self._steps_per_epoch + 1
+        where = doing or f"step {step}/{self._epochs * self._steps_per_epoch}"
+        what = f"fold {fold}" if fold else "the final model"  # which is fold 0
+        left = f"{duration(self.fold_s(step))} left in {what}, {duration(self.run_s(step))} in all"
+        return f"{left}; epoch {epoch}/{self._epochs}, {where}"
+
+
+def duration(seconds):
+    """As precise as is useful: "3 d 4 h", "1 h 05 min", "12 min", "40 s"."""
+    minutes = round(seconds / 60)
+    if minutes >= 24 * 60:
+        days, hours = divmod(round(minutes / 60), 24)
+        return f"{days} d {hours} h"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if seconds >= 90 else f"{round(seconds)} s"
