@@ -26,30 +26,68 @@ def focal(logits, target, alpha=None, gamma=2.0):
     """
     _check_classes(logits, target)
     nll = _nll(logits.float().log_softmax(1), target, None)
-    # 1 - p without cancellation; never exactly 0, where the gradient of the power is infinite for gamma < 1
-    miss = (-torch.expm1(-nll)).clamp(min=1e-8)
-    loss = miss**gamma * nll
+    loss = _positive(-torch.expm1(-nll)) ** gamma * nll  # 1 - p without cancellation
     if alpha is not None:
         loss = loss * _weights(alpha, logits)[target.long()]
     return _per_sample(loss)
 
 
-def dice_ce(logits, target, class_weights=None, smooth=1.0):
+def dice_ce(logits, target, class_weights=None, smooth=1.0, activation="softmax"):
     """1 - soft Dice, averaged over the foreground classes (1..K-1), plus cross_entropy, both per sample.
 
     Dice of class c = (2 sum p_c y_c + smooth) / (sum p_c + sum y_c + smooth) over the voxels of the sample, p the
     softmax. For a class that the sample does not have, its loss is therefore sum p_c / (sum p_c + smooth): 0 when none
     is predicted, and 1/2 when as little as `smooth` voxels of it are (Isensee et al. 2021, with the foreground only).
+    activation="sigmoid": logits have one channel for each class 1..K, without the background; p is their sigmoid, and the
+    cross-entropy is sigmoid_cross_entropy.
     """
-    _check_classes(logits, target)
-    if logits.shape[1] < 2:
-        raise ValueError(f"logits: got {logits.shape[1]} class, wanted at least 2, background included")
-    log_p = logits.float().log_softmax(1)
+    classes = _foreground(logits, target, activation)
+    if activation == "sigmoid":
+        if class_weights is not None:
+            raise ValueError("class_weights: got some with activation='sigmoid', wanted None")
+        log_p, ce = F.logsigmoid(logits.float()), sigmoid_cross_entropy(logits, target)
+    else:
+        log_p = logits.float().log_softmax(1)
+        ce = _per_sample(_nll(log_p, target, class_weights))
     dice = 0.0
-    for c in range(1, logits.shape[1]):  # class by class: no one-hot copy of the volume
-        p, y = log_p[:, c].exp().flatten(1), (target == c).flatten(1)
+    for channel, c in classes:  # class by class: no one-hot copy of the volume
+        p, y = log_p[:, channel].exp().flatten(1), (target == c).flatten(1)
         dice = dice + (2 * (p * y).sum(1) + smooth) / (p.sum(1) + y.sum(1) + smooth)
-    return 1 - dice / (logits.shape[1] - 1) + _per_sample(_nll(log_p, target, class_weights))
+    return 1 - dice / len(classes) + ce
+
+
+def sigmoid_cross_entropy(logits, target):
+    """Of independent classes: channel k of the logits (B, K, X, Y, Z) against target == k + 1, by the sigmoid.
+
+    The mean over the classes and voxels of a sample; target: whole numbers (B, X, Y, Z), 0 is none of the classes.
+    """
+    classes = _foreground(logits, target, "sigmoid")
+    total = 0.0
+    for channel, c in classes:
+        wanted = (target == c).float()
+        total = total + F.binary_cross_entropy_with_logits(logits[:, channel].float(), wanted, reduction="none")
+    return _per_sample(total) / len(classes)
+
+
+def generalized_dice(logits, target, activation="softmax", smooth=1e-5):
+    """1 - 2 sum_c w_c sum p_c y_c / sum_c w_c sum (p_c + y_c) per sample, w_c = 1 / (voxels of c)^2 (Sudre et al. 2017).
+
+    The sums are over the voxels of the sample and its classes: with "softmax" all channels, the background too; with
+    "sigmoid" channel k is class k + 1, and there is no background. A class that the sample does not have gets the largest
+    weight of those that it has (as in the authors' NiftyNet). A sample without any class (sigmoid) has the mean of p as
+    its loss, to which the formula comes close for a softmax with nothing but background. `smooth` is added above and
+    below, in voxels of the rarest class.
+    """
+    first = _foreground(logits, target, activation)[0]
+    p = logits.float().softmax(1) if activation == "softmax" else logits.float().sigmoid()
+    shift = first[1] - first[0]  # from channel to class
+    y = torch.stack([(target == channel + shift).flatten(1) for channel in range(p.shape[1])], 1)
+    p, count = p.flatten(2), y.sum(2)
+    rarest = torch.where(count > 0, count, count.amax() + 1).amin(1, keepdim=True)
+    weights = (rarest / torch.where(count > 0, count, rarest)) ** 2  # of the rarest class 1: their scale means nothing
+    both, each = (weights * (p * y).sum(2)).sum(1), (weights * (p.sum(2) + count)).sum(1)
+    dice = (2 * both + smooth) / (each + smooth).clamp(min=1e-30)
+    return torch.where(count.sum(1) > 0, 1 - dice, p.mean((1, 2)))
 
 
 def huber(prediction, target, delta=1.0):
@@ -59,9 +97,98 @@ def huber(prediction, target, delta=1.0):
 
 
 def mse(prediction, target):
-    """Squared error; the mean over the values of a sample. Both (B,) or (B, T)."""
+    """Squared error; the mean over the values of a sample. Both (B,) or (B, ...)."""
     _check_same(prediction, target)
     return _per_sample(F.mse_loss(prediction.float(), target.float(), reduction="none"))
+
+
+def masked_mse(prediction, target, mask=None):
+    """Squared error; the mean over the masked voxels of a sample, in all channels. Both (B, C, X, Y, Z).
+
+    mask: bool (B, 1 or C, X, Y, Z), True where the error counts (None: everywhere). A sample without such a voxel has the
+    loss 0, and no gradient. What lies outside the mask may be anything, infinite too.
+    """
+    _check_same(prediction, target)
+    if mask is None:
+        return mse(prediction, target)
+    wanted = (len(target), "1 or C", *target.shape[2:])
+    if mask.dtype != torch.bool or mask.shape not in (target.shape, target[:, :1].shape):
+        raise ValueError(f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, wanted bool of shape {wanted}")
+    error = (prediction.float() - target.float()).masked_fill(~mask, 0)
+    count = mask.flatten(1).sum(1) * (target.shape[1] // mask.shape[1])
+    return error.square().flatten(1).sum(1) / count.clamp(min=1)
+
+
+def dino(student, teacher, centre, student_temperature=0.1, teacher_temperature=0.04):
+    """Cross-entropy of each student view against each teacher view of another crop; the mean over all such pairs.
+
+    student: outputs (B, K) of all V views, as a list or as (V, B, K); teacher: of the first G of these views, which are
+    the global ones; centre: (K,), taken off the teacher's outputs. The teacher's side has no gradient. Views of the same
+    crop (equal index) are no pair (Caron et al. 2021, eq. 3; github.com/facebookresearch/dino, DINOLoss).
+    """
+    student, teacher = (torch.stack(list(views)) for views in (student, teacher))
+    views, others = len(student), len(teacher)
+    if student.ndim != 3 or student.shape[1:] != teacher.shape[1:] or centre.shape != student.shape[2:]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (student, teacher, centre))
+        raise ValueError(f"student, teacher, centre: got shapes {shapes}, wanted (V, B, K), (G, B, K), (K,)")
+    if not 1 <= others <= views or views < 2:
+        raise ValueError(f"student, teacher: got {views} and {others} views, wanted at least 2, and no more of the teacher")
+    with torch.no_grad():
+        target = dino_target(teacher, centre, teacher_temperature)
+    log_p = (student.float() / student_temperature).log_softmax(-1)
+    total = 0.0
+    for g, q in enumerate(target):  # no matrix product: autocast would round it
+        for v, p in enumerate(log_p):
+            if v != g:
+                total = total - (q * p).sum(-1)
+    return total / (others * (views - 1))
+
+
+def dino_target(teacher, centre, temperature):
+    """Probabilities, in float32, that the student is to give: the teacher's outputs (..., K), centred and sharpened."""
+    return ((teacher.float() - centre.float()) / temperature).softmax(-1)
+
+
+def bce(logits, targets, pos_weight=None, label_smoothing=0.0):
+    """Binary cross-entropy of each label, that of its presence times pos_weight; the mean over the labels.
+
+    Of the three losses of several labels, `bce`, `focal_multilabel` and `asymmetric`: logits and targets are (B, K), a
+    target is the probability of the label (0 or 1, or between where images were mixed), and the losses are linear in it,
+    so that a mixed target gives the mix of the losses. label_smoothing e makes it (1 - e) target + e / 2. pos_weight: one
+    number or (K,). A target that is NaN makes the loss NaN.
+    """
+    logits, targets = _labels(logits, targets, label_smoothing)
+    present, absent = F.softplus(-logits), F.softplus(logits)  # -log p, -log(1 - p)
+    if pos_weight is not None:
+        present = present * _per_label(pos_weight, logits, "pos_weight")
+    return _per_sample(targets * present + (1 - targets) * absent)
+
+
+def focal_multilabel(logits, targets, alpha=0.25, gamma=2.0, label_smoothing=0.0):
+    """Sigmoid focal loss: alpha (1 - p)^gamma (-log p) where the label is present, (1 - alpha) p^gamma (-log(1 - p))
+    where not (Lin et al. 2017, with its defaults); the mean over the labels. alpha, gamma: one number or (K,).
+    """
+    logits, targets = _labels(logits, targets, label_smoothing)
+    alpha, gamma = _per_label(alpha, logits, "alpha"), _per_label(gamma, logits, "gamma")
+    present = alpha * _positive(torch.sigmoid(-logits)) ** gamma * F.softplus(-logits)
+    absent = (1 - alpha) * _positive(torch.sigmoid(logits)) ** gamma * F.softplus(logits)
+    return _per_sample(targets * present + (1 - targets) * absent)
+
+
+def asymmetric(logits, targets, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, label_smoothing=0.0):
+    """(1 - p)^gamma_pos (-log p) where the label is present, q^gamma_neg (-log(1 - q)), q = max(p - clip, 0), where not.
+
+    A negative that the network gives less than `clip` costs nothing. The mean over the labels. gamma_*: one number or (K,).
+    Source: Ridnik et al. 2021. Their code (Alibaba-MIIL/ASL) has these defaults, trains with gamma_pos=0, sums over the
+    labels, and does not differentiate the powers unless told to; here they are part of the loss, as in the paper.
+    """
+    logits, targets = _labels(logits, targets, label_smoothing)
+    gamma_neg, gamma_pos = _per_label(gamma_neg, logits, "gamma_neg"), _per_label(gamma_pos, logits, "gamma_pos")
+    present = _positive(torch.sigmoid(-logits)) ** gamma_pos * F.softplus(-logits)
+    shifted = (torch.sigmoid(logits) - clip).clamp(min=0)
+    # -log(1 - q); without a shift softplus, which is exact where 1 - p is not
+    absent = _positive(shifted) ** gamma_neg * (-torch.log1p(-shifted) if clip > 0 else F.softplus(logits))
+    return _per_sample(targets * present + (1 - targets) * absent)
 
 
 def deep_supervision(loss, outputs, target):
@@ -104,12 +231,45 @@ def _weights(weights, logits):
     return weights
 
 
+def _labels(logits, targets, smoothing):
+    """Logits and targets of several labels in float32, the targets smoothed."""
+    if logits.ndim != 2:
+        raise ValueError(f"logits: got shape {tuple(logits.shape)}, wanted (B, labels)")
+    _check_same(logits, targets)
+    return logits.float(), (1 - smoothing) * targets.float() + smoothing / 2
+
+
+def _per_label(values, logits, name):
+    """One number, or (K,), as a float32 tensor beside the logits."""
+    values = torch.as_tensor(values, dtype=torch.float32, device=logits.device)
+    if values.shape not in ((), logits.shape[1:]):
+        raise ValueError(f"{name}: got shape {tuple(values.shape)}, wanted one number or ({logits.shape[1]},)")
+    return values
+
+
+def _positive(base):
+    """The base of a power: never exactly 0, where the gradient is infinite for an exponent below 1."""
+    return base.clamp(min=1e-8)
+
+
 def _check_classes(logits, target):
     wanted = (logits.shape[0], *logits.shape[2:])
     if target.shape != wanted or target.is_floating_point():
         raise ValueError(
             f"target: got {target.dtype} of shape {tuple(target.shape)}, wanted whole numbers of shape {wanted}"
         )
+
+
+def _foreground(logits, target, activation):
+    """[(channel, class)] of the foreground, after a check of the shapes."""
+    if activation not in ("softmax", "sigmoid"):
+        raise ValueError(f"activation: got {activation!r}, wanted 'softmax' or 'sigmoid'")
+    _check_classes(logits, target)
+    if activation == "sigmoid":
+        return [(c, c + 1) for c in range(logits.shape[1])]
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits: got {logits.shape[1]} class, wanted at least 2, background included")
+    return [(c, c) for c in range(1, logits.shape[1])]
 
 
 def _check_same(prediction, target):

@@ -62,6 +62,66 @@ def test_dice_ce_of_perfect_predictions_is_zero_with_and_without_foreground():
     assert (losses.dice_ce(logits.flip(1), target) > 1).all()
 
 
+def voxels(*probabilities):
+    """Logits (1, 1, N, 1, 1) of a sigmoid, and the two channels of a softmax, with these foreground probabilities."""
+    p = torch.tensor(probabilities)
+    return torch.logit(p).view(1, 1, -1, 1, 1), torch.stack([1 - p, p]).log().view(1, 2, -1, 1, 1)
+
+
+def test_sigmoid_segmentation_by_hand():
+    one, two = voxels(0.9, 0.6, 0.2, 0.1)
+    target = torch.tensor([1, 1, 0, 0]).view(1, 4, 1, 1)
+    ce = -log(0.9 * 0.6 * 0.8 * 0.9) / 4
+    torch.testing.assert_close(losses.sigmoid_cross_entropy(one, target), torch.tensor([ce]))
+    torch.testing.assert_close(losses.dice_ce(one, target, activation="sigmoid"), losses.dice_ce(two, target))
+    both = torch.cat([one, -one], 1)  # a second class with the probabilities .1 .4 .8 .9, which no voxel is of
+    dice = (2 * 1.5 + 1) / (1.8 + 2 + 1) + 1 / (2.2 + 1)
+    wanted = 1 - dice / 2 + (ce - log(0.9 * 0.6 * 0.2 * 0.1) / 4) / 2
+    torch.testing.assert_close(losses.dice_ce(both, target, activation="sigmoid"), torch.tensor([wanted]))
+    with pytest.raises(ValueError, match="class_weights"):
+        losses.dice_ce(one, target, [1.0, 2.0], activation="sigmoid")
+
+
+def test_generalized_dice_by_hand():
+    one, two = voxels(0.9, 0.6, 0.2, 0.1)
+    target = torch.tensor([1, 0, 0, 0]).view(1, 4, 1, 1)  # weights 1 for the foreground and 1/9 for the background
+    wanted = 1 - 2 * (0.9 + 2.1 / 9) / ((1.8 + 1) + (2.2 + 3) / 9)
+    torch.testing.assert_close(losses.generalized_dice(two, target), torch.tensor([wanted]), atol=1e-5, rtol=0)
+    wanted = 1 - 2 * 0.9 / (1.8 + 1)
+    torch.testing.assert_close(losses.generalized_dice(one, target, "sigmoid"), torch.tensor([wanted]), atol=1e-5, rtol=0)
+    # nothing there: with sigmoid the mean probability; with softmax 1 - 2 * 2.2 / (2.2 + 4 + 1.8)
+    torch.testing.assert_close(losses.generalized_dice(one, 0 * target, "sigmoid"), torch.tensor([0.45]))
+    torch.testing.assert_close(losses.generalized_dice(two, 0 * target), torch.tensor([0.45]), atol=1e-5, rtol=0)
+    # a third class that is absent has the weight of the rarer one that is there
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
+    logits, target = p.log().T.reshape(1, 3, 3, 1, 1), torch.tensor([0, 1, 0]).view(1, 3, 1, 1)
+    both, each = (0.7 + 0.5) / 4 + 0.6, (1.3 + 2) / 4 + (1.05 + 1) + 0.65
+    torch.testing.assert_close(losses.generalized_dice(logits, target), torch.tensor([1 - 2 * both / each]), atol=1e-5, rtol=0)
+    perfect = 60.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
+    assert losses.generalized_dice(perfect, target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_masked_mse_is_the_mean_over_the_masked_voxels_of_each_sample():
+    prediction = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 4, 1, 1).repeat(2, 2, 1, 1, 1)
+    prediction[:, 1] *= 10
+    mask = torch.zeros(2, 1, 4, 1, 1, dtype=torch.bool)
+    mask[0, 0, 1:3] = True  # of the second sample nothing
+    target = torch.zeros_like(prediction)
+    prediction[0, 0, 3] = math.inf  # not looked at
+    prediction.requires_grad_()
+    loss = losses.masked_mse(prediction, target, mask)
+    torch.testing.assert_close(loss, torch.tensor([(4 + 9 + 400 + 900) / 4, 0.0]))
+    loss.sum().backward()
+    assert torch.isfinite(prediction.grad).all() and prediction.grad[0, 0].flatten().tolist() == [0, 1, 1.5, 0]
+    alone = torch.cat([mask, ~mask], 1)  # a mask of its own for each channel
+    assert losses.masked_mse(prediction.detach()[:1], target[:1], alone[:1]).item() == (4 + 9 + 100 + 1600) / 4
+    whole = losses.masked_mse(prediction.detach()[1:], target[1:])
+    torch.testing.assert_close(whole, torch.tensor([30 * 101 / 8]))
+    for bad in (mask.float(), mask[:1], mask[..., 0]):
+        with pytest.raises(ValueError, match="mask: got"):
+            losses.masked_mse(prediction, target, bad)
+
+
 def test_regression_losses_by_hand():
     prediction, target = torch.tensor([[0.5], [3.0]]), torch.tensor([[0.0], [1.0]])
     torch.testing.assert_close(losses.mse(prediction, target), torch.tensor([0.25, 4.0]))
@@ -88,7 +148,16 @@ def test_deep_supervision_by_hand():
         losses.deep_supervision(loss, [torch.zeros(1, 2, 3, 3, 3)], target)
 
 
-CLASS_LOSSES = [losses.cross_entropy, losses.focal, lambda x, y: losses.focal(x, y, gamma=0.5), losses.dice_ce]
+CLASS_LOSSES = [
+    losses.cross_entropy,
+    losses.focal,
+    lambda x, y: losses.focal(x, y, gamma=0.5),
+    losses.dice_ce,
+    lambda x, y: losses.dice_ce(x, y, activation="sigmoid"),
+    losses.sigmoid_cross_entropy,
+    losses.generalized_dice,
+    lambda x, y: losses.generalized_dice(x, y, "sigmoid"),
+]
 
 
 @pytest.mark.parametrize("loss", CLASS_LOSSES)
@@ -132,7 +201,7 @@ def test_samples_are_independent_and_gradients_are_right(seed, classes, batch):
 def test_wrong_shapes_are_refused():
     logits = torch.zeros(2, 3, 4, 4, 4)
     labels = torch.zeros(2, 4, 4, 4, dtype=torch.long)
-    for loss in (losses.cross_entropy, losses.focal, losses.dice_ce):
+    for loss in CLASS_LOSSES:
         for bad in (labels[:, None], labels[:1], labels.float(), labels[:, :2]):
             with pytest.raises(ValueError, match="target: got"):
                 loss(logits, bad)
@@ -143,3 +212,101 @@ def test_wrong_shapes_are_refused():
     for loss in (losses.huber, losses.mse):
         with pytest.raises(ValueError, match=r"got shape \(2,\), wanted the prediction's \(2, 1\)"):
             loss(torch.zeros(2, 1), torch.zeros(2))
+
+
+# ------------------------------------------------------------------------------------------------ several labels
+
+PRESENT, ABSENT = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 0.0]])
+P = (0.8, 0.03)  # of the two labels
+X = torch.tensor([[log(0.8 / 0.2), log(0.03 / 0.97)]])
+MULTILABEL = [losses.bce, losses.focal_multilabel, losses.asymmetric, lambda x, y: losses.asymmetric(x, y, 0.5, 0.5, 0.0)]
+
+
+def test_bce_is_torchs():
+    logits, targets = torch.randn(4, 3), torch.rand(4, 3)
+    weight = torch.tensor([0.5, 2.0, 7.0])
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weight)
+    torch.testing.assert_close(losses.bce(logits, targets, weight), wanted.mean(1))
+    torch.testing.assert_close(losses.bce(X, PRESENT), torch.tensor([-log(P[0] * P[1]) / 2]))
+    torch.testing.assert_close(losses.bce(X, PRESENT, 3.0), torch.tensor([-3 * log(P[0] * P[1]) / 2]))
+    smooth = -(0.95 * log(P[0]) + 0.05 * log(1 - P[0]) + 0.95 * log(P[1]) + 0.05 * log(1 - P[1])) / 2
+    torch.testing.assert_close(losses.bce(X, PRESENT, label_smoothing=0.1), torch.tensor([smooth]))
+    assert losses.bce(X, torch.tensor([[1.0, math.nan]])).isnan().all()
+
+
+def test_focal_multilabel_by_hand():
+    present = [0.25 * (1 - p) ** 2 * -log(p) for p in P]
+    absent = [0.75 * p**2 * -log(1 - p) for p in P]
+    torch.testing.assert_close(losses.focal_multilabel(X, PRESENT), torch.tensor([sum(present) / 2]))
+    torch.testing.assert_close(losses.focal_multilabel(X, ABSENT), torch.tensor([sum(absent) / 2]))
+    each = losses.focal_multilabel(X, PRESENT, alpha=[0.85, 0.5], gamma=torch.tensor([4.0, 1.0]))
+    wanted = (0.85 * 0.2**4 * -log(0.8) + 0.5 * 0.97 * -log(0.03)) / 2
+    torch.testing.assert_close(each, torch.tensor([wanted]))
+    logits, targets = torch.randn(5, 4), torch.randint(2, (5, 4)).float()
+    torch.testing.assert_close(2 * losses.focal_multilabel(logits, targets, 0.5, 0.0), losses.bce(logits, targets))
+
+
+def test_asymmetric_by_hand():
+    present = [(1 - p) * -log(p) for p in P]
+    absent = [(0.8 - 0.05) ** 4 * -log(1 - 0.75), 0.0]  # 0.03 lies below the clip
+    torch.testing.assert_close(losses.asymmetric(X, PRESENT), torch.tensor([sum(present) / 2]))
+    torch.testing.assert_close(losses.asymmetric(X, ABSENT), torch.tensor([sum(absent) / 2]))
+    seed = losses.asymmetric(X, ABSENT, gamma_neg=6, gamma_pos=1, clip=0.05)
+    torch.testing.assert_close(seed, torch.tensor([0.75**6 * -log(0.25) / 2]))
+    each = losses.asymmetric(X, torch.tensor([[0.0, 1.0]]), gamma_neg=[2.0, 0.0], gamma_pos=[0.0, 3.0], clip=0.0)
+    torch.testing.assert_close(each, torch.tensor([(0.8**2 * -log(0.2) + 0.97**3 * -log(0.03)) / 2]))
+    logits, targets = torch.randn(5, 4), torch.randint(2, (5, 4)).float()
+    torch.testing.assert_close(losses.asymmetric(logits, targets, 0, 0, 0), losses.bce(logits, targets))
+
+
+@pytest.mark.parametrize("loss", MULTILABEL)
+def test_mixed_targets_give_the_mix_of_the_losses(loss):
+    logits = torch.randn(3, 5)
+    one, other = torch.randint(2, (2, 3, 5)).float()
+    share = torch.tensor([0.3, 0.8, 1.0])
+    mixed = share[:, None] * one + (1 - share)[:, None] * other
+    torch.testing.assert_close(loss(logits, mixed), share * loss(logits, one) + (1 - share) * loss(logits, other))
+
+
+@pytest.mark.parametrize("loss", MULTILABEL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_extreme_logits_of_labels_give_finite_losses_and_gradients(loss, dtype, autocast):
+    logits = torch.tensor([[50.0, -50.0, 0.0], [1e4, -1e4, 20.0]]).to(dtype)
+    for targets in (torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 3), 0.5)):
+        x = logits.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            value = loss(x, targets)
+        assert value.dtype == torch.float32 and value.shape == (2,) and torch.isfinite(value).all()
+        value.mean().backward()
+        assert torch.isfinite(x.grad).all()
+    assert (loss(torch.full((1, 3), -50.0), torch.zeros(1, 3)) < 1e-6).all()
+    wrong = torch.full((1, 3), -50.0, requires_grad=True)
+    loss(wrong, torch.ones(1, 3)).backward()
+    assert (wrong.grad < -0.01).all()  # what is wrong and sure still learns
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_gradients_of_labels_are_right(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits, direction = torch.randn(2, 3, 4, generator=generator)
+    targets = torch.rand(3, 4, generator=generator)
+    for loss in MULTILABEL:
+        x = logits.double().requires_grad_()
+        loss(x, targets).sum().backward()
+        slope = (loss(logits + 1e-2 * direction, targets) - loss(logits - 1e-2 * direction, targets)).sum() / 2e-2
+        assert slope.item() == pytest.approx((x.grad * direction).sum().item(), rel=0.05, abs=0.01)
+
+
+def test_wrong_shapes_of_labels_are_refused():
+    logits = torch.zeros(2, 3)
+    for loss in MULTILABEL:
+        with pytest.raises(ValueError, match=r"got shape \(2,\), wanted the prediction's \(2, 3\)"):
+            loss(logits, torch.zeros(2))
+        with pytest.raises(ValueError, match=r"wanted \(B, labels\)"):
+            loss(logits[0], logits[0])
+    with pytest.raises(ValueError, match=r"pos_weight: got shape \(2,\), wanted one number or \(3,\)"):
+        losses.bce(logits, logits, [1.0, 2.0])
+    with pytest.raises(ValueError, match="gamma_neg"):
+        losses.asymmetric(logits, logits, gamma_neg=[1.0])
