@@ -31,6 +31,11 @@ def learning_rate(step, *, peak, total_steps, warmup_steps=0, kind="cosine", str
     return minimum + (peak - minimum) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def half_cosine(step, start, end, total_steps):
+    """From `start` at step 0 along half a cosine towards `end` at step total_steps."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(step, total_steps) / total_steps)) / 2
+
+
 def plateau_factor(val_losses, factor, patience, min_delta=0.0):
     """`factor` to the power of how often `patience` epochs in a row brought no loss below the best by `min_delta`.
 

@@ -1,0 +1,137 @@
+"""Student and teacher of DINO (Caron et al. 2021) around any whole-case network.
+
+Each is backbone -> features (B, F) -> projection head -> (B, out_dim). The teacher is the student's moving average and is
+never trained; the centre is the moving average of the teacher's outputs. All of it is in one state dict, so that a run
+continues exactly. One step is not in the paper: in front of the head the features are standardised by running statistics of
+the teacher's. Behind instance norms the mean over all voxels is nearly the same for all inputs, and so would the answers be
+(teacher_std of UNet-B's first steps on phantoms: 0.05, with this step 0.97).
+Source of head and update: github.com/facebookresearch/dino, vision_transformer.py (DINOHead) and main_dino.py.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+_SMALL = 1e-3  # lowest standard deviation of a feature
+
+
+class Dino(nn.Module):
+    """[global views, local views], two batches of equal views or one -> (student, teacher, features, centre).
+
+    backbone: a whole-case network with one linear layer as its head, which is taken off; its outputs are then the
+    features. hidden, bottleneck, out_dim: sizes of the projection head.
+
+    forward(batches): batches[0] holds the global views (G * B, C, X, Y, Z), views[v * B + b] of sample b, and any further
+    batch views of another size. Returns the student's outputs (V * B, out_dim) of all views, the teacher's
+    (G * B, out_dim) and its features (G * B, F), both without gradient, and the centre (out_dim,).
+    """
+
+    fixed_prefixes = ("teacher.",)
+    late_prefixes = ("student.head.last.",)
+
+    def __init__(self, backbone, out_dim, hidden=2048, bottleneck=256):
+        super().__init__()
+        kept = [stage for stage in backbone.stages if not set(stage) <= set(backbone.head_prefixes)]
+        features = take_head(backbone)
+        self.student = nn.ModuleDict({"backbone": backbone, "head": Head(features, out_dim, hidden, bottleneck)})
+        self.teacher = copy.deepcopy(self.student)
+        for parameter in self.teacher.parameters():
+            parameter.requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(out_dim))
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_std", torch.ones(features))
+        self.stem = f"student.backbone.{backbone.stem}"
+        self.stages = (*(_below("student.backbone.", stage) for stage in kept), ("student.head.", "teacher."))
+        self.encoder_prefixes = ("student.backbone.",)
+        self.head_prefixes = ("student.head.",)
+        self.new_prefixes = self.unused_prefixes = ()
+
+    @property
+    def trunk(self):
+        """What pretrained weights are loaded into; `follow(0)` hands them on to the teacher."""
+        return self.student["backbone"]
+
+    def forward(self, batches):
+        student = torch.cat([self._project(self.student, self.student["backbone"](views)) for views in batches])
+        with torch.no_grad():
+            features = self.teacher["backbone"](batches[0])
+            teacher = self._project(self.teacher, features)
+        return student, teacher, features, self.centre.clone()
+
+    def _project(self, network, features):
+        return network["head"]((features - self.feature_mean) / self.feature_std)
+
+    @torch.no_grad()
+    def follow(self, momentum):
+        """teacher = momentum * teacher + (1 - momentum) * student; 0 copies."""
+        for theirs, own in zip(self.teacher.state_dict().values(), self.student.state_dict().values(), strict=True):
+            if theirs.is_floating_point():
+                theirs.lerp_(own.to(theirs.dtype), 1 - momentum)
+            else:
+                theirs.copy_(own)
+
+    @torch.no_grad()
+    def move_centre(self, mean, momentum):
+        """mean: (out_dim,) of the teacher's outputs over a whole step, the same on all ranks."""
+        self.centre.lerp_(mean.to(self.centre), 1 - momentum)
+
+    @torch.no_grad()
+    def move_statistics(self, mean, square, momentum):
+        """mean, square: (F,) of the teacher's features and of their squares over a whole step, the same on all ranks."""
+        std = (square - mean.square()).clamp(min=_SMALL**2).sqrt()
+        self.feature_mean.lerp_(mean.to(self.feature_mean), 1 - momentum)
+        self.feature_std.lerp_(std.to(self.feature_std), 1 - momentum)
+
+
+class Head(nn.Module):
+    """Three layers with GELU to a vector of length 1, and its cosines with out_dim directions: (B, F) -> (B, out_dim)."""
+
+    def __init__(self, features, out_dim, hidden, bottleneck):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self.mlp[::2]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.last = _Directions(bottleneck, out_dim)
+
+    def forward(self, x):
+        return self.last(F.normalize(self.mlp(x), dim=-1))
+
+
+class _Directions(nn.Module):
+    """Linear layer without bias whose rows count as of length 1 (weight normalisation with its gain fixed)."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x):
+        return F.linear(x, F.normalize(self.weight, dim=1))
+
+
+def take_head(network):
+    """Replace a whole-case network's linear output layer by the identity; returns its number of inputs.
+
+    Raises ValueError for a network without exactly one such layer.
+    """
+    found = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.".startswith(tuple(network.head_prefixes))
+    ]
+    if len(found) != 1:
+        raise ValueError(f"backbone: got {len(found)} linear layers below {', '.join(network.head_prefixes)}, wanted one")
+    parent, _, name = found[0].rpartition(".")
+    features = network.get_submodule(found[0]).in_features
+    setattr(network.get_submodule(parent), name, nn.Identity())
+    return features
+
+
+def _below(prefix, names):
+    return tuple(prefix + name for name in names)

@@ -1,0 +1,96 @@
+"""How much frozen features tell about a label: linear probe and nearest neighbours. Needs numpy and scipy only.
+
+features: (n, F); labels: (n,) classes 0 .. K-1 as whole numbers; the result is one score per class, (m, K), each row a
+probability distribution. Features are first standardised by the mean and deviation of the training cases' (a feature that
+does not vary there is left out), because pooled features of a network are nearly parallel and of very unequal size.
+"""
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+
+def linear(features, labels, new, classes=2, l2=1.0):
+    """Multinomial logistic regression on (features, labels), applied to the features `new`.
+
+    l2: weight of half the squared coefficients, without the intercept, beside the summed log loss, as 1/C elsewhere.
+    """
+    features, new = _standardised(features, new)
+    one_hot = np.eye(classes)[_classes(labels, classes)]
+    inputs, size = features.shape[1], features.shape[1] * classes
+
+    def objective(x):
+        weights, offset = x[:size].reshape(inputs, classes), x[size:]
+        log_p = log_softmax(features @ weights + offset, axis=1)
+        error = np.exp(log_p) - one_hot
+        loss = -(one_hot * log_p).sum() + l2 / 2 * (weights**2).sum()
+        return loss, np.concatenate([(features.T @ error + l2 * weights).ravel(), error.sum(0)])
+
+    found = minimize(objective, np.zeros(size + classes), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+    return np.exp(log_softmax(new @ found[:size].reshape(inputs, classes) + found[size:], axis=1))
+
+
+def nearest(features, labels, new, classes=2, neighbours=20, temperature=0.07):
+    """Votes of the `neighbours` training cases with the largest cosine, each weighted by exp(cosine / temperature).
+
+    Fewer training cases all vote (Wu et al. 2018; as in the DINO paper).
+    """
+    features, new = (_unit(x) for x in _standardised(features, new))
+    one_hot = np.eye(classes)[_classes(labels, classes)]
+    similarity = new @ features.T
+    count = min(neighbours, len(features))
+    chosen = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    weights = np.exp((np.take_along_axis(similarity, chosen, axis=1) - 1) / temperature)
+    votes = (weights[..., None] * one_hot[chosen]).sum(1)
+    return votes / votes.sum(1, keepdims=True)
+
+
+def cross_validated(features, labels, groups, seed=0, folds=5, classes=2):
+    """{"linear": (n, K), "nearest": (n, K)}: scores of each case by probes on the cases of other folds.
+
+    groups: (n,), whose cases stay together; `folds` or, where a class has fewer groups, as many. NaN throughout where a
+    class has fewer than two groups.
+    """
+    features, labels, groups = np.asarray(features, float), _classes(labels, classes), np.asarray(groups)
+    names, first = np.unique(groups, return_index=True)
+    stratum = labels[first]  # a group counts as of its first case's class
+    folds = min(folds, *np.bincount(stratum, minlength=classes))
+    scores = {name: np.full((len(labels), classes), np.nan) for name in ("linear", "nearest")}
+    if folds < 2:
+        return scores
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    dealt = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+    fold_of = dict(zip(names[dealt], np.arange(len(names)) % folds))
+    fold = np.array([fold_of[group] for group in groups])
+    for k in range(folds):
+        train, test = fold != k, fold == k
+        for name, probe in (("linear", linear), ("nearest", nearest)):
+            scores[name][test] = probe(features[train], labels[train], features[test], classes)
+    return scores
+
+
+def cosines(features):
+    """(n, n) cosine of each two cases' standardised features."""
+    unit = _unit(_standardised(features, features)[0])
+    return unit @ unit.T
+
+
+def _standardised(features, new):
+    features, new = np.asarray(features, float), np.asarray(new, float)
+    if features.ndim != 2 or new.ndim != 2 or features.shape[1] != new.shape[1] or not len(features):
+        raise ValueError(f"features, new: got shapes {features.shape} and {new.shape}, wanted (n, F) and (m, F)")
+    mean, deviation = features.mean(0), features.std(0)
+    kept = deviation > 1e-12 * np.maximum(1, np.abs(mean))
+    return (features[:, kept] - mean[kept]) / deviation[kept], (new[:, kept] - mean[kept]) / deviation[kept]
+
+
+def _unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _classes(labels, classes):
+    found = np.asarray(labels)
+    whole = found.astype(int)
+    if found.ndim != 1 or (whole != found).any() or (len(found) and not 0 <= whole.min() <= whole.max() < classes):
+        raise ValueError(f"labels: got {found[:5]}, wanted whole numbers from 0 to {classes - 1}")
+    return whole

@@ -1,0 +1,243 @@
+"""DINO: a network learns to give the same answer to different views of a volume as its own moving average; no labels.
+
+Caron et al. (ICCV 2021), in 3D. Which epoch is kept: the last, since a lower loss is not a better network, or, where the
+validation cases are labelled, that with the best linear probe on the teacher's features. Labels are used for nothing else.
+"""
+
+import math
+import os
+import zlib
+
+import numpy as np
+import torch
+
+from .. import dist, inference, losses, patches, probe, schedule, seeds
+from ..data import loader
+from ..metrics import auroc, bootstrap_ci, macro_auroc
+from ..nets.dino import Dino as Network
+
+_QUERIES, _NEIGHBOURS = 8, 3  # cases that are shown with their nearest
+_NEAR = 0.01  # of the entropy's range, and standard deviation: as good as collapsed
+
+
+class Dino:
+    mode = "classification"  # the backbone is a whole-case network; its output layer is taken off
+    out_channels = 1
+    select, higher_is_better = "dino_loss", False  # the headline of a run; see is_best
+    pretrains = True
+    stratum_kind = "class"
+
+    def __init__(self, config):
+        self.config = config
+        self.state = {}
+        self._views = loader.augmentation(config)
+        self._steps_per_epoch = None
+        self._sums = None  # over the views of one step, see _add
+        self._watched = []  # (entropy, std) of each step since the last look
+
+    def fit(self, cases):
+        """The length of an epoch; there is nothing to learn from labels."""
+        train = self.config.train
+        self._steps_per_epoch = train.steps_per_epoch or math.ceil(len(cases) / train.batch_size)
+
+    def wrap(self, network):
+        return Network(network, self.config.task.out_dim, self.config.task.head_width)
+
+    def prepare(self, batch):
+        """`image`: the batches of views, by size."""
+        views = [batch[name] for name in ("image", "local") if name in batch]
+        return {**batch, "image": [one.contiguous(memory_format=torch.channels_last_3d) for one in views]}
+
+    # ---------------------------------------------------------------------------------------- training
+
+    def loss(self, outputs, batch):
+        student, teacher, features, centre = self._by_view(outputs, len(batch["slot"]))
+        temperature = self._teacher_temperature(batch["slot"][0] // self.config.train.batch_size)
+        self._add(teacher.flatten(0, 1), features, centre, temperature)
+        return losses.dino(student, teacher, centre, teacher_temperature=temperature)
+
+    @staticmethod
+    def _by_view(outputs, samples):
+        """(V, B, K), (G, B, K), (G B, F), (K,)."""
+        student, teacher, features, centre = outputs
+        return student.unflatten(0, (-1, samples)), teacher.unflatten(0, (-1, samples)), features, centre
+
+    def _teacher_temperature(self, step):
+        first, last = self.config.task.teacher_temperature
+        warmup = self.config.task.teacher_warmup_epochs * self._steps_per_epoch
+        return last if step >= warmup else first + (last - first) * step / warmup
+
+    def _add(self, teacher, features, centre, temperature):
+        """Of the teacher's views of a micro-batch, what the step's update and the watch need."""
+        teacher, features = teacher.float(), features.float()
+        entropy = _entropy(losses.dino_target(teacher, centre, temperature))
+        parts = [features, features.square(), teacher, _unit(teacher), entropy[:, None], torch.ones_like(entropy)[:, None]]
+        sums = torch.cat([part.sum(0) for part in parts])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def after_step(self, network, step, last_step):
+        """The teacher follows the student, centre and statistics the teacher's answers over the step and all ranks."""
+        task = self.config.task
+        sums, self._sums = dist.mean(self._sums), None
+        means, features = sums / sums[-1], len(network.feature_mean)
+        mean, square, output, unit = means[:-2].split([features, features, task.out_dim, task.out_dim])
+        network.move_statistics(mean, square, task.centre_momentum if step > 1 else 0.0)
+        network.move_centre(output, task.centre_momentum)
+        network.follow(schedule.half_cosine(step - 1, task.teacher_momentum, 1.0, last_step))
+        self._watched.append(torch.stack([means[-2], _std(unit)]))  # on the device: read when it is shown
+
+    def watch(self):
+        entropy, std = torch.stack(self._watched).mean(0).tolist()
+        self._watched = []
+        return {"teacher_entropy": entropy, "teacher_std": std}
+
+    def warnings(self, row):
+        """Signs of collapse: all inputs get the same answer, an even one or one single output."""
+        entropy, std, most = row["val_teacher_entropy"], row["val_teacher_std"], math.log(self.config.task.out_dim)
+        values = f"(teacher_entropy={entropy:.4g} of at most {most:.4g}, teacher_std={std:.4g})"
+        remedy = "if it stays so, lower optim.lr, lengthen its warm-up or change task.teacher_temperature"
+        if entropy > (1 - _NEAR) * most:
+            yield f"the teacher's answers are even over all outputs {values}: {remedy}"
+        elif entropy < _NEAR * most:
+            yield f"the teacher's answers are single outputs {values}: {remedy}"
+        if std < _NEAR:
+            yield f"the teacher answers all cases alike {values}: {remedy}"
+
+    def is_best(self, row, history):
+        """The best probe; as long as none is defined, the latest."""
+        earlier = [old["val_probe_auroc"] for old in history if not math.isnan(old.get("val_probe_auroc", math.nan))]
+        value = row.get("val_probe_auroc", math.nan)
+        return not earlier if math.isnan(value) else all(value >= other for other in earlier)
+
+    # -------------------------------------------------------------------------------------- evaluation
+
+    def predict(self, network, case, options, folder=None):
+        """The loss on views that depend on the case alone, and the teacher's features, the mean over windows."""
+        image, config = case.image(), self.config
+        start = patches.draw_start(case.shape, config.data.patch, None, "center")
+        patch = torch.from_numpy(patches.read(image, start, config.data.patch, case.background, np.float32))
+        generator = seeds.generator(config.seed, "case", zlib.crc32(case.case.id.encode()))
+        batch = {"image": patch[None].to(options["device"])}
+        batch = self.prepare(self._views(batch, [generator]))
+        with torch.no_grad(), options["autocast"]:
+            outputs = network(batch["image"])
+        student, teacher, _, centre = self._by_view(outputs, 1)
+        temperature = config.task.teacher_temperature[1]
+        features = inference.window_outputs(network.teacher["backbone"], image, background=case.background, **options)
+        target = case.case.target[0] if isinstance(case.case.target, tuple) else case.case.target
+        row = {
+            "id": case.case.id,
+            "subject": case.case.subject,
+            "loss": float(losses.dino(student, teacher, centre, teacher_temperature=temperature)),
+            "_entropy": float(_entropy(losses.dino_target(teacher, centre, temperature)).mean()),
+            "_unit": _unit(teacher.float()).mean((0, 1)).cpu().numpy(),
+            "_features": features.mean(0).cpu().numpy(),
+            "_label": math.nan if target is None else float(target),
+        }
+        if folder is not None:
+            axis = 2 - int(np.argmin(config.data.patch[::-1]))  # the thinnest axis, else the last
+            row["_slice"], row["_folder"] = patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(), folder
+        return row
+
+    def calibrate(self, evaluate):
+        """Nothing is fitted on validation cases."""
+
+    def finish(self, rows):
+        """Where cases are labelled: their class, and the probability of each class by probes on the other labelled cases."""
+        if "_slice" in rows[0] and dist.is_main():
+            _write_neighbours(rows)
+        labels = np.array([row["_label"] for row in rows])
+        known = np.flatnonzero(~np.isnan(labels))
+        classes = int(labels[known].max()) + 1 if len(known) else 0
+        if classes < 2 or (labels[known] % 1).any():  # none, or a number that is no class
+            return rows
+        found = probe.cross_validated(
+            np.stack([rows[i]["_features"] for i in known]),
+            labels[known],
+            [rows[i]["subject"] for i in known],
+            self.config.seed,
+            classes=classes,
+        )
+        empty = {f"{name}_{k}": math.nan for name in ("probe", "knn") for k in range(classes)}
+        rows = [{**row, "target": row["_label"], **empty} for row in rows]
+        for place, i in enumerate(known):
+            for name, kind in (("probe", "linear"), ("knn", "nearest")):
+                rows[i].update({f"{name}_{k}": float(value) for k, value in enumerate(found[kind][place])})
+        return rows
+
+    def score(self, rows):
+        """teacher_entropy: mean entropy of the teacher's answers, at most ln(out_dim). teacher_std: how much they vary.
+
+        probe_auroc, knn_auroc: of the labelled cases' class, each by the others (several classes: the mean of each
+        against the rest); undefined where a class has fewer than two subjects.
+        """
+        found = {
+            "dino_loss": float(np.mean([row["loss"] for row in rows])),
+            "teacher_entropy": float(np.mean([row["_entropy"] for row in rows])),
+            "teacher_std": float(_std(torch.from_numpy(np.mean([row["_unit"] for row in rows], axis=0)))),
+        }
+        for name in ("probe", "knn") if "target" in rows[0] else ():
+            found[f"{name}_auroc"] = _macro_auroc(*_scored(rows, name))
+        return found
+
+    def intervals(self, rows, resamples, seed):
+        subjects = np.array([row["subject"] for row in rows])
+        values = np.array([row["loss"] for row in rows])
+        found = {"dino_loss": bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)}
+        for name in ("probe", "knn") if "target" in rows[0] else ():
+            labels, scores = _scored(rows, name)
+            if scores.shape[1] == 2 and np.isfinite(scores).all():
+                known = np.array([not math.isnan(row["target"]) for row in rows])
+                found[f"{name}_auroc"] = bootstrap_ci(auroc, labels, scores[:, 1], resamples, seed, groups=subjects[known])
+        return found
+
+
+def _entropy(p):
+    """Of distributions (..., K), in nats."""
+    return torch.special.entr(p).sum(-1)
+
+
+def _unit(x):
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def _std(mean_unit):
+    """Spread of vectors of length 1 about their mean (K,): 0 all alike, 1 no common direction."""
+    return (1 - mean_unit.square().sum()).clamp(min=0).sqrt()
+
+
+def _scored(rows, name):
+    """(labels (n,), scores (n, K)) of the labelled rows."""
+    known = [row for row in rows if not math.isnan(row["target"])]
+    classes = sum(column.startswith(f"{name}_") for column in known[0])
+    return (
+        np.array([int(row["target"]) for row in known]),
+        np.array([[row[f"{name}_{k}"] for k in range(classes)] for row in known]),
+    )
+
+
+def _macro_auroc(labels, scores):
+    if not np.isfinite(scores).all():
+        return math.nan
+    return macro_auroc(np.eye(scores.shape[1], dtype=int)[labels], scores)
+
+
+def _write_neighbours(rows):
+    """folder/neighbours.npz: the central slices of some cases and of the cases whose features are nearest.
+
+    ids (N, 4) text: the query and its neighbours; queries (N, A, B); neighbours (N, 3, A, B); similarity (N, 3): cosines of
+    the teacher's standardised features. With fewer than four cases there are fewer neighbours.
+    """
+    similarity = probe.cosines([row["_features"] for row in rows])
+    np.fill_diagonal(similarity, -np.inf)
+    queries = np.unique(np.linspace(0, len(rows) - 1, min(_QUERIES, len(rows))).round().astype(int))
+    nearest = np.argsort(-similarity[queries], axis=1, kind="stable")[:, : min(_NEIGHBOURS, len(rows) - 1)]
+    slices = np.stack([row["_slice"] for row in rows]).astype(np.float16)
+    names = np.array([row["id"] for row in rows])
+    np.savez_compressed(
+        os.path.join(rows[0]["_folder"], "neighbours.npz"),
+        ids=np.column_stack([names[queries], names[nearest]]),
+        queries=slices[queries],
+        neighbours=slices[nearest],
+        similarity=np.take_along_axis(similarity[queries], nearest, axis=1),
+    )

@@ -1,0 +1,76 @@
+"""Multi-crop views of volumes for self-supervised learning: crops at random places and scales, augmented independently.
+
+Two large (global) views and some small (local) ones of each patch: a box of it, with the patch's own proportions, resized
+trilinearly to the view's size and augmented by the preset for that size (Caron et al. 2020, SwAV; in 3D). Drawn on the CPU
+and applied on the batch's device, like any augmentation.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .generators import per_sample
+
+GLOBAL_VIEWS = 2
+
+
+class Views:
+    """views(batch, generator) = views.apply(batch, views.draw(generator, batch size, channels)), as for Augmentation.
+
+    patch: voxels (x, y, z) of the batch's images. augment: {"global": Augmentation, "local": Augmentation}, each for the
+    size of its views. scale: {"global": (low, high), "local": (low, high)}, share of the patch's volume that a view
+    shows. local_views: number of local views, 0 or more.
+    """
+
+    def __init__(self, patch, augment, scale, local_views):
+        for name, (low, high) in scale.items():
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} scale: got ({low}, {high}), wanted 0 < low <= high <= 1")
+        self.patch, self.augment, self.scale = tuple(patch), augment, scale
+        self.kinds = ["global"] * GLOBAL_VIEWS + ["local"] * local_views
+
+    def __call__(self, batch, generator):
+        samples, channels = batch["image"].shape[:2]
+        return self.apply(batch, self.draw(generator, samples, channels))
+
+    def draw(self, generator, samples, channels):
+        """One plan per sample: for each view its box, as (start, size) per axis, and its augmentation's plan."""
+        return [
+            [
+                {"box": self._draw_box(kind, one), "plan": self.augment[kind].draw(one, 1, channels)[0]}
+                for kind in self.kinds
+            ]
+            for one in per_sample(generator, samples)
+        ]
+
+    def _draw_box(self, kind, generator):
+        share = generator.uniform(*self.scale[kind]) ** (1 / 3)  # of each axis
+        box = []
+        for length in self.patch:
+            size = max(1, round(share * length))
+            box.append((int(generator.integers(length - size + 1)), size))
+        return box
+
+    @torch.no_grad()
+    def apply(self, batch, plans):
+        """The batch with `image` (G * B, C, X, Y, Z) and, where there are any, `local` (L * B, C, x, y, z).
+
+        View v of sample b is at v * B + b. Computes in float32. Raises ValueError for images that are not of `patch`.
+        """
+        image = batch["image"]
+        if image.ndim != 5 or tuple(image.shape[2:]) != self.patch or len(plans) != len(image):
+            wanted = f"(B, C, {', '.join(map(str, self.patch))}) and {len(plans)} plans"
+            raise ValueError(f"image: got shape {tuple(image.shape)}, wanted {wanted}")
+        result = dict(batch)
+        for kind, name in (("global", "image"), ("local", "local")):
+            drawn = [plan[v] for v, one in enumerate(self.kinds) if one == kind for plan in plans]
+            if drawn:
+                views = [self._resized(image[i % len(image)], kind, one["box"]) for i, one in enumerate(drawn)]
+                stacked = {"image": torch.stack(views)}
+                result[name] = self.augment[kind].apply(stacked, [one["plan"] for one in drawn])["image"]
+        return result
+
+    def _resized(self, image, kind, box):
+        crop = image[(slice(None), *(slice(start, start + size) for start, size in box))]
+        size = self.augment[kind].patch
+        with torch.autocast(image.device.type, enabled=False):
+            return F.interpolate(crop[None].float(), size=size, mode="trilinear", align_corners=False)[0]
