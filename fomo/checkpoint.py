@@ -32,7 +32,11 @@ _UNREADABLE = (
     zipfile.BadZipFile,
 )  # fmt: skip  (what torch.load raises on damaged, foreign and random bytes)
 _STATE_KEYS = ("model", "state_dict", "net")  # our own files, Lightning, SuPreM and Models Genesis
+_PARTS = {"state_dict": "model.", "net": "backbone."}  # where the network is, in a file that holds more than one
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")  # DDP, torch.compile, LightningModule, SuPreM
+_TEACHER = "teacher.backbone."
+_TOWERS = ("visual.", "visual_transformer.", "image_encoder.", _TEACHER)  # CLIP, CT-CLIP; DINO: the part wanted
+_COUNTER = "num_batches_tracked"  # of a batch norm; files from before torch 0.4.1, as torchvision's, have none
 _LISTED = 8
 
 
@@ -83,6 +87,12 @@ def load(path):
     return _read(path, trust=False)
 
 
+def downstream(model):
+    """{name: tensor} of a best.pt's `model` that other networks start from: of a DINO run the teacher's backbone, else all."""
+    teacher = {name.removeprefix(_TEACHER): tensor for name, tensor in model.items() if name.startswith(_TEACHER)}
+    return teacher or model
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What became of every tensor. loaded, new, adapted: names in the network; ignored: names in the file."""
@@ -106,15 +116,19 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
     The file is one of ours (`model`), Lightning's (`state_dict`), SuPreM's (`net`) or a plain state dict. Prefixes that
     all its tensors share because something was wrapped around the network (`model.`, `module.`, `_orig_mod.`,
     `backbone.`, in any nesting) are taken off. In a Lightning file only `model.` is the network; tensors of other parts
-    of the LightningModule (losses, metrics) are ignored, and reported so.
+    of the LightningModule (losses, metrics) are ignored, and reported so. The same goes for SuPreM, whose network is
+    the part under `backbone.`, and for a model of images and text (CLIP): `visual.`, `visual_transformer.` or
+    `image_encoder.`. Of a DINO run it is the teacher's backbone.
 
     Every tensor of the model must be in the file, with its shape, except
     - allow_new: prefixes (None: model.new_prefixes) whose tensors may be missing or misshapen; such a prefix stays new
-      as a whole. One of which only some tensors are missing is an error.
+      as a whole. One of which only some tensors are missing is an error. By default also model.decoder_prefixes, if the
+      file has no tensor below any of them: it is of an encoder alone.
     - the stem (model.stem), if only its number of input channels differs, K in the file and C here:
-      "repeat": channel c gets the file's channel c mod K times K/C, so that an image repeated in all channels
-      activates as before (exactly, if K divides C); "mean": every channel gets the mean of the file's channels;
-      "reinit": it stays new.
+      "repeat": an image repeated in all channels activates as before: channel c gets the file's channel c mod K times
+      K/C (exact if K divides C) or, with fewer channels than the file, the sum of its channels c, c + C, c + 2C ...;
+      "mean": every channel gets the mean of the file's channels; "reinit": it stays new.
+    - the counters of batch norms, which nothing reads, where the file has none at all.
     Every tensor of the file must be used, except for the prefixes allow_unused (None: model.unused_prefixes).
 
     Raises UserError for anything else missing, unexpected or misshapen, for numbers that are not finite, for weights
@@ -123,15 +137,19 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
     """
     if stem not in ("repeat", "mean", "reinit"):
         raise ValueError(f"stem: got {stem!r}, wanted 'repeat', 'mean' or 'reinit'")
+    decoder = tuple(getattr(model, "decoder_prefixes", ()) if allow_new is None else ())
     allow_new = tuple(getattr(model, "new_prefixes", ()) if allow_new is None else allow_new)
     allow_unused = tuple(getattr(model, "unused_prefixes", ()) if allow_unused is None else allow_unused)
     own = model.state_dict()
     file, ignored = _find_tensors(_read(path, trust), own, path)
+    if decoder and not any(name.startswith(decoder) for name in file):
+        allow_new += decoder
 
     def fits(name):
         return file[name].shape == own[name].shape or name in adapted
 
-    new, adapted = set(), ()
+    counters = [name for name in own if name.endswith(_COUNTER)]
+    new, adapted = set() if any(name in file for name in counters) else set(counters), ()
     stem_name = getattr(model, "stem", None)
     if stem_name in file and _differs_in_channels_only(file[stem_name], own[stem_name]):
         if stem == "reinit":
@@ -210,7 +228,7 @@ def _read(path, trust):
 
 
 def _find_tensors(content, own, path):
-    """({name: tensor} as the network names them, names that belong to other parts of a LightningModule)."""
+    """({name: tensor} as the network names them, names that belong to other parts of what the network was in)."""
     key = next((key for key in _STATE_KEYS if isinstance(content.get(key), dict)), None)
     state = content[key] if key else content
     wrong = [
@@ -222,13 +240,16 @@ def _find_tensors(content, own, path):
         raise UserError(f"{path}: {where} should be named tensors; got {got}")
     state, foreign = dict(state), []
     while not any(name in own for name in state):
-        if key == "state_dict" and any(name.startswith("model.") for name in state):
-            foreign += [name for name in state if not name.startswith("model.")]
-            state = {name: value for name, value in state.items() if name.startswith("model.")}
+        part = _PARTS.get(key)
+        if part and any(name.startswith(part) for name in state):
+            foreign += [name for name in state if not name.startswith(part)]
+            state = {name: value for name, value in state.items() if name.startswith(part)}
         prefix = next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in state)), None)
+        prefix = prefix or next((tower for tower in _TOWERS if any(name.startswith(tower) for name in state)), None)
         if prefix is None:
             break
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        foreign += [name for name in state if not name.startswith(prefix)]
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return state, foreign
 
 
@@ -246,6 +267,8 @@ def _adapt(weight, channels, rule):
     if rule == "mean":
         return weight.mean(dim=1, keepdim=True).expand(-1, channels, *weight.shape[2:])
     known = weight.shape[1]
+    if channels < known:
+        return torch.stack([weight[:, c::channels].sum(dim=1) for c in range(channels)], dim=1)
     return weight[:, torch.arange(channels) % known] * (known / channels)
 
 

@@ -237,7 +237,7 @@ def test_stem_rules_by_hand(tmp_path):
     assert report.adapted == (stem,) and report.new == ()
     torch.testing.assert_close(weight, torch.stack([first, second, first, second], 1) / 2)
     weight, _ = loaded("repeat", 1)
-    torch.testing.assert_close(weight, 2 * first[:, None])
+    torch.testing.assert_close(weight, (first + second)[:, None])  # as a grey image in both channels
     weight, _ = loaded("mean", 3)
     torch.testing.assert_close(weight, torch.stack([(first + second) / 2] * 3, 1))
     weight, report = loaded("reinit", 3)

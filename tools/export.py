@@ -4,8 +4,9 @@
   python tools/export.py runs/task1/fold_1/best.pt --output weights.pt --prefix model. for the FOMO25 baseline
   python tools/export.py runs/task1 --soup greedy --output soup.pt                     for tools/predict.py
 
-Names and shapes are those of the baseline's UNet-B. A soup averages the folds' weights: `uniform` all of them, `greedy`
-those that do not lower the score on the validation cases. It needs folds that were fine-tuned from one weights.path.
+Names and shapes are those of the baseline's UNet-B; of a DINO run it is the teacher's backbone. A soup averages the folds'
+weights: `uniform` all of them, `greedy` those that do not lower the score on the validation cases. It needs folds that were
+fine-tuned from one weights.path.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def main(arguments):
         model = checkpoint.load(paths[0]).get("model")
         if not isinstance(model, dict):
             raise UserError(f"{paths[0]}: no model in it, wanted a checkpoint that cv.py wrote (best.pt)")
+        model = checkpoint.downstream(model)
         content = {options.prefix + name: tensor for name, tensor in model.items()}
         log(
             "checkpoint",

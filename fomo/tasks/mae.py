@@ -1,0 +1,92 @@
+"""Masked autoencoder: most cubes of a volume are hidden, and the network restores it; no labels are needed.
+
+He et al. (CVPR 2022), in 3D and with a U-Net as in AMAES (Munk et al. 2024), which the FOMO25 baseline was pretrained with.
+The mask of a training patch is drawn with the sample's generator; that of a validation case depends on the case alone, so
+that all epochs and ranks see the same.
+"""
+
+import os
+import zlib
+
+import numpy as np
+import torch
+
+from .. import inference, losses, seeds
+from ..metrics import bootstrap_ci
+from ..transforms import masking
+
+_PICTURES = 6  # cases whose reconstructions each process keeps
+
+
+class MaskedAutoencoder:
+    mode = "segmentation"  # one value per voxel and channel
+    select, higher_is_better = "reconstruction_mse", False
+    pretrains = True
+    stratum_kind = "class"
+
+    def __init__(self, config):
+        self.config = config
+        self.out_channels = len(config.data.channels)
+        self.state = {}
+        self._pictures = 0
+
+    def fit(self, cases):
+        """Nothing: the target is the image."""
+
+    def draw(self, generators, batch):
+        task, image = self.config.task, batch["image"]
+        return {"cubes": masking.draw_cubes(generators, len(image), image.shape[2:], task.mask_ratio, task.mask_cube)}
+
+    def prepare(self, batch):
+        image, masked = self._mask(batch["image"], batch["cubes"])
+        return {**batch, "image": image, "original": batch["image"], "masked": masked}
+
+    def _mask(self, image, cubes):
+        return masking.mask_image(image, cubes, self.config.task.mask_cube, self.config.task.mask_value)
+
+    def loss(self, outputs, batch):
+        return losses.masked_mse(outputs, batch["original"], self._scored(batch["masked"]))
+
+    def _scored(self, masked):
+        return masked if self.config.task.mae_loss == "masked" else None
+
+    def predict(self, network, case, options, folder=None):
+        """The error over the whole case, restored window by window.
+
+        With `folder`, the first cases' central planes are written to folder/reconstructions/ID.npz: original_0..2,
+        masked_0..2 and reconstructed_0..2, across the three axes, float16, of the first channel.
+        """
+        config = self.config
+        original = torch.from_numpy(np.array(case.image(), np.float32))[None]
+        generator = seeds.generator(config.seed, "case", zlib.crc32(case.case.id.encode()))
+        cubes = masking.draw_cubes([generator], 1, case.shape, config.task.mask_ratio, config.task.mask_cube)
+        image, masked = self._mask(original, cubes)
+        restored = inference.sliding_window(network, image[0], background=case.background, **options).cpu()[None]
+        if folder is not None and self._pictures < _PICTURES:
+            self._pictures += 1
+            _write_planes(folder, case.case.id, original=original, masked=image, reconstructed=restored)
+        loss = losses.masked_mse(restored, original, self._scored(masked))
+        return {"id": case.case.id, "subject": case.case.subject, "loss": float(loss)}
+
+    def calibrate(self, evaluate):
+        """Nothing is fitted on validation cases."""
+
+    def finish(self, rows):
+        return rows
+
+    def score(self, rows):
+        return {"reconstruction_mse": float(np.mean([row["loss"] for row in rows]))}
+
+    def intervals(self, rows, resamples, seed):
+        values, subjects = np.array([row["loss"] for row in rows]), [row["subject"] for row in rows]
+        return {"reconstruction_mse": bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)}
+
+
+def _write_planes(folder, id, **volumes):
+    planes = {
+        f"{name}_{axis}": volume[0, 0].select(axis, volume.shape[2 + axis] // 2).numpy().astype(np.float16)
+        for name, volume in volumes.items()
+        for axis in range(3)
+    }
+    os.makedirs(os.path.join(folder, "reconstructions"), exist_ok=True)
+    np.savez_compressed(os.path.join(folder, "reconstructions", f"{id}.npz"), **planes)

@@ -1,0 +1,168 @@
+"""Masked autoencoder: what the network sees and is scored on, the same masks everywhere, and weights that go on."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fomo import checkpoint, crossval, predict, tables, tasks
+from fomo import config as config_module
+from fomo.data import cache, loader, sources
+
+MRI = {"source": "volumes", "channels": ["mri"], "pattern": "*"}
+
+
+def build(tiny_config, /, **task):
+    return tasks.build(config_module.load(tiny_config("mae", task={"type": "mae", **task}, model={"name": "unet_b_lw_dec"})))
+
+
+def generators(count):
+    return [np.random.default_rng(seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["all", "masked"])
+def test_the_network_sees_the_rest_and_is_scored_on_all_or_on_what_was_hidden(tiny_config, kind):
+    task = build(tiny_config, mae_loss=kind, mask_value=-7.0)
+    image = torch.rand(2, 4, 32, 16, 16)
+    batch = task.prepare({"image": image, **task.draw(generators(2), {"image": image})})
+    hidden = batch["masked"].expand_as(image)
+    assert (batch["image"][hidden] == -7).all() and torch.equal(batch["image"][~hidden], image[~hidden])
+    cubes = batch["masked"][:, 0].unfold(1, 4, 4).unfold(2, 4, 4).unfold(3, 4, 4).flatten(-3).float().mean(-1)
+    assert set(cubes.unique().tolist()) == {0.0, 1.0} and cubes.flatten(1).sum(1).tolist() == [77, 77]  # of 128
+    wanted = [((one if kind == "all" else one[mask]) - 0.5).square().mean() for one, mask in zip(image, hidden)]
+    torch.testing.assert_close(task.loss(torch.full_like(image, 0.5), batch), torch.stack(wanted))
+
+
+def test_a_mask_is_the_slots_own_whatever_the_micro_batch(tiny_config, tmp_path):
+    config = config_module.load(tiny_config("mae", task={"type": "mae"}, model={"name": "unet_b_lw_dec"}))
+    task = tasks.build(config)
+    listed = sources.list_cases(config.data, config.task)[:4]
+    cases = cache.prepare(listed, config.data, config.task)
+    whole = loader.read_batch(config, cases, 1, [0, 1, 2, 3], task.draw)
+    parts = [loader.read_batch(config, cases, 1, slots, task.draw) for slots in ([0], [1, 2], [3])]
+    assert torch.equal(whole["cubes"], torch.cat([part["cubes"] for part in parts]))
+    assert not torch.equal(whole["cubes"][0], whole["cubes"][1]) and "target" not in whole
+
+
+def fake_case(shape=(1, 20, 32, 17), id="a"):
+    image = np.random.default_rng(3).normal(size=shape).astype(np.float16)
+    return SimpleNamespace(
+        case=SimpleNamespace(id=id, subject="s"), image=lambda: image, shape=shape[1:], background=(0.0,) * shape[0]
+    )
+
+
+OPTIONS = dict(patch=(16, 16, 16), overlap=0.0, windows=2, device=torch.device("cpu"), autocast=None)
+
+
+def test_validation_masks_belong_to_the_case_and_the_planes_are_stored(tiny_config, tmp_path):
+    task = build(tiny_config, mae_loss="masked")
+    seen = []
+
+    def network(windows):
+        seen.append(windows.clone())
+        return torch.zeros_like(windows)
+
+    case = fake_case()
+    row = task.predict(network, case, OPTIONS, str(tmp_path))
+    first = torch.cat(seen)
+    seen.clear()
+    assert task.predict(network, case, OPTIONS) == row and torch.equal(torch.cat(seen), first)
+    assert task.predict(network, fake_case(id="b"), OPTIONS)["loss"] != row["loss"]
+    planes = np.load(tmp_path / "reconstructions" / "a.npz")
+    assert sorted(planes) == sorted(f"{n}_{axis}" for n in ("original", "masked", "reconstructed") for axis in range(3))
+    image = case.image()[0]
+    for axis in range(3):
+        np.testing.assert_array_equal(planes[f"original_{axis}"], image.take(image.shape[axis] // 2, axis))
+        assert not planes[f"reconstructed_{axis}"].any()
+        hidden = planes[f"masked_{axis}"] != planes[f"original_{axis}"]
+        assert 0.3 < hidden.mean() < 0.9 and not planes[f"masked_{axis}"][hidden].any()
+    everything = build(tiny_config).predict(network, case, OPTIONS)["loss"]
+    assert everything == pytest.approx(np.square(case.image().astype(float)).mean(), rel=1e-5)
+    assert row["loss"] != pytest.approx(everything, rel=1e-4)
+    assert task.score([{"loss": 1.0}, {"loss": 2.0}]) == {"reconstruction_mse": 1.5}
+
+
+def test_only_the_first_cases_are_pictured(tiny_config, tmp_path):
+    task = build(tiny_config)
+    for number in range(8):
+        task.predict(lambda windows: windows, fake_case(id=str(number)), OPTIONS, str(tmp_path))
+    assert len(os.listdir(tmp_path / "reconstructions")) == 6
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run folder: two epochs on the scans of phantoms, one channel each."""
+    from fomo.data import phantom
+
+    place = tmp_path_factory.mktemp("mae")
+    phantom.make(place / "heads", "regression", 6, 24)
+    content = {
+        "name": "mae",
+        "output": str(place / "runs"),
+        "task": {"type": "mae"},
+        "data": {**MRI, "root": str(place / "heads" / "preprocessed"), "cache": str(place / "cache"), "patch": [32] * 3, "spacing_mm": [8.0] * 3, "prepare_workers": 0},
+        "model": {"name": "unet_b_lw_dec", "width": 2},
+        "optim": {"lr": 3e-3},
+        "train": {"epochs": 2, "batch_size": 5, "workers": 0, "patience": None, "log_every": 1},
+        "augment": {"preset": "none"},
+        "eval": {"bootstrap": 20},
+    }  # fmt: skip
+    crossval.run(config_module.from_dict(content, "the test"), one_split=True)
+    return place / "runs" / "mae"
+
+
+def test_pretraining_leaves_scores_pictures_and_a_report(pretrained):
+    history = tables.read_csv(pretrained / "fold_1" / "history.csv")
+    assert float(history[1]["val_reconstruction_mse"]) < float(history[0]["val_reconstruction_mse"])
+    rows = tables.read_csv(pretrained / "predictions.csv")
+    scores = {row["metric"]: float(row["value"]) for row in tables.read_csv(pretrained / "fold_1" / "results.csv")}
+    assert len(rows) == 2  # one of six subjects is held back, with its two scans
+    assert scores["reconstruction_mse"] == pytest.approx(np.mean([float(row["loss"]) for row in rows]))
+    assert len(os.listdir(pretrained / "fold_1" / "reconstructions")) == 2
+    assert "samples_per_s=" in (pretrained / "log.txt").read_text()
+    assert (pretrained / "report.html").exists()
+
+
+# of the file's 66 tensors: encoder 40, transposed convolutions 8, one convolution per level 16, output 2
+COUNTS = {
+    "classification": "loaded=39 new=2 adapted=1 ignored=26",
+    "regression": "loaded=39 new=2 adapted=1 ignored=26",
+    "segmentation": "loaded=63 new=18 adapted=1 ignored=2",
+}
+
+
+@pytest.mark.parametrize("task", sorted(COUNTS))
+def test_the_checkpoint_starts_unet_b_in_every_task(pretrained, tiny_config, task):
+    path = pretrained / "fold_1" / "best.pt"
+    config = config_module.load(tiny_config(task, weights={"path": str(path)}, train={"epochs": 1, "steps_per_epoch": 1}, cv={"folds_to_run": [1]}, optim={"lr": 1e-9}))  # fmt: skip
+    crossval.run(config)
+    folder = os.path.join(config.output, config.name)
+    with open(os.path.join(folder, "log.txt")) as file:
+        assert f"weights fold=1 {COUNTS[task]} path={path}" in file.read()
+    start, trained = checkpoint.load(path)["model"], checkpoint.load(os.path.join(folder, "fold_1", "best.pt"))["model"]
+    assert torch.allclose(trained["encoder.encoder_conv4.conv2.conv.weight"], start["encoder.encoder_conv4.conv2.conv.weight"], atol=1e-7)
+    if task == "segmentation":
+        assert torch.allclose(trained["decoder.decoder_conv4.conv1.conv.weight"], start["decoder.decoder_conv4.conv1.conv.weight"], atol=1e-7)
+
+
+def test_a_pretrained_network_predicts_nothing(pretrained):
+    with pytest.raises(config_module.UserError, match="task.type=mae predicts nothing"):
+        predict.load_members([str(pretrained / "fold_1" / "best.pt")], torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        ({"task": {"type": "mae", "loss": "dice_ce"}}, "task.loss: got dice_ce, wanted one of auto for task.type=mae"),
+        ({"task": {"type": "mae", "class_weights": "inverse_frequency"}}, "task.class_weights"),
+        ({"task": {"type": "mae", "mask_ratio": 0}}, "task.mask_ratio"),
+        ({"task": {"type": "mae", "mask_cube": 17}}, "task.mask_cube: got 17, wanted at most half"),
+        ({"model": {"name": "resnet50"}, "data": {"patch": [64, 64, 1]}}, "model.name: got resnet50, wanted a U-Net"),
+        ({"model": {"deep_supervision": True}}, "model.deep_supervision"),
+    ],
+)
+def test_impossible_settings_are_refused(tiny_config, sections, message):
+    with pytest.raises(config_module.UserError, match=message):
+        config_module.load(tiny_config("mae", **sections))
