@@ -1,9 +1,12 @@
-"""Train and test one split: the first fold of the config's cross-validation, in <output>/<name>/fold_1/.
+"""Train and test one split, or pretrain, in <output>/<name>/fold_1/.
 
-  python train.py configs/task1.yaml
-  torchrun --nproc_per_node=2 train.py configs/task1.yaml optim.lr=3e-4
+  python train.py configs/task1.yaml                                 the first fold of the cross-validation
+  torchrun --nproc_per_node=2 train.py configs/table_regression.yaml the split that data.{train,val,test}_folds name
+  python train.py configs/mae.yaml                                   pretraining: all cases, some held back to select on
+  python train.py configs/task1.yaml train.mode=evaluate train.checkpoint=best.pt
 
-`cv.py` with the same config later reuses this fold and runs the others.
+The same command again continues a run that was stopped. Where the split is a first fold, `cv.py` with the same config
+later reuses it and runs the others.
 """
 
 from fomo import cli, crossval
@@ -11,7 +14,7 @@ from fomo import cli, crossval
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
-    crossval.run(config, dry_run, only_folds=(1,))
+    crossval.run(config, dry_run, one_split=True)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,46 @@ def leave_one_group_out(ids, subjects, sites, labels, val_fraction, seed, kind="
     )
 
 
+def holdout(ids, groups, labels, val_fraction, seed, kind="class", val=(), test=()):
+    """One {"train", "val", "test"}: `val` and `test` are given ids, train is the rest.
+
+    An empty `test` stays empty. An empty `val` is held back from the rest as in `kfold`; with labels None, as for
+    pretraining, whole groups are drawn at random. Raises ValueError like `kfold`, and for a group in two parts.
+    """
+    val, test = sorted(val), sorted(test)
+    rest = sorted(set(ids) - set(val) - set(test))
+    group_of = dict(zip(ids, groups, strict=True))
+    rng = np.random.default_rng(seed)
+    if not val and labels is None:
+        names = sorted({group_of[name] for name in rest})
+        if len(names) < 2:
+            raise ValueError(f"training and validation: got {len(names)} groups (subjects), wanted at least 2")
+        held = {names[i] for i in rng.permutation(len(names))[: max(1, round(val_fraction * len(names)))]}
+        val = [name for name in rest if group_of[name] in held]
+    elif not val:
+        label_of = dict(zip(ids, labels, strict=True))
+        kept = [(name, group_of[name], label_of[name]) for name in rest]
+        cases = _sorted_cases(*(list(column) for column in zip(*kept)), val_fraction, kind) if kept else []
+        val = [case[0] for case in _hold_back(cases, val_fraction, kind, rng, "training and validation")[1]]
+    split = {"train": sorted(set(rest) - set(val)), "val": val, "test": test}
+    check_split(split, group_of)
+    return split
+
+
+def check_split(split, group_of):
+    """Raise ValueError unless train and val have ids, and no id and no group is in two parts; group_of: {id: group}."""
+    for part in ("train", "val"):
+        if not split[part]:
+            raise ValueError(f"{part}: got no ids, wanted at least one")
+    part_of, parts = {}, {}
+    for part, names in split.items():
+        for name in names:
+            if parts.setdefault(name, part) != part:
+                raise ValueError(f"{name} is in {parts[name]} and in {part}")
+            if part_of.setdefault(group_of[name], part) != part:
+                raise ValueError(f"group {group_of[name]} is in {part_of[group_of[name]]} and in {part}")
+
+
 def check(folds, group_of=None):
     """Raise ValueError unless each fold's parts are filled and disjoint, all folds have the same ids, each tested once.
 
@@ -83,13 +123,11 @@ def check(folds, group_of=None):
                 name for name in {*owners, *everyone} if len(owners.get(name, ())) != 1 or name not in everyone
             )
             raise ValueError(f"fold {i}: {_some(wrong)} not in exactly one of train, val and test")
-        if group_of is None:
-            continue
-        part_of = {}
-        for part, names in fold.items():
-            for name in names:
-                if part_of.setdefault(group_of[name], part) != part:
-                    raise ValueError(f"fold {i}: group {group_of[name]} is in {part_of[group_of[name]]} and in {part}")
+        if group_of is not None:
+            try:
+                check_split(fold, group_of)
+            except ValueError as error:
+                raise ValueError(f"fold {i}: {error}") from None
 
 
 def _sorted_cases(ids, groups, labels, val_fraction, kind):
@@ -123,13 +161,18 @@ def _with_validation(parts, cases, val_fraction, kind, rng, names):
     for test, name in zip(parts, names):
         tested = {case[0] for case in test}
         rest = [case for case in cases if case[0] not in tested]
-        shares = [1 - val_fraction, val_fraction]
-        train, val = _divide(rest, shares, kind, rng, f"{name}: training and validation", _classes(cases, kind))
+        train, val = _hold_back(rest, val_fraction, kind, rng, f"{name}: training and validation", _classes(cases, kind))
         folds.append(
             {part: [case[0] for case in chosen] for part, chosen in (("train", train), ("val", val), ("test", test))}
         )
     check(folds, {name: group for name, group, _ in cases})
     return folds
+
+
+def _hold_back(cases, val_fraction, kind, rng, what, classes=None):
+    """(train, val); classes: those that both must have (None: those of the cases)."""
+    classes = _classes(cases, kind) if classes is None else classes
+    return _divide(cases, [1 - val_fraction, val_fraction], kind, rng, what, classes)
 
 
 def _divide(cases, shares, kind, rng, what, classes):

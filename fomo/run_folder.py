@@ -6,7 +6,7 @@ import yaml
 
 from . import config as config_module
 from . import folds as folds_module
-from . import tables
+from . import tables, tasks
 from .config import UserError
 
 
@@ -38,34 +38,91 @@ def open_folder(config, folder):
         raise UserError(f"cannot write the run folder {folder}: {error}; choose another `output`") from error
 
 
+def has_one_split(config):
+    """Whether the config names the parts itself, or has nothing to test (pretraining): train.py runs it, cv.py can't."""
+    data = config.data
+    return tasks.kind(config).pretrains or bool(data.train_folds or data.val_folds or data.test_folds)
+
+
 def make_splits(config, task, cases):
     """[{train, val, test} of ids per fold]: stratified, grouped by subject, checked for overlap."""
-    ids = [case.id for case in cases]
-    subjects = [case.subject for case in cases]
-    cv = config.cv
-    strata = [case.target if task.stratum_kind == "continuous" else int(case.target) for case in cases]
-    if not cv.stratify:
-        strata = [0] * len(cases)
+    cv, seed, kind = config.cv, config.seed, task.stratum_kind
     try:
-        if cv.kind == "leave_one_group_out":
-            groups = [case.group for case in cases]
-            splits = folds_module.leave_one_group_out(
-                ids, subjects, groups, strata, cv.val_fraction, config.seed, kind=task.stratum_kind
-            )
+        if has_one_split(config):
+            return [_one_split(config, task, cases)]
+        ids, subjects, strata = _columns(config, task, cases)
+        if cv.kind == "kfold":
+            splits = folds_module.kfold(ids, subjects, strata, cv.folds, cv.val_fraction, seed, kind=kind)
         else:
-            splits = folds_module.kfold(
-                ids, subjects, strata, cv.folds, cv.val_fraction, config.seed, kind=task.stratum_kind
-            )
+            groups = [case.group for case in cases] if cv.kind == "leave_one_group_out" else _fold_values(config, cases)
+            splits = folds_module.leave_one_group_out(ids, subjects, groups, strata, cv.val_fraction, seed, kind=kind)
     except ValueError as error:
-        remedy = "; lower cv.folds, or set cv.stratify=false" if cv.stratify else ""
+        if isinstance(error, UserError):
+            raise
+        remedy = "; lower cv.folds, or set cv.stratify=false" if cv.stratify and cv.kind == "kfold" else ""
         raise UserError(f"cv: {error}{remedy}") from error
-    folds_module.check(splits, dict(zip(ids, subjects)))
+    check_splits(config, splits, cases)
     return splits
+
+
+def check_splits(config, splits, cases):
+    """ValueError for parts that are empty or overlap, in ids or in subjects, and for cases without a part."""
+    subject_of = {case.id: case.subject for case in cases}
+    if has_one_split(config):
+        folds_module.check_split(splits[0], subject_of)
+    else:
+        folds_module.check(splits, subject_of)
+
+
+def _columns(config, task, cases):
+    """(ids, subjects, strata) of cases."""
+    if task.stratum_kind == "continuous":
+        strata = [case.target for case in cases]
+    elif task.stratum_kind == "multilabel":
+        strata = [case.target for case in cases]
+    else:  # of several targets the first
+        strata = [int(case.target[0] if isinstance(case.target, tuple) else case.target) for case in cases]
+    if not config.cv.stratify:
+        strata = [(0,) if task.stratum_kind == "multilabel" else 0] * len(cases)
+    return [case.id for case in cases], [case.subject for case in cases], strata
+
+
+def _one_split(config, task, cases):
+    data, parts = config.data, {"val": (), "test": ()}
+    if data.train_folds or data.val_folds or data.test_folds:
+        values = dict(zip([case.id for case in cases], _fold_values(config, cases)))
+        asked = {"train": data.train_folds, "val": data.val_folds, "test": data.test_folds}
+        for part, folds in asked.items():
+            unknown = sorted(set(folds) - set(values.values()))
+            if unknown:
+                there = ", ".join(sorted(set(values.values())))
+                raise UserError(f"data.{part}_folds: got '{unknown[0]}', wanted values of the fold column: {there}")
+        parts = {part: [name for name, fold in values.items() if fold in asked[part]] for part in parts}
+        if data.train_folds:  # cases of folds that are named nowhere are left out
+            named = {*data.train_folds, *data.val_folds, *data.test_folds}
+            cases = [case for case in cases if case.fold in named]
+    if task.pretrains:
+        ids, subjects, strata = [case.id for case in cases], [case.subject for case in cases], None
+    else:
+        ids, subjects, strata = _columns(config, task, cases)
+    return folds_module.holdout(
+        ids, subjects, strata, config.cv.val_fraction, config.seed, kind=task.stratum_kind, **parts
+    )
+
+
+def _fold_values(config, cases):
+    values = [case.fold for case in cases]
+    if None in values:
+        raise UserError(
+            f"data.source={config.data.source}: the cases have no fold, wanted a fold column (data.fold_column) "
+            "for data.*_folds and cv.kind=fold_column"
+        )
+    return values
 
 
 def read_or_make_splits(config, task, cases, path):
     """The splits of splits.json, made and written there the first time; they are never reused for other cases."""
-    now = {case.id: {"subject": case.subject, "target": case.target} for case in cases}
+    now = {case.id: {"subject": case.subject, "target": _plain(case.target)} for case in cases}
     if not os.path.exists(path):
         splits = make_splits(config, task, cases)
         tables.write_json(path, {"cases": now, "folds": splits})
@@ -78,7 +135,11 @@ def read_or_make_splits(config, task, cases, path):
             "restore the data to continue this run, or choose another `name`"
         )
     try:
-        folds_module.check(saved["folds"], {case.id: case.subject for case in cases})
+        check_splits(config, saved["folds"], cases)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return saved["folds"]
+
+
+def _plain(target):
+    return list(target) if isinstance(target, tuple) else target  # as JSON gives it back

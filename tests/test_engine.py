@@ -2,12 +2,16 @@
 
 import copy
 import math
+import pathlib
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from conftest import ROOT
+from fomo import checkpoint, engine, losses, nets
 from fomo import config as config_module
-from fomo import engine, losses, nets
 
 
 class Task:
@@ -45,7 +49,7 @@ def test_accumulation_equals_one_large_batch(tiny_config):
         optimizer = engine.build_optimizer(config, network, CPU)
         autocast, scaler = engine.precision("off", CPU)
         loss = engine.train_step(network, Task(), micro_batches, optimizer, scaler, autocast, None)
-        results.append((loss, torch.cat([p.grad.flatten() for p in network.parameters()])))
+        results.append((loss.read(), torch.cat([p.grad.flatten() for p in network.parameters()])))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)  # biases before a norm have noise only
 
@@ -59,17 +63,36 @@ def test_gradients_are_clipped_to_the_norm(tiny_config):
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_names_its_cases_and_changes_nothing(tiny_config):
+def test_a_loss_that_is_not_finite_names_its_cases(tiny_config):
     network, config = make_network(), load(tiny_config)
     optimizer = engine.build_optimizer(config, network, CPU)
     autocast, scaler = engine.precision("off", CPU)
     batch = make_batch(4)
     batch["image"][2, 0, 5, 5, 5] = float("inf")
-    before = copy.deepcopy(network.state_dict())
+    step = engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, None)
     with pytest.raises(engine.NonFiniteLoss) as caught:
-        engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, None)
+        step.read()
     assert "cases case2:" in str(caught.value) and "case1" not in str(caught.value)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_run_ends_at_the_first_loss_that_is_not_finite_with_the_last_good_weights_on_disk(tiny_config):
+    path = tiny_config("regression", train={"epochs": 3, "steps_per_epoch": 2})
+    script = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import torch
+from fomo import cli, crossval, engine
+from fomo.tasks.regression import Regression
+own, calls = Regression.loss, []
+def broken(self, outputs, batch):
+    calls.append(1)
+    return own(self, outputs, batch) * (float("nan") if len(calls) == 3 else 1.0)
+Regression.loss = broken
+cli.run(lambda arguments: crossval.run(cli.parse_config("", arguments)[0], one_split=True))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(path), "train.log_every=100"], capture_output=True, text=True)
+    assert done.returncode == 1 and "loss=nan" in done.stderr and "step=3" not in done.stdout
+    last = checkpoint.load(path.parent / "runs" / "run" / "fold_1" / "last.pt")
+    assert last["step"] == 2 and all(value.isfinite().all() for value in last["model"].values())
 
 
 def test_bf16_computes_the_loss_in_float32(tiny_config):
@@ -122,6 +145,70 @@ def test_what_each_strategy_freezes(tiny_config, tmp_path, strategy):
         assert encoder == {strategy == "full" or (strategy == "gradual" and epoch >= 2)}
 
 
+LONG = {"train": {"epochs": 9}, "optim": {"weight_decay": 0.1}}
+
+
+def make_slices(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(count, 2, 64, 64, 1, generator=generator)
+    return {"image": image, "target": (torch.arange(count) % 3 == 0).long(), "id": [f"case{i}" for i in range(count)]}
+
+
+def slices_network(name):
+    """Its features are not zero, as those of an untrained one are, nearly."""
+    torch.manual_seed(0)
+    network = nets.build(name, 2, 2, mode="classification", width=4, dropout=0.2, attention="cbam")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "unet_b"])
+def test_stage_by_stage_from_the_head_down(tiny_config, name):
+    finetune = {"strategy": "stagewise", "unfreeze_epoch": 3, "unfreeze_every": 2}
+    config = load(tiny_config, finetune=finetune, **LONG)
+    network = slices_network(name) if name != "unet_b" else make_network()
+    for epoch, trained in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (7, 4), (100, len(network.stages))):
+        frozen = engine.frozen_prefixes(config, network, epoch - 1)
+        assert frozen == tuple(prefix for stage in network.stages[: len(network.stages) - trained] for prefix in stage)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize("strategy", ["gradual", "stagewise", "head_only"])
+def test_frozen_is_frozen_to_the_bit_and_what_is_not_moves(tiny_config, tmp_path, name, strategy):
+    """Parameters and running statistics, over epochs with evaluations between them."""
+    finetune = {"strategy": strategy, "unfreeze_epoch": 2, "unfreeze_every": 1}
+    config = load(tiny_config, finetune=finetune, weights={"path": str(tmp_path / "w.pt")}, **LONG)
+    network = slices_network(name)
+    optimizer = engine.build_optimizer(config, network, CPU)
+    autocast, scaler = engine.precision("off", CPU)
+    for epoch in range(4):
+        frozen = engine.frozen_prefixes(config, network, epoch)
+        engine.set_train_mode(network, frozen)
+        engine.freeze(network, frozen)
+        before = copy.deepcopy(network.state_dict())
+        for step in range(2):
+            engine.train_step(network, Task(), [make_slices(4, 10 * epoch + step)], optimizer, scaler, autocast, 1.0)
+        moved = {n for n, value in network.state_dict().items() if not torch.equal(value, before[n])}
+        assert not [n for n in moved if frozen and n.startswith(frozen)]
+        assert any(n.startswith(network.head_prefixes) for n in moved)
+        assert not [n for n in before if n not in moved and not n.startswith((*frozen, *network.head_prefixes))]
+        network.eval()
+    assert bool(frozen) == (strategy != "gradual")
+
+
+def test_what_is_frozen_drops_nothing():
+    network = slices_network("efficientnet_b0")
+    engine.set_train_mode(network, network.encoder_prefixes)
+    image = make_slices(4)["image"]
+    with torch.no_grad():
+        assert torch.equal(network.features(image), network.features(image))
+        assert not torch.equal(network(image), network(image))  # the head's own dropout
+        engine.set_train_mode(network, ())
+        assert not torch.equal(network.features(image), network.features(image))
+
+
 def test_frozen_running_statistics_stay_and_others_move():
     network = torch.nn.ModuleDict(
         {"encoder": torch.nn.Sequential(torch.nn.BatchNorm1d(3)), "head": torch.nn.BatchNorm1d(3)}
@@ -145,6 +232,17 @@ def test_the_best_epoch_needs_a_defined_metric_and_ties_go_to_the_lower_loss():
     assert not engine.is_best(Task, row(0.7, 0.0), [row(0.8, 0.5)])
 
 
+def test_the_best_epochs_are_kept_in_their_order(tmp_path):
+    history, scores = [], [0.5, 0.7, 0.6, 0.65, 0.2, float("nan"), 0.7]
+    for epoch, auroc in enumerate(scores, start=1):
+        row = {"val_auroc": auroc, "val_loss": 1.0}
+        place = engine.place_of(Task, row, history)
+        history.append(row)
+        if place <= 3:
+            pathlib.Path(engine.make_place(str(tmp_path), place, 3)).write_text(f"{epoch}")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"best.pt": "2", "best_2.pt": "7", "best_3.pt": "4"}
+
+
 def test_batches_that_do_not_divide_over_the_ranks_are_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(engine.dist, "world_size", lambda: 3)
     with pytest.raises(config_module.UserError, match="a multiple of the 3 ranks"):
@@ -165,3 +263,15 @@ def test_batches_that_left_the_loader_unaugmented_are_augmented_on_the_device(ti
     moved = engine.to_device(left, CPU, loader.augmentation(config))
     assert torch.equal(moved["image"], whole["image"]) and not torch.equal(moved["image"], left["image"])
     assert "plans" not in moved
+
+
+def test_the_loss_of_mixed_samples_is_that_of_both_targets_by_their_shares():
+    class Squared:
+        def loss(self, outputs, batch):
+            return (outputs - batch["target"]) ** 2
+
+    batch = {"target": torch.tensor([1.0, 2.0, 3.0])}
+    outputs = torch.tensor([0.0, 0.0, 1.0])
+    assert engine.loss_of(Squared(), outputs, batch).tolist() == [1, 4, 4]
+    mixed = {**batch, "partner_target": torch.tensor([3.0, 2.0, 9.0]), "own_share": torch.tensor([0.25, 0.5, 1.0])}
+    assert engine.loss_of(Squared(), outputs, mixed).tolist() == [0.25 * 1 + 0.75 * 9, 4, 4]

@@ -4,7 +4,12 @@
                                           torchmetrics and scikit-learn
   python tools/benchmark.py data          reading and augmenting against yucca, MONAI, TorchIO and batchgeneratorsv2, the
                                           loader, and how long a training step waits for it
+  python tools/benchmark.py gpu           a training step against the naive one and against the chip's own rates
   python tools/benchmark.py inference     sliding windows against MONAI's, and the challenge's time per case
+  python tools/benchmark.py manifest      how long a run of 60,000 volumes takes to start, and its memory per rank
+  python tools/benchmark.py mae           a masked autoencoder's step against the plain pass of its network
+  python tools/benchmark.py slices        the loader of CT slices against PIL and torchvision
+  python tools/benchmark.py folds         four folds on two ranks against one, whole commands
 
 Libraries that are not installed are named and left out. Each line is `event key=value ...`. The libraries take turns,
 so that all see the same machine; a time is the best of several turns.
@@ -28,7 +33,12 @@ import numpy as np  # noqa: E402
 import scipy.ndimage  # noqa: E402
 
 from benchmark_data import add_arguments as data_arguments, bench_data  # noqa: E402
+from benchmark_gpu import add_arguments as gpu_arguments, bench_gpu  # noqa: E402
+from benchmark_folds import add_arguments as folds_arguments, bench_folds  # noqa: E402
 from benchmark_inference import add_arguments as inference_arguments, bench_inference  # noqa: E402
+from benchmark_manifest import add_arguments as manifest_arguments, bench_manifest  # noqa: E402
+from benchmark_mae import add_arguments as mae_arguments, bench_mae  # noqa: E402
+from benchmark_slices import add_arguments as slices_arguments, bench_slices  # noqa: E402
 from fomo.log import format_value  # noqa: E402
 
 
@@ -299,6 +309,21 @@ def main():
     command = commands.add_parser("inference", help="sliding windows and the container")
     inference_arguments(command)
     command.set_defaults(run=lambda given: bench_inference(given, say, peer))
+    command = commands.add_parser("gpu", help="training steps on a GPU")
+    gpu_arguments(command)
+    command.set_defaults(run=lambda given: bench_gpu(given, say, peer))
+    command = commands.add_parser("manifest", help="the start of a run of very many volumes")
+    manifest_arguments(command)
+    command.set_defaults(run=lambda given: bench_manifest(given, say))
+    command = commands.add_parser("mae", help="masked-autoencoder pretraining")
+    mae_arguments(command)
+    command.set_defaults(run=lambda given: bench_mae(given, say))
+    command = commands.add_parser("slices", help="the loader of slices")
+    slices_arguments(command)
+    command.set_defaults(run=lambda given: bench_slices(given, say, peer))
+    command = commands.add_parser("folds", help="folds on two ranks against one")
+    folds_arguments(command)
+    command.set_defaults(run=lambda given: bench_folds(given, say))
     options = parser.parse_args()
     say_machine()
     options.run(options)

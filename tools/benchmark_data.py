@@ -460,7 +460,7 @@ def bench_waiting(options, say, batch_size=2, steps=12):
             start = time.perf_counter()
             batch = engine.to_device(next(batches), device, augment)
             waited = time.perf_counter() - start
-            engine.train_step(network, task, [batch], optimizer, scaler, autocast, None)  # waits for the GPU
+            engine.train_step(network, task, [batch], optimizer, scaler, autocast, None).read()
             times.append((waited, time.perf_counter() - start))
         data_s, step_s = np.mean(times[4:], axis=0)
         values = dict(workers=2, device=device.type, width=width, batch_size=batch_size, data_s=data_s, step_s=step_s)
