@@ -3,29 +3,37 @@
 import importlib.resources
 import math
 import os
+import re
 import time
 
+import numpy as np
 import torch
 import yaml
 
-from . import checkpoint, dist, engine, inference, interrupt, report, results, seeds, soup, tables, tasks
+from . import checkpoint, dist, engine, inference, interrupt, overlays, report, results, seeds, soup, tables, tasks, tracking
 from . import config as config_module
 from .config import UserError
 from .data import cache, loader, sources
 from .log import Log
-from .run_folder import make_splits, open_folder, read_or_make_splits, results_path
+from .progress import Progress
+from .run_folder import has_one_split, make_splits, open_folder, read_or_make_splits, results_path
 
 
-def run(config, dry_run=False, only_folds=None):
+def run(config, dry_run=False, one_split=False):
     """Cross-validate a config into `<output>/<name>/`; the same call continues a run that was stopped.
 
-    only_folds: the folds (from 1) to run instead of cv.folds_to_run. dry_run: list cases and folds, train nothing.
+    one_split: only the split that the config names (data.*_folds; pretraining has no other), or else the first fold.
+    dry_run: list cases and folds, train nothing.
     """
+    if has_one_split(config) and not one_split:
+        raise UserError(f"task.type={config.task.type} with data.*_folds={config.data.test_folds}: it is one split; run train.py, or leave data.*_folds empty")
     if config.cv.parallel == "ddp":
         engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
+    team_size(config)
     engine.precision(config.train.amp, dist.device())
     loader.augmentation(config)
     loader.augments_on_gpu(config)
+    tracking.check(config)
     dist.init(config.train.timeout_s)
     folder = os.path.join(config.output, config.name)
     log = Log(active=dist.is_main())
@@ -33,19 +41,21 @@ def run(config, dry_run=False, only_folds=None):
         if not dry_run:
             dist.on_main(lambda: open_folder(config, folder))
             log = Log(os.path.join(folder, "log.txt"), active=dist.is_main())
-        _run(config, folder, log, dry_run, only_folds)
+        _run(config, folder, log, dry_run, one_split)
     except interrupt.Interrupted as error:
         log.warn(f"{error}: everything is saved, the same command continues")
         # torchrun ends all ranks at the first exit: not while another is still saving
         deadline = time.monotonic() + _SAVING_S
         dist.wait_for_all("stopped", stop=lambda: time.monotonic() > deadline)
         raise
-    except Exception as error:  # whatever ends the run stands in its log
-        if dist.is_main() and not isinstance(error, dist.OtherRankFailed):
-            log.error(" ".join(str(error).split()) or repr(error))
-            error.reported = True
+    except Exception as error:  # whatever ends the run stands in its log, once
+        if not dist.speaks(error):
+            raise dist.OtherRankFailed("another", getattr(error, "exit_code", 1)) from error
+        log.bind(active=True).error(" ".join(str(error).split()) or repr(error))
+        error.reported = True
         raise
     finally:
+        log.status("")
         dist.close()
 
 
@@ -74,7 +84,7 @@ def check_ranks_agree(config, code):
             raise UserError(f"rank {others[0]} has another {what} than rank 0 ({seen[others[0]]}, {seen[0]}): start all alike")
 
 
-def _run(config, folder, log, dry_run, only_folds):
+def _run(config, folder, log, dry_run, one_split):
     code = code_version()
     check_ranks_agree(config, code)
     log(
@@ -89,12 +99,14 @@ def _run(config, folder, log, dry_run, only_folds):
         seed=config.seed,
     )
     task = tasks.build(config)
-    listed = dist.on_main(lambda: sources.list_cases(config.data, config.task))
+    listed = dist.on_main(lambda: sources.list_cases(config.data, config.task, log=log))
     describe_cases(config, task, listed, log)
+    if dry_run or config.train.mode != "evaluate":  # what is tested knows its classes
+        inspect(task, listed)
     if dry_run:
         return _dry_run(config, task, listed, log)
     splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, os.path.join(folder, "splits.json")))
-    wanted = only_folds or config.cv.folds_to_run or range(1, len(splits) + 1)
+    wanted = (1,) if one_split else config.cv.folds_to_run or range(1, len(splits) + 1)
     if max(wanted) > len(splits):
         raise UserError(f"cv.folds_to_run: got {max(wanted)}, wanted folds from 1 to {len(splits)}")
     log("split", folds=len(splits), run=list(wanted), kind=config.cv.kind, seed=config.seed)
@@ -118,49 +130,65 @@ class FoldsFailed(RuntimeError):
 
 
 def run_folds(config, numbers, splits, by_id, folder, log):
-    """Run the folds, on all ranks together or each rank its own; returns [(fold, message)] of those that failed."""
+    """Run the folds, on all ranks together or each team of ranks its own; returns [(fold, message)] of those that failed."""
     open_folds = dist.on_main(lambda: [n for n in numbers if not os.path.exists(results_path(folder, n))])
     mode, reason = choose_parallel(config, open_folds)
     log("split", parallel=mode, reason=reason, finished=[n for n in numbers if n not in open_folds])
-    failures = []
+    failures, progress = [], Progress()
+    size = team_size(config)
+    lanes = 1 if mode == "ddp" else dist.world_size() // size
 
     def attempt(number, log):
         log = log.bind(fold=number)
+        progress.begin_fold(math.ceil((len(open_folds) - 1 - open_folds.index(number)) / lanes))
         fold_folder = os.path.join(folder, f"fold_{number}")
         try:
-            run_fold(config, number, splits[number - 1], by_id, fold_folder, log)
-        except (UserError, interrupt.Interrupted):
-            raise  # would be the same in every fold
+            run_fold(config, number, splits[number - 1], by_id, fold_folder, log, progress)
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
-            if dist.world_size() > 1 and not getattr(error, "collective", False):
+            if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise
             log.error(" ".join(str(error).split()) or repr(error), kind=type(error).__name__)
-            failures.append((number, str(error)))
+            failures.append((number, isinstance(error, dist.OtherRankFailed), str(error)))
 
     if mode == "ddp":
         for number in open_folds:
             attempt(number, log)
-        return failures
-    for number in dist.hand_out(open_folds, "folds"):
-        with dist.alone():
-            os.makedirs(os.path.join(folder, f"fold_{number}"), exist_ok=True)
-            attempt(number, log.bind(os.path.join(folder, f"fold_{number}", "log.txt"), active=True))
-    dist.wait_for_all("folds_done", stop=interrupt.requested)
-    if interrupt.requested():  # no collective: ranks that stop within a fold enter none
-        raise interrupt.Interrupted("stopped by a signal")
-    return sorted(failure for part in dist.gather(failures) for failure in part)
+    else:
+        with dist.teams(size):
+            for number in dist.hand_out(open_folds, "folds"):
+                fold_folder = os.path.join(folder, f"fold_{number}")
+                dist.on_main(lambda: os.makedirs(fold_folder, exist_ok=True))
+                attempt(number, log.bind(os.path.join(fold_folder, "log.txt"), active=dist.is_main()))
+        dist.wait_for_all("folds_done", stop=interrupt.requested)
+        if interrupt.requested():  # no collective: ranks that stop within a fold enter none
+            raise interrupt.Interrupted("stopped by a signal")
+    messages = {}
+    for number, _, message in sorted(failure for part in dist.gather(failures) for failure in part):
+        messages.setdefault(number, message)  # of the rank that failed, not of one that heard of it
+    return list(messages.items())
+
+
+def team_size(config):
+    """Ranks that share a fold when the folds run in parallel."""
+    world = dist.world_size()
+    size = min(config.cv.ranks_per_fold, world)
+    for name, value in (("ranks", world), ("train.batch_size", config.train.batch_size)):
+        if config.cv.parallel != "ddp" and value % size:
+            raise UserError(f"cv.ranks_per_fold: got {size}, wanted a divisor of {name}={value}")
+    return size
 
 
 def choose_parallel(config, open_folds):
     """(ddp or folds, why)."""
-    world, asked = dist.world_size(), config.cv.parallel
+    world, asked, teams = dist.world_size(), config.cv.parallel, dist.world_size() // team_size(config)
     if asked != "auto":
         return asked, "as configured"
-    if world == 1 or len(open_folds) < world:
+    if teams == 1 or len(open_folds) < teams:
         return "ddp", f"{len(open_folds)} open folds for {world} ranks"
-    voxels = (config.train.micro_batch or config.train.batch_size) * math.prod(config.data.patch)
     if config.train.batch_size % world:
         return "folds", f"batch {config.train.batch_size} does not divide over {world} ranks"
+    own = config.train.batch_size * teams // world
+    voxels = min(config.train.micro_batch or own, own) * math.prod(config.data.patch)
     if voxels > _ALONE_VOXELS:
         return "ddp", f"{voxels / 1e6:.3g} million voxels a pass are many for one device"
     return "folds", f"{len(open_folds)} open folds for {world} ranks and {voxels / 1e6:.3g} million voxels a pass"
@@ -171,17 +199,39 @@ _ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 G
 
 def describe_cases(config, task, listed, log):
     """Log what was found, so that a wrong folder or column of labels shows before anything is trained."""
-    targets = [case.target for case in listed]
-    if task.stratum_kind == "class":
-        found = {f"class_{int(value)}": targets.count(value) for value in sorted(set(targets))}
-    else:
-        found = {"lowest": min(targets), "mean": sum(targets) / len(targets), "highest": max(targets)}
+    found = _targets_found(config, task, [case for case in listed if case.target is not None])
     subjects = len({case.subject for case in listed})
     example = listed[0].images[0].path
     log("data", source=config.data.source, cases=len(listed), subjects=subjects, **found, example=example)
     unknown = sum(not case.images[0].has_geometry for case in listed)
-    if unknown:
+    if unknown and config.data.source != "slices":
         log.warn(".npy files have no orientation and voxel size: taken as RAS with 1 mm voxels", cases=unknown)
+
+
+def _targets_found(config, task, labelled):
+    """{name: count} of the classes of each target, or the range of the target."""
+    if not labelled:
+        return {"labelled": 0}
+    if task.stratum_kind == "multilabel":
+        positives = np.array([case.target for case in labelled]).sum(axis=0).astype(int).tolist()
+        return {re.sub(r"\W+", "_", name): count for name, count in zip(config.task.targets, positives)}
+    if task.stratum_kind == "continuous":
+        targets = [case.target for case in labelled]
+        return {"lowest": min(targets), "mean": sum(targets) / len(targets), "highest": max(targets)}
+    several = isinstance(labelled[0].target, tuple)
+    found = {}
+    for place, column in enumerate(config.task.targets if several else ("class",)):
+        targets = [case.target[place] if several else case.target for case in labelled]
+        names = [case.labels[place] if case.labels else f"{target:g}" for case, target in zip(labelled, targets)]
+        for _, name in sorted(set(zip(targets, names))):
+            found[re.sub(r"\W+", "_", f"{column}_{name}")] = names.count(name)
+    return found
+
+
+def inspect(task, cases):
+    """Let the task see what the labels of all cases are, before its network is built."""
+    if hasattr(task, "inspect"):
+        task.inspect([case for case in cases if case.target is not None])
 
 
 def _dry_run(config, task, listed, log):
@@ -204,36 +254,77 @@ def build_network(config, task, fold):
         return tasks.build_network(config, task)
 
 
-def run_fold(config, number, split, by_id, folder, log):
+def run_fold(config, number, split, by_id, folder, log, progress):
     """Train, select on val, report on test; results.csv is written last and says that the fold is finished."""
     parts = {part: [by_id[case_id] for case_id in ids] for part, ids in split.items()}
     log("fold", finished=False, **{part: len(cases) for part, cases in parts.items()})
     start = time.perf_counter()
     dist.on_main(lambda: os.makedirs(os.path.join(folder, "masks") if config.task.type == "segmentation" else folder, exist_ok=True))
-    task, network, best = train_fold(config, number, parts, folder, log)
-    rows = engine.evaluate(config, task, network, parts["test"], folder)
+    if config.train.mode == "evaluate":
+        task, network, best = load_fold(config, parts, folder, log)
+    else:
+        task, network, best = train_fold(config, number, parts, folder, log, progress)
+    if config.train.mode == "train":
+        log("fold", finished=True, epoch=best["epoch"], tested=False, seconds=time.perf_counter() - start)
+        return
+    # a pretraining has nothing to test; its result is what it reached on the validation cases
+    log.status(f"testing fold {number}")
+    testing = time.perf_counter()
+    rows = engine.evaluate(config, task, network, parts["val" if task.pretrains else "test"], folder)
+    progress.test_took(time.perf_counter() - testing)
+    log.status("")
     rows = [{"id": row["id"], "subject": row["subject"], "fold": number, **row} for row in rows]
     scores = task.score(rows)
     if scores.get("empty_predictions"):  # segmentation only
         log.warn("predicted masks are empty", cases=scores["empty_predictions"], of=len(rows))
+    if config.eval.saliency:
+        dist.on_main(lambda: overlays.write(config, task, network, parts["test"], rows, folder))
     if dist.is_main():
-        tables.write_csv(os.path.join(folder, "predictions.csv"), rows)
+        results.write_rows(folder, task, rows, task.volumes(rows) if hasattr(task, "volumes") else ())
         tables.write_csv(os.path.join(folder, "results.csv"), [{"metric": name, "value": value} for name, value in scores.items()])
     log("fold", finished=True, epoch=best["epoch"], **scores, seconds=time.perf_counter() - start)
 
 
-def train_fold(config, number, parts, folder, log):
+def load_fold(config, parts, folder, log):
+    """(task, network, checkpoint) to test: train.checkpoint, or the fold's own best.pt."""
+    path = config.train.checkpoint or os.path.join(folder, "best.pt")
+    best = dist.together(lambda: checkpoint.load(path))
+    lacking = [name for name in ("model", "task", "subjects", "epoch") if name not in best]
+    if lacking:
+        raise UserError(f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)")
+    task = tasks.build(config)
+    task.state = best["task"]
+    network = tasks.build_network(config, task)
+    try:
+        network.load_state_dict(best["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit the config: {' '.join(str(error).split())[:300]}") from error
+    engine.to_channels_last(network.to(dist.device()))
+    known = sorted({case.case.subject for case in parts["test"]} & set(best["subjects"]))
+    if known:
+        log.warn("subjects to be tested have the names of subjects that the checkpoint was trained on", subjects=known[:5], of=len(known))
+    log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
+    return task, inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network, best
+
+
+def train_fold(config, number, parts, folder, log, progress=None):
     """(task, network, best.pt): trained on parts["train"]; the best epoch is chosen, and calibrated, on parts["val"]."""
     task = tasks.build(config)
+    inspect(task, [cached.case for cases in parts.values() for cached in cases])
     task.fit(parts["train"])
     network = build_network(config, task, number)
     if config.weights.path is not None:
         weights = config.weights
         loaded = dist.together(
-            lambda: checkpoint.load_weights(network, weights.path, stem=weights.stem, trust=weights.trust)
+            lambda: checkpoint.load_weights(
+                getattr(network, "trunk", network), weights.path, stem=weights.stem, trust=weights.trust
+            )
         )
+        if hasattr(network, "follow"):
+            network.follow(0.0)  # the teacher starts as the student
         log("weights", **loaded.counts(), path=weights.path)
-    engine.fit(config, task, network, parts["train"], parts["val"], folder, number, log)
+    with tracking.event_files(config, folder) as sink:
+        engine.fit(config, task, network, parts["train"], parts["val"], folder, number, log.bind(sink=sink), progress)
     best_path = os.path.join(folder, "best.pt")
     best = checkpoint.load(best_path)
     network.load_state_dict(best["model"])
@@ -311,6 +402,7 @@ def make_soup(folder, kind, log):
     sign = 1 if task.higher_is_better else -1
     listed = [case for case in sources.list_cases(config.data, config.task) if any(case.id in split["val"] for split in splits)]
     cases = cache.prepare(listed, config.data, config.task, log)
+    task.state = folds[0]["task"]
     network = build_network(config, task, 0).to(device)
     engine.to_channels_last(network)
 

@@ -1,12 +1,14 @@
 """Predictions against references, both from files: masks in two folders, or tables."""
 
-import csv
+import dataclasses
 import os
 
 import numpy as np
 
-from . import metrics, tables, volume
+from . import config, metrics, tables, tasks, volume
 from .config import UserError
+from .data import slices
+from .data import table as table_module
 
 _SUFFIXES = (".nii.gz", ".nii")
 
@@ -17,6 +19,8 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     predictions: what tools/predict.py wrote, a folder of masks, or a table. references: a folder of masks or of label.txt
     files (ID.nii.gz, or SUB/SES/seg.nii.gz and SUB/SES/label.txt for the case SUB_SES), or a CSV with the columns id and
     target (or label, or age). Missing or extra cases are a UserError, and so is a mask on another grid than its reference.
+    A table of several labels (probability_LABEL) is scored by a CSV with VolumeName (or id) and a column of 0 and 1 per
+    label, which may have further volumes: the summary's `not_predicted`.
     """
     table = _table_of(predictions)
     masks = _masks_in(predictions)
@@ -147,9 +151,11 @@ def _mean_over_cases(rows, resamples, seed, level):
 
 def _evaluate_table(table, predictions, references, resamples, seed, level):
     column = _score_column(table)
+    if column is None and any(name.startswith("probability_") for name in table[0]):
+        return _multilabel(table, predictions, references, resamples, seed)
     if column is None:
         raise UserError(
-            f"{predictions}: got the columns {', '.join(table[0])}, wanted id and probability, or id and prediction"
+            f"{predictions}: got the columns {', '.join(table[0])[:500]}, wanted id and probability, or id and prediction"
         )
     targets = _targets(references)
     found = {}
@@ -210,6 +216,42 @@ def _classification(ids, labels, scores, found, predictions, references, resampl
     )
 
 
+def _multilabel(table, predictions, references, resamples, seed):
+    """Of several labels: what a run reports of its volumes, and the AUROC of each label; patients are drawn together."""
+    columns = _read_csv(references)
+    key = next((name for name in ("VolumeName", "id") if name in columns[0]), None)
+    labels = [name for name in columns[0] if f"probability_{name.replace(' ', '_')}" in table[0]]
+    if key is None or not labels:
+        raise UserError(f"{references}: got the columns {', '.join(columns[0])[:500]}, wanted VolumeName (or id) and a column per label")
+    lacking = {name for name in table[0] if name.startswith("probability_")} - {f"probability_{name.replace(' ', '_')}" for name in labels}
+    if lacking:
+        raise UserError(f"{references}: no column for {', '.join(sorted(lacking))[:200]} of {predictions}")
+    wanted = {slices.stem(row[key]): row for row in columns}
+    section = config.Task(type="multilabel", targets=tuple(labels))
+    task = tasks.build(dataclasses.replace(config.Config(), seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
+    rows = []
+    for found in table:
+        id = slices.stem(found["id"])
+        if id not in wanted:
+            raise UserError(f"{references}: no line for {found['id']} of {predictions}")
+        row = {"id": found["id"], "subject": slices.patient_of(id) or id, "scan": None, "threshold": 0.5}
+        for label, name in zip(labels, task.names):
+            target, p = _number(wanted[id][label], references, id), _number(found[f"probability_{name}"], predictions, id)
+            if target not in (0, 1):
+                raise UserError(f"{references}: {id}: {label}: got {target:g}, wanted 0 or 1")
+            row.update({f"target_{name}": int(target), f"probability_{name}": p, f"decision_{name}": int(found.get(f"decision_{name}") or p >= 0.5)})
+        rows.append(row)
+    summary = {name.removeprefix("volume_"): {"value": value, "n": len(rows)} for name, value in task.score(rows).items()}
+    if resamples:
+        interval = task.intervals(rows, resamples, seed)["volume_auroc_macro"]
+        summary["auroc_macro"].update(ci_low=interval.low, ci_high=interval.high)
+    for row, name in zip(task.tables(rows)["labels"], task.names):
+        limits = {f"ci_{end}": row[f"auroc_{end}"] for end in ("low", "high")} if resamples else {}
+        summary[f"auroc_{name}"] = {"value": row["auroc"], **limits, "n": row["n"], "positives": row["positives"]}
+    summary["not_predicted"] = {"value": len(wanted) - len(rows), "n": len(wanted)}
+    return "multilabel", [{k: v for k, v in row.items() if k not in ("scan", "threshold")} for row in rows], summary
+
+
 def _with_intervals(values, names, labels, scores, resamples, seed, level):
     summary = {}
     for name, value in values.items():
@@ -221,14 +263,17 @@ def _with_intervals(values, names, labels, scores, resamples, seed, level):
 
 
 def _table_of(place):
-    """Rows of place/predictions.csv or of the CSV `place`; None when there is none."""
-    path = os.path.join(place, "predictions.csv") if os.path.isdir(place) else place
+    """Rows of the CSV `place`, or of place/predictions_volumes.csv or else place/predictions.csv; None when there is none."""
+    path = place
+    if os.path.isdir(place):
+        volumes = os.path.join(place, "predictions_volumes.csv")
+        path = volumes if os.path.exists(volumes) else os.path.join(place, "predictions.csv")
     if not os.path.isfile(path):
         return None
     rows = _read_csv(path)
     if not rows or "id" not in rows[0]:
         raise UserError(
-            f"{path}: got the columns {', '.join(rows[0]) if rows else 'none'}, wanted id and a line per case"
+            f"{path}: got the columns {', '.join(rows[0])[:500] if rows else 'none'}, wanted id and a line per case"
         )
     return rows
 
@@ -244,30 +289,31 @@ def _targets(place):
         for folder, _, names in os.walk(place):
             if "label.txt" in names:
                 id = "_".join(os.path.relpath(folder, place).split(os.sep))
-                with open(os.path.join(folder, "label.txt"), encoding="utf-8") as file:
-                    targets[id] = _number(file.read(), os.path.join(folder, "label.txt"), id)
+                path = os.path.join(folder, "label.txt")
+                try:
+                    with open(path, encoding="utf-8") as file:
+                        targets[id] = _number(file.read(), path, id)
+                except (OSError, UnicodeDecodeError) as error:
+                    raise UserError(f"cannot read the label {path}: {error}") from error
         if targets:
             return targets
         place = os.path.join(place, "targets.csv")
     rows = _read_csv(place)
     column = next((name for name in ("target", "label", "age") if rows and name in rows[0]), None)
     if column is None or "id" not in rows[0]:
-        raise UserError(f"{place}: got the columns {', '.join(rows[0]) if rows else 'none'}, wanted id and target")
+        raise UserError(f"{place}: got the columns {', '.join(rows[0])[:500] if rows else 'none'}, wanted id and target")
     return {row["id"]: _number(row[column], place, row["id"]) for row in rows}
 
 
 def _read_csv(path):
-    try:
-        return tables.read_csv(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the table {path}: {error}") from error
+    return [row.cells for row in table_module.read_rows(path, {}, "table")]
 
 
 def _number(text, path, id):
     try:
         value = float(text)
     except (TypeError, ValueError):
-        raise UserError(f"{path}: case {id}: got {text!r}, wanted a number") from None
+        raise UserError(f"{path}: case {id}: got {text[:80]!r}, wanted a number") from None
     if not np.isfinite(value):
         raise UserError(f"{path}: case {id}: got {text}, wanted a finite number")
     return value

@@ -6,7 +6,6 @@ that cross-validation stored. Reading, the network and writing overlap: the netw
 
 import collections
 import concurrent.futures
-import csv
 import dataclasses
 import hashlib
 import os
@@ -18,7 +17,7 @@ import torch
 
 from . import checkpoint, config as config_module, dist, engine, inference, tables, tasks, volume
 from .config import UserError
-from .data import cache, sources
+from .data import cache, sources, table
 
 _AHEAD = 3  # cases read before, and written behind, the one that the network is at
 
@@ -86,10 +85,9 @@ def load_members(paths, device, mirror_axes=None):
     Nothing of the training machine matters: of the config only what describes the task, the scans and the network is used.
     """
     members = [_load_member(path, device, mirror_axes) for path in paths]
-    first = members[0].config
     for member in members[1:]:
-        for name, wanted in _must_agree(first).items():
-            got = _must_agree(member.config)[name]
+        for name, wanted in _must_agree(members[0]).items():
+            got = _must_agree(member)[name]
             if got != wanted:
                 raise UserError(
                     f"{member.path}: got {name}={got}, and {members[0].path} has {wanted}: they cannot predict together"
@@ -97,12 +95,16 @@ def load_members(paths, device, mirror_axes=None):
     return members
 
 
-def _must_agree(config):
-    data = config.data
+def _must_agree(member):
+    config, data = member.config, member.config.data
+    if data.source == "slices":  # each network makes its own images of them; the rest is predict_slices.check's
+        return {"data.source": data.source, "task.type": config.task.type}
     limits = {"percentile": data.percentiles, "window": data.window}.get(data.normalize)
     return {
         "task.type": config.task.type,
-        "task.classes": config.task.classes,
+        "task.targets": config.task.targets,
+        "task.classes": member.task.state.get("classes", config.task.classes),
+        "task.activation": config.task.activation,
         "data.channels": data.channels,
         "data.spacing_mm": data.spacing_mm,
         "data.crop": data.crop,
@@ -118,6 +120,8 @@ def _load_member(path, device, mirror_axes):
         raise UserError(f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that cv.py wrote (best.pt)")
     config = config_module.from_dict(content["config"], path)
     task = tasks.build(config)
+    if task.pretrains:
+        raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted a network that was fine-tuned from it (weights.path)")
     task.state = content["task"]
     network = tasks.build_network(config, task)
     try:
@@ -162,34 +166,23 @@ def case_from_channels(channels, given, id=None):
         if len(there) != 1:
             got = f"both {' and '.join(there)}" if there else "none"
             raise UserError(f"channel {text.replace('|', ' or ')}: got {got}, wanted one file for each of {wanted}")
-        paths.append(given[there[0]])
-    id = id or os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii")
+        paths.append(os.path.normpath(given[there[0]]))
+    id = id or os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
     return sources.Case(id, id, tuple(sources.Volume(path) for path in paths), None, None, None)
 
 
 def cases_from_table(path, channels):
     """Cases of a CSV with the column id and one per channel; relative paths start from the table's folder."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the table {path}: {error}") from error
-    if not rows or "id" not in rows[0]:
-        raise UserError(
-            f"{path}: got the columns {', '.join(rows[0]) if rows else 'none'}, wanted id and {', '.join(channels)}, and a line per case"
-        )
+    rows = table.read_rows(path, {"--cases": "id"}, "--cases")
     names = {name for text in channels for name in text.split("|")}
     cases, seen = [], set()
-    for line, row in enumerate(rows, start=2):
-        id = (row["id"] or "").strip()
-        if not id or id in seen or os.path.basename(id) != id:
-            raise UserError(f"{path}: line {line}: got the id '{id}', wanted one of its own that can name a file")
+    for line, row in rows:
+        id = row["id"]
+        if not id or id in seen or not table.names_a_file(id):
+            raise UserError(f"{path}: line {line}: got the id {id[:80]!r}, wanted one of its own that can name a file")
         seen.add(id)
-        given = {
-            name: os.path.join(os.path.dirname(os.path.abspath(path)), row[name].strip())
-            for name in names
-            if (row.get(name) or "").strip()
-        }
+        folder = os.path.dirname(os.path.abspath(path))
+        given = {name: os.path.join(folder, row[name]) for name in names if row.get(name)}
         try:
             cases.append(case_from_channels(channels, given, id))
         except UserError as error:
@@ -199,7 +192,9 @@ def cases_from_table(path, channels):
 
 def cases_from_source(config, source, root):
     """The cases of a data set in one of the layouts, labels left alone."""
-    data = dataclasses.replace(config.data, source=source, root=root, groups=None, cache=None)
+    if source == "volumes" and len(config.data.channels) != 1:
+        raise UserError(f"--source volumes: got a checkpoint of the channels {', '.join(config.data.channels)}, wanted one; use --cases")
+    data = dataclasses.replace(config.data, source=source, root=root, csv=None, groups=None, cache=None)
     return sources.list_cases(data, config.task, labels=False)
 
 
@@ -379,7 +374,7 @@ def write_volume(path, name, array, case, geometry):
     """Write a mask or probabilities with the header of the case's first channel; nothing partial stays when it fails."""
     if name == "probabilities":
         array = array[1] if len(array) == 2 else np.moveaxis(array, 0, -1)
-    like = case.images[0].path if case.images[0].has_geometry else None
+    like = case.images[0].path if case.images[0].path.endswith((".nii", ".nii.gz")) else None
     try:
         volume.write_nifti(path, array, np.array(geometry.native_affine), like)
     except OSError as error:

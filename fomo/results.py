@@ -13,16 +13,23 @@ from .config import UserError
 def aggregate(config, folder, splits, finished, log):
     """Write the tables of the run folder from the `finished` folds (numbers from 1), and the `cv` line of the log."""
     task = tasks.build(config)
-    rows, fold_rows = [], []
+    rows, volumes, fold_rows = [], [], []
     for number in finished:
         fold_folder = os.path.join(folder, f"fold_{number}")
-        fold_part = [_parse(row) for row in tables.read_csv(os.path.join(fold_folder, "predictions.csv"))]
-        if [row["id"] for row in fold_part] != sorted(splits[number - 1]["test"]):
-            raise UserError(f"{fold_folder}/predictions.csv does not hold the fold's test cases: delete {fold_folder} and run again")
-        fold_rows.append({"fold": number, "cases": len(fold_part), **task.score(fold_part)})
+        fold_part, of_scans = _rows(fold_folder, "predictions.csv"), {}
+        if os.path.exists(os.path.join(fold_folder, "predictions_volumes.csv")):
+            of_scans = {"volumes": _rows(fold_folder, "predictions_volumes.csv")}
+            volumes += of_scans["volumes"]
+        part = "val" if task.pretrains else "test"
+        if [row["id"] for row in fold_part] != sorted(splits[number - 1][part]):
+            raise UserError(f"{fold_folder}/predictions.csv does not hold the fold's {part} cases: delete {fold_folder} and run again")
+        # a pretraining is scored on features, too, which no table holds: there the fold's own scores stand
+        scores = _stored_scores(fold_folder) if task.pretrains else task.score(fold_part, **of_scans)
+        fold_rows.append({"fold": number, "cases": len(fold_part), **scores})
         rows += fold_part
-    pooled = task.score(rows)
-    intervals = task.intervals(rows, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
+    of_scans = {"volumes": volumes} if volumes else {}
+    pooled = scores if task.pretrains else task.score(rows, **of_scans)
+    intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
     aggregated = []
     for name in pooled:
         values = np.array([row.get(name, math.nan) for row in fold_rows], float)
@@ -42,8 +49,7 @@ def aggregate(config, folder, splits, finished, log):
                 "cases": len(rows),
             }
         )
-    rows.sort(key=lambda row: row["id"])
-    tables.write_csv(os.path.join(folder, "predictions.csv"), rows)
+    write_rows(folder, task, sorted(rows, key=lambda row: row["id"]), sorted(volumes, key=lambda row: row["id"]))
     tables.write_csv(os.path.join(folder, "fold_results.csv"), fold_rows)
     tables.write_csv(os.path.join(folder, "aggregated_results.csv"), aggregated)
     summary = {
@@ -65,5 +71,21 @@ def aggregate(config, folder, splits, finished, log):
     log("cv", folds=len(fold_rows), of=len(splits), cases=len(rows), **shown)
 
 
-def _parse(row):
-    return {name: value if name in ("id", "subject") else float(value) for name, value in row.items()}
+def _stored_scores(fold_folder):
+    return {row["metric"]: float(row["value"]) for row in tables.read_csv(os.path.join(fold_folder, "results.csv"))}
+
+
+def _rows(folder, name):
+    rows = tables.read_csv(os.path.join(folder, name))
+    return [{name: value if name in ("id", "subject", "scan") else float(value) for name, value in row.items()} for row in rows]
+
+
+def write_rows(folder, task, rows, volumes=()):
+    """predictions.csv, predictions_volumes.csv where there are `volumes`, and the task's own tables, in `folder`."""
+    for name, part in (("predictions", rows), ("predictions_volumes", volumes)):
+        if part:
+            stored = [{key: value for key, value in row.items() if key[0] != "_"} for row in part]
+            tables.write_csv(os.path.join(folder, f"{name}.csv"), stored)
+    if hasattr(task, "tables"):
+        for name, lines in task.tables(rows, **({"volumes": volumes} if volumes else {})).items():
+            tables.write_csv(os.path.join(folder, f"{name}.csv"), lines)

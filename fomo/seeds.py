@@ -6,7 +6,16 @@ rank, in any worker and after a resume, because nothing is carried from draw to 
 
 import numpy as np
 
-STREAMS = {"initialise": 2, "order": 3, "crop": 4, "augment": 5}  # a number is never given to another stream
+STREAMS = {  # a number is never given to another stream
+    "initialise": 2,
+    "order": 3,
+    "crop": 4,
+    "augment": 5,
+    "task": 6,
+    "case": 7,
+    "dropout": 8,
+    "mix": 9,
+}
 
 
 def generator(seed, stream, *address):

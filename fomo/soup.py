@@ -9,6 +9,8 @@ import torch
 from . import postprocess
 from .config import UserError
 
+_HEADS = ("decoder.fc", "fc", "classifier.1")  # output layers of the networks with one output per case
+
 
 def average(checkpoints):
     """One checkpoint with the mean weights of `checkpoints` (dicts of best.pt), which must be fine-tuned from one file.
@@ -41,6 +43,7 @@ def average(checkpoints):
         "step": 0,
         "epoch": 0,
         "task": state,
+        "subjects": sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]}),
         "scores": {},
         "soup": folds,
     }
@@ -65,11 +68,8 @@ def _in_units_of(reference, checkpoint):
         return model
     ratio = own["scale"] / reference["scale"]
     shift = (own["mean"] - reference["mean"]) / reference["scale"]
-    head = {
-        "decoder.fc.weight": model["decoder.fc.weight"] * ratio,
-        "decoder.fc.bias": model["decoder.fc.bias"] * ratio + shift,
-    }
-    return {**model, **head}
+    weight, bias = next((f"{head}.weight", f"{head}.bias") for head in _HEADS if f"{head}.weight" in model)
+    return {**model, weight: model[weight] * ratio, bias: model[bias] * ratio + shift}
 
 
 def _fitted(states):
@@ -83,6 +83,13 @@ def _fitted(states):
         with np.errstate(divide="ignore", invalid="ignore"):
             slope = 1 / np.mean(1 / slopes)
             result["bias_correction"] = [float(slope), float(slope * np.mean(intercepts / slopes))]
+    if states[0].get("thresholds") is not None:
+        levels = [[state["thresholds"][level] for state in states] for level in states[0]["thresholds"]]
+        means = [{name: np.mean([one[name] for one in level], axis=0).tolist() for name in ("all", "each")} for level in levels]
+        result["thresholds"] = dict(zip(states[0]["thresholds"], means))
+    if "pooling" in states[0]:
+        chosen = [state["pooling"] for state in states]
+        result["pooling"] = max(chosen, key=chosen.count)  # that of most folds, of equals the first
     if "postprocess" in states[0]:
         result["postprocess"] = postprocess.merge([state["postprocess"] for state in states])
     return result

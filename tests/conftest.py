@@ -48,6 +48,8 @@ TINY = {
     "classification": ["dwi_b1000", "flair", "adc", "swi|t2s"],
     "segmentation": ["dwi_b1000", "flair", "swi|t2s"],
     "regression": ["t1", "t2"],
+    "mae": ["dwi_b1000", "flair", "adc", "swi|t2s"],
+    "multilabel": ["ct"],
 }
 
 

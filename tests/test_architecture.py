@@ -16,11 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by level: an import goes to a lower level only, and rooms of one level do not import each other.
 LEVELS = {
     0: ["config", "dist", "log", "interrupt"],
-    1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables", "postprocess"],
-    2: ["data", "checkpoint", "inference", "soup"],
+    1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables", "progress", "postprocess", "probe"],
+    2: ["data", "checkpoint", "inference", "memory", "saliency", "soup", "tracking"],
     3: ["tasks"],
-    4: ["engine", "run_folder", "results", "report"],
-    5: ["crossval", "predict", "evaluation", "cli"],
+    4: ["engine", "run_folder", "results", "report", "overlays"],
+    5: ["crossval", "predict", "predict_slices", "evaluation", "cli"],
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 RUN_TIME = {"torch", "nibabel", "numpy", "scipy", "yaml"}

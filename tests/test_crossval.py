@@ -145,10 +145,14 @@ def test_workers_change_nothing(tiny_config, tmp_path):
     assert (tmp_path / "w0/run/predictions.csv").read_text() == (tmp_path / "w2/run/predictions.csv").read_text()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_any_moment_and_run_again_equals_the_uninterrupted_run(tiny_config, tmp_path, seed):
+SLICES = {"model": {"name": "efficientnet_b0", "width": 4, "dropout": 0.3}, "data": {"patch": [64, 64, 1]}}
+
+
+@pytest.mark.parametrize("seed, sections", [(0, {}), (1, {}), (2, SLICES)])
+def test_killed_at_any_moment_and_run_again_equals_the_uninterrupted_run(tiny_config, tmp_path, seed, sections):
     path = tiny_config(
         "classification",
+        **sections,
         augment={"preset": "basic"},
         train={"epochs": 4, "ema": 0.9},
         finetune={"strategy": "gradual", "unfreeze_epoch": 3},
@@ -200,6 +204,25 @@ def test_gradual_unfreezing_trains_the_encoder_from_its_epoch_on(tiny_config):
     last = torch.load(run_folder(path) / "fold_1" / "last.pt", weights_only=True)
     steps = {float(state["step"]) for state in last["optimizer"]["state"].values()}
     assert steps == {12.0, 6.0}, "the head is trained in all 12 steps, the encoder in the last 6"
+
+
+def test_stagewise_unfreezing_of_a_network_with_batch_norms_on_two_ranks(tiny_config):
+    path = tiny_config(
+        model={"name": "resnet50", "width": 2},
+        data={"patch": [64, 64, 1]},
+        train={"epochs": 4, "ema": 0.5},
+        finetune={"strategy": "stagewise", "unfreeze_epoch": 2, "unfreeze_every": 2},
+        cv={"folds_to_run": [1]},
+    )
+    log = finished(run_command("cv.py", path, ranks=2)).stdout
+    frozen = re.findall(r" freeze fold=1 epoch=(\d) frozen=(\S+) ", log)
+    early = ["conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."]
+    assert frozen == [("1", ",".join(early)), ("2", ",".join(early[:-1])), ("4", ",".join(early[:-2]))]
+    last = torch.load(run_folder(path) / "fold_1" / "last.pt", weights_only=True)
+    counts = {name: int(value) for name, value in last["model"].items() if name.endswith("num_batches_tracked")}
+    assert counts["layer4.2.bn3.num_batches_tracked"] == 9 and counts["layer3.0.bn1.num_batches_tracked"] == 3
+    assert not any(count for name, count in counts.items() if name.startswith(tuple(early[:-2])))
+    assert not last["model"]["layer2.0.bn1.running_mean"].any() and last["model"]["layer3.0.bn1.running_mean"].any()
 
 
 def test_pretrained_weights_are_loaded_and_counted(tiny_config, tmp_path):

@@ -1,6 +1,8 @@
 """Prediction from files: the stored numbers again, native space, ensembles, what is kept, and what is refused."""
 
+import copy
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -338,8 +340,9 @@ def test_wrong_channels_are_refused_with_the_names_wanted():
 
 def test_bad_tables_are_refused(tmp_path):
     for text, said in (
-        ("name,t1\na,b\n", "wanted id and t1"),
-        ("id,t1\n", "wanted id and t1"),
+        ("name,t1\na,b\n", "no column 'id'"),
+        ("id,t1\n", "no lines below the header"),
+        ("id,t1\na,x,y\n", "line 2: got 3 cells, wanted 2"),
         ("id,t1\na,x\na,y\n", "line 3: got the id 'a'"),
         ("id,t1\n../a,x\n", "line 2"),
         ("id,t1\na,\n", "line 2: channel t1: got none"),
@@ -347,7 +350,7 @@ def test_bad_tables_are_refused(tmp_path):
         (tmp_path / "t.csv").write_text(text)
         with pytest.raises(UserError, match=re.escape(said)):
             predict.cases_from_table(str(tmp_path / "t.csv"), ("t1",))
-    with pytest.raises(UserError, match="cannot read the table"):
+    with pytest.raises(UserError, match="--cases: cannot read"):
         predict.cases_from_table(str(tmp_path / "none.csv"), ("t1",))
 
 
@@ -551,6 +554,22 @@ def test_a_uniform_soup_is_the_mean_and_predicts_in_the_first_folds_units(traine
     assert mixed["soup"] == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["suprem_unet3d", "resnet50", "efficientnet_b0"])
+def test_a_soup_finds_the_output_layer_of_each_network(name):
+    image = torch.randn(2, 1, 64, 64, 1) if name != "suprem_unet3d" else torch.randn(2, 1, 16, 16, 16)
+    config = {"task": {}, "data": {}, "model": {}, "weights": {"path": "start.pt"}}
+    network = nets.build(name, 1, 1, mode="regression", width=4).eval()
+    folds = [
+        {"model": copy.deepcopy(network.state_dict()), "config": config, "fold": i, "task": {"mean": m, "scale": s}, "subjects": ["a"]}
+        for i, m, s in ((1, 40.0, 10.0), (2, 60.0, 20.0))
+    ]  # one network, whose output means other ages in each fold
+    mixed = soup.average(folds)
+    with torch.no_grad():
+        ages = [network(image) * fold["task"]["scale"] + fold["task"]["mean"] for fold in folds]
+        network.load_state_dict(mixed["model"])
+        torch.testing.assert_close(network(image) * 10.0 + 40.0, (ages[0] + ages[1]) / 2, rtol=1e-4, atol=1e-3)
+
+
 def test_a_greedy_soup_adds_what_does_not_make_it_worse():
     def fold(number, value):
         content = {"model": {"w": torch.tensor([value])}, "fold": number, "task": {}}
@@ -579,3 +598,15 @@ def test_the_command_makes_a_greedy_soup_that_predicts(trained, scans, tmp_path,
     paths = channel_paths(scans("classification"), "classification", "sub_002_ses_1")
     row = predict.predict_to_file(members_of(tmp_path / "soup.pt"), paths, str(tmp_path / "o.txt"), Log(active=False))
     assert 0 <= row["probability"] <= 1
+
+
+def test_a_dicom_folder_is_a_scan_like_any_other(tmp_path):
+    case = predict.case_from_channels(("t1",), {"t1": f"{tmp_path}/scan/"})
+    assert case.id == "scan" and case.images[0].path == str(tmp_path / "scan")
+    checkpoint_config = config_module.Config(data=config_module.Data(source="table", csv="t.csv", channels=("t1", "t2")))
+    with pytest.raises(UserError, match="--source volumes: .*t1, t2, wanted one"):
+        predict.cases_from_source(checkpoint_config, "volumes", str(tmp_path))
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / "1.dcm").write_bytes(b"")
+    single = dataclasses.replace(checkpoint_config, data=dataclasses.replace(checkpoint_config.data, channels=("t1",)))
+    assert [case.id for case in predict.cases_from_source(single, "volumes", str(tmp_path))] == ["scan"]

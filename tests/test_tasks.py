@@ -1,6 +1,7 @@
 """What each task fits, scores and counts, on rows and cases made by hand."""
 
 import math
+import pathlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import tasks
+from fomo import crossval, predict, tables, tasks, volume
+from fomo.data import cache, sources
 
 
 def build(tiny_config, task, /, **sections):
@@ -98,3 +100,87 @@ def test_voxel_class_weights_ignore_which_case_a_voxel_is_in(tiny_config):
     masks = [np.zeros((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.uint8) * np.array([0, 1], np.uint8)]
     task.fit([SimpleNamespace(mask=lambda m=m: m) for m in masks])
     assert task.state["class_weights"] == pytest.approx([0.5, 1.5])  # 12 and 4 voxels
+
+
+# -------------------------------------------------------------------------------------------- sigmoid or softmax
+
+
+def segmentation_case(shape, mask):
+    whole, axes = tuple((0, size) for size in shape), ((0, 1), (1, 1), (2, 1))
+    geometry = volume.Geometry(shape, tuple(map(tuple, np.eye(4))), axes, whole, (1.0,) * 3, (1.0,) * 3, shape)
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    return SimpleNamespace(
+        case=SimpleNamespace(id="a", subject="a", mask=mask), image=lambda: image, mask=lambda: mask, shape=shape, background=(0.0,), geometry=geometry
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["auto", "cross_entropy"])
+def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp_path, loss):
+    shape = (16, 16, 8)
+    mask = np.random.default_rng(1).integers(2, size=shape).astype(np.uint8)
+    case, options = segmentation_case(shape, mask), dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None)
+    monkeypatch.setattr(sources, "read_volume", lambda source: (source, np.eye(4)))
+    (tmp_path / "masks").mkdir()
+    networks = {"sigmoid": lambda x: x, "softmax": lambda x: torch.cat([-x / 2, x / 2], 1)}
+    found, native = {}, {}
+    for name, network in networks.items():
+        task = build(tiny_config, "segmentation", task={"activation": name, "loss": loss})
+        assert task.out_channels == (1 if name == "sigmoid" else 2)
+        found[name] = [task.predict(network, case, options), task.predict(network, case, options, str(tmp_path))]
+        part = task.infer(network, case.image(), case.background, options)
+        native[name] = task.answer([task, task], [part, part], case.geometry)
+    for one, two in zip(*found.values()):
+        assert one.keys() == two.keys() and 0 < one["dice"] < 1
+        for key in one.keys() - {"id", "subject"}:
+            assert one[key] == pytest.approx(two[key], rel=1e-5, nan_ok=True)
+    (row, volumes), (other_row, other) = native.values()
+    assert row == other_row and np.array_equal(volumes["mask"], other["mask"]) and row["predicted_voxels"] == found["sigmoid"][1]["predicted_voxels"]
+    np.testing.assert_allclose(volumes["probabilities"], other["probabilities"], atol=1e-6)
+
+
+def test_sigmoid_classes_are_independent_and_the_most_probable_above_one_half_wins(tiny_config):
+    task = build(tiny_config, "segmentation", task={"activation": "sigmoid", "classes": 3})
+    probabilities = np.array([[0.4, 0.6, 0.7, 0.5], [0.45, 0.3, 0.9, 0.2]], np.float32).reshape(2, 4, 1, 1)
+    case = segmentation_case((4, 1, 1), None)
+    row, volumes = task.answer([task], [probabilities], case.geometry)
+    assert volumes["mask"].ravel().tolist() == [0, 1, 2, 0] and row == {"predicted_voxels": 2}
+    np.testing.assert_allclose(volumes["probabilities"][0].ravel(), [0.55, 0.4, 0.1, 0.5], atol=1e-6)
+    assert task.out_channels == 2 and volumes["probabilities"].shape == (3, 4, 1, 1)
+
+
+def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny_config):
+    config = config_module.load(
+        tiny_config(
+            "segmentation",
+            task={"activation": "sigmoid", "loss": "generalized_dice"},
+            model={"deep_supervision": True},
+            train={"epochs": 1, "steps_per_epoch": 6},
+            optim={"lr": 3e-2},
+            cv={"folds_to_run": [1]},
+        )
+    )
+    crossval.run(config)
+    folder = pathlib.Path(config.output) / config.name / "fold_1"
+    rows = tables.read_csv(folder / "predictions.csv")
+    members = predict.load_members([str(folder / "best.pt")], torch.device("cpu"))
+    listed = {case.id: case for case in sources.list_cases(config.data, config.task)}
+    row = max(rows, key=lambda row: float(row["predicted_voxels"]))
+    image, background, geometry = cache.load(listed[row["id"]], config.data, config.task)
+    answered, volumes = predict.answer(members, predict.infer(members, image, background), geometry)
+    stored, _ = volume.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
+    assert answered["predicted_voxels"] == int(float(row["predicted_voxels"])) > 0
+    assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]) == 2
+
+
+@pytest.mark.parametrize(
+    "task, sections, key",
+    [
+        ("classification", {"activation": "sigmoid"}, "task.activation"),
+        ("segmentation", {"activation": "sigmoid", "class_weights": "inverse_frequency"}, "task.class_weights"),
+        ("segmentation", {"loss": "generalized_dice", "class_weights": "inverse_frequency"}, "task.class_weights"),
+        ("regression", {"loss": "generalized_dice"}, "task.loss"),
+    ],
+)
+def test_settings_of_segmentation_that_cannot_be_together_are_refused(tiny_config, task, sections, key):
+    with pytest.raises(config_module.UserError, match=key):
+        config_module.load(tiny_config(task, task={"type": task, **sections}))

@@ -3,6 +3,8 @@
   python tools/evaluate.py --predictions answers --references data/labels
   python tools/evaluate.py --predictions answers/predictions.csv --references targets.csv --output scores
 
+  python tools/evaluate.py --predictions answers --references multi_abnormality_labels.csv    (chest CT)
+
 Masks pair by name (ID.nii.gz; SUB/SES/seg.nii.gz is the case SUB_SES), tables by the column id. Every case must be on both
 sides. Writes evaluation_cases.csv (one row a case, lesions counted), evaluation.csv and evaluation.json (with intervals).
 """

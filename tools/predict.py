@@ -3,8 +3,10 @@
   python tools/predict.py runs/task1 --source fomo1 --root data/new --output answers
   python tools/predict.py runs/task2/final --cases table.csv --output answers --probabilities
   python tools/predict.py runs/task3/fold_1/best.pt --input t1=a.nii.gz t2=b.nii.gz --id a --output answers
+  python tools/predict.py runs/ct/fold_1/best.pt runs/ct_other/fold_1/best.pt --volumes data/scans --output answers
 
-The table has the column id and one per channel. Run it again to continue: cases that are there are kept.
+The table has the column id and one per channel. A scan is a NIfTI file, a 3D .npy array or a DICOM folder. Run it again
+to continue: cases that are there are kept.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, predict
+from fomo import cli, predict, predict_slices
 from fomo.config import UserError
 from fomo.log import Log
 
@@ -34,8 +36,10 @@ def main(arguments):
     which.add_argument("--input", nargs="+", metavar="CHANNEL=PATH", help="one case")
     which.add_argument("--cases", metavar="TABLE.csv", help="columns id and the channels")
     which.add_argument(
-        "--source", choices=("fomo1", "fomo2", "fomo3", "phantom"), help="a data set in this layout, see --root"
+        "--source", choices=("fomo1", "fomo2", "fomo3", "volumes", "phantom"), help="a data set in this layout, see --root"
     )
+    which.add_argument("--slices", metavar="PLACE", help="networks of slices: a table splits/*_slices.csv, or a folder of .npy slices")
+    which.add_argument("--volumes", nargs="+", metavar="PATH", help="networks of slices: CT volumes, or folders of them; slices are taken in memory")
     parser.add_argument("--root", help="folder of the data set (--source)")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="these cases only")
     parser.add_argument("--id", help="name of the case (--input); default: the first channel's file name")
@@ -60,6 +64,14 @@ def main(arguments):
     paths = [path for place in options.checkpoints for path in predict.find_checkpoints(place, options.folds)]
     members = predict.load_members(paths, predict.choose_device(options.device), options.mirror)
     config = members[0].config
+    if options.slices or options.volumes:
+        predict_slices.check(members)
+        log = Log(os.path.join(options.output, "log.txt"))
+        if options.slices:
+            return predict_slices.predict_slices(members, predict_slices.listed_slices(options.slices), options.output, log, options.overwrite)
+        return predict_slices.predict_volumes(members, predict_slices.listed_volumes(options.volumes), options.output, log, options.overwrite)
+    if config.data.source == "slices":
+        raise UserError("the checkpoints are of networks that see slices: wanted --slices or --volumes")
     if options.input:
         given = dict(text.partition("=")[::2] for text in options.input)
         cases = [predict.case_from_channels(config.data.channels, given, options.id)]

@@ -13,7 +13,7 @@ from .sections import Augment, Config, Cv, Data, Eval, Finetune, Model, Optim, T
 
 __all__ = [
     "Augment", "Config", "Cv", "Data", "Eval", "Finetune", "Model", "Optim", "Task", "Train", "UserError", "Weights",
-    "describe_keys", "fields", "fingerprint", "from_dict", "identity", "load", "to_dict",
+    "describe_keys", "fields", "fingerprint", "from_dict", "identity", "load", "show", "to_dict",
 ]  # fmt: skip
 
 

@@ -22,25 +22,68 @@ def key(default, help, *, choices=None, low=None, high=None, above=None, path=Fa
 
 @dataclass(frozen=True)
 class Task:
-    type: str = key("classification", "what is learned", choices=("classification", "segmentation", "regression"))
-    classes: int = key(2, "number of classes, background included (classification, segmentation)", low=2)
+    type: str = key(
+        "classification", "what is learned", choices=("classification", "multilabel", "segmentation", "regression", "mae", "dino")
+    )
+    targets: tuple[str, ...] = key((), "source=table and slices: columns of what is learned (segmentation has its mask column)")
+    classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
     loss: str = key(
         "auto",
-        "auto: cross_entropy, dice_ce or huber, by task",
-        choices=("auto", "cross_entropy", "focal", "dice_ce", "huber", "mse"),
+        "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task",
+        choices=("auto", "cross_entropy", "focal", "bce", "asymmetric", "dice_ce", "generalized_dice", "huber", "mse"),
+    )
+    focal_gamma: float = key(2.0, "focal: how much less a sure answer counts (0: cross entropy)", low=0.0)
+    focal_alpha: float = key(0.25, "multilabel, focal: weight of the positives, 1 - alpha of the negatives", low=0.0, high=1.0)
+    gamma_neg: float = key(4.0, "asymmetric: focusing of the negatives", low=0.0)
+    gamma_pos: float = key(1.0, "asymmetric: focusing of the positives", low=0.0)
+    clip: float = key(0.05, "asymmetric: negatives below this probability cost nothing", low=0.0, high=0.5)
+    label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0.0, high=0.5)
+    activation: str = key(
+        "softmax", "segmentation: softmax over the classes, or one independent output per foreground class", choices=("softmax", "sigmoid")
     )
     class_weights: str = key(
-        "none", "weights of the classes in the loss, from the training cases", choices=("none", "inverse_frequency")
+        "none", "weights of the classes in the loss, from the training cases (multilabel: of each label's positives)", choices=("none", "inverse_frequency")
     )
     label_scaling: str = key(
         "standard", "regression targets are standardised with the training fold's mean and deviation", choices=("standard", "none")
     )
+    mask_ratio: float = key(0.6, "mae: share of the cubes that are hidden", above=0.0, high=0.95)
+    mask_cube: int = key(4, "mae: edge of the cubes, in voxels", low=1)
+    mask_value: float = key(0.0, "mae: intensity in the hidden cubes")
+    mae_loss: str = key("all", "mae: squared error of all voxels, or of the hidden ones only", choices=("all", "masked"))
+    global_size: tuple[int, int, int] = key((96, 96, 96), "dino: voxels (x, y, z) of the two global views")
+    global_scale: tuple[float, float] = key((0.4, 1.0), "dino: share of the patch that a global view shows", above=0.0, high=1.0)
+    local_views: int = key(6, "dino: number of local views", low=0)
+    local_size: tuple[int, int, int] = key((48, 48, 48), "dino: voxels (x, y, z) of the local views")
+    local_scale: tuple[float, float] = key((0.05, 0.4), "dino: share of the patch that a local view shows", above=0.0, high=1.0)
+    out_dim: int = key(4096, "dino: outputs of the projection head", low=2)
+    head_width: int = key(2048, "dino: units of the two hidden layers of the projection head", low=1)
+    teacher_temperature: tuple[float, float] = key((0.04, 0.07), "dino: at first, and after the warm-up", above=0.0)
+    teacher_warmup_epochs: float = key(30.0, "dino: linear warm-up of the teacher's temperature", low=0.0)
+    teacher_momentum: float = key(0.996, "dino: of the teacher in the first step, on a half cosine to 1 in the last", low=0.0, high=1.0)
+    centre_momentum: float = key(0.9, "dino: of the centre of the teacher's outputs", low=0.0, high=1.0)
+    freeze_last_layer_epochs: int = key(1, "dino: epochs before the projection head's last layer is trained", low=0)
 
 
 @dataclass(frozen=True)
 class Data:
-    source: str = key("phantom", "where the cases come from", choices=("fomo1", "fomo2", "fomo3", "phantom"))
+    source: str = key("phantom", "where the cases come from", choices=("fomo1", "fomo2", "fomo3", "table", "volumes", "slices", "phantom"))
     root: str | None = key(None, "folder of the data set (phantom: where it is generated)", path=True)
+    csv: str | None = key(None, "source=table, slices: the table; source=volumes: text file of paths, one a line", path=True)
+    labels_csv: str | None = key(None, "slices: table of the labels, a line per VolumeName (none: the slices' table has them)", path=True)
+    missing_labels: str = key("error", "slices of volumes without labels; drop: leave them out and say how many", choices=("error", "drop"))
+    neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
+    id_column: str = key("id", "table: column of the case's id")
+    subject_column: str | None = key("subject", "table: column of the subject, whom folds keep together (none: each line its own)")
+    mask_column: str = key("mask", "table: column of the mask's path (segmentation)")
+    fold_column: str | None = key("fold", "table: column of the fold, where there is one (none: there is none)")
+    pattern: str = key("*", "source=volumes: only the paths below the root that match, for example *T1w.nii.gz")
+    rescan: str = key(
+        "auto",
+        "look at every source file on every start (never: only when it is first read; auto: always up to 2000 cases)",
+        choices=("auto", "always", "never"),
+        identity=False,
+    )
     cache: str | None = key(None, "folder of the preprocessed cases (none: <output>/cache)", path=True, identity=False)
     channels: tuple[str, ...] = key((), "channel names in network order; 'a|b': the one that the case has")
     patch: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) that the network sees at once")
@@ -48,7 +91,11 @@ class Data:
         (1.0, 1.0, 1.0), "resample to this voxel size (none: keep each case's own)", above=0.0
     )
     crop: bool = key(True, "crop to the box of non-zero voxels")
-    normalize: str = key("zscore", "intensities, per channel", choices=("zscore", "percentile", "window", "none"))
+    normalize: str = key(
+        "zscore",
+        "intensities, per channel; slices, which are 0 to 1: none, or as pretrained 2D networks saw them (imagenet)",
+        choices=("zscore", "percentile", "window", "none", "imagenet"),
+    )
     percentiles: tuple[float, float] = key((0.5, 99.5), "normalize=percentile: these map to 0 and 1", low=0.0, high=100.0)
     window: tuple[float, float] = key((-1000.0, 400.0), "normalize=window: these intensities map to 0 and 1 (CT: HU)")
     cache_dtype: str = key(
@@ -59,16 +106,28 @@ class Data:
     prepare_workers: int = key(2, "processes that preprocess (0: this one)", low=0, identity=False)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground (segmentation)", low=0.0, high=1.0)
     crop_position: str = key("random", "training patch of a whole-case task", choices=("random", "center"))
+    phantom_layout: str = key("fomo", "fomo: the layout of the task; table: a table of heads with several targets", choices=("fomo", "table"))
     phantom_cases: int = key(60, "number of phantom cases", low=4)
     phantom_size: int = key(48, "phantom volume: voxels along the longest axis", low=16)
+    train_folds: tuple[str, ...] = key((), "values of the fold column to train on (empty: those of no other part)")
+    val_folds: tuple[str, ...] = key((), "values of the fold column to select on (empty: cv.val_fraction is held back)")
+    test_folds: tuple[str, ...] = key((), "values of the fold column to test on: one split instead of cv.folds")
     groups: str | None = key(None, "CSV with the columns subject,group (cv.kind=leave_one_group_out)", path=True)
 
 
 @dataclass(frozen=True)
 class Model:
-    name: str = key("unet_b", "network", choices=("unet_b", "unet_xl", "unet_b_lw_dec", "unet_xl_lw_dec"))
+    name: str = key(
+        "unet_b",
+        "network",
+        choices=("unet_b", "unet_xl", "unet_b_lw_dec", "unet_xl_lw_dec", "suprem_unet3d", "resnet50", "resnet101", "efficientnet_b0"),
+    )
     width: int | None = key(None, "channels of the first level (none: the network's own, 32 or 64)", low=1)
     deep_supervision: bool = key(False, "segmentation: losses on the coarser levels as well")
+    dropout: float = key(0.0, "2D networks: dropout in front of the output layer", low=0.0, high=0.9)
+    attention: str = key("none", "2D networks: attention on the feature maps, before pooling", choices=("none", "se", "cbam"))
+    multiscale: bool = key(False, "2D networks: fuse the feature maps at 1/8, 1/16 and 1/32 instead of reading the last one only")
+    pooling: str = key("mean", "2D networks: how a feature map becomes one vector", choices=("mean", "max", "mean_max"))
 
 
 @dataclass(frozen=True)
@@ -80,8 +139,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Finetune:
-    strategy: str = key("full", "what is trained", choices=("full", "gradual", "head_only"))
-    unfreeze_epoch: int = key(10, "gradual: first epoch (from 1) in which the encoder is trained", low=1)
+    strategy: str = key("full", "what is trained", choices=("full", "gradual", "stagewise", "head_only"))
+    unfreeze_epoch: int = key(
+        10, "gradual: first epoch (from 1) in which the encoder is trained; stagewise: the stage before the head", low=1
+    )
+    unfreeze_every: int = key(2, "stagewise: epochs after which the stage before that is trained, too", low=1)
     layer_decay: float = key(1.0, "learning-rate factor per stage away from the head", above=0.0, high=1.0)
 
 
@@ -89,6 +151,7 @@ class Finetune:
 class Optim:
     lr: float = key(1e-4, "peak learning rate of AdamW", above=0.0)
     weight_decay: float = key(3e-5, "decoupled weight decay; not on norms and biases", low=0.0)
+    weight_decay_end: float | None = key(None, "weight decay of the last step, on a half cosine (none: constant)", low=0.0)
     betas: tuple[float, float] = key((0.9, 0.999), "AdamW's averaging factors", low=0.0, high=1.0)
     schedule: str = key("cosine", "learning rate over the steps", choices=("cosine", "plateau", "constant"))
     warmup_epochs: float = key(0.0, "linear warm-up", low=0.0)
@@ -101,14 +164,27 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
+    mode: str = key(
+        "both",
+        "train: up to the best epoch, no test; evaluate: test only; both",
+        choices=("train", "evaluate", "both"),
+        identity=False,
+    )
+    checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
+    keep_best: int = key(1, "checkpoints of the so many best epochs: best.pt, which is tested, best_2.pt, ...", low=1)
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
-    micro_batch: int | None = key(None, "samples per forward pass on one rank (none: all); less accumulates gradients", low=1)
+    micro_batch: int | None = key(
+        None, "samples per forward pass on one rank (none: all); less accumulates gradients", low=1, identity=False
+    )
     steps_per_epoch: int | None = key(None, "optimizer steps per epoch (none: as many as see every case once)", low=1)
     amp: str = key(
         "auto", "auto: bf16 where the GPU has it, else fp16; off on the CPU", choices=("auto", "bf16", "fp16", "off")
     )
     compile: bool = key(False, "torch.compile the network")
+    checkpoint_activations: bool = key(
+        False, "U-Nets: recompute activations in the backward pass; less memory, about a third more time", identity=False
+    )
     workers: int = key(2, "loader processes per rank (0: the training process)", low=0, identity=False)
     balanced: bool = key(False, "classification: draw the classes equally often")
     ema: float = key(0.0, "decay of an exponential average of the weights, used for evaluation (0: off)", low=0.0, high=1.0)
@@ -121,17 +197,23 @@ class Train:
 
 @dataclass(frozen=True)
 class Augment:
-    preset: str = key("all", "augmentation of the training patches", choices=("none", "basic", "all", "strong"))
+    preset: str = key("all", "augmentation of the training patches", choices=("none", "basic", "all", "strong", "slices"))
     parameters: dict | None = key(
         None, "values that replace the preset's, {transform: {key: value}}, for example augment.parameters.rotate.p=0.5"
     )
+    mix: str = key("none", "mix training samples (classification, multilabel): with a box of another, or its average", choices=("none", "cutmix", "mixup"))
+    mix_p: float = key(0.5, "share of the samples that are mixed with another of their batch", low=0.0, high=1.0)
     device: str = key("auto", "where patches are augmented; auto: on the GPU where there is one", choices=("auto", "cpu", "gpu"))
 
 
 @dataclass(frozen=True)
 class Cv:
-    kind: str = key("kfold", "how the folds are made", choices=("kfold", "leave_one_group_out"))
-    folds: int = key(5, "number of folds (leave_one_group_out: one per group)", low=2)
+    kind: str = key(
+        "kfold",
+        "how the folds are made: kfold; one per group of data.groups; one per value of the fold column",
+        choices=("kfold", "leave_one_group_out", "fold_column"),
+    )
+    folds: int = key(5, "number of folds (cv.kind=kfold)", low=2)
     val_fraction: float = key(0.2, "share of each fold's training subjects held back to select on", above=0.0, high=0.9)
     stratify: bool = key(True, "equal shares of each class (or of the range of the target) in all folds")
     parallel: str = key(
@@ -140,6 +222,7 @@ class Cv:
         choices=("ddp", "folds", "auto"),
         identity=False,
     )
+    ranks_per_fold: int = key(1, "parallel=folds: neighbouring ranks that share each fold", low=1, identity=False)
     folds_to_run: tuple[int, ...] = key((), "folds (from 1) to run now (empty: all)", low=1, identity=False)
     final: str = key(
         "none",
@@ -152,7 +235,7 @@ class Cv:
 @dataclass(frozen=True)
 class Eval:
     overlap: float = key(0.5, "overlap of neighbouring windows when a case is larger than the patch", low=0.0, high=0.95)
-    windows: int = key(2, "windows per forward pass", low=1, identity=False)
+    windows: int = key(2, "windows per forward pass (cases of one window: as many as in training, if that is more)", low=1, identity=False)
     pool_windows: str = key(
         "mean", "whole-case tasks: how the windows of one case are pooled", choices=("mean", "max")
     )
@@ -161,9 +244,18 @@ class Eval:
         "classification: decision threshold; half (0.5) or chosen on the inner validation cases",
         choices=("half", "youden", "f1"),
     )
+    pool_slices: str = key(
+        "auto",
+        "multilabel on slices: how those of a scan are pooled; auto: what is best on the inner validation cases",
+        choices=("auto", "mean", "max", "topk", "noisy_or"),
+    )
+    top_slices: int = key(3, "pool_slices=topk: the mean of so many slices with the highest probability", low=1)
     mirror_axes: tuple[int, ...] = key((), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2)
     postprocess: str = key(
         "none", "segmentation: auto chooses hole filling and component sizes on the inner validation cases", choices=("none", "auto")
+    )
+    saliency: int = key(
+        0, "(multilabel) classification: test cases of each fold whose Grad-CAM (and CBAM) maps the report shows", low=0, identity=False
     )
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0.0)
@@ -174,6 +266,7 @@ class Config:
     name: str = key("run", "name of the run folder")
     output: str = key("runs", "folder of the run folders", path=True, identity=False)
     seed: int = key(0, "seed of every random draw", low=0)
+    tensorboard: bool = key(False, "write event files in fold_K/tensorboard (needs the package tensorboard)", identity=False)
     task: Task = Task()
     data: Data = Data()
     model: Model = Model()

@@ -6,7 +6,7 @@
 
 A chest is a body with fat, muscle, ribs, spine, lungs with vessels and bronchi, heart, aorta and a couch below, drawn
 in world mm and sampled on a grid of varying orientation. Each finding has its own place and appearance and is large
-enough to be seen at 5 mm; related ones occur together more often than chance. One patient in four has two scans
+enough to be seen by a network whose first maps are of 10 mm; related ones occur together more often than chance. One patient in four has two scans
 (a_1, a_2: the same chest on another grid, with other noise). One patient in five is called valid_*.
 """
 
@@ -243,7 +243,7 @@ def _draw_chest(drawing, rng, findings):
             end = place(side, reach=0.9)
             paint(tube(hilum, end, rng.uniform(2.0, 3.4)) * inner, 20)
         bronchi = [(np.array([0, -6, 26.0]), hilum), (hilum, place(side, -0.7, -0.2, 0.4)), (hilum, place(side, 0.1, 0.6, 0.4))]
-        wall = 12.0 if has["Peribronchial thickening"] else 6.5
+        wall = 16.0 if has["Peribronchial thickening"] else 6.5
         walls = np.maximum.reduce([tube(start, end, wall) for start, end in bronchi])
         paint(walls, 20)
         if has["Peribronchial thickening"]:
@@ -284,14 +284,14 @@ def _draw_chest(drawing, rng, findings):
         for _ in range(6):
             angle, level = rng.uniform(0, 2 * np.pi), rng.uniform(-80, 20)
             at = np.array([-20 + 12 * np.cos(angle), -42 + 12 * np.sin(angle), level])
-            find("Arterial wall calcification", tube(at, at + [0, 0, rng.uniform(10, 30)], 4), 900)
+            find("Arterial wall calcification", tube(at, at + [0, 0, rng.uniform(10, 30)], 7), 900)
     if has["Coronary artery wall calcification"]:
         for angle in rng.uniform(0.0, 1.0, 5) * np.pi:  # along a meridian of the heart
             levels = rng.uniform(-0.8, -0.3) + np.linspace(0, 1.0, 5)
             rings = np.sqrt(1 - levels**2)
             line = centre + heart_axes * np.stack([rings * np.cos(angle), rings * np.sin(angle), levels], axis=1)
             for start, end in zip(line, line[1:]):
-                find("Coronary artery wall calcification", tube(start, end, 5), 900)
+                find("Coronary artery wall calcification", tube(start, end, 7), 900)
 
     # ---- what lies in the lungs
     if has["Atelectasis"]:

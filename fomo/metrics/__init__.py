@@ -30,7 +30,7 @@ from .overlap import (
     volume_similarity,
     voxel_counts,
 )
-from .ranking import auroc, average_precision, precision_recall_curve, roc_curve
+from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve
 from .regression import (
     apply_bias_correction,
     bias_slope,

@@ -24,7 +24,7 @@ def bootstrap_ci(
 
     metric: a function of (labels, scores), or of (labels,) when scores is None, returning a number, or a dict of
     numbers (then the result is a dict of intervals, from the same resamples). labels, scores: arrays with the cases
-    first. auroc, average_precision, np.mean and the metrics of `regression` (but spearman) are computed for all
+    first. auroc, average_precision, macro_auroc, np.mean and the metrics of `regression` (but spearman) are computed for all
     resamples at once; any other function is called once a resample.
     method: "bca" (bias-corrected and accelerated, Efron 1987, by leaving each subject out in turn) or "percentile".
     Either is widened for few subjects: the normal quantile is replaced by Student's t times sqrt(n / (n - 1))
@@ -236,6 +236,22 @@ def _weighted_average_precision(labels, scores):
     return evaluate
 
 
+def _weighted_macro_auroc(labels, scores):
+    labels, scores = checks.labels_and_scores(labels, scores, dimensions=2)
+    columns = [_weighted_auroc(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]
+
+    def evaluate(weights):
+        total, defined = np.zeros(len(weights)), np.zeros(len(weights))
+        for column in columns:
+            values = column(weights)
+            defined += ~np.isnan(values)
+            total += np.nan_to_num(values)
+        with np.errstate(invalid="ignore"):
+            return total / defined
+
+    return evaluate
+
+
 def _weighted_regression(name):
     def prepare(targets, predictions):
         targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
@@ -270,6 +286,7 @@ _WEIGHTED = {
     np.mean: _weighted_mean,
     ranking.auroc: _weighted_auroc,
     ranking.average_precision: _weighted_average_precision,
+    ranking.macro_auroc: _weighted_macro_auroc,
 } | {
     getattr(regression, name): _weighted_regression(name)
     for name in ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")

@@ -25,6 +25,17 @@ def auroc(labels, scores):
     return float(wins / (2 * len(positive) * len(negative)))
 
 
+def macro_auroc(labels, scores):
+    """Mean AUROC of several labels, or of several classes one against the rest, over those where it is defined.
+
+    labels, scores: (n, k). No column with both classes: NaN.
+    """
+    labels, scores = checks.labels_and_scores(labels, scores, dimensions=2)
+    values = np.array([auroc(labels[:, k], scores[:, k]) for k in range(labels.shape[1])])
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
 def cumulative_counts(labels, scores):
     """(distinct scores, descending; positives at or above each; all cases at or above each) of checked arrays."""
     order = np.argsort(-scores)

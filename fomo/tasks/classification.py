@@ -6,18 +6,25 @@ import numpy as np
 import torch
 
 from .. import inference, losses
+from ..config import UserError
 from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, decision_metrics, ece, log_loss
 
 
 class Classification:
     mode = "classification"
     select, higher_is_better = "auroc", True
+    pretrains = False
     stratum_kind = "class"
 
     def __init__(self, config):
         self.config = config
         self.out_channels = config.task.classes
         self.state = {"class_weights": [1.0] * config.task.classes, "threshold": 0.5}
+
+    def inspect(self, cases):
+        unknown = sorted({case.target for case in cases} - {0, 1})
+        if unknown:
+            raise UserError(f"target: got {unknown[0] + 1:g} classes or more, wanted 2: set task.classes to their number")
 
     def fit(self, cases):
         """Inverse-frequency class weights, scaled so that their mean over the training cases is 1."""
@@ -31,7 +38,7 @@ class Classification:
     def _loss(self, logits, target):
         weights = torch.tensor(self.state["class_weights"], device=logits.device)
         if self.config.task.loss == "focal":
-            return losses.focal(logits, target) * weights[target]
+            return losses.focal(logits, target, gamma=self.config.task.focal_gamma) * weights[target]
         return losses.cross_entropy(logits, target, class_weights=weights)
 
     def infer(self, network, image, background, options):

@@ -1,4 +1,8 @@
-"""Voxel-wise segmentation by softmax over the classes; the final evaluation is in the space of the input file."""
+"""Voxel-wise segmentation; the final evaluation is in the space of the input file.
+
+By softmax over the classes, or by sigmoid: one output for each foreground class, independent of the others. A voxel then
+is of the most probable class, if that has a probability above 0.5: that of the background is 1 less the largest.
+"""
 
 import os
 
@@ -13,18 +17,20 @@ from ..metrics import bootstrap_ci, dice, segmentation_metrics, summarize
 class Segmentation:
     mode = "segmentation"
     select, higher_is_better = "dice", True
+    pretrains = False
     stratum_kind = "class"
 
     def __init__(self, config):
         self.config = config
-        self.out_channels = config.task.classes
+        self.sigmoid = config.task.activation == "sigmoid"
+        self.out_channels = config.task.classes - self.sigmoid
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
 
     def fit(self, cases):
         """Inverse-frequency class weights over the voxels of the training masks, with mean 1 over the classes."""
         if self.config.task.class_weights == "inverse_frequency":
-            counts = sum(np.bincount(np.ravel(case.mask()), minlength=self.out_channels) for case in cases)
+            counts = sum(np.bincount(np.ravel(case.mask()), minlength=self.config.task.classes) for case in cases)
             frequency = np.maximum(counts, 1) / counts.sum()
             self.state["class_weights"] = (1 / frequency / np.mean(1 / frequency)).tolist()
 
@@ -34,19 +40,28 @@ class Segmentation:
         return self._loss(outputs, batch["mask"])
 
     def _loss(self, logits, mask):
+        task = self.config.task
+        if task.loss == "generalized_dice":
+            return losses.generalized_dice(logits, mask, task.activation)
+        if self.sigmoid:
+            return (losses.sigmoid_cross_entropy if task.loss == "cross_entropy" else _dice_bce)(logits, mask)
         weights = torch.tensor(self.state["class_weights"], device=logits.device)
-        if self.config.task.loss == "cross_entropy":
-            return losses.cross_entropy(logits, mask, class_weights=weights)
-        return losses.dice_ce(logits, mask, class_weights=weights)
+        return (losses.cross_entropy if task.loss == "cross_entropy" else losses.dice_ce)(logits, mask, class_weights=weights)
+
+    def _probabilities(self, logits):
+        """(K, X, Y, Z) of (K, X, Y, Z): of all classes or, with sigmoid, of the foreground classes."""
+        return (logits.sigmoid() if self.sigmoid else logits.softmax(0)).cpu().numpy()
 
     def infer(self, network, image, background, options):
-        """Probabilities (classes, X, Y, Z) on the network's grid."""
-        return inference.sliding_window(network, image, background=background, **options).softmax(0).cpu().numpy()
+        """Probabilities on the network's grid."""
+        return self._probabilities(inference.sliding_window(network, image, background=background, **options))
 
     @staticmethod
     def answer(tasks, parts, geometry):
         """The mean probabilities, brought to native space, and the mask of the most probable class, post-processed."""
         native = volume.to_native(sum(parts[1:], parts[0]) / np.float32(len(parts)), geometry, order=1)
+        if tasks[0].sigmoid:
+            native = np.concatenate([1 - native.max(0, keepdims=True), native])
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
         mask = postprocess.apply(native.argmax(0).astype(np.uint8), volume.spacing(geometry.native_affine), **chosen)
         return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": native}
@@ -60,12 +75,13 @@ class Segmentation:
         mask = torch.from_numpy(np.array(case.mask())).long().to(logits.device)
         row = {"id": case.case.id, "subject": case.case.subject, "loss": float(self._loss(logits[None], mask[None]))}
         if folder is None and not self._candidates:
+            if self.sigmoid:
+                logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
             reference, prediction = mask.cpu().numpy(), logits.argmax(0).cpu().numpy()
             row["predicted_voxels"] = int(np.count_nonzero(prediction))
             row.update(self._per_class(lambda c: {"dice": dice(reference == c, prediction == c)}))
             return row
-        probabilities = logits.softmax(0).cpu().numpy()
-        _, volumes = self.answer([self], [probabilities], case.geometry)
+        _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
         reference, affine = sources.read_volume(case.case.mask)
         if self._candidates:
@@ -82,7 +98,7 @@ class Segmentation:
 
     def _per_class(self, metrics_of):
         """Metrics of class 1; with more classes those of each, `dice_1 ...`, and their mean over the defined ones."""
-        rows = {c: metrics_of(c) for c in range(1, self.out_channels)}
+        rows = {c: metrics_of(c) for c in range(1, self.config.task.classes)}
         if len(rows) == 1:
             return rows[1]
         result = {name: summarize([row[name] for row in rows.values()])["mean"] for name in rows[1]}
@@ -91,7 +107,7 @@ class Segmentation:
     def _dice_after(self, candidate, reference, prediction, affine):
         """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""
         cleaned = postprocess.apply(prediction, volume.spacing(affine), **candidate)
-        values = [dice(reference == c, cleaned == c) for c in range(1, self.out_channels)]
+        values = [dice(reference == c, cleaned == c) for c in range(1, self.config.task.classes)]
         return float(np.mean([1.0 if np.isnan(value) else value for value in values]))
 
     def calibrate(self, evaluate):
@@ -127,6 +143,10 @@ class Segmentation:
                 values, subjects = np.array([row[name] for row in finite]), [row["subject"] for row in finite]
                 result[name] = bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)
         return result
+
+
+def _dice_bce(logits, mask):
+    return losses.dice_ce(logits, mask, activation="sigmoid")
 
 
 def _metric_names(rows):

@@ -1,0 +1,288 @@
+"""Several findings that may occur together, one logit each: on slices, whose scans are what counts, or on whole volumes.
+
+Rows are those of the slices, and of the volumes where there are no scans. `volumes(rows)` makes the rows of the scans:
+the probabilities of a scan's slices are pooled by `eval.pool_slices`, which calibration chooses if it is auto (until then
+the mean).
+"""
+
+import operator
+
+import numpy as np
+import torch
+
+from .. import inference, losses
+from ..data import extract
+from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, ece, macro_auroc
+from . import pooling
+
+
+class Multilabel:
+    mode = "classification"
+    select, higher_is_better = "volume_auroc_macro", True
+    pretrains = False
+    stratum_kind = "multilabel"
+
+    def __init__(self, config):
+        self.config = config
+        self.names = [name.replace(" ", "_") for name in config.task.targets]
+        self.out_channels = len(self.names)
+        pool = config.eval.pool_slices
+        # thresholds: {"slice" and "volume": {"all": one for all labels, "each": one per label}}; None: 0.5 everywhere
+        self.state = {"pos_weight": None, "pooling": "mean" if pool == "auto" else pool, "thresholds": None, "extraction": None}
+
+    # ---------------------------------------------------------------------------------- training
+
+    def fit(self, cases):
+        """Negatives / positives of each label among the training cases; 1 for a label without positives, which none uses.
+
+        And how the slices were extracted, so that those of other volumes can be.
+        """
+        if self.config.data.source == "slices" and extract.has_settings(self.config.data.csv):
+            self.state["extraction"] = extract.read_settings(self.config.data.csv).to_dict()
+        if self.config.task.class_weights == "inverse_frequency":
+            positives = np.array([case.case.target for case in cases]).sum(axis=0)
+            weights = (len(cases) - positives) / np.maximum(positives, 1)
+            self.state["pos_weight"] = np.where(positives, weights, 1.0).tolist()
+
+    def loss(self, outputs, batch):
+        return self._loss(outputs, batch["target"], self.config.task.label_smoothing)
+
+    def _loss(self, logits, target, smoothing=0.0):
+        """With weights of the positives a label's alpha in the focal loss is the one that stands in their ratio."""
+        task, weights = self.config.task, self.state["pos_weight"]
+        if task.loss == "focal":
+            alpha = task.focal_alpha if weights is None else [weight / (1 + weight) for weight in weights]
+            return losses.focal_multilabel(logits, target, alpha, task.focal_gamma, smoothing)
+        if task.loss == "asymmetric":
+            return losses.asymmetric(logits, target, task.gamma_neg, task.gamma_pos, task.clip, smoothing)
+        return losses.bce(logits, target, weights, smoothing)
+
+    # -------------------------------------------------------------------------------- prediction
+
+    def _probabilities(self, network, image, background, options):
+        """(labels,) float64: the mean or the maximum over the windows that cover the case."""
+        windows = inference.window_outputs(network, image, background=background, **options).double().sigmoid()
+        return windows.amax(0) if self.config.eval.pool_windows == "max" else windows.mean(0)
+
+    def _rows(self, probabilities, cases):
+        targets = torch.tensor([case.case.target for case in cases])
+        loss = self._loss(probabilities.logit(eps=1e-15).float(), targets.to(probabilities.device)).tolist()
+        columns = self._names_of("target"), self._names_of("probability")
+        return [
+            {
+                "id": case.case.id,
+                "subject": case.case.subject,
+                "scan": case.case.scan,
+                "loss": loss[i],
+                **dict(zip(columns[0], map(int, case.case.target))),
+                **dict(zip(columns[1], row)),
+            }
+            for i, (case, row) in enumerate(zip(cases, probabilities.tolist()))
+        ]
+
+    def predict(self, network, case, options, folder=None):
+        return self._rows(self._probabilities(network, case.image(), case.background, options)[None], [case])[0]
+
+    def predict_batch(self, outputs, cases):
+        return self._rows(outputs.double().sigmoid(), cases)
+
+    def infer(self, network, image, background, options):
+        """(labels,) probabilities."""
+        return self._probabilities(network, image, background, options).cpu().numpy()
+
+    @staticmethod
+    def answer(tasks, parts, geometry):
+        """Mean probabilities, and the decisions at the means of the thresholds."""
+        return tasks[0].rows_of(tasks, [part[None] for part in parts])[0], {}
+
+    @staticmethod
+    def rows_of(tasks, parts, level="volume"):
+        """Rows of the mean probabilities over `parts`, (rows, labels) of each task, with decisions at the mean thresholds."""
+        probabilities = np.mean(parts, axis=0)
+        decisions = probabilities >= np.mean([task.thresholds(level)["each"] for task in tasks], axis=0)
+        columns = tasks[0]._names_of("probability") + tasks[0]._names_of("decision")
+        both = zip(probabilities.tolist(), decisions.astype(int).tolist())
+        return [dict(zip(columns, first + second)) for first, second in both]
+
+    # ------------------------------------------------------------------------------- calibration
+
+    def calibrate(self, evaluate):
+        """The pooling with the best macro AUROC of the scans, and the thresholds, from the inner validation cases.
+
+        A label whose own threshold is undefined there (it has one class only) takes the one of all labels together.
+        """
+        rows = evaluate()
+        parts = {"volume": rows}
+        if _has_scans(rows):
+            if self.config.eval.pool_slices == "auto":
+                macro = {kind: self._macro_of_scans(rows, kind) for kind in pooling.KINDS}
+                self.state["pooling"] = max(macro, key=macro.get)  # of equals the first
+            parts = {"slice": rows, "volume": self.volumes(rows)}
+        criterion = self.config.eval.threshold
+        if criterion != "half":
+            self.state["thresholds"] = {level: self._choose(part, criterion) for level, part in parts.items()}
+
+    def _macro_of_scans(self, rows, kind):
+        _, first, scan = _scans(rows)
+        return macro_auroc(self._matrix(rows, "target")[first], self.pool(self._matrix(rows, "probability"), scan, kind))
+
+    def pool(self, probabilities, scan, kind=None):
+        """(scans, labels) from (slices, labels) and the scan of each slice, 0 .. scans - 1; kind None: the calibrated one."""
+        return pooling.pool(probabilities, scan, kind or self.state["pooling"], self.config.eval.top_slices)
+
+    def _choose(self, rows, criterion):
+        labels, scores = self._matrix(rows, "target"), self._matrix(rows, "probability")
+        together = choose_threshold(labels.ravel(), scores.ravel(), criterion)
+        each = choose_threshold(labels, scores, criterion)
+        return {"all": together, "each": np.where(np.isnan(each), together, each).tolist()}
+
+    def thresholds(self, level):
+        fitted = self.state["thresholds"]
+        return {"all": 0.5, "each": [0.5] * self.out_channels} if fitted is None else fitted[level]
+
+    def finish(self, rows):
+        return self._decided(rows, "slice" if _has_scans(rows) else "volume")
+
+    def _decided(self, rows, level):
+        """The rows with the decisions at each label's threshold, and (`threshold`) the one of all labels together."""
+        thresholds, names = self.thresholds(level), self._names_of("decision")
+        decisions = (self._matrix(rows, "probability") >= np.array(thresholds["each"])).astype(int).tolist()
+        return [{**row, "threshold": thresholds["all"], **dict(zip(names, made))} for row, made in zip(rows, decisions)]
+
+    def volumes(self, rows):
+        """One row per scan, sorted by id, from those of its slices; the same columns, id being the scan's name. None without scans."""
+        if not _has_scans(rows):
+            return []
+        names, first, scan = _scans(rows)
+        loss = np.bincount(scan, [row["loss"] for row in rows]) / np.bincount(scan)
+        columns, pooled = self._names_of("probability"), self.pool(self._matrix(rows, "probability"), scan)
+        made = [
+            {**rows[place], "id": str(name), "loss": value, **dict(zip(columns, probabilities))}
+            for name, place, value, probabilities in zip(names, first, loss.tolist(), pooled.tolist())
+        ]
+        return self._decided(made, "volume")
+
+    # -------------------------------------------------------------------------------------- scores
+
+    def score(self, rows, volumes=None):
+        """Metrics `volume_*` and, where the rows are slices of scans, `slice_*`; volumes: rows of the scans, if at hand.
+
+        Macro is the mean over the labels where a metric is defined, micro counts all decisions together. f1, precision,
+        recall, hamming (share of wrong decisions) and exact_match (share of rows without one) are at each label's own
+        threshold and, where that is not 0.5, also at the threshold of all labels (`*_common`) and at 0.5 (`*_half`).
+        """
+        if not _has_scans(rows):
+            return self._score(rows, "volume")
+        return {**self._score(self.volumes(rows) if volumes is None else volumes, "volume"), **self._score(rows, "slice")}
+
+    def _score(self, rows, level):
+        labels, scores, decisions = (self._matrix(rows, kind) for kind in ("target", "probability", "decision"))
+        labels, decisions = labels.astype(bool), decisions.astype(bool)
+        ap = [average_precision(labels[:, k], scores[:, k]) for k in range(self.out_channels)]
+        undefined = int(np.isnan(ap).sum())
+        result = {
+            "auroc_macro": macro_auroc(labels, scores),
+            "auroc_micro": auroc(labels.ravel(), scores.ravel()),
+            "ap_macro": _mean(ap),
+            "ap_micro": average_precision(labels.ravel(), scores.ravel()),
+            **({"labels_undefined": undefined} if undefined else {}),
+            **_decisions(labels, decisions, ""),
+        }
+        half, common = scores >= 0.5, np.array([row["threshold"] for row in rows])[:, None]
+        if (decisions != half).any() or (common != 0.5).any():
+            result.update(_decisions(labels, scores >= common, "_common") | _decisions(labels, half, "_half"))
+        result["ece"] = _mean([ece(labels[:, k], scores[:, k]) for k in range(self.out_channels)])
+        result["brier"] = brier(labels.ravel(), scores.ravel())
+        return {f"{level}_{name}": value for name, value in result.items()}
+
+    def intervals(self, rows, resamples, seed, volumes=None):
+        """Of the volumes' macro AUROC; those of each label are in `tables`."""
+        part = rows if not _has_scans(rows) else self.volumes(rows) if volumes is None else volumes
+        options = dict(resamples=resamples, seed=seed, groups=_subjects(part), stratify=False)
+        return {"volume_auroc_macro": bootstrap_ci(macro_auroc, *self._labels_and_scores(part), **options)}
+
+    def tables(self, rows, volumes=None):
+        """{"labels": one row per label}: prevalence and metrics over the scans (or volumes), `slice_*` over the slices.
+
+        `threshold` is the fold's own; the table of several folds together has none.
+        """
+        scans = _has_scans(rows)
+        volumes = rows if not scans else self.volumes(rows) if volumes is None else volumes
+        labels, scores = self._labels_and_scores(volumes)
+        decisions, subjects = self._matrix(volumes, "decision").astype(bool), _subjects(volumes)
+        counts = _counts(labels.astype(bool), decisions)
+        precision, recall, f1 = _rates(*counts)
+        slices = self._labels_and_scores(rows) if scans else None
+        resamples, seed = self.config.eval.bootstrap, self.config.seed
+        fitted = self.state["thresholds"] is not None or self.config.eval.threshold == "half"
+        result = []
+        for k, name in enumerate(self.config.task.targets):
+            y, p = labels[:, k], scores[:, k]
+            row = {"label": name, "n": len(y), "positives": int(y.sum()), "prevalence": float(y.mean()), "auroc": auroc(y, p)}
+            if resamples:
+                interval = bootstrap_ci(auroc, y, p, resamples, seed, groups=subjects)
+                row.update(auroc_low=interval.low, auroc_high=interval.high)
+            row.update(ap=average_precision(y, p), f1=f1[k], precision=precision[k], recall=recall[k], ece=ece(y, p))
+            if scans:
+                row["slice_auroc"] = auroc(slices[0][:, k], slices[1][:, k])
+                row["slice_ap"] = average_precision(slices[0][:, k], slices[1][:, k])
+            if fitted:
+                row["threshold"] = self.thresholds("volume")["each"][k]
+            result.append(row)
+        return {"labels": result}
+
+    # ------------------------------------------------------------------------------------- columns
+
+    def _names_of(self, kind):
+        return [f"{kind}_{name}" for name in self.names]
+
+    def _matrix(self, rows, kind):
+        """(rows, labels) of the columns `kind`_LABEL."""
+        take = operator.itemgetter(*self._names_of(kind))
+        return np.array([take(row) for row in rows], np.float64).reshape(len(rows), self.out_channels)
+
+    def _labels_and_scores(self, rows):
+        return self._matrix(rows, "target"), self._matrix(rows, "probability")
+
+
+def _has_scans(rows):
+    return bool(rows[0]["scan"])  # empty in a table that was written without
+
+
+def _scans(rows):
+    """(names, place of each one's first row, scan of each row)."""
+    return np.unique([row["scan"] for row in rows], return_index=True, return_inverse=True)
+
+
+def _subjects(rows):
+    return np.array([row["subject"] for row in rows])
+
+
+def _counts(labels, decisions):
+    """(true positives, decided positives, positives) of each label."""
+    return (labels & decisions).sum(0), decisions.sum(0), labels.sum(0)
+
+
+def _rates(right, decided, positives):
+    """(precision, recall, F1); NaN where the denominator is 0."""
+    with np.errstate(invalid="ignore"):
+        return right / decided, right / positives, 2 * right / (decided + positives)
+
+
+def _decisions(labels, decisions, at):
+    counts = _counts(labels, decisions)
+    precision, recall, f1 = _rates(*counts)
+    _, _, micro = _rates(*(np.sum(count) for count in counts))
+    result = {"f1_macro": _mean(f1), "f1_micro": float(micro), "precision_macro": _mean(precision), "recall_macro": _mean(recall)}
+    wrong = labels != decisions
+    result["hamming"], result["exact_match"] = float(wrong.mean()), float(1 - wrong.any(axis=1).mean())
+    for name, values in (("f1", f1), ("precision", precision)):
+        if np.isnan(values).any():
+            result[f"{name}_undefined"] = int(np.isnan(values).sum())
+    return {name + at: value for name, value in result.items()}
+
+
+def _mean(values):
+    """Over the defined ones; NaN without any."""
+    values = np.asarray(values, float)
+    return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")

@@ -1,0 +1,209 @@
+"""Whole-case classification of several targets at once, or of one with more than two classes: a softmax for each target.
+
+The network's outputs are the classes of the first target, then those of the second, and so on. Targets are told apart by
+the names of their classes, as the table has them, so that a checkpoint can be tested on another table.
+"""
+
+import numpy as np
+import torch
+
+from .. import inference, losses
+from ..config import UserError
+from ..metrics import auroc, bootstrap_ci, confusion_matrix, macro_auroc, multiclass_metrics
+
+
+class Multitarget:
+    mode = "classification"
+    select, higher_is_better = "auroc_macro", True
+    pretrains = False
+    stratum_kind = "class"
+
+    def __init__(self, config):
+        self.config = config
+        self.names = [name.replace(" ", "_") for name in config.task.targets]
+        self.state = {"classes": None, "class_weights": None}  # a list per target; names of classes in their order
+
+    @property
+    def out_channels(self):
+        return sum(map(len, self.state["classes"]))
+
+    def inspect(self, cases):
+        """The classes of each target, from all labelled cases; a class that none has, between others, is `class_K`."""
+        self.state["classes"] = []
+        for place, name in enumerate(self.config.task.targets):
+            found = {int(number): text for number, text in (_of(case, place) for case in cases)}
+            wanted = "at least 2" if len(self.names) > 1 else f"task.classes={self.config.task.classes}"
+            if len(found) < 2 or (len(self.names) == 1 and max(found) >= self.config.task.classes):
+                raise UserError(f"target {name}: got the classes {', '.join(map(str, found.values()))}, wanted {wanted}")
+            count = max(found) + 1 if len(self.names) > 1 else self.config.task.classes
+            self.state["classes"].append([found.get(k, f"class_{k}").replace(" ", "_") for k in range(count)])
+
+    def fit(self, cases):
+        """Inverse-frequency class weights of each target, scaled so that their mean over the training cases is 1."""
+        weights = [[1.0] * len(classes) for classes in self.state["classes"]]
+        if self.config.task.class_weights == "inverse_frequency":
+            for place, classes in enumerate(self.state["classes"]):
+                counts = np.bincount([self._class_of(case.case, place) for case in cases], minlength=len(classes))
+                weights[place] = (len(cases) / np.count_nonzero(counts) / np.maximum(counts, 1)).tolist()
+        self.state["class_weights"] = weights
+
+    def loss(self, outputs, batch):
+        targets = batch["target"].long().reshape(len(outputs), -1)
+        parts = zip(self._split(outputs), targets.unbind(1), self.state["class_weights"])
+        return sum(self._loss(logits, target, weights) for logits, target, weights in parts) / len(self.names)
+
+    def _loss(self, logits, target, weights):
+        weights = torch.tensor(weights, device=logits.device)
+        if self.config.task.loss == "focal":
+            return losses.focal(logits, target, gamma=self.config.task.focal_gamma) * weights[target]
+        return losses.cross_entropy(logits, target, class_weights=weights)
+
+    def _split(self, values):
+        """Of each target its columns (B, classes)."""
+        return torch.split(values, [len(classes) for classes in self.state["classes"]], dim=1)
+
+    # -------------------------------------------------------------------------------- prediction
+
+    def _probabilities(self, outputs):
+        """(B, outputs) float64 that sum to 1 over the classes of each target."""
+        return torch.cat([logits.double().softmax(1) for logits in self._split(outputs)], dim=1)
+
+    def _pooled(self, network, image, background, options):
+        """(1, outputs): the windows that cover the case, pooled by their mean, or by their maximum brought to the sum 1."""
+        windows = self._probabilities(inference.window_outputs(network, image, background=background, **options))
+        if self.config.eval.pool_windows == "mean":
+            return windows.mean(0, keepdim=True)
+        return torch.cat([part / part.sum(1, keepdim=True) for part in self._split(windows.amax(0, keepdim=True))], dim=1)
+
+    def _class_of(self, case, place):
+        """The number of a case's class, by its name; UserError for one that the network does not know."""
+        number, text = _of(case, place)
+        classes = self.state["classes"][place]
+        if text.replace(" ", "_") not in classes:
+            wanted = ", ".join(classes)
+            raise UserError(f"case {case.id}: target {self.config.task.targets[place]}: got the class '{text}', wanted one of {wanted}")
+        return classes.index(text.replace(" ", "_"))
+
+    def _rows(self, probabilities, cases):
+        parts = [part.cpu().numpy() for part in self._split(probabilities)]
+        rows = []
+        for i, case in enumerate(cases):
+            row, loss = {"id": case.case.id, "subject": case.case.subject, "loss": 0.0}, 0.0
+            for place, (name, part, weights) in enumerate(zip(self.names, parts, self.state["class_weights"])):
+                target = self._class_of(case.case, place)
+                loss -= weights[target] * np.log(max(part[i, target], 1e-12))
+                row[f"target_{name}"] = target
+                row.update(self._decided(place, part[i]))
+            rows.append({**row, "loss": float(loss / len(self.names))})
+        return rows
+
+    def _decided(self, place, probabilities):
+        name = self.names[place]
+        columns = [f"probability_{name}_{text}" for text in self.state["classes"][place]]
+        return {f"decision_{name}": int(probabilities.argmax()), **dict(zip(columns, probabilities.tolist()))}
+
+    def predict(self, network, case, options, folder=None):
+        return self._rows(self._pooled(network, case.image(), case.background, options), [case])[0]
+
+    def predict_batch(self, outputs, cases):
+        return self._rows(self._probabilities(outputs), cases)
+
+    def infer(self, network, image, background, options):
+        """(1, outputs) probabilities."""
+        return self._pooled(network, image, background, options).cpu()
+
+    @staticmethod
+    def answer(tasks, parts, geometry):
+        """Mean probabilities, and of each target the most probable class."""
+        first, mean = tasks[0], sum(parts) / len(parts)
+        row = {}
+        for place, part in enumerate(first._split(mean)):
+            row.update(first._decided(place, part[0].numpy()))
+        return row, {}
+
+    def calibrate(self, evaluate):
+        """Nothing is fitted on validation cases."""
+
+    def finish(self, rows):
+        return rows
+
+    # ------------------------------------------------------------------------------------ scores
+
+    def score(self, rows):
+        """Per target T: `T_auroc` (one class against the rest, mean over the classes; `T_auroc_CLASS` with more than two),
+        accuracy, balanced accuracy and Matthews' correlation; `auroc_macro` is the mean over the targets where it is defined.
+        """
+        result, aurocs = {}, []
+        for name in self.names:
+            labels, probabilities, classes = _columns(rows, name)
+            found = multiclass_metrics(labels, probabilities)
+            aurocs.append(found["macro_auroc"])
+            result[f"{name}_auroc"] = found["macro_auroc"]
+            if len(classes) > 2:
+                result.update({f"{name}_auroc_{text}": float(value) for text, value in zip(classes, found["auroc_per_class"])})
+            result.update({f"{name}_{metric}": found[metric] for metric in ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")})
+        defined = [value for value in aurocs if not np.isnan(value)]
+        macro = {"auroc_macro": float(np.mean(defined)) if defined else float("nan")}
+        if len(defined) < len(aurocs):
+            macro["targets_undefined"] = len(aurocs) - len(defined)
+        return {**macro, **result}
+
+    def intervals(self, rows, resamples, seed):
+        """Of the AUROCs and of the shares of right decisions."""
+        subjects = np.array([row["subject"] for row in rows])
+        options = dict(resamples=resamples, seed=seed, groups=subjects)
+        result, all_labels, all_scores = {}, [], []
+        for name in self.names:
+            labels, probabilities, classes = _columns(rows, name)
+            one_hot = np.eye(len(classes))[labels]
+            all_labels.append(one_hot)
+            all_scores.append(probabilities)
+            if len(classes) == 2:
+                result[f"{name}_auroc"] = bootstrap_ci(auroc, labels, probabilities[:, 1], **options)
+            else:
+                result[f"{name}_auroc"] = bootstrap_ci(macro_auroc, one_hot, probabilities, stratify=False, **options)
+            right = (np.array([row[f"decision_{name}"] for row in rows]) == labels).astype(float)
+            result[f"{name}_accuracy"] = bootstrap_ci(np.mean, right, **options)
+        if len(self.names) == 1:
+            return {"auroc_macro": result[f"{self.names[0]}_auroc"], **result}
+        ends = np.cumsum([part.shape[1] for part in all_labels])[:-1]
+
+        def mean_over_targets(labels, scores):
+            parts = zip(np.split(labels, ends, axis=1), np.split(scores, ends, axis=1))
+            values = np.array([macro_auroc(*part) for part in parts])
+            return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")
+
+        macro = bootstrap_ci(mean_over_targets, np.hstack(all_labels), np.hstack(all_scores), stratify=False, **options)
+        return {"auroc_macro": macro, **result}
+
+    def tables(self, rows):
+        """{"confusion": how many cases of each class were decided to be of which}, one line per target and pair."""
+        lines = []
+        for name, column in zip(self.config.task.targets, self.names):
+            labels, _, classes = _columns(rows, column)
+            decisions = np.array([int(row[f"decision_{column}"]) for row in rows])
+            counts = confusion_matrix(labels, decisions, len(classes))
+            lines += [
+                {"target": name, "class": true, "decided": decided, "cases": int(counts[i, j])}
+                for i, true in enumerate(classes)
+                for j, decided in enumerate(classes)
+            ]
+        return {"confusion": lines}
+
+
+def _of(case, place):
+    """(number of the class as its source counts, name) of a target of a case."""
+    number = case.target[place] if isinstance(case.target, tuple) else case.target
+    return number, case.labels[place] if case.labels else f"{number:g}"
+
+
+def _columns(rows, name):
+    """(classes (n,), probabilities (n, k), names of the k classes) of a target, from the columns of its rows."""
+    columns = list(rows[0])
+    start = columns.index(f"decision_{name}") + 1
+    end = start
+    while end < len(columns) and columns[end].startswith(f"probability_{name}_"):
+        end += 1
+    labels = np.array([int(row[f"target_{name}"]) for row in rows])
+    probabilities = np.array([[row[column] for column in columns[start:end]] for row in rows])
+    return labels, probabilities, [column.removeprefix(f"probability_{name}_") for column in columns[start:end]]

@@ -1,0 +1,160 @@
+"""Classification of several targets: classes by name, one softmax each, weights, metrics against scikit-learn, a whole run."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_command
+
+from fomo import checkpoint, engine, tables, tasks
+from fomo import config as config_module
+from fomo.config import UserError
+from fomo.data.cases import Case
+from fomo.tasks.classification import Classification
+from fomo.tasks.multitarget import Multitarget
+
+
+@pytest.fixture
+def load(tiny_config):
+    def load(**sections):
+        task = {"targets": ["cohort", "gender"], **sections.pop("task", {})}
+        data = {"channels": ["t1"], "phantom_layout": "table"}
+        return config_module.load(tiny_config("classification", task=task, data=data, **sections))
+
+    return load
+
+
+def case(target, labels, name="a"):
+    return Case(name, name, (), None, target, None, labels=labels)
+
+
+CASES = [
+    case((0.0, 1.0), ("core", "m"), "a"),
+    case((1.0, 0.0), ("pair", "f"), "b"),
+    case((2.0, 1.0), ("ring", "m"), "c"),
+    case((2.0, 1.0), ("ring", "m"), "d"),
+]
+
+
+class Stored:
+    shape, background = (32, 32, 32), (0.0,)
+
+    def __init__(self, case, image):
+        self.case, self.image = case, lambda: image
+
+
+def cached(cases):
+    return [SimpleNamespace(case=case) for case in cases]
+
+
+def inspected(load, **sections):
+    task = tasks.build(load(**sections))
+    task.inspect(CASES)
+    task.fit(cached(CASES))
+    return task
+
+
+def test_which_classification_a_config_is(load):
+    assert isinstance(tasks.build(load()), Multitarget)
+    assert isinstance(tasks.build(load(task={"targets": ["cohort"], "classes": 3})), Multitarget)
+    assert isinstance(tasks.build(load(task={"targets": ["gender"]})), Classification)
+    with pytest.raises(UserError, match="task.classes: got 3"):
+        load(task={"classes": 3})
+    with pytest.raises(UserError, match="train.balanced"):
+        load(train={"balanced": True})
+
+
+def test_classes_are_named_in_the_order_of_their_numbers_and_make_one_output_each(load):
+    task = inspected(load)
+    assert task.state["classes"] == [["core", "pair", "ring"], ["f", "m"]] and task.out_channels == 5
+    network = tasks.build_network(task.config, task)
+    assert network.decoder.fc.weight.shape[0] == 5
+    with pytest.raises(UserError, match="target cohort: got the classes core"):
+        tasks.build(load()).inspect(CASES[:1])
+    with pytest.raises(UserError, match="wanted task.classes=3"):
+        tasks.build(load(task={"targets": ["cohort"], "classes": 3})).inspect([case(3.0, ("x",)), case(1.0, ("y",))])
+    with pytest.raises(UserError, match="got 3 classes or more"):
+        tasks.build(load(task={"targets": ["cohort"]})).inspect([case(2.0, ("ring",)), case(0.0, ("core",))])
+
+
+def test_weights_and_loss_of_each_target_by_hand(load):
+    task = inspected(load, task={"class_weights": "inverse_frequency"})
+    assert task.state["class_weights"] == [pytest.approx([4 / 3, 4 / 3, 2 / 3]), pytest.approx([2.0, 2 / 3])]
+    loss = task.loss(torch.zeros(2, 5), {"target": torch.tensor([[2.0, 0.0], [0.0, 1.0]])})
+    log2, log3 = np.log([2, 3])
+    assert loss.tolist() == pytest.approx([(2 / 3 * log3 + 2 * log2) / 2, (4 / 3 * log3 + 2 / 3 * log2) / 2])
+
+
+def test_a_target_is_recognised_by_its_name_in_another_table(load):
+    task = inspected(load)
+    other = case((0.0, 0.0), ("ring", "m"))  # a table without the other classes counts from 0
+    row = task.predict_batch(torch.tensor([[0.0, 0.0, 2.0, 1.0, 0.0]]), cached([other]))[0]
+    assert (row["target_cohort"], row["decision_cohort"], row["target_gender"], row["decision_gender"]) == (2, 2, 1, 0)
+    assert row["probability_cohort_ring"] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
+    with pytest.raises(UserError, match="case a: target gender: got the class 'x', wanted one of f, m"):
+        task.predict_batch(torch.zeros(1, 5), cached([case((0.0, 0.0), ("ring", "x"))]))
+
+
+def test_scores_equal_scikit_learn_and_are_read_from_a_table(load, tmp_path):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    task, rng = inspected(load), np.random.default_rng(0)
+    classes = rng.integers([3, 2], size=(60, 2))
+    cases = [case((float(a), float(b)), (("core", "pair", "ring")[a], "fm"[b]), f"c{i:02d}") for i, (a, b) in enumerate(classes)]
+    logits = torch.tensor(rng.normal(size=(60, 5)) + np.hstack([np.eye(3)[classes[:, 0]], np.eye(2)[classes[:, 1]]])).float()
+    rows = task.predict_batch(logits, cached(cases))
+    scores = task.score(rows)
+    p = logits[:, :3].softmax(1).double().numpy()
+    p /= p.sum(1, keepdims=True)
+    assert scores["cohort_auroc"] == pytest.approx(sklearn.roc_auc_score(classes[:, 0], p, multi_class="ovr"), abs=1e-6)
+    assert scores["cohort_auroc_ring"] == pytest.approx(sklearn.roc_auc_score(classes[:, 0] == 2, p[:, 2]), abs=1e-6)
+    assert scores["cohort_balanced_accuracy"] == pytest.approx(sklearn.balanced_accuracy_score(classes[:, 0], p.argmax(1)))
+    assert scores["auroc_macro"] == pytest.approx((scores["cohort_auroc"] + scores["gender_auroc"]) / 2)
+    confusion = {(r["target"], r["class"], r["decided"]): r["cases"] for r in task.tables(rows)["confusion"]}
+    assert confusion["gender", "m", "f"] == np.sum((classes[:, 1] == 1) & (logits[:, 3] > logits[:, 4]).numpy())
+    tables.write_csv(str(tmp_path / "rows.csv"), rows)
+    again = [{k: v if k in ("id", "subject") else float(v) for k, v in row.items()} for row in tables.read_csv(tmp_path / "rows.csv")]
+    fresh = tasks.build(task.config)
+    assert fresh.score(again) == pytest.approx(scores)
+    intervals = fresh.intervals(again, 100, 0)
+    assert set(intervals) <= set(scores)
+    for name, interval in intervals.items():
+        assert interval.value == pytest.approx(scores[name]) and interval.low < scores[name] < interval.high, name
+
+
+def test_batches_equal_single_cases_and_members_are_averaged(load):
+    task = inspected(load)
+    torch.manual_seed(0)
+    network = tasks.build_network(task.config, task).eval()
+    rng = np.random.default_rng(0)
+    cases = []
+    for listed in CASES:
+        image = rng.normal(size=(1, 32, 32, 32)).astype(np.float32)
+        cases.append(Stored(listed, image))
+    rows = engine.evaluate(task.config, task, network, cases)
+    options = dict(patch=(32, 32, 32), device=torch.device("cpu"))
+    for row, cached_case in zip(rows, cases):
+        single = task.predict(network, cached_case, options)
+        assert list(row) == list(single)
+        assert [row[k] for k in row if k != "subject" and k != "id"] == pytest.approx([single[k] for k in row if k not in ("subject", "id")], abs=1e-6)
+    parts = [task.infer(network, cases[0].image(), (0.0,), options), torch.tensor([[1.0, 0, 0, 0, 1]])]
+    answer, _ = task.answer([task, task], parts, None)
+    assert answer["probability_cohort_core"] == pytest.approx((rows[0]["probability_cohort_core"] + 1) / 2, abs=1e-6)
+    assert answer["decision_cohort"] == 0
+
+
+def test_a_run_of_two_folds_writes_rows_tables_and_a_checkpoint_that_predicts(load, tmp_path):
+    path = tmp_path / "config.yaml"
+    load(cv={"folds": 2, "val_fraction": 0.4})
+    done = run_command("cv.py", path, "data.phantom_cases=24", "train.epochs=1", "train.steps_per_epoch=1")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "run"
+    rows = tables.read_csv(run / "predictions.csv")
+    assert len(rows) == 24 and list(rows[0])[:4] == ["id", "subject", "fold", "loss"]
+    assert {"target_cohort", "decision_gender", "probability_cohort_dark"} <= set(rows[0])
+    summary = tables.read_json(run / "summary.json")
+    assert summary["headline"] == "auroc_macro" and "pooled_low" in summary["metrics"]["auroc_macro"]
+    confusion = tables.read_csv(run / "confusion.csv")
+    assert sum(int(row["cases"]) for row in confusion) == 48
+    state = checkpoint.load(run / "fold_1" / "best.pt")["task"]
+    assert state["classes"] == [["both", "bright", "dark"], ["f", "m"]]

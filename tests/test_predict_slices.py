@@ -1,0 +1,134 @@
+"""From CT volumes to findings: extract, train, evaluate, and predict slices and volumes with one and two networks."""
+
+import shutil
+
+import pytest
+from conftest import run_command
+
+from fomo import config as config_module
+from fomo import crossval, evaluation, predict, predict_slices, tables
+from fomo.config import UserError
+from fomo.data import extract, phantom_ct
+from fomo.log import Log
+
+LABELS = ["Cardiomegaly", "Atelectasis", "Lung nodule", "Pleural effusion"]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ct")
+    phantom_ct.make(str(root / "raw"), 16, 40)
+    settings = extract.Settings(slices=3, size=64, strategy="uniform")
+    extract.extract(str(root / "raw" / "volumes"), str(root / "out"), settings, Log(active=False), workers=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(scans):
+    """The folders of two runs, with networks of one and of three channels."""
+    folders = []
+    for name, channels, normalize in (("one", ["ct"], "none"), ("three", ["r", "g", "b"], "imagenet")):
+        content = f"""
+name: {name}
+output: {scans}/runs
+task: {{type: multilabel, targets: {LABELS}, loss: asymmetric}}
+data: {{source: slices, csv: {scans}/out/splits/all_slices.csv, labels_csv: {scans}/raw/multi_abnormality_labels.csv,
+       channels: {channels}, normalize: {normalize}, patch: [64, 64, 1]}}
+model: {{name: resnet50, width: 4}}
+train: {{epochs: 1, batch_size: 4, steps_per_epoch: 2, workers: 0, patience: none}}
+augment: {{preset: none}}
+cv: {{folds: 2, val_fraction: 0.5, folds_to_run: [1]}}
+eval: {{bootstrap: 20}}
+"""
+        (scans / f"{name}.yaml").write_text(content)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(crossval.report, "write", lambda *_, **__: None)  # has tests of its own
+            crossval.run(config_module.load(scans / f"{name}.yaml"))
+        folders.append(scans / "runs" / name)
+    return folders
+
+
+def rows_of(path):
+    return {row["id"]: row for row in tables.read_csv(path)}
+
+
+def members_of(*folders):
+    paths = [path for folder in folders for path in predict.find_checkpoints(str(folder / "fold_1"))]
+    return predict.load_members(paths, predict.choose_device("cpu"))
+
+
+def test_a_run_writes_slices_volumes_and_labels(runs):
+    rows, volumes = (rows_of(runs[0] / name) for name in ("predictions.csv", "predictions_volumes.csv"))
+    assert {row["scan"] for row in rows.values()} == set(volumes) and len(rows) == 3 * len(volumes)
+    for name in (runs[0], runs[0] / "fold_1"):
+        labels = tables.read_csv(name / "labels.csv")
+        assert [row["label"] for row in labels] == LABELS and {"prevalence", "auroc_low", "f1", "slice_auroc"} <= set(labels[0])
+    assert "threshold" in labels[0]
+    summary = tables.read_json(runs[0] / "summary.json")
+    assert summary["headline"] == "volume_auroc_macro" and summary["metrics"]["volume_auroc_macro"]["pooled_low"] is not None
+    again = {row["metric"]: float(row["value"]) for row in tables.read_csv(runs[0] / "fold_1" / "results.csv")}
+    assert summary["metrics"]["volume_f1_macro_half"]["pooled"] == pytest.approx(again["volume_f1_macro_half"], nan_ok=True)
+
+
+def test_predictions_equal_the_evaluation_from_files_and_from_volumes(scans, runs, tmp_path):
+    members, log = members_of(runs[0]), Log(active=False)
+    stored, stored_volumes = (rows_of(runs[0] / "fold_1" / name) for name in ("predictions.csv", "predictions_volumes.csv"))
+    listed = predict_slices.listed_slices(str(scans / "out" / "splits" / "all_slices.csv"))
+    predict_slices.predict_slices(members, [one for one in listed if one[0] in stored], str(tmp_path / "a"), log)
+    wanted = next(iter(stored_volumes))
+    volumes = predict_slices.listed_volumes([str(scans / "raw" / "volumes" / wanted)])
+    predict_slices.predict_volumes(members, volumes, str(tmp_path / "b"), log)
+    columns = [f"{kind}_{label.replace(' ', '_')}" for kind in ("probability", "decision") for label in LABELS]
+    assert set(rows_of(tmp_path / "a" / "predictions.csv")) == set(stored)
+    for folder in ("a", "b"):
+        for name, reference in (("predictions.csv", stored), ("predictions_volumes.csv", stored_volumes)):
+            for id, row in rows_of(tmp_path / folder / name).items():
+                assert [float(row[c]) for c in columns] == pytest.approx([float(reference[id][c]) for c in columns], abs=1e-6)
+    answer = tables.read_json(tmp_path / "b" / "predictions.json")["volumes"][0]
+    row = rows_of(tmp_path / "b" / "predictions_volumes.csv")[wanted]
+    assert answer["id"] == wanted and answer["slices"] == 3 and len(answer["top"]) == len(LABELS)
+    assert answer["probabilities"]["Lung nodule"] == float(row["probability_Lung_nodule"])
+    assert set(answer["findings"]) == {label for label in LABELS if row[f"decision_{label.replace(' ', '_')}"] == "1"}
+    assert answer["top"][0]["probability"] == max(answer["probabilities"].values())
+    with pytest.raises(UserError, match="holds predictions already"):
+        predict_slices.predict_volumes(members, volumes, str(tmp_path / "b"), log)
+
+
+def test_networks_of_other_channels_are_averaged_and_each_is_built_from_its_own_checkpoint(scans, runs, tmp_path):
+    wanted = str(scans / "raw" / "volumes" / next(iter(rows_of(runs[0] / "predictions_volumes.csv"))))
+    for name, members in (("1", members_of(runs[0])), ("2", members_of(runs[1])), ("both", members_of(*runs))):
+        predict_slices.check(members)
+        predict_slices.predict_volumes(members, predict_slices.listed_volumes([wanted]), str(tmp_path / name), Log(active=False))
+    first, second, both = (tables.read_json(tmp_path / name / "predictions.json")["volumes"][0]["probabilities"] for name in ("1", "2", "both"))
+    for label in LABELS:
+        assert both[label] == pytest.approx((first[label] + second[label]) / 2) and first[label] != second[label]
+
+
+def test_the_command_predicts_a_folder_of_slices_and_names_a_volume_that_fails(scans, runs, tmp_path):
+    (tmp_path / "in").mkdir()
+    shutil.copytree(next((scans / "out" / "slices").iterdir()), tmp_path / "in" / "scan")
+    done = run_command("tools/predict.py", runs[0] / "fold_1", "--slices", tmp_path / "in", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert list(rows_of(tmp_path / "out" / "predictions_volumes.csv")) == ["scan"]
+    (tmp_path / "bad.nii.gz").write_bytes(b"no")
+    members, log = members_of(runs[0]), Log(active=False)
+    good = next((scans / "raw" / "volumes").iterdir())
+    with pytest.raises(UserError, match="volume bad.nii.gz: .*the results of the other volumes"):
+        predict_slices.predict_volumes(members, predict_slices.listed_volumes([str(tmp_path / "bad.nii.gz"), str(good)]), str(tmp_path / "o"), log)
+    assert list(rows_of(tmp_path / "o" / "predictions_volumes.csv")) == [good.name]
+
+
+def test_volumes_are_evaluated_against_the_label_table(scans, runs, tmp_path):
+    """The same numbers as the run's own."""
+    labels = scans / "raw" / "multi_abnormality_labels.csv"
+    kind, rows, summary = evaluation.evaluate(str(runs[0] / "fold_1"), str(labels), resamples=50)
+    own = {row["metric"]: float(row["value"]) for row in tables.read_csv(runs[0] / "fold_1" / "results.csv")}
+    assert kind == "multilabel" and len(rows) == 8 and summary["not_predicted"]["value"] == 8
+    for name in ("auroc_macro", "ap_micro", "f1_macro", "f1_macro_half", "exact_match", "ece"):
+        assert summary[name]["value"] == pytest.approx(own[f"volume_{name}"], nan_ok=True), name
+    of_labels = {row["label"]: row for row in tables.read_csv(runs[0] / "fold_1" / "labels.csv")}
+    assert summary["auroc_Lung_nodule"]["value"] == pytest.approx(float(of_labels["Lung nodule"]["auroc"]))
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(labels.read_text().splitlines()[:3]))
+    with pytest.raises(UserError, match="no line for"):
+        evaluation.evaluate(str(runs[0] / "fold_1"), str(short))
