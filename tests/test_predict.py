@@ -572,12 +572,13 @@ def test_a_soup_finds_the_output_layer_of_each_network(name):
 
 def test_a_greedy_soup_adds_what_does_not_make_it_worse():
     def fold(number, value):
-        content = {"model": {"w": torch.tensor([value])}, "fold": number, "task": {}}
+        content = {"model": {"w": torch.tensor([value])}, "fold": number, "task": {}, "subjects": [f"s{number}", "s9"]}
         return {**content, "config": {"task": {}, "data": {}, "model": {}, "weights": {"path": "start.pt"}}}
 
     folds = [fold(1, 1.0), fold(2, 9.0), fold(3, 3.0)]
     mixed, score = soup.greedy(folds, lambda content: -abs(float(content["model"]["w"]) - 2.0))
     assert mixed["soup"] == [1, 3] and float(mixed["model"]["w"]) == 2.0 and score == 0.0
+    assert mixed["subjects"] == ["s1", "s3", "s9"]
     other = fold(2, 1.0)
     other["config"]["model"]["width"] = 3
     folds[0]["config"]["model"]["width"] = 2
