@@ -26,7 +26,10 @@ def run(config, dry_run=False, one_split=False):
     dry_run: list cases and folds, train nothing.
     """
     if has_one_split(config) and not one_split:
-        raise UserError(f"task.type={config.task.type} with data.*_folds={config.data.test_folds}: it is one split; run train.py, or leave data.*_folds empty")
+        raise UserError(
+            f"cv.py: got one split (task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}), "
+            "wanted folds: run train.py, or leave data.{train,val,test}_folds empty"
+        )
     if config.cv.parallel == "ddp":
         engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
     team_size(config)

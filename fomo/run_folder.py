@@ -76,12 +76,9 @@ def check_splits(config, splits, cases):
 
 def _columns(config, task, cases):
     """(ids, subjects, strata) of cases."""
-    if task.stratum_kind == "continuous":
-        strata = [case.target for case in cases]
-    elif task.stratum_kind == "multilabel":
-        strata = [case.target for case in cases]
-    else:  # of several targets the first
-        strata = [int(case.target[0] if isinstance(case.target, tuple) else case.target) for case in cases]
+    strata = [case.target for case in cases]
+    if task.stratum_kind == "class":  # of several targets the first
+        strata = [int(target[0] if isinstance(target, tuple) else target) for target in strata]
     if not config.cv.stratify:
         strata = [(0,) if task.stratum_kind == "multilabel" else 0] * len(cases)
     return [case.id for case in cases], [case.subject for case in cases], strata

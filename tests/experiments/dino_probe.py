@@ -3,7 +3,7 @@
   nice python tests/experiments/dino_probe.py /tmp/dino_probe
 
 For each of three seeds, SuPreM's 3D U-Net is pretrained by DINO on 400 unlabelled heads. Its frozen features (the teacher's),
-and those of the same network as it was initialised, then get a linear probe: logistic regression on 100 labelled heads,
+and those of the same network as it was initialised, then get a linear probe: logistic regression on 60 labelled heads,
 tested on 350 others. The heads of the three sets are different ones, and the same for all seeds.
 
 The label is the cohort of the phantom table: how a bright and a dark lesion lie to each other (ring, core or pair). Lesions
@@ -34,17 +34,18 @@ from fomo import config as config_module  # noqa: E402
 from fomo.data import cache, sources  # noqa: E402
 from fomo.metrics import macro_auroc  # noqa: E402
 
-PRETRAINING, PROBE, TEST, SEEDS = 400, 100, 350, (1, 2, 3)
+PRETRAINING, PROBE, TEST, SEEDS = 400, 60, 350, (1, 2, 3)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where data and runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--skip", type=int, default=0, help="labelled heads to leave out, so that others follow (410: all others)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = os.path.abspath(options.folder)
-    cases = labelled(folder)
+    cases = labelled(folder, options.skip)
     labels = np.array([int(case.case.target) for case in cases])
     scores = {"random": [], "dino": []}
     for seed in options.seeds:
@@ -78,16 +79,16 @@ def content(folder, **sections):
     return config_module.from_dict({**base, **both}, "the experiment")
 
 
-def labelled(folder):
-    """Heads with labels in random order: PROBE of them to fit, then TEST to test, all of different subjects."""
+def labelled(folder, skip):
+    """Heads with labels in random order: PROBE of them to fit, then TEST to test, all of different subjects; after `skip`."""
     config = content(
         folder,
         task={"type": "classification", "targets": ["cohort"]},
-        data={"phantom_cases": (PROBE + TEST) * 11 // 10 + 1},
+        data={"phantom_cases": (skip + PROBE + TEST) * 11 // 10 + 1},
     )
     first = [case for case in sources.list_cases(config.data, config.task) if case.id.endswith("ses_1")]
     order = np.random.default_rng(0).permutation(PROBE + TEST)
-    return cache.prepare([first[i] for i in order], config.data, config.task)
+    return cache.prepare([first[skip + i] for i in order], config.data, config.task)
 
 
 def dino(folder, seed):
