@@ -50,7 +50,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--mask-cube", type=int, default=8)
     parser.add_argument("--model", default="unet_b")
-    parser.add_argument("--noise", type=float, default=0.25, help="standard deviation of added noise, of the head's mean intensity")
+    parser.add_argument("--noise", type=float, default=0.12, help="standard deviation of added noise, of the head's mean intensity")
     parser.add_argument("--data-seed", type=int, default=0, help="of all heads, unlabelled and labelled")
     options = parser.parse_args()
     torch.set_num_threads(1)
