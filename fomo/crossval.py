@@ -270,10 +270,9 @@ def run_fold(config, number, split, by_id, folder, log, progress):
     if config.train.mode == "train":
         log("fold", finished=True, epoch=best["epoch"], tested=False, seconds=time.perf_counter() - start)
         return
-    # a pretraining has nothing to test; its result is what it reached on the validation cases
     log.status(f"testing fold {number}")
     testing = time.perf_counter()
-    rows = engine.evaluate(config, task, network, parts["val" if task.pretrains else "test"], folder)
+    rows = engine.evaluate(config, task, network, parts[config.task.tested_part], folder)
     progress.test_took(time.perf_counter() - testing)
     log.status("")
     rows = [{"id": row["id"], "subject": row["subject"], "fold": number, **row} for row in rows]
@@ -292,16 +291,7 @@ def load_fold(config, parts, folder, log):
     """(task, network, checkpoint) to test: train.checkpoint, or the fold's own best.pt."""
     path = config.train.checkpoint or os.path.join(folder, "best.pt")
     best = dist.together(lambda: checkpoint.load(path))
-    lacking = [name for name in ("model", "task", "subjects", "epoch") if name not in best]
-    if lacking:
-        raise UserError(f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)")
-    task = tasks.build(config)
-    task.state = best["task"]
-    network = tasks.build_network(config, task)
-    try:
-        network.load_state_dict(best["model"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit the config: {' '.join(str(error).split())[:300]}") from error
+    _, task, network = tasks.restore(best, path, config, needs=("subjects", "epoch"))
     engine.to_channels_last(network.to(dist.device()))
     known = sorted({case.case.subject for case in parts["test"]} & set(best["subjects"]))
     if known:

@@ -76,6 +76,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
 
     draw, prepare = getattr(task, "draw", None), getattr(task, "prepare", lambda batch: batch)
     after_step, watch = getattr(task, "after_step", None), getattr(task, "watch", dict)
+    also_frozen = getattr(task, "frozen", lambda network, epoch: ())
     batches = loader.batches(config, train_cases, fold, plan, step, last_step, pin_memory=device.type == "cuda", draw=draw)
 
     def one_batch(config, slots):
@@ -124,7 +125,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
                 break
 
             # ---- what is trained in this epoch
-            wanted = (*getattr(network, "fixed_prefixes", ()), *frozen_prefixes(config, network, len(history)))
+            wanted = (*frozen_prefixes(config, network, len(history)), *also_frozen(network, len(history)))
             if wanted != frozen or not network.training:
                 set_train_mode(network, wanted)
             if wanted != frozen:
@@ -405,8 +406,6 @@ def frozen_prefixes(config, network, epoch):
     if strategy == "head_only":
         head = tuple(network.head_prefixes)
         return tuple(prefix for stage in network.stages for prefix in stage if not prefix.startswith(head))
-    if config.task.type == "dino" and epoch < config.task.freeze_last_layer_epochs:
-        return tuple(network.late_prefixes)
     return ()
 
 

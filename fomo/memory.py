@@ -53,7 +53,7 @@ def advise_training(config, task, network, optimizer, autocast, plan, one_batch)
         samples = max(n for n in range(1, samples // 2 + 1) if samples % n == 0)
         attempts.append((f"train.micro_batch={samples}", functools.partial(attempt, config, samples)))
     half = tuple(size if size < 64 else size // 32 * 16 for size in patch)
-    if not attempts and half != patch and not getattr(task, "pretrains", False):
+    if not attempts and half != patch and not config.task.pretrains:
         smaller = dataclasses.replace(config, data=dataclasses.replace(config.data, patch=half))
         attempts.append((f"data.patch={show(half)}, with another `name`,", functools.partial(attempt, smaller, 1)))
     message = f"out of memory on {_describe(device)}: {plan.micro_batch} samples of data.patch={show(patch)} at once do not fit; "

@@ -114,20 +114,9 @@ def _must_agree(member):
 
 
 def _load_member(path, device, mirror_axes):
-    content = checkpoint.load(path)
-    lacking = [name for name in ("model", "config", "task") if name not in content]
-    if lacking:
-        raise UserError(f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that cv.py wrote (best.pt)")
-    config = config_module.from_dict(content["config"], path)
-    task = tasks.build(config)
-    if task.pretrains:
+    config, task, network = tasks.restore(checkpoint.load(path), path)
+    if config.task.pretrains:
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted a network that was fine-tuned from it (weights.path)")
-    task.state = content["task"]
-    network = tasks.build_network(config, task)
-    try:
-        network.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its config: {' '.join(str(error).split())[:300]}") from error
     engine.to_channels_last(network.to(device).eval())
     axes = config.eval.mirror_axes if mirror_axes is None else tuple(mirror_axes)
     # a network trained in half precision on a GPU runs in single precision on the CPU

@@ -20,15 +20,15 @@ def aggregate(config, folder, splits, finished, log):
         if os.path.exists(os.path.join(fold_folder, "predictions_volumes.csv")):
             of_scans = {"volumes": _rows(fold_folder, "predictions_volumes.csv")}
             volumes += of_scans["volumes"]
-        part = "val" if task.pretrains else "test"
+        part = config.task.tested_part
         if [row["id"] for row in fold_part] != sorted(splits[number - 1][part]):
             raise UserError(f"{fold_folder}/predictions.csv does not hold the fold's {part} cases: delete {fold_folder} and run again")
         # a pretraining is scored on features, too, which no table holds: there the fold's own scores stand
-        scores = _stored_scores(fold_folder) if task.pretrains else task.score(fold_part, **of_scans)
+        scores = _stored_scores(fold_folder) if config.task.pretrains else task.score(fold_part, **of_scans)
         fold_rows.append({"fold": number, "cases": len(fold_part), **scores})
         rows += fold_part
     of_scans = {"volumes": volumes} if volumes else {}
-    pooled = scores if task.pretrains else task.score(rows, **of_scans)
+    pooled = scores if config.task.pretrains else task.score(rows, **of_scans)
     intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
     aggregated = []
     for name in pooled:

@@ -41,7 +41,7 @@ def open_folder(config, folder):
 def has_one_split(config):
     """Whether the config names the parts itself, or has nothing to test (pretraining): train.py runs it, cv.py can't."""
     data = config.data
-    return tasks.kind(config).pretrains or bool(data.train_folds or data.val_folds or data.test_folds)
+    return config.task.pretrains or bool(data.train_folds or data.val_folds or data.test_folds)
 
 
 def make_splits(config, task, cases):
@@ -98,7 +98,7 @@ def _one_split(config, task, cases):
         if data.train_folds:  # cases of folds that are named nowhere are left out
             named = {*data.train_folds, *data.val_folds, *data.test_folds}
             cases = [case for case in cases if case.fold in named]
-    if task.pretrains:
+    if config.task.pretrains:
         ids, subjects, strata = [case.id for case in cases], [case.subject for case in cases], None
     else:
         ids, subjects, strata = _columns(config, task, cases)

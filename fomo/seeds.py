@@ -4,6 +4,8 @@ The address is (seed, stream, numbers...): for a training sample its fold and gl
 rank, in any worker and after a resume, because nothing is carried from draw to draw.
 """
 
+import zlib
+
 import numpy as np
 
 STREAMS = {  # a number is never given to another stream
@@ -21,6 +23,11 @@ STREAMS = {  # a number is never given to another stream
 def generator(seed, stream, *address):
     """numpy Generator of one address; `stream` is a name in STREAMS, address whole numbers >= 0."""
     return np.random.default_rng(np.random.SeedSequence([seed, STREAMS[stream], *address]))
+
+
+def of_case(seed, id):
+    """numpy Generator of what is drawn for a case in evaluation: of its id alone, the same in all epochs and on all ranks."""
+    return generator(seed, "case", zlib.crc32(id.encode()))
 
 
 def integer(seed, stream, *address):

@@ -122,7 +122,7 @@ def make_run(folder, task, cases=40, folds=2, seed=0, skill=1.0, finished=None, 
         yaml.safe_dump(values, file)
     config = config_module.load(os.path.join(folder, "config.yaml"))
     rows = [row for index in range(cases) for row in case_rows(task, index, rng, skill)]
-    folds = 1 if tasks.build(config).pretrains else folds
+    folds = 1 if config.task.pretrains else folds
     write_folds(config, folder, rows, folds, range(1, folds + 1) if finished is None else finished)
     if task == "multilabel":
         for fold in range(1, folds + 1):
@@ -181,7 +181,7 @@ def write_folds(config, folder, rows, folds, finished):
         part = task.finish(part) if config.task.type == "multilabel" else part
         part = [{"id": row["id"], "subject": row["subject"], "fold": fold, **row} for row in part]
         ids = [row["id"] for row in part]
-        splits.append({"train": [], "val": ids if task.pretrains else [], "test": [] if task.pretrains else ids})
+        splits.append({"train": [], "val": ids if config.task.pretrains else [], "test": [] if config.task.pretrains else ids})
         fold_folder = os.path.join(folder, f"fold_{fold}")
         os.makedirs(fold_folder, exist_ok=True)
         history = [

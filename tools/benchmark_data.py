@@ -289,8 +289,8 @@ def bench_read(options, say, libraries, size=160):
     """
     with tempfile.TemporaryDirectory() as folder:
         image, mask = volume((size,) * 3, 2)
-        os.makedirs(f"{folder}/root/preprocessed_2")
-        paths = [f"{folder}/root/preprocessed_2/{case:03d}" for case in range(options.cases)]
+        os.makedirs(f"{folder}/data_set/preprocessed_2")
+        paths = [f"{folder}/data_set/preprocessed_2/{case:03d}" for case in range(options.cases)]
         for path in paths:
             np.save(path, np.concatenate([image, mask[None].astype(np.float32)]))
         samples = {dtype: cached_samples(folder, dtype) for dtype in ("float32", "float16")}

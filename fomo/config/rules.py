@@ -50,7 +50,7 @@ def check(config):
     }[task.type]
     if task.loss not in losses:
         refuse("task.loss", task.loss, f"one of {', '.join(losses)} for task.type={task.type}")
-    if task.class_weights != "none" and task.type in ("regression", "mae", "dino"):
+    if task.class_weights != "none" and (task.type == "regression" or task.pretrains):
         refuse("task.class_weights", task.class_weights, f"none for task.type={task.type}")
     if task.activation != "softmax" and task.type != "segmentation":
         refuse("task.activation", task.activation, f"softmax for task.type={task.type}")
@@ -70,7 +70,7 @@ def check(config):
         refuse("train.balanced", train.balanced, "false with several task.targets: their classes cannot all be drawn equally often")
     if model.deep_supervision and task.type != "segmentation":
         refuse("model.deep_supervision", True, f"false for task.type={task.type}")
-    if model.name in _SLICES and task.type in ("segmentation", "mae", "dino"):
+    if model.name in _SLICES and (task.type == "segmentation" or task.pretrains):
         refuse("model.name", model.name, f"a U-Net for task.type={task.type}: a 2D network has one output per slice")
     if model.name not in _SLICES:
         for name, value, plain in (
@@ -116,12 +116,12 @@ def check(config):
     if cv.kind == "kfold" and any(fold > cv.folds for fold in cv.folds_to_run):
         refuse("cv.folds_to_run", cv.folds_to_run, f"folds from 1 to cv.folds={cv.folds}")
     if data.train_folds or data.val_folds:
-        if not data.test_folds and task.type not in ("mae", "dino"):
+        if not data.test_folds and not task.pretrains:
             refuse("data.test_folds", (), "the folds to test on, beside data.train_folds and data.val_folds")
     parts = [fold for part in (data.train_folds, data.val_folds, data.test_folds) for fold in part]
     if len(set(parts)) != len(parts):
         refuse("data.{train,val,test}_folds", tuple(parts), "each fold in one part")
-    if task.type in ("mae", "dino"):
+    if task.pretrains:
         for name, value, wanted in (
             ("data.test_folds", data.test_folds, ()),
             ("eval.mirror_axes", config.eval.mirror_axes, ()),
@@ -178,7 +178,7 @@ def _check_source(data, task, refuse):
         refuse("data.csv", data.csv, f"none for data.source={data.source}")
     if data.source == "volumes" and len(data.channels) != 1:
         refuse("data.channels", data.channels, "one name for data.source=volumes, for example [mri]: each scan is a case")
-    if data.source == "volumes" and task.type not in ("mae", "dino"):
+    if data.source == "volumes" and not task.pretrains:
         refuse("data.source", "volumes", f"a source with labels for task.type={task.type}, for example table")
     if data.source == "table" or (data.source == "phantom" and data.phantom_layout == "table"):
         wanted = {

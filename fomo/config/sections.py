@@ -64,6 +64,16 @@ class Task:
     centre_momentum: float = key(0.9, "dino: of the centre of the teacher's outputs", low=0.0, high=1.0)
     freeze_last_layer_epochs: int = key(1, "dino: epochs before the projection head's last layer is trained", low=0)
 
+    @property
+    def pretrains(self):
+        """Whether it learns without labels: its runs have one split without a test part."""
+        return self.type in ("mae", "dino")
+
+    @property
+    def tested_part(self):
+        """The part of a split that results are of: of a pretraining what was held back to select on."""
+        return "val" if self.pretrains else "test"
+
 
 @dataclass(frozen=True)
 class Data:

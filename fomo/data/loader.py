@@ -102,7 +102,7 @@ class Samples(torch.utils.data.Dataset):
     def __init__(self, cases, order, config, fold):
         self.cases, self.order, self.data, self.seed, self.fold = cases, order, config.data, config.seed, fold
         self.segmentation = config.task.type == "segmentation"
-        self.labelled = config.task.type not in ("mae", "dino")
+        self.labelled = not config.task.pretrains
         self.mix, self.mix_p, self.batch_size = config.augment.mix, config.augment.mix_p, config.train.batch_size
 
     def __getitem__(self, slot):

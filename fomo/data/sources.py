@@ -77,7 +77,7 @@ def _phantom(data, task, labels):
     root = data.root or (data.cache and os.path.join(data.cache, "phantom"))
     if root is None:
         raise UserError("data.root: got none, wanted the folder in which the phantom data set is generated")
-    kind, pretrains = phantom.TASKS[task.type], task.type in ("mae", "dino")
+    kind, pretrains = phantom.TASKS[task.type], task.pretrains
     name = f"task{kind}"
     if data.phantom_layout == "table":
         kind, name = "table", "heads"

@@ -159,7 +159,7 @@ def _volume(path, row, column, look):
 def _targets(path, task, rows, name):
     """[(value, text of the class or None)] of a target's column, in the rows' order; None for what need not be labelled."""
     numeric = task.type in ("regression", "multilabel")
-    optional = task.type in ("mae", "dino")  # labels are for a look at what was learned, where there are any
+    optional = task.pretrains  # labels are for a look at what was learned, where there are any
     texts = []
     for row in rows:
         text = sys.intern(row.cells[name])

@@ -32,7 +32,7 @@ class Run:
     @property
     def pretrains(self):
         """Whether its rows are validation cases: a pretraining has no test part."""
-        return self.task.pretrains
+        return self.config.task.pretrains
 
     @property
     def cases(self):
@@ -79,8 +79,7 @@ def read(folder):
     fold_scores = []
     for n in finished:
         scores = {row["metric"]: row["value"] for row in _numeric(_in_fold(folder, n, "results.csv"))}
-        part = "val" if task.pretrains else "test"
-        fold_scores.append({"fold": n, "cases": len(splits[n - 1][part]), **scores})
+        fold_scores.append({"fold": n, "cases": len(splits[n - 1][config.task.tested_part]), **scores})
     histories = {n: _in_fold(folder, n, "history.csv") for n in numbers}
     histories = {n: _numeric(path) for n, path in histories.items() if os.path.exists(path)}
     return Run(folder, config, task, splits, finished, rows, volumes, fold_scores, metrics, histories, read_log(folder))
@@ -103,7 +102,7 @@ def _metrics(folder, config, task, finished, rows, volumes):
         return {}
     of_scans = {"volumes": volumes} if volumes else {}
     intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
-    if task.pretrains:  # also scored on features, which no table holds
+    if config.task.pretrains:  # also scored on features, which no table holds
         scores = {row["metric"]: row["value"] for row in _numeric(_in_fold(folder, finished[0], "results.csv"))}
     else:
         scores = task.score(rows, **of_scans)

@@ -6,7 +6,6 @@ Every task has
 - `state`: plain values fitted on training or validation cases, stored with the checkpoint;
 - `fit(cases)`: statistics of the training cases into `state`;
 - `stratum_kind`: how folds are stratified by the cases' targets, "class", "continuous" or "multilabel";
-- `pretrains`: True for a task without labels, whose runs have one split without a test part;
 - `loss(outputs, batch)`: (B,) float32, one per sample, so that accumulation and ranks average exactly;
 - `predict(network, case, options, folder=None)`: one row (dict of plain values) for one whole case; with `folder` the
   final evaluation, in native space;
@@ -23,6 +22,7 @@ and, where it needs them,
   numpy generator: what else is random about it;
 - `prepare(batch)`: the batch as the network gets it, on its device, after augmentation;
 - `after_step(network, step, last_step)`: called on all ranks after each optimizer step (steps from 1);
+- `frozen(network, epoch)`: prefixes that are not trained in an epoch (from 0), besides what fine-tuning freezes;
 - `watch()`: {name: number} for the `train` line, about the steps since the last call;
 - `inspect(cases)`: called with all labelled cases before the network is built: how many classes there are, say;
 - `predict_batch(outputs, cases)`: the rows of cases of one window each, from the network's outputs (B, K) float32; without
@@ -36,6 +36,7 @@ and, where it needs them,
 """
 
 from .. import nets
+from ..config import UserError, from_dict
 from .classification import Classification
 from .dino import Dino
 from .mae import MaskedAutoencoder
@@ -81,3 +82,23 @@ def build_network(config, task):
         pooling=model.pooling,
     )
     return task.wrap(network) if hasattr(task, "wrap") else network
+
+
+def restore(content, path, config=None, needs=()):
+    """(config, task, network), on the CPU, of what the checkpoint `path` holds.
+
+    config: instead of the checkpoint's own. needs: what else it must hold. UserError where something is not there, or the
+    weights do not fit the config.
+    """
+    lacking = [name for name in ("model", "config", "task", *needs) if name not in content]
+    if lacking:
+        raise UserError(f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)")
+    config = from_dict(content["config"], path) if config is None else config
+    task = build(config)
+    task.state = content["task"]
+    network = build_network(config, task)
+    try:
+        network.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit the config: {' '.join(str(error).split())[:300]}") from error
+    return config, task, network

@@ -13,7 +13,6 @@ from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_thre
 class Classification:
     mode = "classification"
     select, higher_is_better = "auroc", True
-    pretrains = False
     stratum_kind = "class"
 
     def __init__(self, config):

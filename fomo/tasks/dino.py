@@ -6,7 +6,6 @@ validation cases are labelled, that with the best linear probe on the teacher's 
 
 import math
 import os
-import zlib
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ class Dino:
     mode = "classification"  # the backbone is a whole-case network; its output layer is taken off
     out_channels = 1
     select, higher_is_better = "dino_loss", False  # the headline of a run; see is_best
-    pretrains = True
     stratum_kind = "class"
 
     def __init__(self, config):
@@ -42,6 +40,10 @@ class Dino:
 
     def wrap(self, network):
         return Network(network, self.config.task.out_dim, self.config.task.head_width)
+
+    def frozen(self, network, epoch):
+        """The teacher, always, and in the first epochs the student's last layer."""
+        return network.fixed_prefixes + network.late_prefixes * (epoch < self.config.task.freeze_last_layer_epochs)
 
     def prepare(self, batch):
         """`image`: the batches of views, by size."""
@@ -116,7 +118,7 @@ class Dino:
         image, config = case.image(), self.config
         start = patches.draw_start(case.shape, config.data.patch, None, "center")
         patch = torch.from_numpy(patches.read(image, start, config.data.patch, case.background, np.float32))
-        generator = seeds.generator(config.seed, "case", zlib.crc32(case.case.id.encode()))
+        generator = seeds.of_case(config.seed, case.case.id)
         batch = {"image": patch[None].to(options["device"])}
         batch = self.prepare(self._views(batch, [generator]))
         with torch.no_grad(), options["autocast"]:

@@ -6,7 +6,6 @@ that all epochs and ranks see the same.
 """
 
 import os
-import zlib
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ _PICTURES = 6  # cases whose reconstructions each process keeps
 class MaskedAutoencoder:
     mode = "segmentation"  # one value per voxel and channel
     select, higher_is_better = "reconstruction_mse", False
-    pretrains = True
     stratum_kind = "class"
 
     def __init__(self, config):
@@ -58,7 +56,7 @@ class MaskedAutoencoder:
         """
         config = self.config
         original = torch.from_numpy(np.array(case.image(), np.float32))[None]
-        generator = seeds.generator(config.seed, "case", zlib.crc32(case.case.id.encode()))
+        generator = seeds.of_case(config.seed, case.case.id)
         cubes = masking.draw_cubes([generator], 1, case.shape, config.task.mask_ratio, config.task.mask_cube)
         image, masked = self._mask(original, cubes)
         restored = inference.sliding_window(network, image[0], background=case.background, **options).cpu()[None]

@@ -19,7 +19,6 @@ from . import pooling
 class Multilabel:
     mode = "classification"
     select, higher_is_better = "volume_auroc_macro", True
-    pretrains = False
     stratum_kind = "multilabel"
 
     def __init__(self, config):

@@ -15,7 +15,6 @@ from ..metrics import auroc, bootstrap_ci, confusion_matrix, macro_auroc, multic
 class Multitarget:
     mode = "classification"
     select, higher_is_better = "auroc_macro", True
-    pretrains = False
     stratum_kind = "class"
 
     def __init__(self, config):

@@ -11,7 +11,6 @@ from ..metrics import apply_bias_correction, bootstrap_ci, fit_bias_correction, 
 class Regression:
     mode = "regression"
     select, higher_is_better = "mae", False
-    pretrains = False
     stratum_kind = "continuous"
     out_channels = 1
 

@@ -17,7 +17,6 @@ from ..metrics import bootstrap_ci, dice, segmentation_metrics, summarize
 class Segmentation:
     mode = "segmentation"
     select, higher_is_better = "dice", True
-    pretrains = False
     stratum_kind = "class"
 
     def __init__(self, config):

@@ -1,6 +1,6 @@
 """With the labels of the volumes exchanged at random, training on phantom CT must end at an AUROC of 0.5.
 
-  python tests/experiments/ct_shuffled_labels.py runs/phantom_ct runs/phantom_slices /tmp/shuffled [key=value ...]
+  python tests/experiments/ct_shuffled_labels.py runs/phantom_ct runs/phantom_slices runs/shuffled [key=value ...]
 
 Trains configs/demo_ct.yaml (with the given keys changed) on labels that whole patients have exchanged within the training
 and within the test volumes, so that prevalences stay; anything above 0.5 would have leaked from training to test.

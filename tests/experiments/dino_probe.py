@@ -1,6 +1,6 @@
 """Do features that DINO learned without labels tell what random features don't? On phantoms, with the public functions only.
 
-  nice python tests/experiments/dino_probe.py /tmp/dino_probe
+  nice python tests/experiments/dino_probe.py runs/dino_probe
 
 For each of three seeds, SuPreM's 3D U-Net is pretrained by DINO on 400 unlabelled heads. Its frozen features (the teacher's),
 and those of the same network as it was initialised, then get a linear probe: logistic regression on 60 labelled heads,

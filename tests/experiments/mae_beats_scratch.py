@@ -1,6 +1,6 @@
 """Does masked-autoencoder pretraining help where labels are few? On phantoms, with the public configuration only.
 
-  nice python tests/experiments/mae_beats_scratch.py /tmp/mae_beats_scratch
+  nice python tests/experiments/mae_beats_scratch.py runs/mae_beats_scratch
 
 One network is pretrained on 240 unlabelled heads (all channels together). Then, for each of three seeds, one is trained on 16
 labelled heads (12 to learn from, 4 to choose the epoch) from the pretrained weights and from scratch, with the same
