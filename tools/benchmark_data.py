@@ -312,14 +312,14 @@ def bench_read(options, say, libraries, size=160):
 
 
 def cached_samples(folder, dtype):
-    """fomo's own training samples, of the cache that it makes of folder/root."""
+    """fomo's own training samples, of the cache that it makes of folder/data_set."""
     from fomo import config as config_module
     from fomo.data import cache, loader, sources
 
     with open(f"{folder}/{dtype}.yaml", "w", encoding="utf-8") as file:
         file.write(
             "task: {type: segmentation, classes: 3}\n"
-            "data: {source: fomo2, root: root, cache: cache, channels: [flair, swi], spacing_mm: null, crop: false,\n"
+            "data: {source: fomo2, root: data_set, cache: cache, channels: [flair, swi], spacing_mm: null, crop: false,\n"
             f"  cache_dtype: {dtype}, foreground_fraction: 1.0, prepare_workers: 0}}\n"
         )
     config = config_module.load(f"{folder}/{dtype}.yaml")
