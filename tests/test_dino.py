@@ -235,9 +235,9 @@ def test_schedules(write):
 
 
 def test_the_last_layer_waits(write):
-    config, network = load(write(task={"freeze_last_layer_epochs": 2})), make_network()
+    task, network = tasks.build(load(write(task={"freeze_last_layer_epochs": 2}))), make_network()
     for epoch, frozen in ((0, True), (1, True), (2, False)):
-        engine.freeze(network, (*network.fixed_prefixes, *engine.frozen_prefixes(config, network, epoch)))
+        engine.freeze(network, task.frozen(network, epoch))
         trained = {key for key, p in network.named_parameters() if p.requires_grad}
         assert ("student.head.last.weight" in trained) != frozen
         assert "student.head.mlp.0.weight" in trained and not any(key.startswith("teacher.") for key in trained)
