@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 
-from . import checkpoint, dist, engine, inference, interrupt, overlays, report, results, seeds, soup, tables, tasks, tracking
+from . import checkpoint, dist, engine, inference, interrupt, optimization, overlays, report, results, seeds, soup, tables, tasks, tracking
 from . import config as config_module
 from .config import UserError
 from .data import cache, loader, sources
@@ -33,7 +33,7 @@ def run(config, dry_run=False, one_split=False):
     if config.cv.parallel == "ddp":
         engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
     team_size(config)
-    engine.precision(config.train.amp, dist.device())
+    optimization.precision(config.train.amp, dist.device())
     loader.augmentation(config)
     loader.augments_on_gpu(config)
     tracking.check(config)
@@ -292,7 +292,7 @@ def load_fold(config, parts, folder, log):
     path = config.train.checkpoint or os.path.join(folder, "best.pt")
     best = dist.together(lambda: checkpoint.load(path))
     _, task, network = tasks.restore(best, path, config, needs=("subjects", "epoch"))
-    engine.to_channels_last(network.to(dist.device()))
+    optimization.to_channels_last(network.to(dist.device()))
     known = sorted({case.case.subject for case in parts["test"]} & set(best["subjects"]))
     if known:
         log.warn("subjects to be tested have the names of subjects that the checkpoint was trained on", subjects=known[:5], of=len(known))
@@ -397,7 +397,7 @@ def make_soup(folder, kind, log):
     cases = cache.prepare(listed, config.data, config.task, log)
     task.state = folds[0]["task"]
     network = build_network(config, task, 0).to(device)
-    engine.to_channels_last(network)
+    optimization.to_channels_last(network)
 
     def score(content):
         network.load_state_dict(content["model"])

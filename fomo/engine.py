@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import checkpoint, dist, interrupt, memory, schedule, seeds, tables
+from . import checkpoint, dist, interrupt, memory, optimization, seeds, selection, tables
 from .config import UserError, to_dict
 from .data import loader
 from .progress import Progress
@@ -31,7 +31,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
     progress: the clock of the run that the fold is part of.
     """
     device = dist.device()
-    to_channels_last(network.to(device))
+    optimization.to_channels_last(network.to(device))
     train = config.train
     if train.checkpoint_activations:
         network.checkpoint_activations(True)
@@ -42,9 +42,9 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
     plan = make_plan(config)
     loader.check_shared_memory(config, plan)
     augment = loader.augmentation(config)
-    optimizer = build_optimizer(config, network, device)
-    autocast, scaler = precision(train.amp, device)
-    average = build_average(network, train.ema)
+    optimizer = optimization.build_optimizer(config, network, device)
+    autocast, scaler = optimization.precision(train.amp, device)
+    average = optimization.build_average(network, train.ema)
 
     # ---- resume
     step, history, epoch_losses = 0, [], []
@@ -102,44 +102,41 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
                 validating = time.perf_counter()
                 rows = evaluate(config, task, evaluated, val_cases)
                 progress.validation_took(time.perf_counter() - validating)
-                row = {"epoch": len(history) + 1, "step": step, "lr": current_lr(config, step - 1, steps_per_epoch, history)}
+                row = {"epoch": len(history) + 1, "step": step, "lr": optimization.current_lr(config, step - 1, steps_per_epoch, history)}
                 row["train_loss"] = sum(epoch_losses) / len(epoch_losses)
                 row["val_loss"] = sum(row_["loss"] for row_ in rows) / len(rows)
                 row.update({f"val_{name}": value for name, value in task.score(rows).items()})
-                best = task.is_best(row, history) if hasattr(task, "is_best") else is_best(task, row, history)
-                place = 1 if best else math.inf if hasattr(task, "is_best") else place_of(task, row, history)
+                place = selection.place_of(task, row, history)
                 history.append(row)
                 epoch_losses = []
-                log("epoch", **row, best=best, seconds=time.perf_counter() - epoch_start)
+                log("epoch", **row, best=place == 1, seconds=time.perf_counter() - epoch_start)
                 for message in task.warnings(row) if hasattr(task, "warnings") else ():
                     log.warn(message, epoch=len(history))
                 if dist.is_main():
                     if place <= train.keep_best:
-                        path = make_place(folder, place, train.keep_best)
+                        path = selection.make_place(folder, place, train.keep_best)
                         checkpoint.save(path, {"model": evaluated.state_dict(), **state(), "scores": row})
                         log("checkpoint", epoch=len(history), path=path)
                     save_last()
                     tables.write_csv(os.path.join(folder, "history.csv"), history)
                 epoch_start = clock = last_saved = time.perf_counter()
-            if step == last_step or stop_early(train, history):
+            if step == last_step or selection.stop_early(train, history):
                 break
 
             # ---- what is trained in this epoch
-            wanted = (*frozen_prefixes(config, network, len(history)), *also_frozen(network, len(history)))
+            wanted = (*optimization.frozen_prefixes(config, network, len(history)), *also_frozen(network, len(history)))
             if wanted != frozen or not network.training:
-                set_train_mode(network, wanted)
+                optimization.set_train_mode(network, wanted)
             if wanted != frozen:
                 frozen = wanted
-                freeze(network, frozen)
+                optimization.freeze(network, frozen)
                 trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
                 log("freeze", epoch=len(history) + 1, frozen=frozen, trained_parameters=trained)
-                forward = wrap(network, train.compile, device)  # anew: DDP's buckets hold the old set of parameters
+                forward = optimization.wrap(network, train.compile, device)  # anew: DDP's buckets hold the old set of parameters
 
-            # ---- learning rate, a function of the step and of the validation losses so far
-            lr = current_lr(config, step, steps_per_epoch, history)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
-                group["weight_decay"] = current_weight_decay(config.optim, step, last_step) * group["decay_scale"]
+            # ---- the rates, functions of the step and of the validation losses so far
+            lr = optimization.current_lr(config, step, steps_per_epoch, history)
+            optimization.set_rates(optimizer, lr, optimization.current_weight_decay(config.optim, step, last_step))
 
             # ---- step
             waiting = time.perf_counter()
@@ -259,7 +256,7 @@ def evaluate(config, task, network, cases, folder=None):
     With `folder` it is the final evaluation: in native space, and masks are written there.
     """
     device = dist.device()
-    autocast, _ = precision(config.train.amp, device)
+    autocast, _ = optimization.precision(config.train.amp, device)
     options = dict(
         patch=config.data.patch,
         overlap=config.eval.overlap,
@@ -349,164 +346,6 @@ def load_last(folder, log):
     if problems:
         raise UserError(f"{problems[0]}, and so is its predecessor: delete {folder} to train this fold again")
     return None
-
-
-def build_optimizer(config, network, device):
-    """AdamW with one group per (stage, decayed or not); norms and biases are not decayed, earlier stages learn slower."""
-    groups = {}
-    stages = network.stages
-    for name, parameter in network.named_parameters():
-        depth = next(i for i, prefixes in enumerate(stages) if name.startswith(prefixes))
-        groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr_scale": config.finetune.layer_decay ** (len(stages) - 1 - depth),
-                "decay_scale": float(decayed),
-                "weight_decay": config.optim.weight_decay if decayed else 0.0,
-            }
-            for (depth, decayed), parameters in sorted(groups.items())
-        ],
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-        fused=device.type == "cuda",
-    )
-
-
-def build_average(network, decay):
-    """Exponential moving average of the weights (None when decay is 0)."""
-    if not decay:
-        return None
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def precision(amp, device):
-    """(autocast context, gradient scaler) of `train.amp` on a device; the scaler does nothing unless it is fp16."""
-    if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if amp == "fp16" and device.type == "cpu":
-        raise UserError("train.amp: got fp16 on the CPU, wanted bf16, off or auto")
-    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
-    return autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-
-
-def frozen_prefixes(config, network, epoch):
-    """Parameter prefixes that are not trained in an epoch (from 0)."""
-    strategy = config.finetune.strategy
-    if strategy == "gradual" and epoch + 1 < config.finetune.unfreeze_epoch:
-        return tuple(network.encoder_prefixes)
-    if strategy == "stagewise":
-        late = epoch + 1 - config.finetune.unfreeze_epoch
-        trained = 1 if late < 0 else 2 + late // config.finetune.unfreeze_every  # stages, from the head down
-        return tuple(prefix for stage in network.stages[:-trained] for prefix in stage)
-    if strategy == "head_only":
-        head = tuple(network.head_prefixes)
-        return tuple(prefix for stage in network.stages for prefix in stage if not prefix.startswith(head))
-    return ()
-
-
-def to_channels_last(network):
-    """Convolutions are faster with the channels last in memory, on GPUs and on the CPU.
-
-    3D kernels of one voxel stay: their gradients come in the usual order, and DDP would copy them at each step.
-    """
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv3d) and max(module.kernel_size) > 1:
-            module.to(memory_format=torch.channels_last_3d)
-        if isinstance(module, torch.nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
-
-
-def freeze(network, prefixes):
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not name.startswith(prefixes))
-
-
-def set_train_mode(network, frozen):
-    """Training mode, except for what is frozen: its running statistics must not move, and it drops nothing."""
-    network.train()
-    for name, module in network.named_modules():
-        if frozen and f"{name}.".startswith(frozen):
-            module.eval()
-
-
-def wrap(network, compiled, device):
-    """The network as it is called in training; `network` itself keeps its parameter names free of prefixes."""
-    forward = torch.compile(network) if compiled else network
-    if dist.world_size() == 1:
-        return forward
-    from torch.nn.parallel import DistributedDataParallel
-
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True, process_group=dist.group())
-
-
-def current_lr(config, step, steps_per_epoch, history):
-    """The learning rate of a step, before the stages' factors."""
-    optim = config.optim
-    lr = schedule.learning_rate(
-        step,
-        peak=optim.lr,
-        total_steps=config.train.epochs * steps_per_epoch,
-        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
-        kind="cosine" if optim.schedule == "cosine" else "constant",
-        stretch=optim.cosine_stretch,
-        minimum=optim.min_lr,
-    )
-    if optim.schedule == "plateau":
-        val_losses = [row["val_loss"] for row in history]
-        factor = schedule.plateau_factor(
-            val_losses, factor=optim.plateau_factor, patience=optim.plateau_patience, min_delta=config.train.min_delta
-        )
-        lr = max(lr * factor, optim.min_lr)
-    return lr
-
-
-def current_weight_decay(optim, step, last_step):
-    """The weight decay of a step, of the parameters that are decayed."""
-    if optim.weight_decay_end is None:
-        return optim.weight_decay
-    return schedule.half_cosine(step, optim.weight_decay, optim.weight_decay_end, last_step)
-
-
-def stop_early(train, history):
-    if train.patience is None or not history:
-        return False
-    waited = schedule.epochs_without_improvement([row["val_loss"] for row in history], min_delta=train.min_delta)
-    return waited >= train.patience
-
-
-def is_best(task, row, history):
-    """Whether an epoch beats all before it."""
-    return place_of(task, row, history) == 1
-
-
-def place_of(task, row, history):
-    """The place of an epoch among those before it, from 1: by the task's metric, at equal metric by val_loss, at equal loss
-    the earlier one; infinite where the metric is undefined.
-    """
-
-    def rank(row):
-        value = row[f"val_{task.select}"]
-        return (value if task.higher_is_better else -value, -row["val_loss"])
-
-    if math.isnan(row[f"val_{task.select}"]):
-        return math.inf
-    defined = [rank(old) for old in history if not math.isnan(old[f"val_{task.select}"])]
-    return 1 + sum(old >= rank(row) for old in defined)
-
-
-def make_place(folder, place, count):
-    """The path of the checkpoint at a place among the `count` best: best.pt, best_2.pt ...; the ones behind move back."""
-    paths = [os.path.join(folder, f"best_{n}.pt" if n > 1 else "best.pt") for n in range(1, count + 1)]
-    for n in reversed(range(place, count)):
-        if os.path.exists(paths[n - 1]):
-            os.replace(paths[n - 1], paths[n])
-    return paths[place - 1]
 
 
 def loss_of(task, outputs, batch):

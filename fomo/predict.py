@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import checkpoint, config as config_module, dist, engine, inference, tables, tasks, volume
+from . import checkpoint, config as config_module, dist, inference, optimization, tables, tasks, volume
 from .config import UserError
 from .data import cache, sources, table
 
@@ -117,7 +117,7 @@ def _load_member(path, device, mirror_axes):
     config, task, network = tasks.restore(checkpoint.load(path), path)
     if config.task.pretrains:
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted a network that was fine-tuned from it (weights.path)")
-    engine.to_channels_last(network.to(device).eval())
+    optimization.to_channels_last(network.to(device).eval())
     axes = config.eval.mirror_axes if mirror_axes is None else tuple(mirror_axes)
     # a network trained in half precision on a GPU runs in single precision on the CPU
     amp = "off" if config.train.amp == "fp16" and device.type == "cpu" else config.train.amp
@@ -126,7 +126,7 @@ def _load_member(path, device, mirror_axes):
         overlap=config.eval.overlap,
         windows=config.eval.windows,
         device=device,
-        autocast=engine.precision(amp, device)[0],
+        autocast=optimization.precision(amp, device)[0],
     )
     return Member(path, _sha256(path), config, task, inference.Mirrored(network, axes) if axes else network, options)
 

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     0: ["config", "dist", "log", "interrupt"],
     1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables", "progress", "postprocess", "probe"],
-    2: ["data", "checkpoint", "inference", "memory", "saliency", "soup", "tracking"],
+    2: ["data", "checkpoint", "inference", "memory", "optimization", "saliency", "selection", "soup", "tracking"],
     3: ["tasks"],
     4: ["engine", "run_folder", "results", "report", "overlays"],
     5: ["crossval", "predict", "predict_slices", "evaluation", "cli"],
@@ -108,7 +108,7 @@ def test_top_level_of_the_repository():
 
 VENDORED = """
 import torch
-from {name} import checkpoint, engine, losses, nets
+from {name} import checkpoint, engine, losses, nets, optimization
 network = nets.build("unet_b", 1, 2, mode="classification", width=2)
 optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
 
@@ -117,7 +117,7 @@ class Task:
         return losses.cross_entropy(outputs, batch["target"])
 
 batch = {{"image": torch.randn(2, 1, 32, 32, 32), "target": torch.tensor([0, 1]), "id": ["a", "b"]}}
-autocast, scaler = engine.precision("off", torch.device("cpu"))
+autocast, scaler = optimization.precision("off", torch.device("cpu"))
 before = [p.clone() for p in network.parameters()]
 engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, clip_norm=1.0)
 assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import run_command
 
-from fomo import checkpoint, config as config_module, engine, losses, nets, schedule, tasks
+from fomo import checkpoint, config as config_module, engine, losses, nets, optimization, schedule, tasks
 from fomo.data import loader
 from fomo.nets.dino import Dino as Network
 
@@ -196,7 +196,7 @@ def train_once(config, micro_batches, steps=3):
     torch.manual_seed(0)
     network = tasks.build_network(config, task)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)  # AdamW would scale the noise of small gradients up
-    autocast, scaler = engine.precision("off", CPU)
+    autocast, scaler = optimization.precision("off", CPU)
     for step in range(steps):
         batches = [task.prepare(batch_of(config, [4 * step + slot for slot in part])) for part in micro_batches]
         engine.train_step(network, task, batches, optimizer, scaler, autocast, 3.0)
@@ -228,7 +228,7 @@ def test_schedules(write):
     task = tasks.build(config)
     task.fit([None] * 8)  # 3 steps an epoch, by the config
     assert [round(task._teacher_temperature(step), 6) for step in (0, 3, 6, 60)] == [0.04, 0.06, 0.08, 0.08]
-    decay = [engine.current_weight_decay(config.optim, step, 10) for step in (0, 5, 10)]
+    decay = [optimization.current_weight_decay(config.optim, step, 10) for step in (0, 5, 10)]
     np.testing.assert_allclose(decay, [0.04, 0.22, 0.4])
     momentum = [schedule.half_cosine(step, 0.996, 1.0, 100) for step in (0, 50, 100)]
     np.testing.assert_allclose(momentum, [0.996, 0.998, 1.0])
@@ -237,7 +237,7 @@ def test_schedules(write):
 def test_the_last_layer_waits(write):
     task, network = tasks.build(load(write(task={"freeze_last_layer_epochs": 2}))), make_network()
     for epoch, frozen in ((0, True), (1, True), (2, False)):
-        engine.freeze(network, task.frozen(network, epoch))
+        optimization.freeze(network, task.frozen(network, epoch))
         trained = {key for key, p in network.named_parameters() if p.requires_grad}
         assert ("student.head.last.weight" in trained) != frozen
         assert "student.head.mlp.0.weight" in trained and not any(key.startswith("teacher.") for key in trained)

@@ -114,7 +114,7 @@ def bench_step(case, device, options, rates, say):
 
 def make_step(case, batch, edge, device, naive=False, recompute=False, compiled=False):
     """A function that does one optimizer step, on a fixed batch or on the one that it is fed, and returns its loss."""
-    from fomo import engine, losses, nets
+    from fomo import engine, losses, nets, optimization
 
     kind, name, channels, outputs, _, _ = case
     whole = kind in ("classification", "slices")
@@ -125,12 +125,12 @@ def make_step(case, batch, edge, device, naive=False, recompute=False, compiled=
     image = torch.randn(batch, channels, *size, generator=generator).to(device)
     target = _target(kind, batch, outputs, size, generator).to(device)
     if naive:
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, foreach=False, fused=False)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=False)
         for module in network.modules():
             if isinstance(module, torch.nn.InstanceNorm3d):
                 _in_float32(module)
     else:
-        engine.to_channels_last(network)
+        optimization.to_channels_last(network)
         image = image.contiguous(memory_format=torch.channels_last_3d)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda")
         if recompute:
@@ -145,7 +145,7 @@ def make_step(case, batch, edge, device, naive=False, recompute=False, compiled=
     task = types.SimpleNamespace(loss=lambda outputs, batch: loss(outputs, batch["target"]))
     batch_of_step = {"image": image, "target": target, "id": [""] * batch}
     forward = torch.compile(network) if compiled else network
-    autocast, scaler = engine.precision("bf16", device)
+    autocast, scaler = optimization.precision("bf16", device)
 
     def step(fed=None):
         given = batch_of_step if fed is None else {**fed, "target": fed["mask"]}

@@ -24,7 +24,7 @@ def bench_mae(options, say):
     import torch
 
     from fomo import config as config_module
-    from fomo import engine, tasks
+    from fomo import optimization, tasks
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -39,8 +39,8 @@ def bench_mae(options, say):
     )
     task = tasks.build(config)
     network = tasks.build_network(config, task).to(device)
-    engine.to_channels_last(network)
-    autocast, _ = engine.precision("auto", device)
+    optimization.to_channels_last(network)
+    autocast, _ = optimization.precision("auto", device)
     image = torch.randn(options.batch, CHANNELS, *config.data.patch, device=device)
     image = image.contiguous(memory_format=torch.channels_last_3d)
 

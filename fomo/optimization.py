@@ -1,0 +1,135 @@
+"""What a step is made with: precision, memory layout, optimizer, averaged weights; what is frozen, and the rates of a step."""
+
+import torch
+
+from . import dist, schedule
+from .config import UserError
+
+
+def build_optimizer(config, network, device):
+    """AdamW with one group per (stage, decayed or not); norms and biases are not decayed, earlier stages learn slower."""
+    groups = {}
+    stages = network.stages
+    for name, parameter in network.named_parameters():
+        depth = next(i for i, prefixes in enumerate(stages) if name.startswith(prefixes))
+        groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr_scale": config.finetune.layer_decay ** (len(stages) - 1 - depth),
+                "decay_scale": float(decayed),
+                "weight_decay": config.optim.weight_decay if decayed else 0.0,
+            }
+            for (depth, decayed), parameters in sorted(groups.items())
+        ],
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        fused=device.type == "cuda",
+    )
+
+
+def build_average(network, decay):
+    """Exponential moving average of the weights (None when decay is 0)."""
+    if not decay:
+        return None
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def precision(amp, device):
+    """(autocast context, gradient scaler) of `train.amp` on a device; the scaler does nothing unless it is fp16."""
+    if amp == "auto":
+        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("train.amp: got fp16 on the CPU, wanted bf16, off or auto")
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+    return autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+
+def to_channels_last(network):
+    """Convolutions are faster with the channels last in memory, on GPUs and on the CPU.
+
+    3D kernels of one voxel stay: their gradients come in the usual order, and DDP would copy them at each step.
+    """
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d) and max(module.kernel_size) > 1:
+            module.to(memory_format=torch.channels_last_3d)
+        if isinstance(module, torch.nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+
+
+def frozen_prefixes(config, network, epoch):
+    """Parameter prefixes that are not trained in an epoch (from 0)."""
+    strategy = config.finetune.strategy
+    if strategy == "gradual" and epoch + 1 < config.finetune.unfreeze_epoch:
+        return tuple(network.encoder_prefixes)
+    if strategy == "stagewise":
+        late = epoch + 1 - config.finetune.unfreeze_epoch
+        trained = 1 if late < 0 else 2 + late // config.finetune.unfreeze_every  # stages, from the head down
+        return tuple(prefix for stage in network.stages[:-trained] for prefix in stage)
+    if strategy == "head_only":
+        head = tuple(network.head_prefixes)
+        return tuple(prefix for stage in network.stages for prefix in stage if not prefix.startswith(head))
+    return ()
+
+
+def freeze(network, prefixes):
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not name.startswith(prefixes))
+
+
+def set_train_mode(network, frozen):
+    """Training mode, except for what is frozen: its running statistics must not move, and it drops nothing."""
+    network.train()
+    for name, module in network.named_modules():
+        if frozen and f"{name}.".startswith(frozen):
+            module.eval()
+
+
+def wrap(network, compiled, device):
+    """The network as it is called in training; `network` itself keeps its parameter names free of prefixes."""
+    forward = torch.compile(network) if compiled else network
+    if dist.world_size() == 1:
+        return forward
+    from torch.nn.parallel import DistributedDataParallel
+
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True, process_group=dist.group())
+
+
+def current_lr(config, step, steps_per_epoch, history):
+    """The learning rate of a step, before the stages' factors."""
+    optim = config.optim
+    lr = schedule.learning_rate(
+        step,
+        peak=optim.lr,
+        total_steps=config.train.epochs * steps_per_epoch,
+        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        kind="cosine" if optim.schedule == "cosine" else "constant",
+        stretch=optim.cosine_stretch,
+        minimum=optim.min_lr,
+    )
+    if optim.schedule == "plateau":
+        val_losses = [row["val_loss"] for row in history]
+        factor = schedule.plateau_factor(
+            val_losses, factor=optim.plateau_factor, patience=optim.plateau_patience, min_delta=config.train.min_delta
+        )
+        lr = max(lr * factor, optim.min_lr)
+    return lr
+
+
+def set_rates(optimizer, lr, weight_decay):
+    """Give each group of build_optimizer() its share of the step's rates."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        group["weight_decay"] = weight_decay * group["decay_scale"]
+
+
+def current_weight_decay(optim, step, last_step):
+    """The weight decay of a step, of the parameters that are decayed."""
+    if optim.weight_decay_end is None:
+        return optim.weight_decay
+    return schedule.half_cosine(step, optim.weight_decay, optim.weight_decay_end, last_step)

@@ -1,0 +1,129 @@
+"""What is frozen when, to the bit, and the learning rates and decays of what is not."""
+
+import copy
+
+import pytest
+import torch
+
+from fomo import config as config_module
+from fomo import engine, losses, nets, optimization
+
+CPU = torch.device("cpu")
+LONG = {"train": {"epochs": 9}, "optim": {"weight_decay": 0.1}}
+
+
+def load(tiny_config, **sections):
+    return config_module.load(tiny_config(**sections))
+
+
+class Task:
+    def loss(self, outputs, batch):
+        return losses.cross_entropy(outputs, batch["target"])
+
+
+def make_network():
+    torch.manual_seed(0)
+    return nets.build("unet_b", 1, 2, mode="classification", width=2)
+
+
+def make_slices(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(count, 2, 64, 64, 1, generator=generator)
+    return {"image": image, "target": (torch.arange(count) % 3 == 0).long(), "id": [f"case{i}" for i in range(count)]}
+
+
+def slices_network(name):
+    """Its features are not zero, as those of an untrained one are, nearly."""
+    torch.manual_seed(0)
+    network = nets.build(name, 2, 2, mode="classification", width=4, dropout=0.2, attention="cbam")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def test_layer_decay_slows_earlier_stages_and_norms_and_biases_do_not_decay(tiny_config):
+    config = load(tiny_config, finetune={"layer_decay": 0.5}, optim={"weight_decay": 0.1})
+    network = make_network()
+    optimizer = optimization.build_optimizer(config, network, CPU)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(group_of) == len(list(network.parameters()))
+    scale = {name: group_of[id(p)]["lr_scale"] for name, p in network.named_parameters()}
+    decay = {name: group_of[id(p)]["weight_decay"] for name, p in network.named_parameters()}
+    assert scale["decoder.fc.weight"] == 1 and scale["encoder.encoder_conv4.conv1.conv.weight"] == 0.5
+    assert scale["encoder.in_conv.conv1.conv.weight"] == 0.5**5
+    assert decay["encoder.in_conv.conv1.conv.weight"] == 0.1
+    assert decay["encoder.in_conv.conv1.conv.bias"] == decay["encoder.in_conv.conv1.norm.weight"] == 0
+
+
+@pytest.mark.parametrize("strategy", ["full", "gradual", "head_only"])
+def test_what_each_strategy_freezes(tiny_config, tmp_path, strategy):
+    config = load(
+        tiny_config,
+        finetune={"strategy": strategy, "unfreeze_epoch": 3},
+        train={"epochs": 4},
+        weights={"path": str(tmp_path / "w.pt")},
+    )
+    network = make_network()
+    for epoch in range(4):
+        optimization.freeze(network, optimization.frozen_prefixes(config, network, epoch))
+        encoder = {p.requires_grad for p in network.encoder.parameters()}
+        head = {p.requires_grad for p in network.decoder.fc.parameters()}
+        assert head == {True}
+        assert encoder == {strategy == "full" or (strategy == "gradual" and epoch >= 2)}
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "unet_b"])
+def test_stage_by_stage_from_the_head_down(tiny_config, name):
+    finetune = {"strategy": "stagewise", "unfreeze_epoch": 3, "unfreeze_every": 2}
+    config = load(tiny_config, finetune=finetune, **LONG)
+    network = slices_network(name) if name != "unet_b" else make_network()
+    for epoch, trained in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (7, 4), (100, len(network.stages))):
+        frozen = optimization.frozen_prefixes(config, network, epoch - 1)
+        assert frozen == tuple(prefix for stage in network.stages[: len(network.stages) - trained] for prefix in stage)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize("strategy", ["gradual", "stagewise", "head_only"])
+def test_frozen_is_frozen_to_the_bit_and_what_is_not_moves(tiny_config, tmp_path, name, strategy):
+    """Parameters and running statistics, over epochs with evaluations between them."""
+    finetune = {"strategy": strategy, "unfreeze_epoch": 2, "unfreeze_every": 1}
+    config = load(tiny_config, finetune=finetune, weights={"path": str(tmp_path / "w.pt")}, **LONG)
+    network = slices_network(name)
+    optimizer = optimization.build_optimizer(config, network, CPU)
+    autocast, scaler = optimization.precision("off", CPU)
+    for epoch in range(4):
+        frozen = optimization.frozen_prefixes(config, network, epoch)
+        optimization.set_train_mode(network, frozen)
+        optimization.freeze(network, frozen)
+        before = copy.deepcopy(network.state_dict())
+        for step in range(2):
+            engine.train_step(network, Task(), [make_slices(4, 10 * epoch + step)], optimizer, scaler, autocast, 1.0)
+        moved = {n for n, value in network.state_dict().items() if not torch.equal(value, before[n])}
+        assert not [n for n in moved if frozen and n.startswith(frozen)]
+        assert any(n.startswith(network.head_prefixes) for n in moved)
+        assert not [n for n in before if n not in moved and not n.startswith((*frozen, *network.head_prefixes))]
+        network.eval()
+    assert bool(frozen) == (strategy != "gradual")
+
+
+def test_what_is_frozen_drops_nothing():
+    network = slices_network("efficientnet_b0")
+    optimization.set_train_mode(network, network.encoder_prefixes)
+    image = make_slices(4)["image"]
+    with torch.no_grad():
+        assert torch.equal(network.features(image), network.features(image))
+        assert not torch.equal(network(image), network(image))  # the head's own dropout
+        optimization.set_train_mode(network, ())
+        assert not torch.equal(network.features(image), network.features(image))
+
+
+def test_frozen_running_statistics_stay_and_others_move():
+    network = torch.nn.ModuleDict(
+        {"encoder": torch.nn.Sequential(torch.nn.BatchNorm1d(3)), "head": torch.nn.BatchNorm1d(3)}
+    )
+    optimization.set_train_mode(network, ("encoder.",))
+    for part in network.values():
+        part(torch.randn(8, 3) + 5)
+    assert torch.equal(network["encoder"][0].running_mean, torch.zeros(3))
+    assert (network["head"].running_mean > 0.1).all()
