@@ -127,6 +127,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
             wanted = (*optimization.frozen_prefixes(config, network, len(history)), *also_frozen(network, len(history)))
             if wanted != frozen or not network.training:
                 optimization.set_train_mode(network, wanted)
+            compiling = train.compile and wanted != frozen
             if wanted != frozen:
                 frozen = wanted
                 optimization.freeze(network, frozen)
@@ -155,6 +156,8 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
             read_losses(keep=0 if logged else 1)  # that of the step before: the device has the next one to work on
             clock, step_s = time.perf_counter(), time.perf_counter() - clock
             window.append((data_s, step_s))
+            if compiling:
+                log("compile", epoch=len(history) + 1, step=step, seconds=step_s)
             progress.step_took(step_s)
             doing = "validation" if step % steps_per_epoch == 0 else None
             log.status(progress.line(fold, step, doing), every_s=0.0 if doing else 0.5)

@@ -91,7 +91,10 @@ def set_train_mode(network, frozen):
 
 def wrap(network, compiled, device):
     """The network as it is called in training; `network` itself keeps its parameter names free of prefixes."""
-    forward = torch.compile(network) if compiled else network
+    forward = network
+    if compiled:  # within DDP, whose own splitting of compiled graphs does not know checkpointed activations
+        torch.compiler.reset()  # what other folds and other frozen parts have left counts against a limit, and then nothing is compiled
+        forward = torch.compile(network)
     if dist.world_size() == 1:
         return forward
     from torch.nn.parallel import DistributedDataParallel

@@ -1,7 +1,7 @@
 """The `gpu` part of tools/benchmark.py: what a training step costs on this chip, against the naive step and against the chip.
 
 The naive step is what the FOMO25 baseline does: eager, contiguous tensors, instance norms in float32 under autocast, AdamW
-one tensor at a time, batches from CPU workers. Ours is the engine's own step. The chip's rates are measured in the same
+as torch gives it, batches from CPU workers. Ours is the engine's own step. The chip's rates are measured in the same
 run: the product of two 8192 x 8192 bf16 matrices, and a copy of 1 GiB. Operations are counted by torch's own counter.
 
 Targets on one H200 (segmentation, 3 -> 2 channels, 96^3, batch 2, bf16): a step in at most 1/1.5 of the naive time without
@@ -59,7 +59,7 @@ def bench_gpu(options, say, peer):
     if "fed" in options.parts:
         bench_fed(device, say)
     if "parity" in options.parts:
-        bench_parity(device, say)
+        bench_parity(device, options, say)
     if "inference" in options.parts and device.type == "cuda":  # Task 2's channels; target: 20 s
         bench_full(types.SimpleNamespace(full=5, mirror=[0, 1, 2]), say, device)
 
@@ -91,8 +91,11 @@ def bench_step(case, device, options, rates, say):
         who["fomo_checkpointed"] = dict(recompute=True)
     if options.compile:
         who["fomo_compiled"] = dict(compiled=True)
+    if device.type == "cuda":
+        who["fomo_cudnn_benchmark"] = {}
     seconds, memory = {}, {}
     for label, how in who.items():
+        torch.backends.cudnn.benchmark = label == "fomo_cudnn_benchmark"
         start = time.perf_counter()
         step = make_step(case, batch, edge, device, **how)
         step()
@@ -110,6 +113,7 @@ def bench_step(case, device, options, rates, say):
         say("step", **where, who=label, **line, faster_than_naive=faster, memory_of_naive=lighter)
         del step
         gc.collect()
+    torch.backends.cudnn.benchmark = False
 
 
 def make_step(case, batch, edge, device, naive=False, recompute=False, compiled=False):
@@ -251,17 +255,18 @@ def bench_fed(device, say, steps=40):
             say("fed", who=who, augment=where, **line, share=share, faster_than_naive=seconds["naive"] / seconds[who])
 
 
-def bench_parity(device, say, steps=50):
+def bench_parity(device, options, say, steps=50):
     """Losses of 50 steps on one batch: each fast path against the plain one, all in the precision that is trained in."""
     case = STEPS[0]
     batch, edge = 2, 32
-    runs = {"plain": {}, "checkpointed": dict(recompute=True)}
-    runs = {"naive": dict(naive=True), **runs}
+    runs = {"plain": {}, "naive": dict(naive=True), "checkpointed": dict(recompute=True)}
+    if options.compile:
+        runs["compiled"] = dict(compiled=True)
     losses = {}
     for label, how in runs.items():
         step = make_step(case, batch, edge, device, **how)
         losses[label] = [float(step()) for _ in range(steps)]
-    for label in ("naive", "checkpointed"):
+    for label in list(runs)[1:]:
         largest = max(abs(a - b) for a, b in zip(losses["plain"], losses[label]))
         say("parity", who="fomo", against=label, steps=steps, first=losses[label][0], last=losses[label][-1], largest_difference=largest)
 
