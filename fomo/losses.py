@@ -225,7 +225,7 @@ def _per_sample(values):
 
 
 def _weights(weights, logits):
-    weights = torch.as_tensor(weights, dtype=torch.float32, device=logits.device)
+    weights = torch.as_tensor(weights, dtype=torch.float32).to(logits.device, non_blocking=True)
     if weights.shape != logits.shape[1:2]:
         raise ValueError(f"class weights: got shape {tuple(weights.shape)}, wanted ({logits.shape[1]},)")
     return weights
@@ -241,7 +241,7 @@ def _labels(logits, targets, smoothing):
 
 def _per_label(values, logits, name):
     """One number, or (K,), as a float32 tensor beside the logits."""
-    values = torch.as_tensor(values, dtype=torch.float32, device=logits.device)
+    values = torch.as_tensor(values, dtype=torch.float32).to(logits.device, non_blocking=True)
     if values.shape not in ((), logits.shape[1:]):
         raise ValueError(f"{name}: got shape {tuple(values.shape)}, wanted one number or ({logits.shape[1]},)")
     return values

@@ -227,7 +227,8 @@ def mixed(batch):
     if scaling is not None:
         batch["image"] = batch["image"].expand(-1, len(scaling), -1, -1, -1)
         if any(pair != (0, 1) for pair in scaling):
-            means, deviations = torch.tensor(scaling, device=batch["image"].device).T[..., None, None, None]
+            scaling = torch.tensor(scaling).to(batch["image"].device, non_blocking=True)
+            means, deviations = scaling.T[..., None, None, None]
             batch["image"] = (batch["image"] - means) / deviations
     return batch
 

@@ -108,5 +108,5 @@ def spline_coefficients(size):
 
 
 def tensors(matrices, device, dtype=torch.float32):
-    """numpy matrices (or None) as tensors on the device."""
-    return [None if m is None else torch.as_tensor(m, dtype=dtype, device=device) for m in matrices]
+    """numpy matrices (or None) as tensors on the device, without waiting for it, as a plain copy to a GPU does."""
+    return [None if m is None else torch.as_tensor(m, dtype=dtype).to(device, non_blocking=True) for m in matrices]

@@ -215,7 +215,7 @@ def sample_slice(image, plan, border, fill, grid=None):
     steps = plan["matrix"][0] * (2j / (image.shape[1] - 1)) + plan["matrix"][1] * (2 / (image.shape[2] - 1))
     rows, columns = (step * (np.arange(n) - (n - 1) / 2) for step, n in zip(steps, image.shape[1:3]))
     rows += complex(plan["offset"][1] * 2 / (image.shape[2] - 1), plan["offset"][0] * 2 / (image.shape[1] - 1))
-    rows, columns = (torch.from_numpy(one.astype(np.complex64)).to(image.device) for one in (rows[:, None], columns))
+    rows, columns = tensors((rows[:, None], columns), image.device, torch.complex64)
     grid = torch.view_as_real(torch.add(rows, columns, out=grid))
     padding = {"edge": "border", "reflect": "reflection"}.get(border, "zeros")
     filled = border == "min" and (image.device.type != "cpu" or bool(fill.any()))  # air is mostly 0 already
