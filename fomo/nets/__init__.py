@@ -13,9 +13,11 @@ saliency_layer  name of the module with the feature map (B, c, x, y[, z]) that G
                 or, where several are fused, the finest of them
 options         what it takes of the options of `build`
 
-and, with one output per case, features(x) -> (B, F): what goes into the output layer.
+and, with one output per case, features(x) -> (B, F): what goes into the output layer. The U-Nets of the FOMO25 baseline have
+checkpoint_activations(wanted), which trades time for memory. `add_to_head` moves parameters that no file brought.
 """
 
+from . import checks
 from .efficientnet import EfficientNet
 from .resnet import ResNet
 from .suprem import SuPreM
@@ -62,8 +64,7 @@ def build(
     `heads.Readout`.
     Raises ValueError for an unknown name or mode and for a combination that does not exist.
     """
-    if name not in _NETWORKS:
-        raise ValueError(f"name: got {name!r}, wanted one of {', '.join(_NETWORKS)}")
+    checks.choice("name", name, _NETWORKS)
     network, own = _NETWORKS[name]
     if width is not None:
         own = {**own, "width": width}
@@ -75,3 +76,31 @@ def build(
         if option not in network.options:
             raise ValueError(f"{option}: got {value!r} for {name}, wanted {_PLAIN[option]!r}")
     return network(in_channels, out_channels, mode=mode, **own, **chosen)
+
+
+def add_to_head(network, names):
+    """Make the parameters `names` part of the network's head, for all that asks which its head and its stages are.
+
+    For those that pretrained weights have not brought: they are then trained from the first epoch, at the head's rate,
+    and nothing is frozen at random values. Names that are no parameters are left alone.
+    """
+    own = [name for name, _ in network.named_parameters()]
+    new = {name for name in set(names).intersection(own) if not name.startswith(tuple(network.head_prefixes))}
+
+    def kept(prefixes):
+        return tuple(prefix for wide in prefixes for prefix in _without(wide, own, new))
+
+    head = (*network.head_prefixes, *(name for name in own if name in new))
+    stages = [kept(stage) for stage in network.stages[:-1]]
+    network.encoder_prefixes = kept(network.encoder_prefixes)
+    network.stages, network.head_prefixes = (*filter(None, stages), head), head
+
+
+def _without(prefix, names, left_out):
+    """The shortest prefixes, from `prefix` on, of the `names` below it that are not in `left_out`."""
+    below = [name for name in names if name.startswith(prefix)]
+    if not left_out.intersection(below):
+        return [prefix]
+    ends = [name.find(".", len(prefix)) + 1 or len(name) for name in below]
+    narrower = dict.fromkeys(name[:end] for name, end in zip(below, ends))
+    return [found for one in narrower if one not in left_out for found in _without(one, names, left_out)]

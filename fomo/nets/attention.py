@@ -1,11 +1,13 @@
 """Attention on feature maps (B, C, X, Y): which channels count (SE), and which channels and which places (CBAM).
 
-The last layer of each gate starts at zero: at first a map passes at half its size, as a whole, and a map of places says
-nothing until something was learned. Sources: Hu et al. 2018 (squeeze-and-excitation); Woo et al. 2018 (CBAM).
+The last layer of each gate starts at zero, and the gate at 1/2 everywhere: until something was learned SE lets a map pass at
+half its size and CBAM, with two gates, at a quarter. Sources: Hu et al. 2018 (squeeze-and-excitation); Woo et al. 2018 (CBAM).
 """
 
 import torch
 from torch import nn
+
+from . import checks
 
 _REDUCTION, _NARROWEST = 16, 4  # the gate's hidden layer: channels / 16, at least 4
 
@@ -42,8 +44,7 @@ class CBAM(nn.Module):
 def build(kind, channels):
     """kind: "none" (the map as it is), "se" or "cbam"."""
     kinds = {"none": lambda channels: nn.Identity(), "se": SE, "cbam": CBAM}
-    if kind not in kinds:
-        raise ValueError(f"attention: got {kind!r}, wanted one of {', '.join(kinds)}")
+    checks.choice("attention", kind, kinds)
     return kinds[kind](channels)
 
 

@@ -6,7 +6,7 @@ Sources: Tan and Le 2019; torchvision.models.efficientnet.
 import torch
 from torch import nn
 
-from . import heads
+from . import checks, heads
 
 # expansion, kernel, stride, channels out, blocks of each of the seven stages, for 32 channels of the first convolution
 _STAGES = (
@@ -53,7 +53,8 @@ class EfficientNet(nn.Module):
         pooling="mean",
     ):
         super().__init__()
-        heads.check(mode, in_channels=in_channels, out_channels=out_channels, width=width)
+        checks.choice("mode", mode, heads.MODES)
+        checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         self.features = _Features(in_channels, width, attention, multiscale, pooling)
         self.saliency_layer = f"features.{self.features.read[0]}"
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.features.readout.features, out_channels))

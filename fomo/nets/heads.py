@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from . import attention as attentions
+from . import checks
 
-_MODES = ("classification", "regression")
+MODES = ("classification", "regression")  # one output per image
 
 
 def as_images(x, channels):
@@ -27,8 +28,7 @@ class Readout(nn.Module):
 
     def __init__(self, channels, attention="none", pooling="mean"):
         super().__init__()
-        if pooling not in ("mean", "max", "mean_max"):
-            raise ValueError(f"pooling: got {pooling!r}, wanted mean, max or mean_max")
+        checks.choice("pooling", pooling, ("mean", "max", "mean_max"))
         self.pooling = pooling
         self.attention = nn.ModuleList(attentions.build(attention, c) for c in channels)
         pooled = [2 * c if pooling == "mean_max" else c for c in channels]
@@ -48,12 +48,3 @@ class Readout(nn.Module):
         if self.pooling == "mean":
             return x.mean((2, 3))
         return x.amax((2, 3)) if self.pooling == "max" else torch.cat((x.mean((2, 3)), x.amax((2, 3))), dim=1)
-
-
-def check(mode, **counts):
-    """ValueError for a mode that a 2D network does not have, or a number of channels that is none."""
-    if mode not in _MODES:
-        raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(_MODES)}: it has one output per image")
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")

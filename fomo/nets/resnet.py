@@ -5,7 +5,7 @@ Sources: He et al. 2016; torchvision.models.resnet, whose variant ("v1.5") has t
 
 from torch import nn
 
-from . import heads
+from . import checks, heads
 
 _EXPANSION = 4  # a block gives four times the channels that its 3x3 convolution has
 
@@ -38,7 +38,8 @@ class ResNet(nn.Module):
         pooling="mean",
     ):
         super().__init__()
-        heads.check(mode, in_channels=in_channels, out_channels=out_channels, width=width)
+        checks.choice("mode", mode, heads.MODES)
+        checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         self.in_channels, self.multiscale = in_channels, multiscale
         self.saliency_layer = "layer2" if multiscale else "layer4"
         self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)

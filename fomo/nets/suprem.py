@@ -12,6 +12,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from . import checks
+
 _MODES = ("segmentation", "classification", "regression")
 _STRIDE = 8  # the encoder halves each axis three times
 
@@ -30,11 +32,8 @@ class SuPreM(nn.Module):
 
     def __init__(self, in_channels, out_channels, mode="segmentation", width=64):
         super().__init__()
-        if mode not in _MODES:
-            raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(_MODES)}")
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+        checks.choice("mode", mode, _MODES)
+        checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         if width % 2:
             raise ValueError(f"width: got {width!r}, wanted an even number")
         self.in_channels = in_channels
@@ -72,18 +71,7 @@ class SuPreM(nn.Module):
 
     def _encode(self, x):
         """Features of the four levels, finest first."""
-        size = tuple(x.shape[2:])
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {self.in_channels}, X, Y, Z)")
-        if any(n % _STRIDE or n == 0 for n in size):
-            fit = tuple(max(1, -(-n // _STRIDE)) * _STRIDE for n in size)
-            raise ValueError(
-                f"input: got size {size}, wanted multiples of {_STRIDE}: pad or crop, for example to {fit}"
-            )
-        if size == (_STRIDE,) * 3:
-            raise ValueError(
-                f"input: got size {size}, which leaves one voxel at the bottleneck: wanted at least one axis of {2 * _STRIDE}"
-            )
+        checks.volumes(x, self.in_channels, _STRIDE)
         x0 = self.down_tr64(x)
         x1 = self.down_tr128(self.pool(x0))
         x2 = self.down_tr256(self.pool(x1))

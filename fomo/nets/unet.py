@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from . import checks
+
 _MODES = ("segmentation", "classification", "regression")
 _STRIDE = 16  # the encoder halves each axis four times
 
@@ -18,7 +20,8 @@ _STRIDE = 16  # the encoder halves each axis four times
 class UNet(nn.Module):
     """(B, in_channels, X, Y, Z) -> logits (B, out_channels, X, Y, Z), or (B, out_channels) for a whole-volume mode.
 
-    X, Y and Z must divide by 16, and not all be 16: the instance norm of a one-voxel bottleneck is undefined.
+    X, Y and Z must divide by 16, and not all be 16: the instance norm of a one-voxel bottleneck is undefined. width: channels
+    of the first level, each further one has twice as many. light_decoder: one convolution per decoder level instead of two.
     With deep supervision the result is a list, finest first, of full to 1/16 resolution while gradients are enabled.
     """
 
@@ -31,11 +34,8 @@ class UNet(nn.Module):
         self, in_channels, out_channels, mode="segmentation", width=32, light_decoder=False, deep_supervision=False
     ):
         super().__init__()
-        if mode not in _MODES:
-            raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(_MODES)}")
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+        checks.choice("mode", mode, _MODES)
+        checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         if mode != "segmentation" and light_decoder:
             raise ValueError(f"mode: got {mode!r} for a *_lw_dec network, wanted 'segmentation': use unet_b or unet_xl")
         if mode != "segmentation" and deep_supervision:
@@ -58,7 +58,7 @@ class UNet(nn.Module):
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
-        return self.decoder(self.encoder(self._checked(x)))
+        return self.decoder(self._encode(x))
 
     def checkpoint_activations(self, wanted):
         """Trade time for memory: keep only what goes in and out of each level, and compute the rest again for gradients."""
@@ -68,23 +68,12 @@ class UNet(nn.Module):
 
     def features(self, x):
         """(B, 16 width): the bottleneck's mean over all voxels, which goes into the output layer of a whole-volume mode."""
-        return _pooled(self.encoder(self._checked(x)))
+        return _pooled(self._encode(x))
 
-    def _checked(self, x):
-        size = tuple(x.shape[2:])
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {self.in_channels}, X, Y, Z)")
-        if any(n % _STRIDE or n == 0 for n in size):
-            fit = tuple(max(1, -(-n // _STRIDE)) * _STRIDE for n in size)
-            raise ValueError(
-                f"input: got size {size}, wanted multiples of {_STRIDE}: pad or crop, for example to {fit}"
-            )
-        if size == (_STRIDE,) * 3:
-            raise ValueError(
-                f"input: got size {size}, which leaves one voxel at the bottleneck, where instance norm is undefined: "
-                f"wanted at least one axis of {2 * _STRIDE}"
-            )
-        return x
+    def _encode(self, x):
+        """Features of the five levels, finest first."""
+        checks.volumes(x, self.in_channels, _STRIDE)
+        return self.encoder(x)
 
 
 def _level(channels_in, channels_out, convolutions=2):

@@ -132,6 +132,29 @@ def test_stages_name_every_parameter_once_and_end_with_the_head(name, kwargs):
     assert all(n.startswith(net.encoder_prefixes) == (hits[0] < 5) for n, hits in zip(names, stage))
 
 
+@pytest.mark.parametrize(
+    "missing, stages",
+    [
+        (".conv2.", 10),  # the light pretraining decoder, and half of the encoder
+        ("decoder.", 6),  # a file with an encoder only
+        ("encoder.in_conv.conv1.conv.weight", 10),  # the first convolution alone
+    ],
+)
+def test_what_was_not_loaded_belongs_to_the_head(missing, stages):
+    net = nets.build("unet_b", 1, 2, width=2)
+    names = [n for n, _ in net.named_parameters()]
+    head, encoder = net.head_prefixes, net.encoder_prefixes
+    new = {n for n in names if missing in n}
+    nets.add_to_head(net, [*new, "no.parameter"])
+    assert len(net.stages) == stages and net.stages[-1] == net.head_prefixes and all(net.stages)
+    for n in names:
+        assert sum(n.startswith(prefixes) for prefixes in net.stages) == 1
+        assert n.startswith(net.head_prefixes) == (n in new or n.startswith(head))
+        assert n.startswith(net.encoder_prefixes) == (n.startswith(encoder) and n not in new)
+    if missing == ".conv2.":
+        assert net.stages[0] == ("encoder.in_conv.conv1.",) and net.stages[5] == ("decoder.upsample1", "decoder.decoder_conv1.conv1.")
+
+
 def test_every_parameter_gets_a_gradient():
     for kwargs in ({"deep_supervision": True}, {"mode": "regression"}):
         net = nets.build("unet_b", 1, 2, width=2, **kwargs)

@@ -1,0 +1,31 @@
+"""What the networks ask of their arguments and inputs; each is a ValueError that says what was got and what was wanted."""
+
+
+def choice(name, value, options):
+    """value: one of `options`, names."""
+    if value not in options:
+        raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(options)}")
+
+
+def counts(**values):
+    """Each a whole number of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+
+
+def volumes(x, channels, stride):
+    """x: (B, channels, X, Y, Z) for a U-Net that brings each axis down to a `stride`-th of it.
+
+    The axes are multiples of `stride`, and not all equal to it: of a bottleneck of one voxel a norm has no statistics.
+    """
+    size = tuple(x.shape[2:])
+    if x.ndim != 5 or x.shape[1] != channels:
+        raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {channels}, X, Y, Z)")
+    if any(n % stride or n == 0 for n in size):
+        fit = tuple(max(1, -(-n // stride)) * stride for n in size)
+        raise ValueError(f"input: got size {size}, wanted multiples of {stride}: pad or crop, for example to {fit}")
+    if size == (stride,) * 3:
+        raise ValueError(
+            f"input: got size {size}, which leaves one voxel at the bottleneck: wanted at least one axis of {2 * stride}"
+        )
