@@ -37,10 +37,11 @@ class Log:
     def status(self, text, every_s=0.0):
         """Show `text` below the log, on a terminal, instead of what stood there; "": nothing.
 
-        every_s: leave what is there when it was drawn less than so many seconds ago.
+        text: or a function that gives it, called only where it is shown. every_s: leave what is there when it was drawn
+        less than so many seconds ago.
         """
         if self._status is not None and _columns() and time.monotonic() - self._status.drawn >= every_s:
-            self._status.text, self._status.drawn = text, time.monotonic()
+            self._status.text, self._status.drawn = text() if callable(text) else text, time.monotonic()
             _to_terminal(sys.stdout, "", self._status.text)
 
     def __call__(self, event, **values):

@@ -1,12 +1,14 @@
 """Where a fold's network looks in some of its test cases, stored for the report, which has no network."""
 
 import os
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from . import inference, patches, saliency
+from .tasks.classification import Classification
+from .tasks.multilabel import Multilabel
 
 _SHOWN = 2  # labels, or targets, of a case
 
@@ -16,9 +18,12 @@ class Output(NamedTuple):
 
     index: int
     column: str  # of a row: its probability
-    is_there: Callable  # row -> whether it is what the case has
-    name: str
-    target: str  # of several outputs of one target one is shown
+    target: str  # of a row: what is true; of several outputs of one target one is shown
+    value: int  # of the target where the case has what this output stands for
+    name: str  # in print
+
+    def is_there(self, row):
+        return row[self.target] == self.value
 
 
 def write(config, task, network, cases, rows, folder):
@@ -70,17 +75,18 @@ def _planes(image, maps, attention):
 
 def _outputs(task):
     """[Output] of a task."""
-    if not hasattr(task, "names"):
-        return [Output(1, "probability", lambda row: row["target"] == 1, "class 1", "class")]
-    if "classes" not in task.state:  # multilabel: each is there or not
-        found = [(f"probability_{name}", name, 1, title) for name, title in zip(task.names, task.config.task.targets)]
+    if isinstance(task, Classification):
+        return [Output(1, "probability", "target", 1, "class 1")]
+    if isinstance(task, Multilabel):  # each is there or not
+        names = zip(task.names, task.config.task.targets)
+        found = [(f"probability_{name}", f"target_{name}", 1, title) for name, title in names]
     else:
-        pairs = [(name, k, text) for name, classes in zip(task.names, task.state["classes"]) for k, text in enumerate(classes)]
-        found = [(f"probability_{name}_{text}", name, k, f"{name} {text}") for name, k, text in pairs]
-    return [
-        Output(index, column, lambda row, name=name, value=value: row[f"target_{name}"] == value, title, name)
-        for index, (column, name, value, title) in enumerate(found)
-    ]
+        found = [
+            (f"probability_{name}_{text}", f"target_{name}", k, f"{name} {text}")
+            for name, classes in zip(task.names, task.state["classes"])
+            for k, text in enumerate(classes)
+        ]
+    return [Output(index, *output) for index, output in enumerate(found)]
 
 
 def chosen(rows, outputs, count):

@@ -1,14 +1,18 @@
-"""Run folders with made-up predictions, as cv.py would leave them, and a reader of the pages' tables."""
+"""Run folders with made-up predictions, as cv.py would leave them, and a reader of their pages."""
 
 import dataclasses
 import html.parser
 import os
 
 import numpy as np
+import pytest
 import yaml
 
-from fomo import config as config_module, metrics, results, tables, tasks
+from fomo import config as config_module, metrics, report, results, tables, tasks
 from fomo.log import Log
+from fomo.report import figures, views
+
+needs_figures = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
 # of each task: its own sections of the config
 SECTIONS = {
@@ -258,3 +262,17 @@ class Page(html.parser.HTMLParser):
 
     def table(self, start):
         return next(rows for label, rows in self.tables.items() if label.startswith(start))
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def shown(folder):
+    """The Page of a run folder, written anew."""
+    return Page(read(report.write(folder)))
+
+
+def verdict(run):
+    return views.of(run).verdict(run)

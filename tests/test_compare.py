@@ -95,6 +95,8 @@ def test_three_runs_give_three_pairs_corrected_together(tmp_path):
     rows, _ = report.compare(folders, resamples=100)
     assert {(row["first"], row["second"]) for row in rows} == {("a", "b"), ("a", "c"), ("b", "c")}
     assert [row["p_holm"] for row in rows] == comparison.holm([row["p"] for row in rows])
+    heads = [line for line in report.comparison_text(rows).splitlines() if line.startswith("metric")]
+    assert [line.split()[1:3] for line in heads] == [["a", "b"], ["a", "c"], ["b", "c"]]  # a table per pair
 
 
 def test_what_cannot_be_compared(tmp_path):
@@ -113,6 +115,8 @@ def test_what_cannot_be_compared(tmp_path):
         report.compare([make_run(tmp_path / name, "dino") for name in "fg"])
     with pytest.raises(UserError, match="two or more"):
         report.compare([a])
+    with pytest.raises(UserError, match="--resamples: got 0, wanted 1"):
+        report.compare([a, a], resamples=0)
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -133,7 +137,7 @@ def test_text_csv_and_page_hold_the_same_numbers(pairs, task, tmp_path):
     text = report.comparison_text(rows).splitlines()
     assert len(lines) == len(saved) == len(rows) == len(text) - 1
     for row, kept, cells, line in zip(rows, saved, lines, text[1:]):
-        assert cells[0].text == page.label(row["metric"]) and line.startswith(row["metric"])
+        assert cells[0].text == page.label(row["metric"]) and line.startswith(cells[0].text)
         for title, name in (
             (f"{task}_a", "first_value"),
             (f"{task}_b", "second_value"),
@@ -144,8 +148,12 @@ def test_text_csv_and_page_hold_the_same_numbers(pairs, task, tmp_path):
         ):
             assert cells[titles.index(title)].value == row[name] == float(kept[name])
         assert page.number(row["difference"]) in line and page.interval(row["low"], row["high"]) in line
-    per_case = {"regression": "Absolute error", "segmentation": "Dice", "targets": "Loss"}.get(task, "Squared error")
-    assert shown.text.count("Neither") + shown.text.count(" is better: ") >= 1  # the first thing that it says
+    per_case = {"regression": "Absolute error", "segmentation": "Dice"}.get(task, "Squared error")
+    assert "Neither " in shown.text or " is better. " in shown.text  # the first thing that it says
+    assert ("has no test here" in shown.text) == (task in ("targets", "multilabel"))
+    keys = [[cell.text for cell in row] for row in shown.table("Keys of the config")[1:]]
+    assert ["data.root", *(str(run.config.data.root) for run in runs.values())] in keys
+    assert all(len(set(values)) == 2 for _, *values in keys)
     assert len(shown.table(f"{per_case} of each case")) == 41
     assert all(link.startswith(("data:", "#")) for link in shown.links)
 
@@ -154,7 +162,7 @@ def test_the_command(pairs, tmp_path):
     a, b = pairs["regression"]
     done = run_command("tools/compare.py", a, b, "--output", tmp_path / "out", "--resamples", 100)
     assert done.returncode == 0, done.stderr
-    assert "mae" in done.stdout and "p (Holm)" in done.stdout
+    assert "MAE" in done.stdout and "p (Holm)" in done.stdout
     assert sorted(os.listdir(tmp_path / "out")) == ["comparison.csv", "comparison.html"]
     done = run_command("tools/compare.py", a, pairs["classification"][0])
     assert done.returncode == 2 and "wanted one task" in done.stderr and "Traceback" not in done.stderr

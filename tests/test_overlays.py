@@ -87,4 +87,4 @@ def test_several_targets_have_an_output_for_each_class(tmp_path):
     ]
     row = {"target_sex": 1, "target_grade": 2}
     assert [output.is_there(row) for output in outputs] == [False, True, False, False, True]
-    assert [output.target for output in outputs] == ["sex"] * 2 + ["grade"] * 3
+    assert [output.target for output in outputs] == ["target_sex"] * 2 + ["target_grade"] * 3

@@ -4,7 +4,8 @@
 - `sections`: the parts of report.html, from top to bottom; `head`: the headline and what it means, in words
 - `views`: what each task shows of its cases; `cases`: what their tables of cases share
 - `overlays`: heat maps of where the networks looked
-- `figures`: curves and plots; `slices`: outlines of masks over the image (both by matplotlib, which is optional)
+- `figures`: curves and plots, a file for each view that has its own; `slices`: outlines of masks over the image (both by
+  matplotlib, which is optional)
 - `comparison`: paired differences of runs on the same cases; `comparison_page`: as text, CSV and HTML
 - `page`, `style`: HTML
 """

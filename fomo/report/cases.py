@@ -29,6 +29,6 @@ def finish(columns, found):
 
     def line(row, values, warning):
         shown = page.tag("span", warning, class_="warn") if warning else ""
-        return [row["id"], *([page.Cell(shown, warning)] if warned else []), int(row["fold"]), *values]
+        return [row["id"], *([page.Cell(shown, warning)] if warned else []), *values, int(row["fold"])]
 
-    return ["case", *(["warning"] if warned else []), "fold", *columns], [line(*entry) for entry in found], warned
+    return ["case", *(["warning"] if warned else []), *columns, "fold"], [line(*entry) for entry in found], warned

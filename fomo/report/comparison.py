@@ -15,6 +15,7 @@ from .. import metrics
 from ..config import UserError
 from . import run as run_module, views
 
+
 def compare(folders, resamples=10000, seed=0):
     """(rows, runs): one dict per metric and pair of runs, and {name: Run}.
 
@@ -25,6 +26,8 @@ def compare(folders, resamples=10000, seed=0):
     """
     if len(folders) < 2:
         raise UserError(f"got {len(folders)} run folder, wanted two or more")
+    if resamples < 1:
+        raise UserError(f"--resamples: got {resamples}, wanted 1 or more")
     runs = _distinct({folder: run_module.read(folder) for folder in folders})
     _check(list(runs.values()))
     rows = []
@@ -34,9 +37,7 @@ def compare(folders, resamples=10000, seed=0):
         row["p_holm"] = corrected
         second_better = (row["difference"] > 0) == row.pop("higher_is_better")
         row["better"] = (row["second"] if second_better else row["first"]) if corrected < 0.05 else ""
-    columns = (
-        "metric first second first_value second_value difference low high p p_holm better cases left_out test".split()
-    )
+    columns = "metric first second first_value second_value difference low high p p_holm better cases left_out test".split()
     return [{name: row[name] for name in columns} for row in rows], runs
 
 
@@ -66,9 +67,7 @@ def _check(runs):
         raise UserError(f"{first.folder}: runs of task.type={first.config.task.type} have nothing to compare case by case")
     for run in runs:
         if not run.complete:
-            raise UserError(
-                f"{run.folder}: {len(run.finished)} of {len(run.splits)} folds are finished: finish the run first"
-            )
+            raise UserError(f"{run.folder}: {len(run.finished)} of {len(run.splits)} folds are finished: finish the run first")
         if type(run.task) is not type(first.task):
             kinds = run.config.task.type, first.config.task.type
             raise UserError(f"{run.folder} is a run of {kinds[0]}, {first.folder} of {kinds[1]}: wanted one task")

@@ -31,7 +31,7 @@ def headline(run):
 
 
 def alerts(run):
-    """What the reader should know before the numbers: folds that are open, warnings and errors of the log."""
+    """Folds that are open, warnings and errors of the log, and what the task has to say of its numbers."""
     found = []
     if not run.complete:
         open_folds = [n for n in range(1, len(run.splits) + 1) if n not in run.finished]
@@ -45,14 +45,7 @@ def alerts(run):
     seen = {}
     for event in run.log:
         if event["level"] != "INFO":
-            details = " ".join(
-                f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of")
-            )
+            details = " ".join(f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of"))
             seen[f"{event.get('message', event['event'])}{f' ({details})' if details else ''}"] = None
     found += list(seen)[:12] + ([f"and {len(seen) - 12} more in log.txt"] if len(seen) > 12 else [])
-    found += views.of(run).notes(run) if run.metrics else []
-    if not found:
-        return None
-    return tag(
-        "div", [tag("b", "Please note"), tag("ul", [tag("li", text) for text in found])], class_="alert", role="note"
-    )
+    return page.alert(found + (views.of(run).notes(run) if run.metrics else []))

@@ -2,9 +2,10 @@
 
 import html
 import math
-import os
+import re
 from typing import NamedTuple
 
+from .. import tables
 from ..config import UserError
 from .style import SCRIPT, STYLE
 
@@ -27,14 +28,14 @@ def escape(value):
 
 
 def number(value, digits=4):
-    """At most `digits` significant digits; whole numbers in full; NaN is "undefined"."""
+    """`digits` significant digits; whole numbers in full; NaN is "undefined"."""
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
     if float(value).is_integer() and abs(value) < 1e15:
         return str(int(value))
-    text = f"{value:.{digits}g}"
+    text = f"{value:#.{digits}g}".rstrip(".")
     return f"{value:.0f}" if "e+" in text else text
 
 
@@ -42,13 +43,21 @@ def interval(low, high, digits=4):
     return "" if math.isnan(low) and math.isnan(high) else f"{number(low, digits)} to {number(high, digits)}"
 
 
+def interval_cell(low, high, digits=4):
+    """It sorts by its lower end."""
+    return Cell(interval(low, high, digits), low)
+
+
 def tag(name, content="", **attributes):
     """<name ...>content</name>; `class_` is class; content: text, Html or a list of them."""
     content = "".join(map(escape, content)) if isinstance(content, list) else escape(content)
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
-    )
+    pairs = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items())
     return Html(f"<{name}{pairs}>{content}</{name}>")
+
+
+def breakable(text):
+    """A name or a path that a narrow screen may break after its separators."""
+    return text if isinstance(text, Html) else Html(re.sub("([_/])", r"\1<wbr>", escape(text)))
 
 
 def join(parts):
@@ -108,9 +117,9 @@ def label(metric):
     """The name of a metric in print: `corrected_mae` is "corrected MAE", `dice_2` "Dice, class 2", `sex_auroc` "sex: AUROC"."""
     if metric in LABELS:
         return LABELS[metric]
-    for start, words in (("corrected_", "corrected {}"), ("val_", "validation {}"), ("volume_", "{}"), ("slice_", "slices: {}")):
-        if metric.startswith(start):
-            return words.format(label(metric.removeprefix(start)))
+    start, _, rest = metric.partition("_")
+    if start in _STARTS:
+        return _STARTS[start].format(label(rest))
     base, _, ending = metric.rpartition("_")
     if ending.isdigit():
         return f"{label(base)}, class {ending}"
@@ -125,12 +134,8 @@ def label(metric):
     return metric.replace("_", " ")
 
 
-_ENDINGS = {
-    "macro": "mean",
-    "micro": "all together",
-    "common": "at one threshold for all",
-    "half": "at 0.5",
-}
+_STARTS = {"corrected": "corrected {}", "val": "validation {}", "volume": "{}", "slice": "slices: {}"}
+_ENDINGS = {"macro": "mean", "micro": "all together", "common": "at one threshold for all", "half": "at 0.5"}
 
 
 def section(title, parts, anchor):
@@ -141,6 +146,14 @@ def note(text):
     return tag("p", text, class_="note")
 
 
+def alert(texts):
+    """What the reader should know before the numbers; None without any."""
+    if not texts:
+        return None
+    items = tag("ul", [tag("li", text) for text in texts])
+    return tag("div", [tag("b", "Please note"), items], class_="alert", role="note")
+
+
 def capital(text):
     """With a capital first letter; the rest as it is."""
     return text[:1].upper() + text[1:]
@@ -148,49 +161,40 @@ def capital(text):
 
 def definitions(pairs):
     """Names and values, as a list that folds to one column on a narrow screen."""
-    items = [tag("div", [tag("dt", name), tag("dd", value)]) for name, value in pairs if value not in (None, "")]
+    items = [tag("div", [tag("dt", name), tag("dd", breakable(value))]) for name, value in pairs if value not in (None, "")]
     return tag("dl", items)
 
 
 def table(columns, rows, caption, sortable=False, row_classes=None):
     """rows: lists of text, numbers, Html or Cell, under `columns`; numbers carry their exact value in data-value.
 
-    None is an empty cell.
-
-    sortable: the headers become buttons once the page's script runs; without it the order is that of `rows`.
+    None is an empty cell. sortable: the headers become buttons once the page's script runs; without it the order is
+    that of `rows`.
     """
     numeric = [all(_is_number(_value(row[i])) for row in rows if row[i] is not None) for i in range(len(columns))]
-    head = [tag("th", name, scope="col", **({"class_": "number"} if n else {})) for name, n in zip(columns, numeric)]
+    classes = [{"class_": "number"} if is_numeric else {} for is_numeric in numeric]
+    head = [tag("th", breakable(name), scope="col", **class_) for name, class_ in zip(columns, classes)]
     body = []
     for index, row in enumerate(rows):
         cells = []
         for i, content in enumerate(row):
-            attributes = {"class_": "number"} if numeric[i] else {}
             value = _value(content)
-            if _is_number(value):
-                attributes["data_value"] = repr(float(value))
-            shown = content.shown if isinstance(content, Cell) else "" if content is None else content
-            if i == 0:
-                attributes["scope"] = "row"
-            cells.append(tag("td" if i else "th", number(shown) if _is_number(shown) else shown, **attributes))
+            exact = {"data_value": repr(float(value))} if _is_number(value) else {}
+            row_head = {} if i else {"scope": "row"}
+            cells.append(tag("td" if i else "th", shown(content), **row_head, **classes[i], **exact))
         extra = row_classes[index] if row_classes else ""
         body.append(tag("tr", cells, **({"class_": extra} if extra else {})))
     options = {"class_": "sortable"} if sortable else {}
     inner = tag("table", [tag("thead", tag("tr", head)), tag("tbody", body)], aria_label=caption, **options)
     # the caption stands outside: a <caption> is as wide as the table and would scroll out of a narrow screen
-    return join(
-        [
-            note(caption),
-            tag(
-                "div",
-                inner,
-                class_="scroll tall" if sortable else "scroll",
-                tabindex=0,
-                role="region",
-                aria_label=caption,
-            ),
-        ]
-    )
+    class_ = "scroll tall" if sortable else "scroll"
+    return join([note(caption), tag("div", inner, class_=class_, tabindex=0, role="region", aria_label=caption)])
+
+
+def shown(content):
+    """What a cell of a table shows: text or Html."""
+    content = content.shown if isinstance(content, Cell) else content
+    return "" if content is None else number(content) if _is_number(content) else content
 
 
 def _value(content):
@@ -224,9 +228,7 @@ def document(title, parts):
 def save(path, text):
     """Replace `path` at once: a browser never reads half a page."""
     try:
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(path + ".tmp", path)
+        tables.write_text(path, text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     return path

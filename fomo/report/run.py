@@ -1,5 +1,6 @@
 """Reading a run folder, finished or not."""
 
+import csv
 import datetime
 import json
 import math
@@ -50,7 +51,7 @@ class Run:
 
     def best_row(self, fold):
         """The history row of the selected epoch: best metric, at equal metric lowest val_loss; None before one."""
-        if hasattr(self.task, "is_best"):
+        if self.task.is_best is not None:
             rows = self.histories[fold]
             return [None, *(row for i, row in enumerate(rows) if self.task.is_best(row, rows[:i]))][-1]
         sign = 1 if self.task.higher_is_better else -1
@@ -67,7 +68,7 @@ def read(folder):
         raise UserError(f"{folder}: got no splits.json in it, so the run has not begun: wait until its first fold does")
     config = config_module.load(os.path.join(folder, "config.yaml"))
     task = tasks.build(config)
-    splits = tables.read_json(os.path.join(folder, "splits.json"))["folds"]
+    splits = _json(os.path.join(folder, "splits.json"), "folds")["folds"]
     numbers = range(1, len(splits) + 1)
     finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
     rows = [row for n in finished for row in _numeric(_in_fold(folder, n, "predictions.csv"))]
@@ -93,11 +94,9 @@ def _metrics(folder, config, task, finished, rows, volumes):
     """rows: in the order of the folds, as the summary's resamples take them."""
     path = os.path.join(folder, "summary.json")
     if os.path.exists(path):
-        summary = tables.read_json(path)
+        summary = _json(path, "folds_done", "metrics")
         if summary["folds_done"] == finished:
-            return {
-                name: {key: _number(value) for key, value in row.items()} for name, row in summary["metrics"].items()
-            }
+            return {name: {key: _number(value) for key, value in row.items()} for name, row in summary["metrics"].items()}
     if not rows:
         return {}
     of_scans = {"volumes": volumes} if volumes else {}
@@ -121,9 +120,31 @@ _TEXT = ("id", "subject", "scan", "metric")
 
 
 def _numeric(path):
-    """Rows of a CSV file with numbers; an empty field is undefined."""
-    rows = tables.read_csv(path)
-    return [{name: value if name in _TEXT else float(value or "nan") for name, value in row.items()} for row in rows]
+    """Rows of a CSV file with numbers; an empty field is undefined. UserError where it is not as it was written."""
+    try:
+        rows = tables.read_csv(path)
+        rows = [{name: value if name in _TEXT else float(value or "nan") for name, value in row.items()} for row in rows]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise _damaged(path, error) from error
+    if not rows:
+        raise _damaged(path, "it has no lines below a header")
+    return rows
+
+
+def _json(path, *names):
+    """The content of a JSON file, which has `names`."""
+    try:
+        content = tables.read_json(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    lacking = [name for name in names if name not in content]
+    if lacking:
+        raise _damaged(path, f"it has no {lacking[0]}")
+    return content
+
+
+def _damaged(path, why):
+    return UserError(f"cannot read {path} ({getattr(why, 'strerror', None) or why}), wanted it as the run wrote it: restore it")
 
 
 # -------------------------------------------------------------------------------------------- log

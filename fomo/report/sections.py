@@ -5,6 +5,7 @@ import os
 
 from .. import config as config_module
 from . import figures, head, page, run as run_module, views
+from .figures.training import FOLDS, curves, fold_colour
 from .page import label, number, tag
 
 
@@ -66,58 +67,42 @@ def _footer():
 
 
 def results(run):
-    names = ("pooled", "pooled_low", "pooled_high", "mean", "std", "ci_low", "ci_high")
-    rows = []
-    for metric, facts in run.metrics.items():
-        if _beside(run, metric):
-            continue
-        value = {name: facts.get(name, math.nan) for name in names}
-        rows.append(
-            [
-                label(metric),
-                value["pooled"],
-                page.Cell(page.interval(value["pooled_low"], value["pooled_high"]), value["pooled_low"]),
-                _left_out(run, metric),
-                *(
-                    [None] * 3
-                    if metric in _COUNTS or metric.endswith(_LEFT_OUT)
-                    else [
-                        value["mean"],
-                        value["std"],
-                        page.Cell(page.interval(value["ci_low"], value["ci_high"]), value["ci_low"]),
-                    ]
-                ),
-            ]
-        )
-    columns = [
-        "metric",
-        "all cases",
-        "95% interval",
-        "cases left out",
-        "mean of folds",
-        "SD of folds",
-        "95% interval of the mean",
-    ]
-    kept = [0, 1, 2, *([3] if any(row[3] for row in rows) else [])]
+    shown = [metric for metric in run.metrics if not _beside(run, metric)]
+    left_out = any(_left_out(run, metric) for metric in shown)
     over_folds = len(run.splits) > 1 and any("mean" in facts for facts in run.metrics.values())  # not in provisional ones
-    kept += [4, 5, 6] if over_folds else []
-    columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    main = {label(metric) for metric in run.metrics if views.of(run).main(metric)}
-    main, others = [row for row in rows if row[0] in main], [row for row in rows if row[0] not in main]
-    classes = ["main" if row[0] == label(run.headline) else "" for row in main]
+    columns = ["metric", "all cases", "95% interval", *(["cases left out"] if left_out else [])]
+    columns += ["mean of folds", "SD of folds", "95% interval of the mean"] if over_folds else []
+
+    def line(metric):
+        value, low, high = run.with_interval(metric)
+        cells = [label(metric), value, page.interval_cell(low, high), *([_left_out(run, metric)] if left_out else [])]
+        return cells + (_over_folds(run, metric) if over_folds else [])
+
+    is_main = views.of(run).main
+    main, others = [metric for metric in shown if is_main(metric)], [line(metric) for metric in shown if not is_main(metric)]
     caption = f"All {run.cases} together with the bootstrap interval over subjects"
     caption += "; beside it the folds' mean, SD and t-interval" if over_folds else ""
-    of_folds = [
-        [f"fold {row['fold']}", *(row.get(name, math.nan) for name in ("cases", *run.metrics))]
-        for row in run.fold_scores
-    ]
-    folds = page.table(["fold", "cases", *map(label, run.metrics)], of_folds, "Test metrics of each fold")
+    classes = ["main" if metric == run.headline else "" for metric in main]
     rest = page.table(columns, others, f"Other metrics of all {run.cases} together")
     return [
-        page.table(columns, main, caption, row_classes=classes),
+        page.table(columns, [line(metric) for metric in main], caption, row_classes=classes),
         tag("details", [tag("summary", f"{len(others)} more metrics"), rest]) if others else None,
-        tag("details", [tag("summary", "Each fold"), folds]) if len(run.splits) > 1 else None,
+        tag("details", [tag("summary", "Each fold"), _folds(run)]) if len(run.splits) > 1 else None,
     ]
+
+
+def _over_folds(run, metric):
+    """Mean, SD and interval of the mean over the folds; empty cells for counts, whose mean says nothing."""
+    if metric in _COUNTS or metric.endswith(_LEFT_OUT):
+        return [None] * 3
+    facts = run.metrics[metric]
+    return [facts["mean"], facts["std"], page.interval_cell(facts["ci_low"], facts["ci_high"])]
+
+
+def _folds(run):
+    names = ("cases", *run.metrics)
+    rows = [[f"fold {row['fold']}", *(row.get(name, math.nan) for name in names)] for row in run.fold_scores]
+    return page.table(["fold", "cases", *map(label, run.metrics)], rows, "Test metrics of each fold")
 
 
 _LEFT_OUT = ("_undefined", "_infinite")  # endings of counts
@@ -133,57 +118,19 @@ _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds
 
 def _left_out(run, metric):
     """Of a metric's mean over cases: "2 infinite"."""
-    counts = [
-        (ending[1:], run.metrics[metric + ending]["pooled"]) for ending in _LEFT_OUT if metric + ending in run.metrics
-    ]
+    counts = [(ending[1:], run.metrics[metric + ending]["pooled"]) for ending in _LEFT_OUT if metric + ending in run.metrics]
     return ", ".join(f"{number(count)} {why}" for why, count in counts)
 
 
 def training(run, show):
-    best = {fold: run.best_row(fold) for fold in run.histories}
-    best = {fold: row["epoch"] for fold, row in best.items() if row}
+    parts = _curves(run) if show else [page.note(figures.MISSING)]
     name = f"val_{run.headline}"
-    parts = []
-    if show:
-        finetune, last = run.config.finetune, max(len(rows) for rows in run.histories.values())
-        unfreeze = (
-            finetune.unfreeze_epoch if finetune.strategy in ("gradual", "stagewise") and finetune.unfreeze_epoch <= last else None
-        )
-        options = {"best": best, "unfreeze": unfreeze}
-        losses = [("train_loss", "--", "training"), ("val_loss", "-", "validation")]
-        shown = [
-            page.figure(
-                figures.curves(run.histories, losses, "loss", **options), "Loss.", "Dots: the selected epochs."
-            ),
-            page.figure(
-                figures.curves(run.histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze),
-                "Learning rate.",
-                "At each epoch's last step" + ("." if run.pretrains else ", of the head."),
-            ),
-        ]
-        if not run.pretrains:  # whose metric is the loss
-            curve = figures.curves(run.histories, [(name, "-", "")], label(name), **options)
-            text = "On the inner validation cases, which select the epoch."
-            shown.insert(1, page.figure(curve, f"{page.capital(label(name))}.", text))
-        shown += views.of(run).curves(run, options)
-        parts += [_fold_legend(run.histories) if len(run.splits) > 1 else None, page.grid(shown)]
-    else:
-        parts.append(page.note(figures.MISSING))
     rows = []
     for fold, history in run.histories.items():
-        row = run.best_row(fold) or {}
-        wait = run_module.data_wait(run.log, fold)
-        rows.append(
-            [
-                f"fold {fold}",
-                len(history),
-                row.get("epoch", math.nan),
-                row.get(name, math.nan),
-                history[-1]["train_loss"],
-                history[-1]["val_loss"],
-                page.Cell(_percent(wait), wait),
-            ]
-        )
+        best, last, wait = run.best_row(fold) or {}, history[-1], run_module.data_wait(run.log, fold)
+        selected = [best.get("epoch", math.nan), best.get(name, math.nan)]
+        waited = page.Cell("not logged" if math.isnan(wait) else f"{number(100 * wait, 2)} %", wait)
+        rows.append([f"fold {fold}", len(history), *selected, last["train_loss"], last["val_loss"], waited])
     columns = [
         "fold",
         "epochs",
@@ -196,22 +143,33 @@ def training(run, show):
     what = "Training of each fold"
     if len(run.splits) == 1:
         what, columns, rows = "Training", columns[1:], [row[1:] for row in rows]
-    return [
-        *parts,
-        page.table(columns, rows, f"{what}; waiting for data: share of the training steps' time"),
-    ]
+    return [*parts, page.table(columns, rows, f"{what}; waiting for data: share of the training steps' time")]
 
 
-def _percent(share):
-    return "not logged" if math.isnan(share) else f"{number(100 * share, 2)} %"
+def _curves(run):
+    finetune, histories, name = run.config.finetune, run.histories, f"val_{run.headline}"
+    best = {fold: row["epoch"] for fold in histories if (row := run.best_row(fold))}
+    begun = max(map(len, histories.values())) >= finetune.unfreeze_epoch
+    unfreeze = finetune.unfreeze_epoch if finetune.strategy in ("gradual", "stagewise") and begun else None
+    options = {"best": best, "unfreeze": unfreeze}
+    losses = curves(histories, [("train_loss", "--", "training"), ("val_loss", "-", "validation")], "loss", **options)
+    rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze)
+    last_step = "At each epoch's last step" + ("." if run.pretrains else ", of the head.")
+    shown = [page.figure(losses, "Loss.", "Dots: the selected epochs.")]
+    if not run.pretrains:  # whose metric is the loss
+        curve = curves(histories, [(name, "-", "")], label(name), **options)
+        text = "On the inner validation cases, which select the epoch."
+        shown.append(page.figure(curve, f"{page.capital(label(name))}.", text))
+    shown += [page.figure(rates, "Learning rate.", last_step), *views.of(run).curves(run, options)]
+    return [_fold_legend(histories) if len(run.splits) > 1 else None, page.grid(shown)]
 
 
 def _fold_legend(histories):
-    if len(histories) > len(figures.FOLDS):
+    if len(histories) > len(FOLDS):
         return page.note(f"Each line is one of {len(histories)} folds.")
     items = []
     for index, fold in enumerate(histories):
-        swatch = tag("i", style=f"border-color:{figures.fold_colour(index, len(histories))}")
+        swatch = tag("i", style=f"border-color:{fold_colour(index, len(histories))}")
         items.append(tag("li", [swatch, f"fold {fold}"]))
     return tag("ul", items, class_="legend")
 
@@ -219,8 +177,7 @@ def _fold_legend(histories):
 def case_table(run):
     columns, rows, warned = views.of(run).cases(run)
     if len(run.splits) == 1:
-        at = columns.index("fold")
-        columns, *rows = ([*row[:at], *row[at + 1 :]] for row in [columns, *rows])
+        columns, *rows = (row[:-1] for row in [columns, *rows])  # the fold
     caption = f"Every {run.cases.removesuffix('s')}, worst first"
     caption += "" if run.pretrains else f"; {len(warned)} of {len(rows)} with a warning"
     if len(rows) > _LONGEST:
@@ -243,7 +200,7 @@ def about(run):
         ("channels", ", ".join(data.channels)),
         (
             "voxel size",
-            "each case's own" if data.spacing_mm is None else f"{' × '.join(number(mm) for mm in data.spacing_mm)} mm",
+            "each case's own" if data.spacing_mm is None else f"{' × '.join(f'{mm:g}' for mm in data.spacing_mm)} mm",
         ),
         ("patch", f"{' × '.join(map(str, data.patch))} voxels"),
         ("network", config.model.name + (f", width {config.model.width}" if config.model.width else "")),
@@ -261,10 +218,7 @@ def about(run):
         ("last started", start.get("time")),
     ]
     lines = "\n".join(f"{name}: {config_module.show(value)}" for name, _, value in config_module.fields(config))
-    return [
-        page.definitions(pairs),
-        tag("details", [tag("summary", "Every key of the config"), tag("pre", lines, tabindex=0)]),
-    ]
+    return [page.definitions(pairs), tag("details", [tag("summary", "Every key of the config"), tag("pre", lines, tabindex=0)])]
 
 
 def _duration(seconds):

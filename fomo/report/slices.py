@@ -30,9 +30,8 @@ def planes(case, channels, mask_path):
     Shown is the channel in which the lesion stands out most, in each plane the slice with most of the reference. RAS+:
     the patient's right is on the right. Raises ValueError for files that are missing or unreadable.
     """
-    reference, affine = sources.read_volume(case.mask)
-    predicted, _ = volume.read_nifti(mask_path)
-    images = [sources.read_volume(image)[0] for image in case.images]
+    predicted, affine = volume.read_nifti(mask_path)
+    reference, *images = (sources.read_volume(source, like=affine)[0] for source in (case.mask, *case.images))
     channel = int(np.argmax([_contrast(image, reference > 0) for image in images]))
     image, ras_affine = volume.to_ras(images[channel], affine)
     reference, predicted = ((volume.to_ras(mask, affine)[0] > 0) for mask in (reference, predicted))
@@ -71,9 +70,7 @@ def _picture(image, reference, predicted, limits, spacing_yx, alt, pixels=400):
     axes = drawing.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     aspect = spacing_yx[0] / spacing_yx[1]
-    axes.imshow(
-        image, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), origin="lower", aspect=aspect
-    )
+    axes.imshow(image, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), origin="lower", aspect=aspect)
     for mask, (_, colour, style) in zip((reference, predicted), LEGEND):
         if mask.any() and not mask.all():
             # outlines at voxel borders: a contour between voxel centres would cut corners and lose single voxels

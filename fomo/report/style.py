@@ -7,6 +7,7 @@ STYLE = """
 body {
   margin: 0; background: #fff; color: var(--text);
   font: 16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+  overflow-wrap: break-word;
 }
 main { max-width: 1160px; margin: 0 auto; padding: 28px 24px 64px }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere }
@@ -49,6 +50,7 @@ figure svg,figure img { display: block; width: 100%; height: auto }
 figure img { border-radius: 4px }
 figure svg text { font-family: system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important }
 figcaption { margin-top: 4px }
+figure .scroll { margin: 0 }
 figcaption b { color: var(--text) }
 .legend {
   display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 14px; list-style: none; margin: 8px 0; padding: 0;
@@ -64,7 +66,7 @@ figcaption b { color: var(--text) }
 }
 table { border-collapse: separate; border-spacing: 0; font-size: 14px; font-variant-numeric: tabular-nums }
 th,td {
-  padding: 5px 14px 5px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+  padding: 5px 12px 5px 6px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: nowrap; background: #fff;
 }
 th.number,td.number { text-align: right }
@@ -79,10 +81,13 @@ thead button { all: unset; cursor: pointer }
 thead button::after { content: "\\00a0\\2195"; color: var(--soft) }
 th[aria-sort=ascending] button::after { content: "\\00a0\\2191"; color: var(--text) }
 th[aria-sort=descending] button::after { content: "\\00a0\\2193"; color: var(--text) }
-.warn { color: var(--warn); font-weight: 550 }
+.warn {
+  display: inline-block; width: max-content; max-width: 11em; white-space: normal; color: var(--warn); font-weight: 550;
+}
 .confusion { width: 100%; margin: 8px 0 }
-.confusion tbody th { position: static; vertical-align: middle; min-width: 0 }
-.confusion td { font-size: 26px; line-height: 1.3; text-align: center; padding: 28px 12px; width: 45% }
+.confusion th { position: static }
+.confusion tbody th { vertical-align: middle; min-width: 0 }
+.confusion td { font-size: 26px; line-height: 1.3; text-align: center; padding: 28px 12px; width: 38% }
 .confusion.many { width: auto }
 .confusion.many td { font-size: 17px; padding: 10px; width: auto; min-width: 84px }
 td span.wrap { display: inline-block; white-space: normal; min-width: 12em; max-width: 32em }
@@ -103,7 +108,8 @@ footer { margin-top: 48px; font-size: 14px; color: var(--soft) }
   .planes figure:first-child { grid-column: 1/-1 }
   thead th.number { min-width: 6.2em }
   th,td { padding: 5px 10px 5px 6px }
-  tbody th { white-space: normal; overflow-wrap: break-word; min-width: 7.5em }
+  tbody th { white-space: normal; min-width: 7.5em }
+  .warn { max-width: 9em }
   nav a { display: inline-block; padding: 4px 0 }
 }
 @media print {
@@ -121,9 +127,9 @@ for (const table of document.querySelectorAll('table.sortable')) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
     const button = document.createElement('button');
-    button.textContent = head.textContent;
     button.title = 'sort by ' + head.textContent;
-    head.replaceChildren(button);
+    button.append(...head.childNodes);
+    head.append(button);
     button.addEventListener('click', () => {
       const up = head.getAttribute('aria-sort') !== 'ascending';
       for (const other of heads) other.removeAttribute('aria-sort');

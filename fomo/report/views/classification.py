@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from .. import figures, overlays, page
+from .. import overlays, page
 from ..cases import columns_of, finish
+from ..figures.classification import calibration, precision_recall, roc, score_histogram
 from ..page import number, tag
 from .view import View
 
@@ -41,8 +42,7 @@ def confusion_table(counts, names, decided):
         return tag("td", content, style=f"background:rgba({colour},{opacity:.2f})", data_value=repr(float(count)))
 
     rows = [
-        tag("tr", [tag("th", name, scope="row"), *(cell(i, j) for j in range(len(decided)))])
-        for i, name in enumerate(names)
+        tag("tr", [tag("th", name, scope="row"), *(cell(i, j) for j in range(len(decided)))]) for i, name in enumerate(names)
     ]
     head = tag("tr", [tag("th", "label", scope="col"), *(tag("th", f"decided {name}", scope="col") for name in decided)])
     many = " many" if len(names) > 2 else ""
@@ -62,29 +62,26 @@ def _pictures(run, listed):
     labels, scores = columns_of(run.rows, "target", "probability")
     labels = labels.astype(int)
     if len(np.unique(labels)) < 2:
-        return [
-            _confusion(run),
-            page.note("The finished folds have cases of one class only: there are no curves to draw."),
-        ]
+        return [_confusion(run), page.note("The finished folds have cases of one class only: there are no curves to draw.")]
     value = {name: run.metrics[name]["pooled"] for name in ("auroc", "average_precision", "ece")}
     subjects = [row["subject"] for row in run.rows]
     pictures = [
         page.figure(
-            figures.roc(labels, scores, subjects, run.config.seed, value["auroc"]),
+            roc(labels, scores, subjects, run.config.seed, value["auroc"]),
             "ROC.",
             f"All {run.cases}; pointwise bootstrap band over subjects.",
         ),
         page.figure(
-            figures.precision_recall(labels, scores, value["average_precision"]),
+            precision_recall(labels, scores, value["average_precision"]),
             "Precision and recall.",
             "Chance is the share of positive cases.",
         ),
         page.figure(
-            figures.calibration(labels, scores, value["ece"]),
+            calibration(labels, scores, value["ece"]),
             "Calibration.",
             f"Dots below the diagonal: probabilities too high. Size: number of cases; ECE {number(value['ece'], 3)}.",
         ),
-        page.figure(figures.score_histogram(labels, scores), "Scores.", "Class 1 upwards, class 0 downwards."),
+        page.figure(score_histogram(labels, scores), "Scores.", "Class 1 upwards, class 0 downwards."),
     ]
     return [page.grid([*pictures, _confusion(run)]), *overlays.pictures(run)]
 
@@ -97,9 +94,7 @@ def cases(rows):
         warnings = [] if row["decision"] == row["target"] else ["wrong"]
         if _of_true_class(row) < _SURE:
             warnings.append("and sure of it" if warnings else "unlikely by its probability")
-        found.append(
-            (row, [row["target"], row["probability"], row["decision"], _of_true_class(row)], " ".join(warnings))
-        )
+        found.append((row, [row["target"], row["probability"], row["decision"], _of_true_class(row)], " ".join(warnings)))
     return finish(["label", "probability", "decision", "of the true class"], found)
 
 

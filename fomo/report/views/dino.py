@@ -3,7 +3,8 @@
 import math
 import os
 
-from .. import figures, page, slices
+from .. import page, slices
+from ..figures.training import curves
 from ..page import number, tag
 from .classification import against_chance
 from .view import View
@@ -16,7 +17,9 @@ def _verdict(run):
     if "probe_auroc" not in run.metrics:
         return _collapse(run)
     value = number(run.metrics["probe_auroc"]["pooled"], 3)
-    return f"{_collapse(run)} Linear probe on frozen features, AUROC {value}: {against_chance(*run.with_interval('probe_auroc'))}"
+    return (
+        f"{_collapse(run)} Linear probe on frozen features, AUROC {value}: {against_chance(*run.with_interval('probe_auroc'))}"
+    )
 
 
 def _collapse(run):
@@ -44,7 +47,7 @@ def _curves(run, options):
     for name, (level, limits, what) in wanted.items():
         if f"val_{name}" in rows[0]:
             title = page.label(name)
-            curve = figures.curves(run.histories, [(f"val_{name}", "-", "")], title, **options, level=level, limits=limits)
+            curve = curves(run.histories, [(f"val_{name}", "-", "")], title, **options, level=level, limits=limits)
             found.append(page.figure(curve, f"{page.capital(title)}.", what))
     return found
 

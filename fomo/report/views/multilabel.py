@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from .. import figures, overlays, page
+from .. import overlays, page
 from ..cases import finish
+from ..figures.classification import calibration, score_histogram
+from ..figures.multilabel import macro_roc, per_label, precision_recalls
 from ..page import number, tag
 from .classification import against_chance
 from .view import View
@@ -38,8 +40,7 @@ def _table(run, labels):
     columns += ["AUROC, slices", "average precision, slices"] if run.volumes else []
     rows = []
     for row in sorted(labels, key=_by_auroc):
-        low, high = row.get("auroc_low", np.nan), row.get("auroc_high", np.nan)
-        interval = page.Cell(page.interval(low, high, 3), low)
+        interval = page.interval_cell(row.get("auroc_low", np.nan), row.get("auroc_high", np.nan), 3)
         rows.append([row["label"], row["positives"], row["prevalence"], row["auroc"], interval, row["ap"], row["ece"]])
         rows[-1] += [row["slice_auroc"], row["slice_ap"]] if run.volumes else []
     return page.table(columns, rows, f"Each label over {_count(run)}; bootstrap interval over subjects", sortable=True)
@@ -105,9 +106,9 @@ def _forests(run, ranked):
         auroc.append(("slices", column("slice_auroc"), None, None))
         ap.append(("slices", column("slice_ap"), None, None))
     return [
-        page.figure(figures.per_label(names, auroc, "AUROC", 0.5), "AUROC of each label.", "With the interval over subjects."),
+        page.figure(per_label(names, auroc, "AUROC", 0.5), "AUROC of each label.", "With the interval over subjects."),
         page.figure(
-            figures.per_label(names, ap, "average precision", column("prevalence")),
+            per_label(names, ap, "average precision", column("prevalence")),
             "Average precision of each label.",
             "Chance is the label's prevalence.",
         ),
@@ -124,17 +125,13 @@ def _of_level(run, level, rows, labels, chosen):
     recalls += [(labels[k]["label"], target[:, k], score[:, k], labels[k][f"{prefix}ap"]) for k in chosen]
     return [
         page.figure(
-            figures.macro_roc(target, score, subjects, run.config.seed, value["auroc_macro"], curves),
+            macro_roc(target, score, subjects, run.config.seed, value["auroc_macro"], curves),
             "ROC.",
             "The mean over the labels with its band over subjects; the best, the middle and the worst label.",
         ),
+        page.figure(precision_recalls(recalls), "Precision and recall.", "Of all labels together, and of these."),
         page.figure(
-            figures.precision_recalls(recalls),
-            "Precision and recall.",
-            "Of all labels together, and of these.",
-        ),
-        page.figure(
-            figures.calibration(target.ravel(), score.ravel(), value["ece"]),
+            calibration(target.ravel(), score.ravel(), value["ece"]),
             "Calibration.",
             f"All labels together; the mean of the labels' own errors (ECE) is {number(value['ece'], 3)}.",
         ),
@@ -143,8 +140,10 @@ def _of_level(run, level, rows, labels, chosen):
 
 def _scores(run):
     target, score = (_matrix(run, _units(run), kind).ravel() for kind in ("target", "probability"))
-    picture = figures.score_histogram(target.astype(int), score, ("absent", "present"))
-    return page.figure(picture, "Scores.", "All labels together: findings that are there upwards, those that are not downwards.")
+    picture = score_histogram(target.astype(int), score, ("absent", "present"))
+    return page.figure(
+        picture, "Scores.", "All labels together: findings that are there upwards, those that are not downwards."
+    )
 
 
 def cases(run):
@@ -204,9 +203,6 @@ VIEW = View(
     cases=cases,
     units=_units,
     truth=lambda row: [row["target_" + name] for name in _named(row)],
-    per_case={
-        "brier": (_squared_error, False, "squared error"),
-        "accuracy": (_right, True, "share of right decisions"),
-    },
+    per_case={"brier": (_squared_error, False, "squared error"), "accuracy": (_right, True, "share of right decisions")},
     ranked=_ranked,
 )

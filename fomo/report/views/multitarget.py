@@ -1,9 +1,12 @@
 """Classification of several targets at once, or into more than two classes: a block per target."""
 
+import itertools
+
 import numpy as np
 
-from .. import figures, overlays, page
+from .. import overlays, page
 from ..cases import finish
+from ..figures.classification import calibration, roc, rocs
 from ..page import number, tag
 from .classification import against_chance, confusion_table
 from .view import View
@@ -59,15 +62,15 @@ def _blocks(run, draw):
             if len(curves) == 1:
                 labels, scores = curves[0][1:]
                 subjects = [row["subject"] for row in run.rows]
-                drawn = figures.roc(labels, scores, subjects, run.config.seed, run.metrics[f"{column}_auroc"]["pooled"])
+                drawn = roc(labels, scores, subjects, run.config.seed, run.metrics[f"{column}_auroc"]["pooled"])
                 text = f"Of the class {classes[1]}; pointwise bootstrap band over subjects."
             else:
-                drawn, text = figures.rocs(curves), "Each class against the rest."
+                drawn, text = rocs(curves), "Each class against the rest."
             bins = _together(curves)
             ece = run.metrics[f"{column}_ece"]["pooled"]
             pictures = [
                 page.figure(drawn, "ROC.", text),
-                page.figure(figures.calibration(*bins, ece), "Calibration.", f"Of all classes together; ECE {number(ece, 3)}."),
+                page.figure(calibration(*bins, ece), "Calibration.", f"Of all classes together; ECE {number(ece, 3)}."),
                 matrix,
             ]
         parts += [tag("h3", name), _table(run, name, column, classes, counts), page.grid(pictures)]
@@ -96,6 +99,17 @@ def _columns(row, kind):
     return [name for name in row if name.startswith(f"{kind}_")]
 
 
+def _squared_error(row):
+    """Over the classes, the mean over the targets: unlike the loss it does not depend on how a run weighs the classes."""
+    errors, columns = [], list(row)
+    for target in _columns(row, "target"):
+        name = target.removeprefix("target_")
+        after = columns[columns.index(f"decision_{name}") + 1 :]
+        probabilities = itertools.takewhile(lambda column: column.startswith(f"probability_{name}_"), after)
+        errors.append(sum((row[column] - (k == row[target])) ** 2 for k, column in enumerate(probabilities)))
+    return sum(errors) / len(errors)
+
+
 def _share_right(row):
     pairs = [(row[name], row["decision_" + name.removeprefix("target_")]) for name in _columns(row, "target")]
     return sum(a == b for a, b in pairs) / len(pairs)
@@ -117,9 +131,6 @@ VIEW = View(
     pictures=lambda run, listed: [*_blocks(run, draw=True), *overlays.pictures(run)],
     cases=cases,
     truth=lambda row: [row[name] for name in _columns(row, "target")],
-    per_case={
-        "loss": (lambda row: row["loss"], False, "loss"),
-        "accuracy": (_share_right, True, "share of right decisions"),
-    },
+    per_case={"brier": (_squared_error, False, "squared error"), "accuracy": (_share_right, True, "share of right decisions")},
     ranked=_ranked,
 )

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from ... import metrics
-from .. import figures, page
+from .. import page
 from ..cases import columns_of, finish, outliers
+from ..figures.regression import error_histogram, line, predicted_over_true, residuals
 from ..page import number
 from .view import View
 
@@ -31,9 +32,7 @@ def _against_the_mean(run):
         change = f"{number(abs(gain.mean()), 3)} {'smaller' if gain.mean() > 0 else 'larger'}"
         return f"Against {baseline} the error is {change}; no interval was computed."
     subjects = [row["subject"] for row in run.rows]
-    found = metrics.bootstrap_ci(
-        np.mean, gain, resamples=run.config.eval.bootstrap, seed=run.config.seed, groups=subjects
-    )
+    found = metrics.bootstrap_ci(np.mean, gain, resamples=run.config.eval.bootstrap, seed=run.config.seed, groups=subjects)
     if found.low > 0:
         limits = page.interval(found.low, found.high, 3)
         return f"Better than {baseline}: the error is {number(found.value, 3)} smaller (95% interval {limits})."
@@ -50,20 +49,16 @@ def _pictures(run, listed):
     series = [("predicted", predictions)]
     if all(math.isfinite(row.get("corrected", math.nan)) for row in run.rows):
         series.append(("bias-corrected", columns_of(run.rows, "corrected")[0]))
-    slopes = [(legend, figures.line(targets, values - targets)[0]) for legend, values in series]
+    slopes = [(legend, line(targets, values - targets)[0]) for legend, values in series]
     text = "; ".join(f"{legend} {number(slope, 2)}" for legend, slope in slopes)
     pictures = [
+        page.figure(predicted_over_true(targets, series, unit), "Predicted over true.", "Above the line: predicted too high."),
         page.figure(
-            figures.predicted_over_true(targets, series, unit),
-            "Predicted over true.",
-            "Above the line: predicted too high.",
-        ),
-        page.figure(
-            figures.residuals(targets, series, unit, short),
+            residuals(targets, series, unit, short),
             "Error over true value.",
             f"A falling line is the pull towards the mean. Slope: {text}.",
         ),
-        page.figure(figures.error_histogram(predictions - targets, short), "Errors.", "Before bias correction."),
+        page.figure(error_histogram(predictions - targets, short), "Errors.", "Before bias correction."),
     ]
     return [page.grid(pictures)]
 
@@ -92,10 +87,6 @@ VIEW = View(
     per_case={
         "mae": (lambda row: abs(row["prediction"] - row["target"]), False, "absolute error"),
         "mse": (lambda row: (row["prediction"] - row["target"]) ** 2, False, "squared error"),
-        "corrected_mae": (
-            lambda row: abs(row.get("corrected", math.nan) - row["target"]),
-            False,
-            "corrected absolute error",
-        ),
+        "corrected_mae": (lambda row: abs(row.get("corrected", math.nan) - row["target"]), False, "corrected absolute error"),
     },
 )

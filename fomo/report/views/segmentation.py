@@ -9,8 +9,9 @@ import numpy as np
 from ... import volume
 from ...config import UserError
 from ...data import sources
-from .. import figures, page, slices
+from .. import page, slices
 from ..cases import columns_of, finish, outliers
+from ..figures.segmentation import distribution, volumes
 from ..page import number, tag
 from .view import View
 
@@ -42,17 +43,17 @@ def _pictures(run, listed):
     lost = int(np.isinf(hd95).sum())
     pictures = [
         page.figure(
-            figures.distribution(dice, "Dice", "", run.metrics["dice"]["pooled"]),
+            distribution(dice, "Dice", "", run.metrics["dice"]["pooled"]),
             "Dice of each case.",
             f"{int(np.isnan(dice).sum())} of {len(dice)} cases undefined (both masks empty).",
         ),
         page.figure(
-            figures.distribution(hd95, "HD95", "mm", run.metrics["hd95"]["pooled"]),
+            distribution(hd95, "HD95", "mm", run.metrics["hd95"]["pooled"]),
             "HD95 of each case.",
             f"{lost} of {len(hd95)} cases infinite (one mask empty), not drawn.",
         ),
         page.figure(
-            figures.volumes(reference * millilitres, predicted * millilitres, unit),
+            volumes(reference * millilitres, predicted * millilitres, unit),
             "Volume.",
             "Crosses: one of the masks is empty; drawn on the axis.",
         ),
@@ -96,9 +97,7 @@ def _case_pictures(run, listed):
     for name, row, (channel, pictures) in shown:
         values = f"Dice {number(row['dice'], 3)}, HD95 {number(row['hd95'], 3)} mm, {channel}"
         parts.append(tag("p", [tag("b", f"{name.capitalize()}: {row['id']}"), f" · {values}"]))
-        parts.append(
-            page.grid([tag("figure", [picture, tag("figcaption", plane)]) for plane, picture in pictures], "planes")
-        )
+        parts.append(page.grid([tag("figure", [picture, tag("figcaption", plane)]) for plane, picture in pictures], "planes"))
     return parts
 
 
@@ -124,7 +123,7 @@ def cases(rows):
 
 def _warnings(row, outlier):
     if row["reference_voxels"] == 0:
-        return ["nothing there, something predicted"] if row["predicted_voxels"] else []
+        return ["false alarm"] if row["predicted_voxels"] else []
     if row["predicted_voxels"] == 0:
         return ["empty prediction"]
     warnings = ["no overlap"] if row["dice"] == 0 else []

@@ -25,7 +25,7 @@ class View(NamedTuple):
     unit: Callable = lambda run: ""  # run -> of the headline's value, " (years)"
     main: Callable = lambda metric: True  # name of a metric -> whether it stands in the first table of results
     notes: Callable = lambda run: []  # run -> texts that the reader should know before the numbers
-    curves: Callable = lambda run, options: []  # run, keywords of figures.curves -> more figures of the training
+    curves: Callable = lambda run, options: []  # run, keywords of figures.training.curves -> more figures of the training
     tables: Callable = lambda run: []  # run -> parts instead of the pictures where matplotlib is missing
     pictures: Callable = lambda run, listed: []  # run, its sources.Case list or None -> parts
     cases: Callable = plain_cases  # run -> (columns, table rows, case ids with a warning)

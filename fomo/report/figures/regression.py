@@ -1,0 +1,56 @@
+"""Predictions and errors over the true value, the errors; series: [(legend, predictions)]."""
+
+import numpy as np
+
+from ..page import number
+from .panel import GREY, MARKS, ORANGE, histogram, identity, panel, points
+
+
+def predicted_over_true(targets, series, unit):
+    def draw(axes):
+        identity(axes, targets, *(values for _, values in series))
+        for (legend, values), mark in zip(series, MARKS):
+            points(axes, targets, values, *mark, label=legend)
+        axes.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}")
+        axes.legend(loc="upper left")
+
+    return panel(draw, f"predicted over true {unit} of {len(targets)} cases, with the identity line")
+
+
+def residuals(targets, series, unit, short):
+    """Errors over the true value with a fitted line each; its slope is the pull towards the mean."""
+
+    def draw(axes):
+        axes.axhline(0, linestyle="--", color=GREY, linewidth=1)
+        ends = np.array([targets.min(), targets.max()])
+        for (legend, values), (colour, marker) in zip(series, MARKS):
+            points(axes, targets, values - targets, colour, marker, label=legend)
+            slope, intercept = line(targets, values - targets)
+            axes.plot(ends, slope * ends + intercept, color="white", linewidth=3.5, zorder=4)
+            axes.plot(ends, slope * ends + intercept, color=colour, linewidth=1.8, zorder=5)
+        axes.set(xlabel=f"true {unit}", ylabel=f"predicted minus true ({short})")
+        axes.legend(loc="best")
+
+    slopes = ", ".join(f"{legend} slope {number(line(targets, values - targets)[0], 3)}" for legend, values in series)
+    return panel(draw, f"errors over true {unit}; {slopes}")
+
+
+def line(x, y):
+    """(slope, intercept) of least squares; NaN where x does not vary or y is undefined."""
+    if np.ptp(x) == 0 or not np.isfinite(y).all():
+        return float("nan"), float("nan")
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(slope), float(intercept)
+
+
+def error_histogram(errors, short):
+    median = float(np.median(errors))
+
+    def draw(axes):
+        histogram(axes, errors, min(30, max(8, len(errors) // 4)))
+        axes.axvline(0, linestyle="--", color=GREY, linewidth=1)
+        axes.axvline(median, color=ORANGE, linewidth=1.5, label=f"median {number(median, 3)}")
+        axes.set(xlabel=f"predicted minus true ({short})")
+        axes.legend(loc="best")
+
+    return panel(draw, f"histogram of {len(errors)} errors, median {number(median, 3)}")

@@ -1,0 +1,34 @@
+"""The view of regression: verdict, cases."""
+
+import dataclasses
+import math
+import re
+
+from report_runs import make_run, verdict
+
+from fomo.report import cases, run, views
+
+
+def test_the_verdict(tmp_path):
+    found = run.read(make_run(tmp_path / "good", "regression", skill=5))
+    assert re.match(r"Better than predicting the mean .*\(MAE 1\d\.\d\): the error is .* smaller", verdict(found))
+    worse = [{**row, "prediction": row["target"] + 40 + index % 3} for index, row in enumerate(found.rows)]
+    assert verdict(dataclasses.replace(found, rows=worse)).startswith("Worse than")
+    same = [{**row, "prediction": row["training_mean"]} for row in found.rows]
+    assert verdict(dataclasses.replace(found, rows=same)).startswith("Not shown")
+
+
+def test_cases_come_worst_first_with_warnings():
+    base = {"subject": "s", "fold": 1.0, "target": 10.0}
+    columns, rows, _ = views.regression.cases([{**base, "id": str(e), "prediction": 10.0 + e} for e in (1, -2, 3, -30)])
+    assert [(row[0], row[1].value) for row in rows] == [("-30", "outlier"), ("3", ""), ("-2", ""), ("1", "")]
+    assert "corrected" not in columns
+
+
+def test_outliers_by_tukeys_fence():
+    # quartiles 2 and 4: the fence is at 4 + 1.5 * 2 = 7
+    assert cases.outliers([1, 2, 3, 4, 7.1]).tolist() == [False, False, False, False, True]
+    assert cases.outliers([1, 2, 3, 4, 6.9]).tolist() == [False] * 5
+    assert cases.outliers([1, 2, 3, 4, 7.1, math.inf, math.nan]).tolist() == [False] * 4 + [True, False, False]
+    assert not cases.outliers([2, 2, 2, 2, 9]).any()  # the quartiles are equal: no spread to judge by
+    assert not cases.outliers([math.nan]).any()

@@ -1,0 +1,99 @@
+"""The view of segmentation: verdict, cases, pictures; a real run."""
+
+import math
+
+import numpy as np
+from conftest import run_command
+from report_runs import make_run, needs_figures, read, shown, verdict
+
+from fomo import volume
+from fomo.data.sources import Case, Volume
+from fomo.report import run, slices, views
+
+
+def test_the_verdict(tmp_path):
+    found = run.read(make_run(tmp_path / "run", "segmentation"))
+    # of 40 cases 36 have a reference; those with index 7, 14, 21, 28, 35 have no prediction
+    text = "Better than an empty mask, which scores 0; of the 36 cases with something to find, 5 are missed altogether."
+    assert verdict(found) == text
+
+
+OTHERS = {"surface_dice": 0.5, "average_surface_distance": 1.0, "sensitivity": 1.0, "precision": 1.0, "lesions_false": 0.0}
+CASES = """
+id          dice  hd95  reference_voxels  predicted_voxels  lesions_missed
+fine        0.9   1     9                 9                 0
+nothing     nan   nan   0                 0                 0
+empty       0     inf   9                 0                 2
+invented    0     inf   0                 5                 0
+one_missed  0.5   3     9                 5                 1
+elsewhere   0     9     9                 5                 1
+"""
+
+
+def test_cases_come_worst_first_with_warnings():
+    names, *lines = (line.split() for line in CASES.split("\n") if line)
+    given = [
+        {"id": line[0], "subject": "s", "fold": 1.0, **OTHERS, **dict(zip(names[1:], map(float, line[1:])))} for line in lines
+    ]
+    _, rows, warned = views.segmentation.cases(given)
+    assert {row[0]: row[1].value for row in rows} == {
+        "empty": "empty prediction",
+        "elsewhere": "no overlap; 1 missed lesion",
+        "invented": "false alarm",
+        "one_missed": "1 missed lesion",
+        "fine": "",
+        "nothing": "",
+    }
+    assert [row[0] for row in rows][-3:] == ["one_missed", "fine", "nothing"]
+    assert set(warned) == {"empty", "elsewhere", "invented", "one_missed"}
+
+
+@needs_figures
+def test_pictures_of_the_best_median_and_worst_case(tmp_path):
+    shape, affine = (12, 10, 8), np.diag([-1.0, 1.0, 2.0, 1.0])  # stored right to left
+    mask = np.zeros(shape, np.uint8)
+    mask[2:5, 3:6, 4:6] = 1
+    rng = np.random.default_rng(0)
+    plain, lesion = rng.normal(5, 1, shape).astype(np.float32), (rng.normal(5, 1, shape) + 9 * mask).astype(np.float32)
+    paths = {name: str(tmp_path / f"{name}.nii.gz") for name in ("t1", "flair", "mask", "predicted")}
+    for path, array in zip(paths.values(), (plain, lesion, mask, np.zeros_like(mask))):
+        volume.write_nifti(path, array, affine)
+    case = Case("a", "a", (Volume(paths["t1"]), Volume(paths["flair"])), Volume(paths["mask"]), 1.0, None)
+    channel, pictures = slices.planes(case, ("t1", "flair"), paths["predicted"])
+    assert channel == "flair"
+    assert [plane for plane, _ in pictures] == ["axial", "coronal", "sagittal"]
+    assert all(picture.text.startswith('<img src="data:image/png;base64,') for _, picture in pictures)
+    turned = np.diag([1.0, 1.0, 2.0, 1.0])
+    turned[0, 3] = 1 - shape[0]  # the same place, left to right
+    volume.write_nifti(paths["mask"], mask[::-1], turned)
+    again = slices.planes(case, ("t1", "flair"), paths["predicted"])
+    assert [(plane, picture.text) for plane, picture in again[1]] == [(plane, picture.text) for plane, picture in pictures]
+
+
+def test_the_cases_that_are_shown():
+    rows = [{"id": str(i), "dice": i / 10, "reference_voxels": 1.0} for i in range(5)]
+    rows.append({"id": "none", "dice": math.nan, "reference_voxels": 0.0})
+    assert [(name, row["id"]) for name, row in slices.chosen(rows)] == [("best", "4"), ("median", "2"), ("worst", "0")]
+    assert [row["id"] for _, row in slices.chosen(rows[:2])] == ["1", "0"]
+    assert [row["id"] for _, row in slices.chosen(rows[:1])] == ["0"]
+    assert slices.chosen(rows[5:]) == []
+
+
+@needs_figures
+def test_images_that_are_gone_are_said_so(tmp_path):
+    found = shown(make_run(tmp_path / "run", "segmentation", data={"source": "fomo2", "root": str(tmp_path / "gone")}))
+    assert "The images cannot be shown" in found.text and "gone" in found.text
+
+
+@needs_figures
+def test_a_real_run(tiny_config, tmp_path):
+    done = run_command("cv.py", tiny_config("segmentation"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "run"
+    done = run_command("tools/report.py", folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = read(folder / "report.html")
+    assert text.count("<img ") == 9 and "(ml)" in text
+    assert 2e4 < len(text) < 5e6
+    done = run_command("tools/report.py", tmp_path / "runs")
+    assert done.returncode == 2 and "config.yaml" in done.stderr and "Traceback" not in done.stderr
