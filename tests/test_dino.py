@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,7 +193,7 @@ def batch_of(config, slots, channels=2):
 def train_once(config, micro_batches, steps=3):
     """A network after some steps on the slots of each, and its task."""
     task = tasks.build(config)
-    task.fit([None] * 8)
+    task.fit([None] * 8, [])
     torch.manual_seed(0)
     network = tasks.build_network(config, task)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)  # AdamW would scale the noise of small gradients up
@@ -226,7 +227,7 @@ def test_the_centre_is_the_average_of_the_teachers_outputs(write):
 def test_schedules(write):
     config = load(write(task={"teacher_temperature": [0.04, 0.08], "teacher_warmup_epochs": 2}))
     task = tasks.build(config)
-    task.fit([None] * 8)  # 3 steps an epoch, by the config
+    task.fit([None] * 8, [])  # 3 steps an epoch, by the config
     assert [round(task._teacher_temperature(step), 6) for step in (0, 3, 6, 60)] == [0.04, 0.06, 0.08, 0.08]
     decay = [optimization.current_weight_decay(config.optim, step, 10) for step in (0, 5, 10)]
     np.testing.assert_allclose(decay, [0.04, 0.22, 0.4])
@@ -241,6 +242,22 @@ def test_the_last_layer_waits(write):
         trained = {key for key, p in network.named_parameters() if p.requires_grad}
         assert ("student.head.last.weight" in trained) != frozen
         assert "student.head.mlp.0.weight" in trained and not any(key.startswith("teacher.") for key in trained)
+
+
+@pytest.mark.parametrize(
+    "targets, labels, counts",
+    [
+        (["gender"], [0, 0, 1, 1], None),
+        (["gender"], [0, 0, 0, 1], "3, 1"),
+        (["gender"], [1, None, None, 1], "0, 2"),
+        (["gender"], [None, None, None, None], "0, 0"),
+        ([], [None, None, None, None], None),
+    ],
+)
+def test_a_probe_that_will_not_be_is_said(write, targets, labels, counts):
+    val = [SimpleNamespace(case=SimpleNamespace(subject=f"s{i}", target=label)) for i, label in enumerate(labels)]
+    messages = tasks.build(load(write(task={"targets": targets}))).fit(val, val)
+    assert [f"among the 4 validation cases: {counts}; " in message for message in messages] == ([True] if counts else [])
 
 
 def test_collapse_is_warned_of(write):
@@ -282,6 +299,7 @@ def test_the_last_epoch_is_kept_or_that_with_the_best_probe(write):
         ("train.ema=0.9", "train.ema: got 0.9, wanted 0 for task.type=dino"),
         ("finetune.strategy=gradual finetune.unfreeze_epoch=1", "finetune.strategy: got gradual, wanted full for task.type=dino"),
         ("cv.final=ensemble", "cv.final"),
+        ("task.targets=[gender,cohort]", "task.targets: got [gender,cohort], wanted at most one column, for the probe"),
         ("task.loss=focal", "task.loss: got focal, wanted one of auto for task.type=dino"),
     ],
 )
@@ -381,13 +399,13 @@ def test_a_decoder_is_new_only_where_the_file_has_none_of_it(tmp_path):
         checkpoint.load_weights(nets.build("unet_b", 2, 2, width=2), str(tmp_path / "w.pt"))
 
 
-def test_pretrained_weights_start_student_and_teacher(tmp_path):
+def test_pretrained_weights_start_student_and_teacher(write, tmp_path):
     torch.manual_seed(5)
     pretrained = nets.build("unet_b_lw_dec", 2, 1, width=2)
     torch.save({"state_dict": {f"model.{key}": value for key, value in pretrained.state_dict().items()}}, tmp_path / "w.pt")
     network = make_network()
-    report = checkpoint.load_weights(network.trunk, str(tmp_path / "w.pt"))
-    network.follow(0.0)
+    report = tasks.build(load(write())).load(network, lambda part: checkpoint.load_weights(part, str(tmp_path / "w.pt")))
     assert len(report.loaded) == 40 and not report.new
     for key, value in pretrained.encoder.state_dict().items():
-        assert torch.equal(network.state_dict()[f"teacher.backbone.encoder.{key}"], value)
+        for who in ("student", "teacher"):
+            assert torch.equal(network.state_dict()[f"{who}.backbone.encoder.{key}"], value)

@@ -161,6 +161,7 @@ def test_a_pretrained_network_predicts_nothing(pretrained):
         ({"task": {"type": "mae", "mask_cube": 17}}, "task.mask_cube: got 17, wanted at most half"),
         ({"model": {"name": "resnet50"}, "data": {"patch": [64, 64, 1]}}, "model.name: got resnet50, wanted a U-Net"),
         ({"model": {"deep_supervision": True}}, "model.deep_supervision"),
+        ({"task": {"type": "mae", "targets": ["age"]}, "data": {"phantom_layout": "table"}}, "task.targets: got .age., wanted none: no labels"),
     ],
 )
 def test_impossible_settings_are_refused(tiny_config, sections, message):

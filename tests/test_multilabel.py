@@ -60,13 +60,24 @@ def test_pooling_by_hand():
 def test_positive_weights_are_negatives_over_positives_and_set_the_focal_alpha(build):
     cases = labelled((1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 1.0, 0.0))
     task = build(task={"class_weights": "inverse_frequency"})
-    task.fit(cases)
+    messages = task.fit(cases, cases)
     assert task.state["pos_weight"] == [3, 1, 1]  # a label without positives has nothing to weigh
+    assert messages == ["labels that none or all of the 4 training cases have: Rare (0): not learned, and their positives not weighed"]
     batch = {"target": torch.tensor([[1.0, 0.0, 0.0]])}
     assert task.loss(torch.zeros(1, 3), batch).item() == pytest.approx(math.log(2) * (3 + 1 + 1) / 3)
     focal = build(task={"class_weights": "inverse_frequency", "loss": "focal", "focal_gamma": 1.0})
-    focal.fit(cases)
+    focal.fit(cases, cases)
     assert focal.loss(torch.zeros(1, 3), batch).item() == pytest.approx(math.log(2) * 0.5 * (0.75 + 0.5 + 0.5) / 3)
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_labels_that_all_or_no_cases_have_are_said_and_refused_where_there_are_no_others(build, part):
+    task, cases = build(task={"class_weights": "inverse_frequency"}), labelled((1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+    assert task.fit(cases, cases) == ["labels that none or all of the 2 training cases have: Lung nodule (2): not learned, and their positives not weighed"]
+    assert task.state["pos_weight"] == [1, 1, 1]
+    alike = labelled((1.0, 0.0, 1.0), (1.0, 0.0, 1.0))
+    with pytest.raises(config_module.UserError, match=f"{part} cases: got 2 that are alike in each of task.targets"):
+        task.fit(*((alike, cases) if part == "training" else (cases, alike)))
 
 
 def test_losses_follow_their_keys_and_smoothing_is_for_training_only(build):
@@ -112,7 +123,15 @@ def test_pooling_and_thresholds_are_chosen_on_validation_and_a_label_without_pos
     for row in rows:  # only one slice of a scan tells: the maximum is the pooling that sees it
         told = row["id"].endswith("_0")
         row["probability_Lung_nodule"] = 0.9 if told and row["target_Lung_nodule"] else 0.3 if told else 0.5 - 0.1 * row["target_Lung_nodule"]
-    task.calibrate(lambda: rows)
+    [message] = task.calibrate(lambda: rows)
+    assert message.startswith("labels that none or all of the 48 validation cases have: Rare (0): not seen when the epoch was chosen; they take")
+    half = build(eval={"threshold": "half"}).calibrate(lambda: rows)
+    assert len(half) == 1 and half[0].endswith("chosen")
+    for row in rows:
+        row["target_Rare"] = row["target_Emphysema"]
+    assert build().calibrate(lambda: rows) == ()
+    for row in rows:
+        row["target_Rare"] = 0
     assert task.state["pooling"] == "max"
     levels = task.state["thresholds"]
     assert levels["volume"]["each"][0] == pytest.approx(0.7) and levels["slice"]["each"][0] != levels["volume"]["each"][0]

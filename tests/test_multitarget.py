@@ -51,7 +51,7 @@ def cached(cases):
 def inspected(load, **sections):
     task = tasks.build(load(**sections))
     task.inspect(CASES)
-    task.fit(cached(CASES))
+    task.fit(cached(CASES), cached(CASES))
     return task
 
 
@@ -63,6 +63,25 @@ def test_which_classification_a_config_is(load):
         load(task={"classes": 3})
     with pytest.raises(UserError, match="train.balanced"):
         load(train={"balanced": True})
+
+
+def test_a_class_that_a_part_lacks_is_said_and_one_class_of_each_target_is_refused(load):
+    task = tasks.build(load(task={"class_weights": "inverse_frequency"}))
+    task.inspect(CASES)
+    assert task.fit(cached(CASES[1:]), cached(CASES)) == ["cohort: no training case of class core: not learned, and of weight 1 in the loss"]
+    assert task.state["class_weights"] == [[1.0, 1.5, 0.75], [1.5, 0.75]]
+    assert task.fit(cached(CASES), cached(CASES[:2])) == ["cohort: no validation case of class ring: not seen when the epoch is chosen"]
+    for part, given in (("training", (CASES[2:], CASES)), ("validation", (CASES, CASES[2:]))):
+        with pytest.raises(UserError, match=f"{part} cases: got 2 of one class of each of task.targets"):
+            task.fit(*map(cached, given))
+
+
+def test_the_loss_of_a_validation_case_is_that_of_training(load):
+    task = inspected(load, task={"loss": "focal", "class_weights": "inverse_frequency"})
+    outputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    batch = {"target": torch.tensor([case.target for case in CASES])}
+    found = [row["loss"] for row in task.predict_batch(outputs, cached(CASES))]
+    assert found == pytest.approx(task.loss(outputs, batch).tolist(), rel=1e-5)
 
 
 def test_classes_are_named_in_the_order_of_their_numbers_and_make_one_output_each(load):

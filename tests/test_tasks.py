@@ -21,14 +21,37 @@ def labelled(*targets):
     return [SimpleNamespace(case=SimpleNamespace(target=float(target))) for target in targets]
 
 
+def masks(*voxels):
+    """Cases by the voxels of each class in their masks."""
+    return [SimpleNamespace(class_voxels=tuple(counts)) for counts in voxels]
+
+
 def test_class_weights_are_inverse_frequencies_with_mean_one_over_the_cases(tiny_config):
     task = build(tiny_config, "classification", task={"class_weights": "inverse_frequency"})
-    task.fit(labelled(0, 0, 0, 1))
+    assert task.fit(labelled(0, 0, 0, 1), labelled(0, 1)) == ()
     assert task.state["class_weights"] == pytest.approx([4 / 2 / 3, 4 / 2 / 1])
     weights = np.array(task.state["class_weights"])[[0, 0, 0, 1]]
     assert weights.mean() == pytest.approx(1)
     logits, batch = torch.zeros(2, 2), {"target": torch.tensor([0.0, 1.0])}
     assert task.loss(logits, batch).tolist() == pytest.approx([math.log(2) * 2 / 3, math.log(2) * 2])
+
+
+@pytest.mark.parametrize("part, train, val", [("training", (1, 1, 1), (0, 1)), ("validation", (0, 1), (0, 0, 0))])
+def test_a_part_with_one_class_only_is_refused_before_it_is_trained_on(tiny_config, part, train, val):
+    task = build(tiny_config, "classification", task={"class_weights": "inverse_frequency"})
+    with pytest.raises(config_module.UserError, match=f"{part} cases: got 3 of class [01] only, wanted both classes: set cv.stratify"):
+        task.fit(labelled(*train), labelled(*val))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_the_loss_of_a_validation_case_is_that_of_training(tiny_config, monkeypatch, loss):
+    task = build(tiny_config, "classification", task={"loss": loss})
+    task.state["class_weights"] = [0.5, 2.0]
+    monkeypatch.setattr(task, "infer", lambda *_: torch.tensor([0.3, -0.9]).softmax(0)[1].item())
+    for target in (0, 1):
+        case = SimpleNamespace(case=SimpleNamespace(id="a", subject="a", target=float(target)), image=lambda: None, background=())
+        wanted = task.loss(torch.tensor([[0.3, -0.9]]), {"target": torch.tensor([target])}).item()
+        assert task.predict(None, case, {})["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_decisions_use_the_threshold_that_was_fitted_on_validation(tiny_config):
@@ -52,7 +75,7 @@ def test_one_class_is_undefined_and_not_one_half(tiny_config):
 
 def test_regression_learns_standardised_targets_and_answers_in_years(tiny_config):
     task = build(tiny_config, "regression", task={"loss": "mse"})
-    task.fit(labelled(30, 50, 70))
+    assert task.fit(labelled(30, 50, 70), labelled(40)) == ()
     assert task.state["mean"] == 50 and task.state["scale"] == pytest.approx(math.sqrt(800 / 3))
     outputs, batch = torch.tensor([[0.0]]), {"target": torch.tensor([50 + task.state["scale"]])}
     assert task.loss(outputs, batch).item() == pytest.approx(1)
@@ -72,6 +95,30 @@ def test_the_bias_correction_comes_from_validation_and_is_shown_beside_the_raw_v
     task.state["bias_correction"] = [float("nan"), float("nan")]
     scores = task.score(task.finish([{k: v for k, v in row.items() if k != "corrected"} for row in rows]))
     assert scores["mae"] == 15 and math.isnan(scores["corrected_mae"])
+
+
+def test_equal_targets_are_said_and_have_no_scale(tiny_config):
+    task = build(tiny_config, "regression")
+    [message] = task.fit(labelled(0.1, 0.1, 0.1), labelled(1))
+    assert message.startswith("all 3 training targets are 0.1:") and task.state["scale"] == 1
+    assert np.std([0.1] * 3) > 0, "rounding would have scaled the targets by a tiny number"
+
+
+@pytest.mark.parametrize(
+    "targets, slope, said",
+    [
+        (np.full(12, 50.0), 0.0, "targets are all equal: `corrected` is undefined"),
+        (np.arange(12.0), 0.0, "change by 0 per unit"),
+        (np.arange(12.0), -0.4, "change by -0.4 per unit"),
+        (np.arange(12.0), 0.02, "change by 0.02 per unit"),
+        (np.arange(9.0), 0.5, "from 9 validation cases: wanted 10 or more"),
+        (np.arange(12.0), 0.5, None),
+    ],
+)
+def test_a_doubtful_bias_correction_is_said(tiny_config, targets, slope, said):
+    rows = [{"target": t, "prediction": 30.1 + slope * t} for t in targets]
+    messages = build(tiny_config, "regression").calibrate(lambda: rows)
+    assert [said in message for message in messages] == ([True] if said else [])
 
 
 def test_missed_and_undefined_cases_are_counted_beside_the_mean(tiny_config):
@@ -97,9 +144,24 @@ def test_more_classes_have_their_own_columns_and_a_mean_over_the_defined(tiny_co
 
 def test_voxel_class_weights_ignore_which_case_a_voxel_is_in(tiny_config):
     task = build(tiny_config, "segmentation", task={"class_weights": "inverse_frequency"})
-    masks = [np.zeros((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.uint8) * np.array([0, 1], np.uint8)]
-    task.fit([SimpleNamespace(mask=lambda m=m: m) for m in masks])
+    assert task.fit(masks([8, 0], [4, 4]), masks([4, 4])) == []
     assert task.state["class_weights"] == pytest.approx([0.5, 1.5])  # 12 and 4 voxels
+
+
+def test_a_class_without_voxels_is_said_and_leaves_the_others_their_weights(tiny_config):
+    task = build(tiny_config, "segmentation", task={"class_weights": "inverse_frequency", "classes": 3})
+    messages = task.fit(masks([8, 0, 0], [4, 4, 0]), masks([4, 0, 4]))
+    assert messages == [
+        "masks: no training case of class 2: not learned, and of weight 1 in the loss",
+        "masks: no validation case of class 1: not seen when the epoch is chosen",
+    ]
+    assert task.state["class_weights"] == pytest.approx([0.5, 1.5, 1.0])
+
+
+@pytest.mark.parametrize("part, train, val", [("training", [[8, 0]], [[4, 4]]), ("validation", [[4, 4]], [[8, 0]])])
+def test_a_part_without_foreground_is_refused_before_it_is_trained_on(tiny_config, part, train, val):
+    with pytest.raises(config_module.UserError, match=f"{part} cases: got 1 without a voxel of the foreground"):
+        build(tiny_config, "segmentation").fit(masks(*train), masks(*val))
 
 
 # -------------------------------------------------------------------------------------------- sigmoid or softmax
@@ -119,7 +181,7 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
     shape = (16, 16, 8)
     mask = np.random.default_rng(1).integers(2, size=shape).astype(np.uint8)
     case, options = segmentation_case(shape, mask), dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None)
-    monkeypatch.setattr(sources, "read_volume", lambda source: (source, np.eye(4)))
+    monkeypatch.setattr(sources, "read_volume", lambda source, like: (source, np.eye(4)))
     (tmp_path / "masks").mkdir()
     networks = {"sigmoid": lambda x: x, "softmax": lambda x: torch.cat([-x / 2, x / 2], 1)}
     found, native = {}, {}
@@ -136,6 +198,24 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
     (row, volumes), (other_row, other) = native.values()
     assert row == other_row and np.array_equal(volumes["mask"], other["mask"]) and row["predicted_voxels"] == found["sigmoid"][1]["predicted_voxels"]
     np.testing.assert_allclose(volumes["probabilities"], other["probabilities"], atol=1e-6)
+
+
+def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_config, tmp_path):
+    shape = (16, 16, 16)
+    mask = np.zeros(shape, np.uint8)
+    mask[2:6, 1:4, 3:7] = 1
+    case, options = segmentation_case(shape, mask), dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None)
+    task, rows = build(tiny_config, "segmentation"), []
+    perfect = 9 * torch.from_numpy(mask).float()[None, None]
+    flipped = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flipped[0, 3] = shape[0] - 1
+    for name, array, affine in (("same", mask, np.eye(4)), ("flipped", mask[::-1], flipped)):
+        volume.write_nifti(tmp_path / f"{name}.nii.gz", array, affine)
+        case.case.mask = sources.Volume(str(tmp_path / f"{name}.nii.gz"))
+        rows.append(task.predict(lambda x: torch.cat([1 - perfect, perfect], 1), case, options, str(tmp_path)))
+        written, own = volume.read_nifti(str(tmp_path / "masks" / "a.nii.gz"))
+        assert np.array_equal(own, np.eye(4)) and np.array_equal(written, mask)
+    assert rows[0] == rows[1] and rows[0]["dice"] == 1
 
 
 def test_sigmoid_classes_are_independent_and_the_most_probable_above_one_half_wins(tiny_config):

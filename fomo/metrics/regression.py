@@ -97,10 +97,14 @@ def apply_bias_correction(predictions, correction):
 
 
 def _products(first, second):
-    """Sum of the products about the means."""
-    return np.dot(first - first.mean(), second - second.mean())
+    """Sum of the products about the means; exactly 0 where either is constant, whatever rounding its mean has."""
+    return 0.0 if _constant(first) or _constant(second) else np.dot(first - first.mean(), second - second.mean())
 
 
 def _squares(values):
-    """Sum of squares about the mean; exactly 0 for constants, whatever rounding the mean has."""
-    return 0.0 if values.min() == values.max() else _products(values, values)
+    """Sum of the squares about the mean."""
+    return _products(values, values)
+
+
+def _constant(values):
+    return values.min() == values.max()

@@ -1,39 +1,4 @@
-"""One file per task. A task says what the network is trained on and what its outputs are worth.
-
-Every task has
-- `mode`, `out_channels`: what `nets.build` needs; `select`, `higher_is_better`: the validation metric that picks the
-  best epoch (ties go to the lower val_loss);
-- `state`: plain values fitted on training or validation cases, stored with the checkpoint;
-- `fit(cases)`: statistics of the training cases into `state`;
-- `stratum_kind`: how folds are stratified by the cases' targets, "class", "continuous" or "multilabel";
-- `loss(outputs, batch)`: (B,) float32, one per sample, so that accumulation and ranks average exactly;
-- `predict(network, case, options, folder=None)`: one row (dict of plain values) for one whole case; with `folder` the
-  final evaluation, in native space;
-- `calibrate(evaluate)`: what is fitted on the rows of the inner validation cases, which `evaluate()` gives, into
-  `state`; `finish(rows)` applies it to rows;
-- `infer(network, image, background, options)`: what one network says about one case that has no label, to be averaged;
-  `answer(tasks, parts, geometry)`: (row, {name: volume in native space}) from what the networks of `tasks`, one or more,
-  said. With one network the row has the same numbers as `predict` and `finish` give;
-- `score(rows)`: {metric: value} over all rows; `intervals(rows, resamples, seed)`: {metric: (low, high)}. Keys of a row
-  that start with "_" are not stored.
-
-and, where it needs them,
-- `draw(generators, batch)`: {name: value} that is merged into a training batch, in the loader, with each sample's own
-  numpy generator: what else is random about it;
-- `prepare(batch)`: the batch as the network gets it, on its device, after augmentation;
-- `after_step(network, step, last_step)`: called on all ranks after each optimizer step (steps from 1);
-- `frozen(network, epoch)`: prefixes that are not trained in an epoch (from 0), besides what fine-tuning freezes;
-- `watch()`: {name: number} for the `train` line, about the steps since the last call;
-- `inspect(cases)`: called with all labelled cases before the network is built: how many classes there are, say;
-- `predict_batch(outputs, cases)`: the rows of cases of one window each, from the network's outputs (B, K) float32; without
-  it cases are predicted one by one;
-- `volumes(rows)`: the rows of whole scans from those of their slices; `score`, `intervals` and `tables` then also take
-  these as `volumes`, where they are at hand;
-- `tables(rows)`: {name: rows}, tables besides the metrics, written as NAME.csv for each fold and for all together;
-- `warnings(row)`: messages about an epoch, from its row of the history;
-- `is_best(row, history)`: whether an epoch is the one to keep so far, instead of by `select`;
-- `wrap(network)`: the network that is trained, around the one that the config names.
-"""
+"""One file per task, and what all of them have in task.py."""
 
 from .. import nets
 from ..config import UserError, from_dict
@@ -81,19 +46,27 @@ def build_network(config, task):
         multiscale=model.multiscale,
         pooling=model.pooling,
     )
-    return task.wrap(network) if hasattr(task, "wrap") else network
+    return task.wrap(network)
 
 
 def restore(content, path, config=None, needs=()):
     """(config, task, network), on the CPU, of what the checkpoint `path` holds.
 
-    config: instead of the checkpoint's own. needs: what else it must hold. UserError where something is not there, or the
-    weights do not fit the config.
+    config: instead of the checkpoint's own. needs: what else it must hold. UserError where something is not there, where
+    training has not come to what is fitted on validation cases (thresholds, corrections), where the config prepares images
+    in another way or asks something else, or the weights do not fit it.
     """
     lacking = [name for name in ("model", "config", "task", *needs) if name not in content]
     if lacking:
         raise UserError(f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)")
-    config = from_dict(content["config"], path) if config is None else config
+    if not content.get("calibrated"):
+        raise UserError(f"{path}: nothing was fitted on validation cases for it yet, wanted best.pt of a fold that is trained to its end")
+    own = from_dict(content["config"], path)
+    config = config or own
+    for name, trained in meaning(own, content["task"]).items():
+        asked = meaning(config, content["task"])[name]
+        if asked != trained:
+            raise UserError(f"{path}: was trained with {name}={trained}, and the config has {asked}: restore it, or take another checkpoint")
     task = build(config)
     task.state = content["task"]
     network = build_network(config, task)
@@ -102,3 +75,19 @@ def restore(content, path, config=None, needs=()):
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit the config: {' '.join(str(error).split())[:300]}") from error
     return config, task, network
+
+
+def meaning(config, state):
+    """{key: value} of what a network's inputs and outputs mean, which whatever is used together or continued must share."""
+    task, data = config.task, config.data
+    limits = {"percentile": data.percentiles, "window": data.window}.get(data.normalize)
+    asked = {
+        "task.type": task.type,
+        "task.targets": task.targets,
+        "task.classes": state.get("classes", task.classes),
+        "task.activation": task.activation,
+    }
+    prepared = {"data.channels": data.channels, "data.normalize": (data.normalize, limits)}
+    if data.source == "slices":
+        return {"data.source": "slices", **asked, **prepared, "data.patch": data.patch, "data.neighbours": data.neighbours}
+    return {**asked, **prepared, "data.spacing_mm": data.spacing_mm, "data.crop": data.crop, "data.cache_dtype": data.cache_dtype}

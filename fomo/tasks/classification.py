@@ -1,35 +1,43 @@
 """Whole-case classification into two classes, from the softmax of the network's two outputs."""
 
-import math
-
 import numpy as np
 import torch
 
 from .. import inference, losses
 from ..config import UserError
 from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, decision_metrics, ece, log_loss
+from . import coverage
+from .task import Task
 
 
-class Classification:
+class Classification(Task):
     mode = "classification"
     select, higher_is_better = "auroc", True
     stratum_kind = "class"
 
     def __init__(self, config):
-        self.config = config
+        super().__init__(config)
         self.out_channels = config.task.classes
-        self.state = {"class_weights": [1.0] * config.task.classes, "threshold": 0.5}
+        self.state = {"classes": ["0", "1"], "class_weights": [1.0] * config.task.classes, "threshold": 0.5}
 
     def inspect(self, cases):
         unknown = sorted({case.target for case in cases} - {0, 1})
         if unknown:
             raise UserError(f"target: got {unknown[0] + 1:g} classes or more, wanted 2: set task.classes to their number")
+        found = dict(map(coverage.class_of, cases))
+        self.state["classes"] = [found.get(number, str(number)) for number in (0, 1)]
 
-    def fit(self, cases):
-        """Inverse-frequency class weights, scaled so that their mean over the training cases is 1."""
+    def fit(self, train, val):
+        """Inverse-frequency class weights, scaled so that their mean over the training cases is 1.
+
+        UserError for a part with one class only.
+        """
+        for part, cases in (("training", train), ("validation", val)):
+            if not _counts(cases).all():
+                coverage.refuse(part, cases, f"of class {cases[0].case.target:g} only, wanted both classes")
         if self.config.task.class_weights == "inverse_frequency":
-            counts = np.bincount([int(case.case.target) for case in cases], minlength=self.out_channels)
-            self.state["class_weights"] = (len(cases) / self.out_channels / counts).tolist()
+            self.state["class_weights"] = coverage.inverse_frequency(_counts(train)).tolist()
+        return ()
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"].long())
@@ -54,15 +62,14 @@ class Classification:
 
     def predict(self, network, case, options, folder=None):
         probability = self.infer(network, case.image(), case.background, options)
-        target = int(case.case.target)
-        weight = self.state["class_weights"][target]
-        likelihood = probability if target else 1 - probability
+        target = coverage.known_class(case.case, "class", self.state["classes"])
+        log_p = torch.tensor([[1 - probability, probability]]).clamp(min=1e-12).log()
         return {
             "id": case.case.id,
             "subject": case.case.subject,
             "target": target,
             "probability": probability,
-            "loss": -weight * math.log(max(likelihood, 1e-12)),
+            "loss": float(self._loss(log_p, torch.tensor([target]))),
         }
 
     def calibrate(self, evaluate):
@@ -70,6 +77,7 @@ class Classification:
         if self.config.eval.threshold != "half":
             labels, scores = _columns(evaluate())
             self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
+        return ()
 
     def finish(self, rows):
         return [{**row, "decision": int(row["probability"] >= self.state["threshold"])} for row in rows]
@@ -102,6 +110,11 @@ class Classification:
                     np.mean, right[chosen], resamples=resamples, seed=seed, groups=subjects[chosen]
                 )
         return result
+
+
+def _counts(cases):
+    """(2,) cases of class 0 and of class 1."""
+    return np.bincount([int(case.case.target) for case in cases], minlength=2)
 
 
 def _columns(rows):

@@ -14,32 +14,46 @@ from .. import dist, inference, losses, patches, probe, schedule, seeds
 from ..data import loader
 from ..metrics import auroc, bootstrap_ci, macro_auroc
 from ..nets.dino import Dino as Network
+from .task import Task
 
 _QUERIES, _NEIGHBOURS = 8, 3  # cases that are shown with their nearest
 _NEAR = 0.01  # of the entropy's range, and standard deviation: as good as collapsed
 
 
-class Dino:
+class Dino(Task):
     mode = "classification"  # the backbone is a whole-case network; its output layer is taken off
     out_channels = 1
     select, higher_is_better = "dino_loss", False  # the headline of a run; see is_best
     stratum_kind = "class"
 
     def __init__(self, config):
-        self.config = config
-        self.state = {}
+        super().__init__(config)
         self._views = loader.augmentation(config)
         self._steps_per_epoch = None
         self._sums = None  # over the views of one step, see _add
         self._watched = []  # (entropy, std) of each step since the last look
 
-    def fit(self, cases):
+    def fit(self, train, val):
         """The length of an epoch; there is nothing to learn from labels."""
-        train = self.config.train
-        self._steps_per_epoch = train.steps_per_epoch or math.ceil(len(cases) / train.batch_size)
+        section = self.config.train
+        self._steps_per_epoch = section.steps_per_epoch or math.ceil(len(train) / section.batch_size)
+        subjects = {case.case.subject: int(_label(case)) for case in reversed(val) if not math.isnan(_label(case))}
+        counts = np.bincount(list(subjects.values()), minlength=2)
+        if counts.min() > 1 or not (subjects or self.config.task.targets):
+            return ()
+        return [
+            f"labelled subjects of each class among the {len(val)} validation cases: {', '.join(map(str, counts))}; "
+            "wanted 2 or more of each for a probe: there is none, and the last epoch is kept"
+        ]
 
     def wrap(self, network):
         return Network(network, self.config.task.out_dim, self.config.task.head_width)
+
+    def load(self, network, load):
+        """Into the student's backbone, with which the teacher starts as well."""
+        report = load(network.trunk)
+        network.follow(0.0)
+        return report
 
     def frozen(self, network, epoch):
         """The teacher, always, and in the first epochs the student's last layer."""
@@ -126,7 +140,6 @@ class Dino:
         student, teacher, _, centre = self._by_view(outputs, 1)
         temperature = config.task.teacher_temperature[1]
         features = inference.window_outputs(network.teacher["backbone"], image, background=case.background, **options)
-        target = case.case.target[0] if isinstance(case.case.target, tuple) else case.case.target
         row = {
             "id": case.case.id,
             "subject": case.case.subject,
@@ -134,15 +147,12 @@ class Dino:
             "_entropy": float(_entropy(losses.dino_target(teacher, centre, temperature)).mean()),
             "_unit": _unit(teacher.float()).mean((0, 1)).cpu().numpy(),
             "_features": features.mean(0).cpu().numpy(),
-            "_label": math.nan if target is None else float(target),
+            "_label": _label(case),
         }
         if folder is not None:
             axis = 2 - int(np.argmin(config.data.patch[::-1]))  # the thinnest axis, else the last
             row["_slice"], row["_folder"] = patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(), folder
         return row
-
-    def calibrate(self, evaluate):
-        """Nothing is fitted on validation cases."""
 
     def finish(self, rows):
         """Where cases are labelled: their class, and the probability of each class by probes on the other labelled cases."""
@@ -192,6 +202,12 @@ class Dino:
                 known = np.array([not math.isnan(row["target"]) for row in rows])
                 found[f"{name}_auroc"] = bootstrap_ci(auroc, labels, scores[:, 1], resamples, seed, groups=subjects[known])
         return found
+
+
+def _label(case):
+    """The class of the first target; NaN without a label."""
+    target = case.case.target[0] if isinstance(case.case.target, tuple) else case.case.target
+    return math.nan if target is None else float(target)
 
 
 def _entropy(p):

@@ -13,23 +13,20 @@ import torch
 from .. import inference, losses, seeds
 from ..metrics import bootstrap_ci
 from ..transforms import masking
+from .task import Task
 
 _PICTURES = 6  # cases whose reconstructions each process keeps
 
 
-class MaskedAutoencoder:
+class MaskedAutoencoder(Task):
     mode = "segmentation"  # one value per voxel and channel
     select, higher_is_better = "reconstruction_mse", False
     stratum_kind = "class"
 
     def __init__(self, config):
-        self.config = config
+        super().__init__(config)
         self.out_channels = len(config.data.channels)
-        self.state = {}
         self._pictures = 0
-
-    def fit(self, cases):
-        """Nothing: the target is the image."""
 
     def draw(self, generators, batch):
         task, image = self.config.task, batch["image"]
@@ -65,12 +62,6 @@ class MaskedAutoencoder:
             _write_planes(folder, case.case.id, original=original, masked=image, reconstructed=restored)
         loss = losses.masked_mse(restored, original, self._scored(masked))
         return {"id": case.case.id, "subject": case.case.subject, "loss": float(loss)}
-
-    def calibrate(self, evaluate):
-        """Nothing is fitted on validation cases."""
-
-    def finish(self, rows):
-        return rows
 
     def score(self, rows):
         return {"reconstruction_mse": float(np.mean([row["loss"] for row in rows]))}

@@ -13,16 +13,17 @@ import torch
 from .. import inference, losses
 from ..data import extract
 from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, ece, macro_auroc
-from . import pooling
+from . import coverage, pooling
+from .task import Task
 
 
-class Multilabel:
+class Multilabel(Task):
     mode = "classification"
     select, higher_is_better = "volume_auroc_macro", True
     stratum_kind = "multilabel"
 
     def __init__(self, config):
-        self.config = config
+        super().__init__(config)
         self.names = [name.replace(" ", "_") for name in config.task.targets]
         self.out_channels = len(self.names)
         pool = config.eval.pool_slices
@@ -31,17 +32,30 @@ class Multilabel:
 
     # ---------------------------------------------------------------------------------- training
 
-    def fit(self, cases):
-        """Negatives / positives of each label among the training cases; 1 for a label without positives, which none uses.
+    def fit(self, train, val):
+        """Negatives / positives of each label among the training cases; 1 for a label without the one or the other.
 
-        And how the slices were extracted, so that those of other volumes can be.
+        And how the slices were extracted, so that those of other volumes can be. UserError for a part in which no label
+        varies.
         """
         if self.config.data.source == "slices" and extract.has_settings(self.config.data.csv):
             self.state["extraction"] = extract.read_settings(self.config.data.csv).to_dict()
+        positives, of_val = (np.array([case.case.target for case in cases]).sum(axis=0) for cases in (train, val))
+        for part, cases, counts in (("training", train, positives), ("validation", val, of_val)):
+            if not _varies(counts, len(cases)).any():
+                coverage.refuse(part, cases, "that are alike in each of task.targets, wanted a label that some have and some don't")
+        varies = _varies(positives, len(train))
         if self.config.task.class_weights == "inverse_frequency":
-            positives = np.array([case.case.target for case in cases]).sum(axis=0)
-            weights = (len(cases) - positives) / np.maximum(positives, 1)
-            self.state["pos_weight"] = np.where(positives, weights, 1.0).tolist()
+            weights = np.ones(self.out_channels)
+            weights[varies] = (len(train) - positives[varies]) / positives[varies]
+            self.state["pos_weight"] = weights.tolist()
+        return self._alike("training", positives, len(train), "not learned, and their positives not weighed")
+
+    def _alike(self, part, positives, cases, effect):
+        """Messages about the labels that none or all of the cases of a part have; positives: (labels,) how many have it."""
+        varies = _varies(positives, cases)
+        names = [f"{name} ({count:g})" for name, count, one in zip(self.config.task.targets, positives, varies) if not one]
+        return [f"labels that none or all of the {cases} {part} cases have: {', '.join(names)}: {effect}"] if names else ()
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"], self.config.task.label_smoothing)
@@ -111,15 +125,18 @@ class Multilabel:
         A label whose own threshold is undefined there (it has one class only) takes the one of all labels together.
         """
         rows = evaluate()
-        parts = {"volume": rows}
+        levels = {"volume": rows}
         if _has_scans(rows):
             if self.config.eval.pool_slices == "auto":
                 macro = {kind: self._macro_of_scans(rows, kind) for kind in pooling.KINDS}
                 self.state["pooling"] = max(macro, key=macro.get)  # of equals the first
-            parts = {"slice": rows, "volume": self.volumes(rows)}
+            levels = {"slice": rows, "volume": self.volumes(rows)}
         criterion = self.config.eval.threshold
         if criterion != "half":
-            self.state["thresholds"] = {level: self._choose(part, criterion) for level, part in parts.items()}
+            self.state["thresholds"] = {level: self._choose(part, criterion) for level, part in levels.items()}
+        effect = "not seen when the epoch was chosen"
+        effect += "" if criterion == "half" else "; they take the threshold of all labels together"
+        return self._alike("validation", self._matrix(rows, "target").sum(axis=0), len(rows), effect)
 
     def _macro_of_scans(self, rows, kind):
         _, first, scan = _scans(rows)
@@ -242,6 +259,11 @@ class Multilabel:
 
     def _labels_and_scores(self, rows):
         return self._matrix(rows, "target"), self._matrix(rows, "probability")
+
+
+def _varies(positives, cases):
+    """(labels,) whether some of the cases have a label and some don't; positives: (labels,) how many have it."""
+    return (positives > 0) & (positives < cases)
 
 
 def _has_scans(rows):

@@ -10,15 +10,17 @@ import torch
 from .. import inference, losses
 from ..config import UserError
 from ..metrics import auroc, bootstrap_ci, confusion_matrix, macro_auroc, multiclass_metrics
+from . import coverage
+from .task import Task
 
 
-class Multitarget:
+class Multitarget(Task):
     mode = "classification"
     select, higher_is_better = "auroc_macro", True
     stratum_kind = "class"
 
     def __init__(self, config):
-        self.config = config
+        super().__init__(config)
         self.names = [name.replace(" ", "_") for name in config.task.targets]
         self.state = {"classes": None, "class_weights": None}  # a list per target; names of classes in their order
 
@@ -30,26 +32,41 @@ class Multitarget:
         """The classes of each target, from all labelled cases; a class that none has, between others, is `class_K`."""
         self.state["classes"] = []
         for place, name in enumerate(self.config.task.targets):
-            found = {int(number): text for number, text in (_of(case, place) for case in cases)}
+            found = dict(coverage.class_of(case, place) for case in cases)
             wanted = "at least 2" if len(self.names) > 1 else f"task.classes={self.config.task.classes}"
             if len(found) < 2 or (len(self.names) == 1 and max(found) >= self.config.task.classes):
                 raise UserError(f"target {name}: got the classes {', '.join(map(str, found.values()))}, wanted {wanted}")
             count = max(found) + 1 if len(self.names) > 1 else self.config.task.classes
-            self.state["classes"].append([found.get(k, f"class_{k}").replace(" ", "_") for k in range(count)])
+            self.state["classes"].append([found.get(k, f"class_{k}") for k in range(count)])
 
-    def fit(self, cases):
-        """Inverse-frequency class weights of each target, scaled so that their mean over the training cases is 1."""
-        weights = [[1.0] * len(classes) for classes in self.state["classes"]]
-        if self.config.task.class_weights == "inverse_frequency":
-            for place, classes in enumerate(self.state["classes"]):
-                counts = np.bincount([self._class_of(case.case, place) for case in cases], minlength=len(classes))
-                weights[place] = (len(cases) / np.count_nonzero(counts) / np.maximum(counts, 1)).tolist()
-        self.state["class_weights"] = weights
+    def fit(self, train, val):
+        """Inverse-frequency class weights of each target, scaled so that their mean over the training cases is 1.
+
+        A class that no training case has gets the weight 1. UserError for a part in which no target varies.
+        """
+        counts = {}
+        for part, cases in (("training", train), ("validation", val)):
+            counts[part] = [self._counts(cases, place) for place in range(len(self.names))]
+            if max(map(np.count_nonzero, counts[part])) < 2:
+                coverage.refuse(part, cases, "of one class of each of task.targets, wanted several classes")
+        weighted = self.config.task.class_weights == "inverse_frequency"
+        self.state["class_weights"] = [
+            (coverage.inverse_frequency(one) if weighted else np.ones(len(one))).tolist() for one in counts["training"]
+        ]
+        by_target = zip(self.config.task.targets, self.state["classes"], counts["training"], counts["validation"])
+        return [message for target in by_target for message in coverage.lacking(*target)]
+
+    def _counts(self, cases, place):
+        """(classes,) how many cases are of each class of a target."""
+        return np.bincount([self._class_of(case.case, place) for case in cases], minlength=len(self.state["classes"][place]))
 
     def loss(self, outputs, batch):
-        targets = batch["target"].long().reshape(len(outputs), -1)
-        parts = zip(self._split(outputs), targets.unbind(1), self.state["class_weights"])
-        return sum(self._loss(logits, target, weights) for logits, target, weights in parts) / len(self.names)
+        return self._mean_loss(outputs, batch["target"].long().reshape(len(outputs), -1))
+
+    def _mean_loss(self, logits, targets):
+        """(B,) over the targets; logits: (B, outputs), targets: (B, targets)."""
+        each = zip(self._split(logits), targets.unbind(1), self.state["class_weights"])
+        return sum(self._loss(logits, target, weights) for logits, target, weights in each) / len(self.names)
 
     def _loss(self, logits, target, weights):
         weights = torch.tensor(weights, device=logits.device)
@@ -75,25 +92,20 @@ class Multitarget:
         return torch.cat([part / part.sum(1, keepdim=True) for part in self._split(windows.amax(0, keepdim=True))], dim=1)
 
     def _class_of(self, case, place):
-        """The number of a case's class, by its name; UserError for one that the network does not know."""
-        number, text = _of(case, place)
-        classes = self.state["classes"][place]
-        if text.replace(" ", "_") not in classes:
-            wanted = ", ".join(classes)
-            raise UserError(f"case {case.id}: target {self.config.task.targets[place]}: got the class '{text}', wanted one of {wanted}")
-        return classes.index(text.replace(" ", "_"))
+        return coverage.known_class(case, self.config.task.targets[place], self.state["classes"][place], place)
 
     def _rows(self, probabilities, cases):
-        parts = [part.cpu().numpy() for part in self._split(probabilities)]
+        probabilities = probabilities.cpu()
+        targets = [[self._class_of(case.case, place) for place in range(len(self.names))] for case in cases]
+        loss = self._mean_loss(probabilities.clamp(min=1e-12).log(), torch.tensor(targets)).tolist()
+        split = [part.numpy() for part in self._split(probabilities)]
         rows = []
         for i, case in enumerate(cases):
-            row, loss = {"id": case.case.id, "subject": case.case.subject, "loss": 0.0}, 0.0
-            for place, (name, part, weights) in enumerate(zip(self.names, parts, self.state["class_weights"])):
-                target = self._class_of(case.case, place)
-                loss -= weights[target] * np.log(max(part[i, target], 1e-12))
-                row[f"target_{name}"] = target
-                row.update(self._decided(place, part[i]))
-            rows.append({**row, "loss": float(loss / len(self.names))})
+            row = {"id": case.case.id, "subject": case.case.subject, "loss": loss[i]}
+            for place, name in enumerate(self.names):
+                row[f"target_{name}"] = targets[i][place]
+                row.update(self._decided(place, split[place][i]))
+            rows.append(row)
         return rows
 
     def _decided(self, place, probabilities):
@@ -119,12 +131,6 @@ class Multitarget:
         for place, part in enumerate(first._split(mean)):
             row.update(first._decided(place, part[0].numpy()))
         return row, {}
-
-    def calibrate(self, evaluate):
-        """Nothing is fitted on validation cases."""
-
-    def finish(self, rows):
-        return rows
 
     # ------------------------------------------------------------------------------------ scores
 
@@ -188,12 +194,6 @@ class Multitarget:
                 for j, decided in enumerate(classes)
             ]
         return {"confusion": lines}
-
-
-def _of(case, place):
-    """(number of the class as its source counts, name) of a target of a case."""
-    number = case.target[place] if isinstance(case.target, tuple) else case.target
-    return number, case.labels[place] if case.labels else f"{number:g}"
 
 
 def _columns(rows, name):

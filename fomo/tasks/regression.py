@@ -6,25 +6,31 @@ import numpy as np
 
 from .. import inference, losses
 from ..metrics import apply_bias_correction, bootstrap_ci, fit_bias_correction, mae, pearson, r2, regression_metrics
+from .task import Task
+
+_FEW, _FLAT = 10, 0.1  # validation cases, and slope, below which the bias correction is doubtful
 
 
-class Regression:
+class Regression(Task):
     mode = "regression"
     select, higher_is_better = "mae", False
     stratum_kind = "continuous"
     out_channels = 1
 
     def __init__(self, config):
-        self.config = config
+        super().__init__(config)
         self.state = {"training_mean": None, "mean": 0.0, "scale": 1.0, "bias_correction": None}
 
-    def fit(self, cases):
-        """Mean and standard deviation of the training targets."""
-        targets = np.array([case.case.target for case in cases])
+    def fit(self, train, val):
+        """Mean and standard deviation of the training targets; equal ones have no scale but 1."""
+        targets = np.array([case.case.target for case in train])
+        equal = targets.min() == targets.max()  # the deviation about a rounded mean need not be 0
         self.state["training_mean"] = float(targets.mean())
         if self.config.task.label_scaling == "standard":
             self.state["mean"] = self.state["training_mean"]
-            self.state["scale"] = float(targets.std()) or 1.0  # equal targets need no scale
+            self.state["scale"] = 1.0 if equal else float(targets.std())
+        said = f"all {len(targets)} training targets are {targets[0]:g}: there is nothing to learn, and they are not scaled"
+        return [said] if equal else ()
 
     def loss(self, outputs, batch):
         return self._loss(outputs[:, 0], (batch["target"] - self.state["mean"]) / self.state["scale"])
@@ -33,7 +39,7 @@ class Regression:
         return (losses.mse if self.config.task.loss == "mse" else losses.huber)(outputs, scaled_target)
 
     def _scaled(self, network, image, background, options):
-        """The windows that cover the case are pooled by their mean or maximum."""
+        """0-d tensor, in training's scale: the mean or the maximum over the windows that cover the case."""
         outputs = inference.window_outputs(network, image, background=background, **options)[:, 0]
         return outputs.max() if self.config.eval.pool_windows == "max" else outputs.mean()
 
@@ -62,7 +68,17 @@ class Regression:
 
     def calibrate(self, evaluate):
         """The line that undoes the pull towards the mean (age bias), from the inner validation cases."""
-        self.state["bias_correction"] = list(fit_bias_correction(*_columns(evaluate())))
+        targets, predictions = _columns(evaluate())
+        slope, intercept = self.state["bias_correction"] = list(fit_bias_correction(targets, predictions))
+        if math.isnan(slope):
+            doubt = "their targets are all equal: `corrected` is undefined"
+        elif slope < _FLAT:
+            doubt = f"the predictions change by {slope:.3g} per unit of the target, and `corrected` divides by that"
+        elif len(targets) < _FEW:
+            doubt = f"wanted {_FEW} or more to trust `corrected`"
+        else:
+            return ()
+        return [f"age-bias correction from {len(targets)} validation cases: {doubt}"]
 
     def finish(self, rows):
         if self.state["bias_correction"] is None:

@@ -12,26 +12,35 @@ import torch
 from .. import inference, losses, postprocess, volume
 from ..data import sources
 from ..metrics import bootstrap_ci, dice, segmentation_metrics, summarize
+from . import coverage
+from .task import Task
 
 
-class Segmentation:
+class Segmentation(Task):
     mode = "segmentation"
     select, higher_is_better = "dice", True
     stratum_kind = "class"
 
     def __init__(self, config):
-        self.config = config
+        super().__init__(config)
         self.sigmoid = config.task.activation == "sigmoid"
         self.out_channels = config.task.classes - self.sigmoid
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
 
-    def fit(self, cases):
-        """Inverse-frequency class weights over the voxels of the training masks, with mean 1 over the classes."""
+    def fit(self, train, val):
+        """Inverse-frequency class weights over the voxels of the training masks, with mean 1 over the classes that they have.
+
+        A class that they don't have gets the weight 1. UserError for a part without foreground.
+        """
+        of_train, of_val = _voxels(train), _voxels(val)
+        for part, cases, voxels in (("training", train, of_train), ("validation", val, of_val)):
+            if not voxels[1:].any():
+                coverage.refuse(part, cases, "without a voxel of the foreground, wanted some with")
         if self.config.task.class_weights == "inverse_frequency":
-            counts = sum(np.bincount(np.ravel(case.mask()), minlength=self.config.task.classes) for case in cases)
-            frequency = np.maximum(counts, 1) / counts.sum()
-            self.state["class_weights"] = (1 / frequency / np.mean(1 / frequency)).tolist()
+            weights, present = coverage.inverse_frequency(of_train), of_train > 0
+            self.state["class_weights"] = np.where(present, weights / weights[present].mean(), 1.0).tolist()
+        return list(coverage.lacking("masks", range(self.config.task.classes), of_train, of_val))
 
     def loss(self, outputs, batch):
         if isinstance(outputs, list):
@@ -82,10 +91,11 @@ class Segmentation:
             return row
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
-        reference, affine = sources.read_volume(case.case.mask)
+        reference, affine = sources.read_volume(case.case.mask, like=np.array(case.geometry.native_affine))
         if self._candidates:
             row["candidates"] = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
             return row
+        os.makedirs(os.path.join(folder, "masks"), exist_ok=True)
         volume.write_nifti(os.path.join(folder, "masks", f"{case.case.id}.nii.gz"), prediction, affine)
         spacing_mm, tolerance_mm = volume.spacing(affine), self.config.eval.surface_tolerance_mm
         row["predicted_voxels"] = int(np.count_nonzero(prediction))
@@ -117,9 +127,7 @@ class Segmentation:
             means = np.mean([row["candidates"] for row in evaluate()], axis=0)
             self.state["postprocess"] = dict(self._candidates[int(np.argmax(means))])
             self._candidates = ()
-
-    def finish(self, rows):
-        return rows
+        return ()
 
     def score(self, rows):
         """Mean of each metric over the cases where it is finite; how many are undefined or infinite stands beside it."""
@@ -142,6 +150,11 @@ class Segmentation:
                 values, subjects = np.array([row[name] for row in finite]), [row["subject"] for row in finite]
                 result[name] = bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)
         return result
+
+
+def _voxels(cases):
+    """(classes,) voxels of each class in the masks of cases, on the network's grid."""
+    return np.sum([case.class_voxels for case in cases], axis=0)
 
 
 def _dice_bce(logits, mask):

@@ -69,7 +69,7 @@ def test_bias_correction_is_fitted_on_one_set_and_applied_to_another():
 
 def test_bias_correction_without_a_line():
     assert np.isnan(metrics.fit_bias_correction([5.0, 5.0], [1.0, 2.0])).all()
-    flat = metrics.fit_bias_correction([1.0, 2.0], [5.0, 5.0])
+    flat = metrics.fit_bias_correction([1.0, 2.0, 4.0, 8.0, 9.0, 11.0, 13.0], [0.1] * 7)  # whose mean is not exact
     assert np.isnan(metrics.apply_bias_correction([5.0], flat)).all()
 
 

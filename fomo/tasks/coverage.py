@@ -1,0 +1,52 @@
+"""The classes of a target: their names, and which of them the training and the validation part of a split have."""
+
+import numpy as np
+
+from ..config import UserError
+
+
+def lacking(target, classes, train, val):
+    """Messages about the `classes` (names) of a target that no training or no validation case has.
+
+    train, val: (classes,) how many cases, or voxels, are of each.
+    """
+    for part, counts, effect in (
+        ("training", train, "not learned, and of weight 1 in the loss"),
+        ("validation", val, "not seen when the epoch is chosen"),
+    ):
+        names = [str(name) for name, count in zip(classes, counts) if not count]
+        if names:
+            yield f"{target}: no {part} case of class {', '.join(names)}: {effect}"
+
+
+def class_of(case, place=0):
+    """(number, name) of a case's class of its target at `place`: as its source counts and calls it."""
+    number = case.target[place] if isinstance(case.target, tuple) else case.target
+    return int(number), (case.labels[place] if case.labels else f"{number:g}").replace(" ", "_")
+
+
+def known_class(case, column, classes, place=0):
+    """The number among `classes`, names in the network's order, of a case's class, by its name.
+
+    By its name, since another table may hold fewer classes, and counts its own. UserError for a class that is not there.
+    """
+    _, name = class_of(case, place)
+    if name not in classes:
+        raise UserError(f"case {case.id}: target {column}: got the class '{name}', wanted one of {', '.join(classes)}")
+    return classes.index(name)
+
+
+def refuse(part, cases, lack):
+    """UserError about a part from which nothing is learned, or by which no epoch is chosen."""
+    raise UserError(f"{part} cases: got {len(cases)} {lack}: set cv.stratify=true, lower cv.folds or change cv.val_fraction")
+
+
+def inverse_frequency(counts):
+    """(classes,) weights in inverse proportion to how many cases are of each class, with mean 1 over the cases.
+
+    1 for a class without cases, which no case uses.
+    """
+    counts = np.asarray(counts)
+    weights, present = np.ones(len(counts)), counts > 0
+    weights[present] = counts.sum() / present.sum() / counts[present]
+    return weights
