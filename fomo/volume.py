@@ -129,7 +129,13 @@ def grid_distance(shape, affine, other):
 
 def to_ras(array, affine):
     """(array, affine) with axes permuted and flipped to the closest of right, anterior, superior; no interpolation."""
-    ornt = orientations.io_orientation(affine)
+    return to_axes_of(np.eye(4), array, affine)
+
+
+def to_axes_of(other, array, affine):
+    """(array, affine) with axes permuted and flipped to run most like those of the affine `other`; no interpolation."""
+    turn = (other[:3, :3] / spacing(other)).T @ (affine[:3, :3] / spacing(affine))
+    ornt = orientations.io_orientation(nibabel.affines.from_matvec(turn))
     return orientations.apply_orientation(array, ornt), affine @ orientations.inv_ornt_aff(ornt, array.shape)
 
 
@@ -204,7 +210,8 @@ def normalize(array, kind, percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
     """float32 `array` with intensities brought to a common scale.
 
     zscore: mean 0, standard deviation 1 over all voxels; percentile: the two percentiles map to 0 and 1, clipped;
-    window: the two intensities map to 0 and 1, clipped; none: as it is. Raises ValueError for a constant volume.
+    window: the two intensities map to 0 and 1, clipped; none: as it is. Raises ValueError for a volume that is constant,
+    or would be.
     """
     array = np.asarray(array, dtype=np.float32)
     if array.min() == array.max():
@@ -219,7 +226,11 @@ def normalize(array, kind, percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
     low, high = np.percentile(array, percentiles) if kind == "percentile" else window
     if high <= low:
         raise ValueError(f"constant volume: {kind} maps {low:g} to 0 and {high:g} to 1")
-    return np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
+    result = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
+    if result.min() == result.max():
+        got = f"intensities from {array.min():g} to {array.max():g}"
+        raise ValueError(f"constant volume: got {got}, which the {kind} from {low:g} to {high:g} makes {result.flat[0]:g}")
+    return result
 
 
 # ---------------------------------------------------------------------------- to the network and back
@@ -236,6 +247,15 @@ class Geometry:
     spacing_before_mm: tuple  # in RAS order
     spacing_mm: tuple  # after resampling, exact
     shape: tuple  # after resampling
+
+    @property
+    def native_box(self):
+        """Three slices of the native array: what is kept of it."""
+        kept = []
+        for size, (axis, sign) in zip(self.native_shape, self.orientation):
+            start, stop = self.box[axis]
+            kept.append(slice(start, stop) if sign > 0 else slice(size - stop, size - start))
+        return tuple(kept)
 
     def to_dict(self):
         """Plain lists and numbers, for JSON."""
@@ -256,15 +276,18 @@ def preprocess(
     percentiles=(0.5, 99.5),
     window=(-1000.0, 400.0),
     mask=None,
+    names=None,
 ):
     """(image float32 (C, X, Y, Z), mask uint8 (X, Y, Z) or None, Geometry) from the channels of one scan.
 
-    arrays: the channels (X, Y, Z), all on the grid of `affine`; mask: class numbers on the same grid. Order of steps:
-    RAS orientation, crop to the box that is non-zero in any channel, `normalize` (kind, percentiles, window), resample
-    to `spacing_mm` (None: keep). Channels by cubic spline, limited to their own range since a cubic spline overshoots
-    at edges; the mask by `resample_labels`. Raises ValueError for unequal shapes and for a constant channel.
+    arrays: the channels (X, Y, Z), all on the grid of `affine`; mask: class numbers on the same grid; names: of the
+    channels, for errors. Order of steps: RAS orientation, crop to the box that is non-zero in any channel, `normalize`
+    (kind, percentiles, window), resample to `spacing_mm` (None: keep). Channels by cubic spline, limited to their own
+    range since a cubic spline overshoots at edges; the mask by `resample_labels`. Raises ValueError for unequal shapes
+    and for a constant channel.
     """
     arrays = list(arrays)
+    names = [f"arrays[{channel}]" for channel in range(len(arrays))] if names is None else names
     for array in (*arrays, *([] if mask is None else [mask])):
         if array.shape != arrays[0].shape or array.ndim != 3:
             raise ValueError(f"arrays: got {_by(arrays[0].shape)} and {_by(array.shape)} voxels, wanted equal 3D shapes")
@@ -279,10 +302,13 @@ def preprocess(
     cropped = [stop - start for start, stop in box]
     shape = tuple(cropped)
     if spacing_mm is not None:
-        shape = _resampled(cropped, before, spacing_mm)
+        shape = _resampled(cropped, before, spacing_mm, names[0])
     image = np.empty((len(arrays), *shape), dtype=np.float32)
     for channel, array in enumerate(arrays):
-        array = normalize(array[inside], kind, percentiles, window)
+        try:
+            array = normalize(array[inside], kind, percentiles, window)
+        except ValueError as error:
+            raise ValueError(f"{names[channel]}: {error}") from error
         np.clip(resample(array, shape, order=3), array.min(), array.max(), out=image[channel])
     if mask is not None:
         mask = resample_labels(orientations.apply_orientation(mask, ornt)[inside].astype(np.uint8), shape)
@@ -298,12 +324,12 @@ def preprocess(
     return image, mask, geometry
 
 
-def _resampled(shape, before_mm, after_mm):
+def _resampled(shape, before_mm, after_mm, name):
     """The grid of a volume with other voxel sizes. A wrong voxel size in a header must not ask for terabytes."""
     sizes = [n * old / new for n, old, new in zip(shape, before_mm, after_mm)]
     if not (max(sizes) <= max(_LARGEST_AXIS, *shape) and math.prod(sizes) <= max(_LARGEST, 64 * math.prod(shape))):
         got = f"{_by(shape)} voxels of {_by(f'{size:.4g}' for size in before_mm)} mm"
-        raise ValueError(f"spacing_mm: got {got}, which would be {_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm")
+        raise ValueError(f"{name}: spacing_mm: got {got}, which would be {_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm")
     return tuple(max(1, round(n)) for n in sizes)
 
 

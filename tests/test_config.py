@@ -113,6 +113,18 @@ def test_a_mistake_is_one_clear_error(write, text, said):
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_says_which_file_it_is_about(write):
+    path = write("")
+    with pytest.raises(UserError, match=f"^{path}: data.channels: "):
+        config.load(path)
+    with pytest.raises(UserError, match=f"^{path} and the command line: data.channels: "):
+        config.load(path, ["seed=1"])
+    with pytest.raises(UserError, match="^best.pt: data.channels: "):
+        config.from_dict({}, "best.pt")
+    with pytest.raises(UserError, match=f"^{write('foo: {}')}: unknown key 'foo'"):
+        config.load(path)
+
+
 @pytest.mark.parametrize("override", ["optim.lr", "=3", "optim.lr=x", "optim=3", "seed.x=1", "optim.lrr=1"])
 def test_bad_overrides_are_errors(write, override):
     with pytest.raises(UserError):

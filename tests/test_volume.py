@@ -189,6 +189,15 @@ def test_a_constant_volume_is_refused(kind):
         volume.normalize(np.full((2, 2, 2), 7.0), kind)
 
 
+@pytest.mark.parametrize("window, value", [((100, 200), 0), ((-20, -10), 1)])
+def test_a_window_beside_all_intensities_is_refused(window, value):
+    array = np.array([0.0, 2.0, 4.0, 6.0]).reshape(4, 1, 1)
+    with pytest.raises(ValueError, match=f"constant volume: got intensities from 0 to 6, .*window from .* makes {value}$"):
+        volume.normalize(array, "window", window=window)
+    with pytest.raises(ValueError, match="^flair.nii: constant volume"):
+        volume.preprocess([array + 100, array], np.eye(4), kind="window", window=(100, 200), crop=False, names=["t1.nii", "flair.nii"])
+
+
 def test_percentiles_that_coincide_are_refused():
     array = np.zeros((10, 10, 10))
     array[0, 0, 0] = 1
@@ -223,6 +232,20 @@ def test_to_ras_puts_world_axes_first():
         assert array[tuple(native)] == ras[index], "a voxel keeps its place in the world"
 
 
+def test_axes_of_another_volume_are_taken_over_without_moving_a_voxel():
+    array = np.arange(24).reshape(2, 3, 4)
+    affine, _ = oblique(5, (1, 1, 2), "PIR", array.shape)
+    for code in ("LAS", "SPL"):
+        other, _ = oblique(5, (3, 1, 1), code, (9, 9, 9))
+        turned, own = volume.to_axes_of(other, array, affine)
+        assert nibabel.aff2axcodes(own) == tuple(code)
+        for index in itertools.product(*map(range, turned.shape)):
+            native = np.round(np.linalg.solve(affine, own @ (*index, 1))[:3]).astype(int)
+            assert array[tuple(native)] == turned[index]
+    one, other = (oblique(degrees, (1, 1, 1))[0] for degrees in (44.999, 45.001))  # RAS is nearest to other axes of them
+    assert np.array_equal(volume.to_axes_of(one, array, other)[0], array)
+
+
 CODES = ["".join(code) for axes in itertools.permutations(["RL", "AP", "SI"]) for code in itertools.product(*axes)]
 
 
@@ -235,6 +258,7 @@ def test_every_orientation_goes_there_and_back_exactly(code):
     image, _, geometry = volume.preprocess([array], affine, kind="none")
     assert image.shape[1:] == geometry.shape and image.size == 4 * 5 * 7
     np.testing.assert_array_equal(volume.to_native(image[0], geometry), array)
+    assert np.array_equal(np.sort(array[geometry.native_box], axis=None), np.sort(image, axis=None))
     np.testing.assert_array_equal(volume.to_native(image, geometry)[0], array)
 
 

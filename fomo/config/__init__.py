@@ -26,17 +26,18 @@ def load(path, overrides=()):
     values = read(path)
     for text in overrides:
         override(values, text)
-    config = build(Config, values, "", os.path.dirname(os.path.abspath(path)))
+    where = f"{path} and the command line" if overrides else path
+    config = build(Config, values, "", os.path.dirname(os.path.abspath(path)), where)
     if config.data.cache is None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=os.path.join(config.output, "cache")))
-    rules.check(config)
+    rules.check(config, where)
     return config
 
 
 def from_dict(values, where):
     """The Config of `to_dict`'s nested dicts; where: the file that they are from, for errors."""
-    config = build(Config, map_leaves(values, lambda value: Sourced(value, where, "")), "", "")
-    rules.check(config)
+    config = build(Config, map_leaves(values, lambda value: Sourced(value, where, "")), "", "", where)
+    rules.check(config, where)
     return config
 
 

@@ -137,24 +137,24 @@ def map_leaves(tree, function):
 
 
 
-def build(cls, values, prefix, folder):
-    """The dataclass `cls` from a tree; folder: what the defaults' relative paths start from."""
+def build(cls, values, prefix, folder, where):
+    """The dataclass `cls` from a tree; folder: what the defaults' relative paths start from; where: the tree is from."""
     known = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     result = {}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"{_where(value)}: unknown key {shown(prefix + name)}{_nearest(prefix + name)}")
+            raise UserError(f"{_where(value, where)}: unknown key {shown(prefix + name)}{_nearest(prefix + name)}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 if value.value is None:
                     continue  # a section written with nothing in it
                 raise UserError(f"{value.where}: {prefix}{name}: got {shown(value.value)}, wanted a section of keys")
-            result[name] = build(hints[name], value, f"{prefix}{name}.", folder)
+            result[name] = build(hints[name], value, f"{prefix}{name}.", folder, where)
         elif isinstance(value, dict) and dict in typing.get_args(hints[name]):
             result[name] = map_leaves(value, lambda leaf: leaf.value)  # checked by the room that it is for
         elif isinstance(value, dict):
-            raise UserError(f"{_where(value)}: {prefix}{name}: got a section, wanted {_type_name(hints[name])}")
+            raise UserError(f"{_where(value, where)}: {prefix}{name}: got a section, wanted {_type_name(hints[name])}")
         else:
             result[name] = _leaf(value, hints[name], known[name].metadata, prefix + name)
     for name, field in known.items():
@@ -163,10 +163,11 @@ def build(cls, values, prefix, folder):
     return cls(**result)
 
 
-def _where(value):
+def _where(value, whole):
+    """Where a leaf was written, or the first one of a section; of an empty one `whole`, where the tree is from."""
     while isinstance(value, dict):
         if not value:
-            return "config"
+            return whole
         value = next(iter(value.values()))
     return value.where
 

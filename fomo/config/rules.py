@@ -9,12 +9,12 @@ _SLICES = ("resnet50", "resnet101", "efficientnet_b0")  # the 2D networks
 _SUPREM = "suprem_unet3d"
 
 
-def check(config):
-    """Raise UserError for a combination of keys that cannot work."""
+def check(config, where):
+    """Raise UserError for a combination of keys that cannot work; where: what the config is from, for errors."""
     data, task, model, cv, train, optim = config.data, config.task, config.model, config.cv, config.train, config.optim
 
     def refuse(name, got, wanted):
-        raise UserError(f"config: {name}: got {show(got)[:300]}, wanted {wanted}")
+        raise UserError(f"{where}: {name}: got {show(got)[:300]}, wanted {wanted}")
 
     if not re.fullmatch(r"[\w.+-]+", config.name) or set(config.name) <= {"."}:
         refuse("name", config.name, "letters, digits and . _ + - only: it names a folder")
@@ -58,8 +58,8 @@ def check(config):
         refuse("task.class_weights", task.class_weights, "none for task.activation=sigmoid and for task.loss=generalized_dice")
     if task.classes != 2 and (task.type != "segmentation" and (task.type != "classification" or len(task.targets) != 1)):
         refuse("task.classes", task.classes, "2 (the default): other numbers are for segmentation and for classification of one of task.targets")
-    if task.type == "multilabel" and len({name.replace(" ", "_") for name in task.targets}) != max(1, len(task.targets)):
-        refuse("task.targets", task.targets, "at least one label for task.type=multilabel, each of its own name ('_' is like a blank)")
+    if task.type == "multilabel" and not task.targets:
+        refuse("task.targets", task.targets, "at least one label for task.type=multilabel")
     if task.class_weights != "none" and task.loss == "asymmetric":
         refuse("task.class_weights", task.class_weights, "none for task.loss=asymmetric, which weighs positives and negatives itself")
     if task.label_smoothing and task.type != "multilabel":
@@ -186,14 +186,16 @@ def _check_source(data, task, refuse):
             "multilabel": ("at least one column", len(task.targets) > 0),
             "regression": ("one column", len(task.targets) == 1),
             "segmentation": ("none: the mask is learned", not task.targets),
+            "mae": ("none: no labels are used", not task.targets),
+            "dino": ("at most one column, for the probe", len(task.targets) < 2),
         }
-        text, met = wanted.get(task.type, ("", True))
+        text, met = wanted[task.type]
         if not met:
             refuse("task.targets", task.targets, f"{text} (task.type={task.type}, columns of the table)")
     elif task.targets and data.source != "slices":
         refuse("task.targets", task.targets, f"none for data.source={data.source}: its layout says what is learned")
-    if len(set(task.targets)) != len(task.targets):
-        refuse("task.targets", task.targets, "each column once")
+    if len({name.replace(" ", "_") for name in task.targets}) != len(task.targets):
+        refuse("task.targets", task.targets, "each column once, of a name of its own ('_' is like a blank: results are named by it)")
 
 
 def _check_slices(data, task, refuse):

@@ -62,21 +62,23 @@ class CachedCase:
                     f"case {self.case.id}: {files[0].path} or a file beside it has changed since it was preprocessed: "
                     "run again with data.rescan=always"
                 )
-        try:
-            return np.load(os.path.join(self.folder, "image.npy"), mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"case {self.case.id}: cannot read {self.folder}/image.npy ({' '.join(str(error).split())}): "
-                "delete that folder and run again"
-            ) from error
+        return self._load("image.npy", "r")
 
     def mask(self):
         """(X, Y, Z) uint8, memory-mapped; segmentation only."""
-        return np.load(os.path.join(self.folder, "mask.npy"), mmap_mode="r")
+        return self._load("mask.npy", "r")
 
     def foreground(self):
         """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; segmentation only."""
-        return np.load(os.path.join(self.folder, "foreground.npy"))
+        return self._load("foreground.npy")
+
+    def _load(self, name, mmap_mode=None):
+        path = os.path.join(self.folder, name)
+        try:
+            return np.load(path, mmap_mode)
+        except (OSError, ValueError, EOFError) as error:  # gone, damaged, empty
+            cause = " ".join(str(error).split())
+            raise UserError(f"case {self.case.id}: cannot read {path} ({cause}): delete that folder and run again") from error
 
 
 def prepare(cases, data, task, log=None, workers=None):
@@ -184,16 +186,22 @@ def _settings(data, task):
 
 def _entry(case, files, settings_hash):
     """Name of the entry of a case; files: its sources, which are looked at."""
-    stamps = []
-    for source in files:
-        try:
-            stamps.append([os.path.abspath(source.path), source.index, *_stamp(source.path)])
-        except OSError as error:
-            raise UserError(f"case {case.id}: cannot read {source.path}: {error.strerror}") from error
-    return f"{case.id}-{_hash([settings_hash, stamps])}"
+    try:
+        return f"{case.id}-{_hash([settings_hash, _stamps(files)])}"
+    except OSError as error:
+        raise UserError(f"case {case.id}: cannot read {error.filename}: {error.strerror}") from error
 
 
-def _stamp(path):
+def input_key(files):
+    """What is another one when the Volumes `files` are others, or have changed; OSError where one is not there."""
+    return _hash(_stamps(files))
+
+
+def _stamps(files):
+    return [[os.path.abspath(source.path), source.index, *stamp(source.path)] for source in files]
+
+
+def stamp(path):
     """What changes when a file, or any file of a folder, does."""
     status = os.stat(path)
     if not stat.S_ISDIR(status.st_mode):
@@ -227,9 +235,8 @@ def _prepare(job):
 
 def _write(case, folder, settings):
     """Make the entry `folder`; returns a warning, or None."""
-    image, mask, geometry = _preprocess(case, settings)
+    image, mask, geometry, warning = _preprocess(case, settings)
     facts = {"geometry": geometry.to_dict(), "background": image.min(axis=(1, 2, 3)).tolist()}
-    warning = None
     temporary = tempfile.mkdtemp(prefix=f".{case.id}-", dir=os.path.dirname(folder))
     try:
         np.save(os.path.join(temporary, "image.npy"), image)
@@ -238,9 +245,11 @@ def _write(case, folder, settings):
             facts["class_voxels"] = [int(count) for count in counts]
             np.save(os.path.join(temporary, "mask.npy"), mask)
             np.save(os.path.join(temporary, "foreground.npy"), foreground_voxels(mask, settings["classes"]))
-            warning = _vanished(case, counts)
         with open(os.path.join(temporary, "case.json"), "w", encoding="utf-8") as file:
             json.dump(facts, file, indent=1)
+        for name in os.listdir(temporary):  # on the disk before it gets its name, or a power cut leaves an entry of empty files
+            with open(os.path.join(temporary, name), "r+b") as file:
+                os.fsync(file.fileno())
         os.rename(temporary, folder)
     except OSError:
         if not os.path.isdir(folder):  # else another process made the same entry meanwhile
@@ -253,19 +262,19 @@ def _write(case, folder, settings):
 def load(case, data, task):
     """(image (C, X, Y, Z), background per channel, Geometry) of a case as its entry would hold them, without writing one."""
     settings = _settings(data, task)
-    image, _, geometry = _preprocess(case, settings)
+    image, _, geometry, _ = _preprocess(case, settings)
     return image, tuple(float(value) for value in image.min(axis=(1, 2, 3))), geometry
 
 
 def _preprocess(case, settings):
-    arrays, affine, mask = _read(case, settings)
-    names = ("spacing_mm", "crop", "kind", "percentiles", "window")
-    options = {name: settings[name] for name in names if name in settings}
-    try:
-        image, mask, geometry = volume.preprocess(arrays, affine, mask=mask, **options)
-    except ValueError as error:
-        raise _blame(case, arrays, error) from error
-    return _cast(image, case, settings["dtype"]), mask, geometry
+    """(image, mask or None, Geometry, warning or None)."""
+    arrays, affine, native_mask = _read(case, settings)
+    keys = ("spacing_mm", "crop", "kind", "percentiles", "window")
+    options = {name: settings[name] for name in keys if name in settings}
+    paths = [source.path for source in case.images]
+    image, mask, geometry = volume.preprocess(arrays, affine, mask=native_mask, names=paths, **options)
+    warning = None if mask is None else _lost(native_mask, mask, geometry, settings["classes"])
+    return _cast(image, case, settings["dtype"]), mask, geometry, warning
 
 
 def _cast(image, case, dtype):
@@ -283,10 +292,17 @@ def _cast(image, case, dtype):
     return image.astype(dtype, copy=False)
 
 
-def _vanished(case, counts):
-    if case.target and not counts[1:].any():
-        return "the mask's foreground is smaller than a voxel of data.spacing_mm and vanished"
-    return None
+def _lost(native, mask, geometry, classes):
+    """What a mask lost on its way from `native` (X, Y, Z) to the cache, as a warning; or None."""
+    inside, warnings = native[geometry.native_box], []
+    total = np.count_nonzero(native)
+    cropped = total - np.count_nonzero(inside)
+    if cropped:
+        warnings.append(f"{cropped} of the mask's {total} foreground voxels are cropped off, where all channels are 0 (data.crop)")
+    gone = [str(label) for label in range(1, classes) if not (mask == label).any() and (inside == label).any()]
+    if gone:
+        warnings.append(f"the mask's class {', '.join(gone)} is smaller than a voxel of data.spacing_mm and vanished")
+    return "; ".join(warnings) or None
 
 
 def _read(case, settings):
@@ -294,7 +310,7 @@ def _read(case, settings):
     arrays, affine, first = [], None, case.images[0]
     mask = None
     for source in _sources(case, settings["classes"] is not None):
-        array, own = sources.read_volume(source)
+        array, own = sources.read_volume(source, like=affine)
         if affine is None:
             affine = own
         elif array.shape != arrays[0].shape:
@@ -304,7 +320,7 @@ def _read(case, settings):
         else:
             distance = volume.grid_distance(array.shape, affine, own)
             if distance > 0.1 * min(volume.spacing(affine)):
-                raise ValueError(f"{source.path} lies up to {distance:.3g} mm off {first.path}, wanted the same affine")
+                raise ValueError(f"{source.path} lies up to {distance:.3g} mm off {first.path}, wanted the same affine (the axes may run otherwise)")
         if source is case.mask:
             _check_classes(source.path, array, settings["classes"])
             mask = array
@@ -319,14 +335,6 @@ def _check_classes(path, array, classes):
     if wrong:
         shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise ValueError(f"{path}: got the mask values {shown}, wanted whole numbers below task.classes={classes}")
-
-
-def _blame(case, arrays, error):
-    """`error` of `volume.preprocess` with the file of the channel that it is about."""
-    for source, array in zip(case.images, arrays):
-        if array.min() == array.max():
-            return ValueError(f"{source.path}: {error}")
-    return ValueError(f"{', '.join(source.path for source in case.images)}: {error}")
 
 
 def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):

@@ -17,6 +17,8 @@ from ..config import UserError
 from . import dicom
 
 MANY = 2000  # cases: above, data.rescan=auto trusts the index
+ID_BYTES = 150  # of a case's id: with the names around it, what any file system takes
+ID_WANTED = f"printable text without / and \\, without . or ~ in front, at most {ID_BYTES} bytes: files are named by it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +47,27 @@ class Case:
     labels: tuple[str, ...] = ()  # text of each target as the table has it: the names of classes
 
 
+def names_a_file(id):
+    """Whether an id can be the name of a file, and of no file elsewhere."""
+    return id.isprintable() and not re.search(r"[/\\]", id) and id[:1] not in ("", ".", "~") and len(id.encode()) <= ID_BYTES
+
+
 # ------------------------------------------------------------------------------------------- reading
 
 
-def read_volume(source):
+def read_volume(source, like=None):
     """(array float32 (X, Y, Z), affine) of a Volume; ValueError, with the path, for what is unreadable or non-finite.
 
+    like: the affine of a volume beside it, whose order and directions of the axes it gets; it may be stored with others.
     A .npy file has no geometry: its affine is the identity, as if RAS with 1 mm voxels.
     """
     if not source.has_geometry:
-        return _read_array(source), np.eye(4)
-    if source.path.endswith(".dcm") or os.path.isdir(source.path):
-        return dicom.read_dicom(source.path)
-    return volume.read_nifti(source.path)
+        array, affine = _read_array(source), np.eye(4)
+    elif source.path.endswith(".dcm") or os.path.isdir(source.path):
+        array, affine = dicom.read_dicom(source.path)
+    else:
+        array, affine = volume.read_nifti(source.path)
+    return (array, affine) if like is None else volume.to_axes_of(like, array, affine)
 
 
 def _read_array(source):

@@ -32,6 +32,7 @@ STRATEGIES = ("multi_slice", "best_slice", "anatomical", "uniform")
 UNITS = ("auto", "hu", "stored", "twice")
 DTYPES = ("float16", "uint8")
 SPLITS = ("train", "valid")
+COLUMNS = ("slice_id", "volume_name", "slice_index", "relative_position", "file_path", "split", "patient")  # and the labels'
 _COARSE_MM = 4.0  # of the grid on which body and lungs are found
 _SMALLEST_CM2 = 20.0  # cross-section of a body, of a child as well
 # shares of the lungs' height: bases, ventricles, left atrium and hila, carina, aortic arch, apices
@@ -76,19 +77,30 @@ class Settings:
 def extract(root, output, settings, log, *, labels=None, split="names", patients="names", workers=2):
     """Extract the slices of every volume below `root` (NIfTI, DICOM folders, 3D .npy); see the top of the file.
 
-    labels: a CSV with the column VolumeName; its other columns are copied to the slices' lines. split: `names`
+    labels: a CSV with the column VolumeName; its other columns are copied to the slices' lines, so none of them may be
+    called as one of COLUMNS, but for that of the split (`split`) and that of the patient (`patient`). split: `names`
     (train_*, valid_*), `train` or `valid` for all, or a column of the labels. patients: `names` (train_12 of
     train_12_a_1.nii.gz), `volumes` (each its own) or a column of the labels. Volumes that are done are not done again.
     Raises ExtractionFailed, after all others are done, when a volume could not be used, and UserError for what
     concerns all of them.
     """
+    if workers < 0:
+        raise UserError(f"workers: got {workers}, wanted 0 (this process) or more")
     found = _find(root)
     rows = {} if labels is None else read_labels(labels)
+    columns = list(next(iter(rows.values()), ()))
+    for name in columns:
+        if name in COLUMNS and {"split": split, "patient": patients}.get(name) != name:
+            hint = {"split": ", or --split split", "patient": ", or --patients patient"}.get(name, "")
+            raise UserError(f"{labels}: got the column '{name}', which the slices' tables have of their own: rename it{hint}")
     facts = {}
     for key, (name, _) in found.items():
         facts[key] = _facts(name, rows.get(key), split, patients, labels)
     _check_patients(facts)
-    _claim(output, settings)
+    try:
+        _claim(output, settings)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error}") from error
     jobs = [(path, os.path.join(output, "slices", key), key, settings) for key, (_, path) in found.items()]
     todo = [job for job in jobs if not _is_done(job)]
     log("extract", volumes=len(jobs), done=len(jobs) - len(todo), output=output)
@@ -101,8 +113,10 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
         if count == len(todo) or time.monotonic() > shown + 10:
             shown = time.monotonic()
             log("extract", extracted=count, of=len(todo), failed=len(failures), eta_s=(shown - begin) / count * (len(todo) - count))
-    columns = list(next(iter(rows.values()))) if rows else []
-    _write_splits(output, [job for job in jobs if job[2] not in failures], found, facts, rows, columns, log)
+    try:
+        _write_splits(output, [job for job in jobs if job[2] not in failures], found, facts, rows, columns, log)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error}") from error
     if failures:
         names = ", ".join(found[key][0] for key in sorted(failures))
         raise ExtractionFailed(f"{len(failures)} of {len(jobs)} volumes failed, the others are done: {names}")
@@ -175,10 +189,10 @@ def _claim(output, settings):
     path = os.path.join(output, "extract.json")
     wanted = settings.to_dict()
     if os.path.exists(path):
-        there = tables.read_json(path)
+        there = _settings_in(path, output).to_dict()
         for name, value in wanted.items():
-            if there.get(name) != value:
-                raise UserError(f"{output} holds slices with {name}={there.get(name)}, got {value}: wanted the same, or another folder")
+            if there[name] != value:
+                raise UserError(f"{output} holds slices with {name}={there[name]}, got {value}: wanted the same, or another folder")
         return
     for folder in ("slices", "splits"):
         os.makedirs(os.path.join(output, folder), exist_ok=True)
@@ -196,44 +210,49 @@ def _settings_of(csv):
 
 def read_settings(csv):
     """The Settings with which the slices of a table `splits/*_slices.csv` were extracted."""
-    path = _settings_of(csv)
+    return _settings_in(_settings_of(csv), csv)
+
+
+def _settings_in(path, whose):
     try:
         return Settings.from_dict(tables.read_json(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {os.path.normpath(path)}, the settings of {csv}: {error}") from error
+        raise UserError(f"cannot read {os.path.normpath(path)}, the settings of {whose} ({error}): extract into a new folder") from error
 
 
 def _source(path):
     """What tells that a volume has changed."""
-    status = os.stat(path)
-    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+    return [os.path.abspath(path), *cache.stamp(path)]
 
 
 def _is_done(job):
     path, folder, _, _ = job
-    record = os.path.join(folder, "slices.json")
-    return os.path.exists(record) and tables.read_json(record)["source"] == _source(path)
+    try:
+        record = tables.read_json(os.path.join(folder, "slices.json"))
+        return record["source"] == _source(path) and len(record["slices"]) > 0
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        return False
 
 
 def _extract_one(job):
     """(key, failure or None); runs in a worker process."""
     path, folder, key, settings = job
-    temporary = tempfile.mkdtemp(prefix=f".{key}-", dir=os.path.dirname(folder))
     try:
-        os.chmod(temporary, 0o755)
-        array, affine = cases.read_volume(cases.Volume(path))
-        rows = []
-        for index, position, pixels in take_slices(array, affine, settings):
-            np.save(os.path.join(temporary, f"{key}_{index:04d}.npy"), pixels)
-            rows.append([index, position])
-        tables.write_json(os.path.join(temporary, "slices.json"), {"source": _source(path), "slices": rows})
-        shutil.rmtree(folder, ignore_errors=True)  # of a file that has changed since
-        os.rename(temporary, folder)
+        # what is in it when it is renamed stays
+        with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=os.path.dirname(folder), ignore_cleanup_errors=True) as temporary:
+            os.chmod(temporary, 0o755)
+            source = _source(path)  # before it is read
+            array, affine = cases.read_volume(cases.Volume(path))
+            rows = []
+            for index, position, pixels in take_slices(array, affine, settings):
+                np.save(os.path.join(temporary, f"{key}_{index:04d}.npy"), pixels)
+                rows.append([index, position])
+            tables.write_json(os.path.join(temporary, "slices.json"), {"source": source, "slices": rows})
+            shutil.rmtree(folder, ignore_errors=True)  # of a file that has changed since
+            os.rename(temporary, folder)
     except (ValueError, OSError) as error:  # UserError is a ValueError; OSError: unreadable, or the disk is full
         text = str(error)
         return key, text if path in text else f"{path}: {text}"
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return key, None
 
 
@@ -245,22 +264,16 @@ def _write_splits(output, jobs, found, facts, rows, columns, log):
         labels = rows.get(key, dict.fromkeys(columns, ""))
         unlabelled += bool(columns) and key not in rows
         for index, position in tables.read_json(os.path.join(folder, "slices.json"))["slices"]:
-            lines.append(
-                {
-                    "slice_id": f"{key}_{index:04d}",
-                    "volume_name": found[key][0],
-                    "slice_index": index,
-                    "relative_position": f"{position:.4f}",
-                    "file_path": f"../slices/{key}/{key}_{index:04d}.npy",
-                    "split": part,
-                    "patient": patient,
-                    **labels,
-                }
-            )
+            id = f"{key}_{index:04d}"
+            own = (id, found[key][0], index, f"{position:.4f}", f"../slices/{key}/{id}.npy", part, patient)
+            lines.append({**dict(zip(COLUMNS, own)), **labels})
     for part in (*SPLITS, "all"):
         own = [line for line in lines if part in (line["split"], "all")]
+        path = os.path.join(output, "splits", f"{part}_slices.csv")
         if own:
-            tables.write_csv(os.path.join(output, "splits", f"{part}_slices.csv"), own)
+            tables.write_csv(path, own)
+        elif os.path.exists(path):  # of volumes that are gone
+            os.remove(path)
     if unlabelled:
         log.warn("volumes without a line in the label table: their cells are blank", volumes=unlabelled, of=len(jobs))
     log("extract", slices=len(lines), volumes=len(jobs), output=output)

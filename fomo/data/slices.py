@@ -5,7 +5,8 @@
 
 Relative paths start from the table's folder. The labels are the columns `task.targets` of `data.labels_csv` (a line per
 VolumeName, joined whatever the suffixes are), or of the table itself. The patient is the column `patient`, or the first
-two parts of a name like train_12_a_1. `Case.fold` is the column `data.fold_column`, or else `split`.
+two parts of a name like train_12_a_1. `Case.fold` is the column `data.fold_column`, or, where that is left at its default,
+`fold` or else `split`. Labels, patient and fold are the volume's: its lines must agree.
 
 Slices are preprocessed already: they are read from their files, not from a cache.
 """
@@ -22,7 +23,7 @@ import torch
 
 from ..config import UserError
 from . import table
-from .cases import Case, Volume
+from .cases import ID_WANTED, Case, Volume, names_a_file
 
 # mean and standard deviation of ImageNet's red, green and blue, which pretrained 2D networks saw as 0 and 1
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
@@ -32,32 +33,54 @@ def list_slices(data, task, labels=True):
     """The cases of `data.csv`, one per slice; the target is a tuple of 0 and 1, or None where the volume has no labels."""
     required = {f"data.csv, {name}": name for name in ("slice_id", "volume_name", "file_path")}
     targets = task.targets if labels else ()
-    own = targets and data.labels_csv is None
-    if own:
-        required.update({f"task.targets: {name}; or data.labels_csv": name for name in targets})
+    own = targets if data.labels_csv is None else ()
+    required.update({f"task.targets: {name}; or data.labels_csv": name for name in own})
+    fold_column = data.fold_column
+    if fold_column not in (None, "fold"):  # the default may be missing
+        required["data.fold_column"] = fold_column
     rows = table.read_rows(data.csv, required, "data.csv")
     columns = rows[0].cells
-    fold_column = next((name for name in (data.fold_column, "split") if name in columns), None)
-    known = {} if own or not labels else _read_targets(data.labels_csv, targets)
-    folder = os.path.dirname(os.path.abspath(data.csv))
-    cases, patients = [], {}
+    if fold_column == "fold" and "fold" not in columns:
+        fold_column = "split" if "split" in columns else None
+    volumes = _first_rows(data.csv, rows, [name for name in ("volume_name", "patient", fold_column, *own) if name in columns])
+    if own:
+        known = {key: _target(data.csv, f"line {line}", cells, own) for key, (line, cells) in volumes.items()}
+    else:
+        known = _read_targets(data.labels_csv, targets) if targets else {}
+    patients = {key: cells["patient"] if "patient" in columns else patient_of(key) for key, (_, cells) in volumes.items()}
+    for key, patient in patients.items():
+        if not patient:
+            raise UserError(
+                f"{data.csv}: line {volumes[key].line}: the patient of {volumes[key].cells['volume_name']} is not known: "
+                "wanted a column 'patient', or names like train_12_a_1.nii.gz"
+            )
+    folder, cases = os.path.dirname(os.path.abspath(data.csv)), []
     for line, cells in rows:
-        scan = sys.intern(cells["volume_name"])
-        if scan not in patients:
-            patients[scan] = cells["patient"] if "patient" in columns else patient_of(scan)
-            if not patients[scan]:
-                raise UserError(
-                    f"{data.csv}: line {line}: the patient of {scan} is not known: wanted a column 'patient', or names like train_12_a_1.nii.gz"
-                )
-            if own:
-                known[stem(scan)] = _target(data.csv, f"line {line}", cells, targets)
-        if not table.names_a_file(cells["slice_id"] or "."):
-            raise UserError(f"{data.csv}: line {line}: got the slice_id {cells['slice_id']!r}, wanted text that can name a file")
-        fold = fold_column and sys.intern(cells[fold_column])
+        if not names_a_file(cells["slice_id"]):
+            raise UserError(f"{data.csv}: line {line}: got the slice_id {cells['slice_id'][:80]!r}, wanted {ID_WANTED}")
         place = Volume(os.path.normpath(os.path.join(folder, cells["file_path"])))
-        target = known.get(stem(scan)) if labels else None
-        cases.append(Case(cells["slice_id"], patients[scan], (place,), None, target, None, fold, scan))
+        key, scan = stem(cells["volume_name"]), sys.intern(cells["volume_name"])
+        fold = fold_column and sys.intern(cells[fold_column])
+        cases.append(Case(cells["slice_id"], patients[key], (place,), None, known.get(key), None, fold, scan))
     return cases
+
+
+def _first_rows(path, rows, columns):
+    """{volume name without suffix: its first Row}. UserError where a volume's rows differ in one of `columns`: they are the
+    volume's, not a slice's.
+    """
+    found = {}
+    for row in rows:
+        key = stem(row.cells["volume_name"])
+        first = found.setdefault(key, row)
+        for name in columns:
+            if row.cells[name] != first.cells[name]:
+                got = f"'{first.cells[name][:80]}' and '{row.cells[name][:80]}'"
+                raise UserError(
+                    f"{path}: lines {first.line} and {row.line}: column '{name}': got {got} for slices of the volume {key}, "
+                    "wanted the same for all of its slices"
+                )
+    return found
 
 
 def labelled(cases, data, log):

@@ -12,7 +12,8 @@ when the cache asks. A new data set is one more function in `_SOURCES`.
     slices   a CSV with a line per CT slice, and labels per volume: slices.py
     phantom  made on first use: phantom.py
 
-Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does.
+Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does; it
+must have all sessions that the raw one has (an error; for arrays a warning, as their names need not be the sessions').
 """
 
 import csv
@@ -23,14 +24,18 @@ from dataclasses import dataclass, replace
 
 from ..config import UserError
 from . import phantom, slices, table, volumes
-from .cases import Case, Volume, any_foreground, count_volumes, read_volume
+from .cases import ID_WANTED, Case, Volume, any_foreground, count_volumes, names_a_file, read_volume
+
+_SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII | re.IGNORECASE)
+_SUBJECT = re.compile(r".*?sub[_-][0-9a-z]+", re.ASCII | re.IGNORECASE)
 
 
 def list_cases(data, task, labels=True, log=None):
     """The cases under `data.root`, sorted by id, with the label that `task.type` needs; data, task: config sections.
 
-    labels=False: images only, for prediction. log: for what is left out, needed with labels. Raises UserError for an empty folder, a missing or ambiguous channel, a
-    missing, malformed or contradictory label, and for ids that are not unique.
+    labels=False: images only, for prediction. log: for warnings, needed with labels. Raises UserError for an empty
+    folder, a missing or ambiguous channel, a missing, malformed or contradictory label, and for ids that are not unique
+    or cannot name a file.
     """
     cases = _SOURCES[data.source](data, task, labels)
     if not cases:
@@ -39,6 +44,8 @@ def list_cases(data, task, labels=True, log=None):
         cases = slices.labelled(cases, data, log)
     seen = {}
     for case in cases:
+        if not names_a_file(case.id):
+            raise UserError(f"{case.images[0].path!r}: got the id {case.id!r}, wanted {ID_WANTED}; rename the file or folder")
         if case.id in seen:
             raise UserError(
                 f"two cases have the id '{case.id}': {seen[case.id].images[0].path} and {case.images[0].path}; "
@@ -51,7 +58,53 @@ def list_cases(data, task, labels=True, log=None):
             if case.subject not in groups:
                 raise UserError(f"{data.groups}: no line for subject '{case.subject}', wanted every subject's group")
         cases = [replace(case, group=groups[case.subject]) for case in cases]
+    if log is not None:
+        _warn(data, cases, log)
     return sorted(cases, key=lambda case: case.id)
+
+
+def _warn(data, cases, log):
+    """What may be wrong with the cases and is no error."""
+    if data.root is not None and data.source in ("table", "slices"):
+        log.warn(f"data.root is not used: with data.source={data.source} paths start from the table's folder", root=data.root)
+    if data.source.startswith("fomo"):
+        _warn_of_the_rest(data.root, cases, log)
+    if data.source == "fomo2" or (data.source == "table" and data.subject_column is None):
+        _warn_of_subjects(cases, log)
+
+
+def _warn_of_the_rest(root, cases, log):
+    """Labels without images; arrays (fomo2) that are not as many as the sessions that they were made of."""
+    ids, subjects = {case.id for case in cases}, {case.subject for case in cases}
+    if cases[0].images[0].index is not None:
+        raw = _sessions_below(os.path.join(root, "preprocessed"))
+        if raw and len(raw) != len(cases):
+            log.warn("preprocessed_2 is taken, and preprocessed has another number of sessions", arrays=len(cases), sessions=len(raw))
+        return
+    left = set()
+    for folder in ("labels", "labels_masked"):
+        for subject, sessions in _subjects_below(os.path.join(root, folder)):
+            left.update(f"{subject}/{session}" for session in sessions if f"{subject}_{session}" not in ids)
+            if not sessions and subject not in subjects:
+                left.add(subject)
+    if left:
+        log.warn("labels without images are left out", labels=len(left), example=min(left), cases=len(cases))
+
+
+def _warn_of_subjects(cases, log):
+    """Subjects that are told by names were perhaps not, where all differ and names begin alike."""
+    alike = {}
+    for case in cases:
+        beginning = _SUBJECT.match(case.id)
+        if beginning:
+            alike.setdefault(beginning[0].lower(), []).append(case.id)
+    several = [ids for ids in alike.values() if len(ids) > 1]
+    if several and len({case.subject for case in cases}) == len(cases):
+        log.warn(
+            "every case is its own subject, though names begin alike: sessions of one subject are told by _ses_ in the name, "
+            "or by data.subject_column",
+            example=several[0][:2],
+        )
 
 
 # ------------------------------------------------------------------------------------------- layouts
@@ -115,31 +168,48 @@ _SOURCES = {
 def _sessions(data, task, labels, folders, masks):
     """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz.
 
-    folders: (name, prefix) pairs, the first that exists is taken. masks: patterns of the mask's path, {} for SUB/SES.
+    folders: (name, prefix) pairs, the first that exists is taken; those after it must have no session that it lacks.
+    masks: patterns of the mask's path, {} for SUB/SES.
     """
     found = [(os.path.join(data.root, name), prefix) for name, prefix in folders]
     found = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
     if not found:
         names = " or ".join(name for name, _ in folders)
         raise UserError(f"{data.root}: no cases found, wanted a folder {names} in it (see README, data layouts)")
-    base, prefix = found[0]
+    (base, prefix), *others = found
+    chosen = _sessions_below(base)
+    for subject in sorted(set(_folders(base)) - {subject for subject, _ in chosen}):
+        raise UserError(f"{os.path.join(base, subject)}: no session folder, wanted for example {subject}/ses_1")
+    for other, _ in others:
+        lacking = sorted(set(_sessions_below(other)) - set(chosen))
+        if lacking:
+            raise UserError(
+                f"{base}: lacks {len(lacking)} sessions that {other} has, as {'/'.join(lacking[0])}, wanted all: "
+                "derive them too, or move one of the two folders away"
+            )
     cases = []
-    for subject in _folders(base):
-        sessions = _folders(os.path.join(base, subject))
-        if not sessions:
-            raise UserError(f"{os.path.join(base, subject)}: no session folder, wanted for example {subject}/ses_1")
-        for session in sessions:
-            name = f"{subject}_{session}"
-            images = tuple(_channel(os.path.join(base, subject, session), prefix, text, name) for text in data.channels)
-            mask, target = None, None
-            if labels:
-                paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
-                mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
-                texts = [f"labels/{subject}/{session}/label.txt", f"labels/{subject}/label.txt"]
-                texts = [os.path.join(data.root, text) for text in texts]
-                target = _target(task.type, name, mask, [text for text in texts if os.path.exists(text)], paths + texts)
-            cases.append(Case(name, subject, images, mask, target, None))
+    for subject, session in chosen:
+        name = f"{subject}_{session}"
+        images = tuple(_channel(os.path.join(base, subject, session), prefix, text, name) for text in data.channels)
+        mask, target = None, None
+        if labels:
+            paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
+            mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
+            texts = [f"labels/{subject}/{session}/label.txt", f"labels/{subject}/label.txt"]
+            texts = [os.path.join(data.root, text) for text in texts]
+            target = _target(task.type, name, mask, [text for text in texts if os.path.exists(text)], paths + texts)
+        cases.append(Case(name, subject, images, mask, target, None))
     return cases
+
+
+def _subjects_below(base):
+    """[(subject, [sessions])], sorted; [] where there is no such folder."""
+    return [(subject, _folders(os.path.join(base, subject))) for subject in _folders(base)]
+
+
+def _sessions_below(base):
+    """[(subject, session)], sorted."""
+    return [(subject, session) for subject, sessions in _subjects_below(base) for session in sessions]
 
 
 def _arrays(data, task, labels, folder):
@@ -156,11 +226,13 @@ def _arrays(data, task, labels, folder):
         mask = Volume(path, count - 1) if labels else None
         target = _target(task.type, id, mask, [], [path]) if labels else None
         images = tuple(Volume(path, index) for index in range(len(data.channels)))
-        cases.append(Case(id, re.sub(r"[_-]ses[_-]?[0-9a-zA-Z]+$", "", id), images, mask, target, None))
+        cases.append(Case(id, _SESSION.sub("", id), images, mask, target, None))
     return cases
 
 
 def _folders(path):
+    if not os.path.isdir(path):
+        return []
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 

@@ -8,22 +8,24 @@ of the images (NIfTI, a 3D .npy or a DICOM folder; 'a|b': the one that is filled
 Relative paths start from the table's folder. Other columns may be there, and cells that are not needed may be blank.
 
 Classes are numbered in sorted order of their texts over the whole table, as numbers where all are (0, 1, 2, 10); the
-texts 0 and 1 are classes 0 and 1 also where only one of them occurs.
+texts 0 and 1 are classes 0 and 1 also where only one of them occurs. A target that is blank, nan, na, n/a, #n/a, null,
+none, - or ? (in capitals, too) is missing, which only pretraining allows.
 """
 
 import csv
 import difflib
+import math
 import os
 import re
 import sys
 from typing import NamedTuple
 
 from ..config import UserError
-from .cases import Case, Volume, any_foreground, looks_at_files
+from .cases import ID_WANTED, Case, Volume, any_foreground, looks_at_files, names_a_file
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-_MISSING = ("", "nan", "na", "n/a", "null")
-_ID_BYTES = 150  # with the names around it, what any file system takes
+_MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "?")
+_SHOWN = 5  # classes that an error names
 
 
 class Row(NamedTuple):
@@ -85,6 +87,8 @@ def list_table(data, task, labels=True):
         if not any(name in rows[0].cells for name in text.split("|")):
             _check_columns(data.csv, list(rows[0].cells), {f"data.channels: {text}": text.split("|")[0]})
     columns = [_targets(data.csv, task, rows, name) for name in targets]
+    if task.type == "classification":
+        _check_classes(data.csv, task, rows, columns)
     look = looks_at_files(data, len(rows))
     lines, cases = {}, []
     for number, row in enumerate(rows):
@@ -122,14 +126,8 @@ def _filled(path, row, column, hint=""):
 def _id(data, row):
     text = _filled(data.csv, row, data.id_column)
     if not names_a_file(text):
-        wanted = f"printable text without / and \\, without . or ~ in front, at most {_ID_BYTES} bytes: files are named by it"
-        _refuse(data.csv, row, data.id_column, repr(text[:80]), wanted)
+        _refuse(data.csv, row, data.id_column, repr(text[:80]), ID_WANTED)
     return text
-
-
-def names_a_file(id):
-    """Whether an id, which is not blank, can be the name of a file, and of no file elsewhere."""
-    return id.isprintable() and not re.search(r"[/\\]", id) and id[0] not in ".~" and len(id.encode()) <= _ID_BYTES
 
 
 def _image(path, row, text, look):
@@ -166,8 +164,8 @@ def _targets(path, task, rows, name):
         missing = text.lower() in _MISSING
         if missing and not optional:
             wanted = "a number" if numeric else "a class"
-            _refuse(path, row, name, f"'{text}'" if text else "a blank cell", f"{wanted}, or no such line")
-        if numeric and not _NUMBER.fullmatch(text):
+            _refuse(path, row, name, f"'{text}', which is a missing value" if text else "a blank cell", f"{wanted}, or no such line")
+        if numeric and not (_NUMBER.fullmatch(text) and math.isfinite(float(text))):
             _refuse(path, row, name, f"'{text}'", "a number")
         if task.type == "multilabel" and float(text) not in (0, 1):
             _refuse(path, row, name, f"'{text}'", "0 or 1")
@@ -176,6 +174,26 @@ def _targets(path, task, rows, name):
         return [(float(text), None) for text in texts]
     index = class_index({text for text in texts if text is not None}, f"{path}: column '{name}'")
     return [None if text is None else (float(index[text]), text) for text in texts]
+
+
+def _check_classes(path, task, rows, columns):
+    """Refuse more classes of one target than task.classes, and classes that would share a column of the results."""
+    named = {}
+    for target, column in zip(task.targets, columns):
+        lines = {}
+        for row, (_, text) in zip(rows, column):
+            lines.setdefault(text, []).append(row.line)
+        if len(columns) == 1 and len(lines) > task.classes:
+            rarest = sorted(lines.items(), key=lambda item: len(item[1]))[:_SHOWN]
+            got = ", ".join(f"'{text[:80]}' ({len(where)}, first in line {where[0]})" for text, where in rarest)
+            raise UserError(
+                f"{path}: column '{target}': got {len(lines)} classes, the rarest first: {got}{', ...' if len(lines) > _SHOWN else ''}; "
+                f"wanted task.classes={task.classes}: set it to their number, or correct the lines"
+            )
+        for text, where in lines.items():
+            name, this = f"{target}_{text}".replace(" ", "_"), f"'{text[:80]}' in column '{target}' (line {where[0]})"
+            if named.setdefault(name, this) != this:
+                raise UserError(f"{path}: got the classes {named[name]} and {this}, which results would both call {name[:160]}: rename one")
 
 
 def class_index(texts, where):

@@ -19,13 +19,12 @@ import re
 import zlib
 
 from ..config import UserError
-from .cases import Case, Volume, looks_at_files
+from .cases import ID_BYTES, Case, Volume, looks_at_files
 
 _SUFFIXES = (".nii.gz", ".nii", ".npy")
 _DICOM = (".dcm", ".ima")
 _SUBJECT_FOLDER = re.compile(r"sub[-_][0-9A-Za-z]+", re.ASCII)
 _SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
-_ID_BYTES = 150
 
 
 def list_volumes(data, task, labels=True):
@@ -103,9 +102,9 @@ def _ids(relatives):
     names = [_without_suffix(path).replace(os.sep, "_").lstrip(".~") for path in relatives]
     count = collections.Counter(names)
     for place, (name, path) in enumerate(zip(names, relatives)):
-        if count[name] > 1 or len(name.encode()) > _ID_BYTES:
-            short = name.encode()[: _ID_BYTES - 9].decode(errors="ignore")
-            names[place] = f"{short}-{zlib.crc32(path.encode()):08x}"
+        if count[name] > 1 or len(os.fsencode(name)) > ID_BYTES:
+            short = os.fsencode(name)[: ID_BYTES - 9].decode(errors="ignore")
+            names[place] = f"{short}-{zlib.crc32(os.fsencode(path)):08x}"
     return names
 
 

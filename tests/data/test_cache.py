@@ -207,6 +207,43 @@ def test_bad_cases_are_named_and_the_others_are_kept(data, change, words):
     assert sorted(name.split("-")[0] for name in os.listdir(data.cache)) == ["a_ses_1", "c_ses_1"]
 
 
+def test_axes_that_run_otherwise_are_turned(data):
+    """The same heads, with one channel and the mask stored from left to right, and the mask's axes in another order."""
+    expected = [(np.array(case.image()), np.array(case.mask()), case.geometry) for case in prepare(data)]
+    mirrored = np.diag([-2.0, 2.0, 2.0, 1.0])
+    mirrored[0, 3] = 2 * 11
+    swapped = mirrored[:, [1, 0, 2, 3]]
+    spoil(swi=lambda a, m: (a[::-1], mirrored), seg=lambda a, m: (a[::-1].transpose(1, 0, 2), swapped))(data, "b")
+    for case, (image, mask, geometry) in zip(prepare(data), expected):
+        np.testing.assert_array_equal(case.image(), image)
+        np.testing.assert_array_equal(case.mask(), mask)
+        assert case.geometry == geometry
+
+
+def test_a_window_beside_the_intensities_is_an_error(data):
+    with pytest.raises(config.UserError, match="case a_ses_1: .*flair.nii.gz: constant volume: got intensities from .*2 more failed"):
+        prepare(dataclasses.replace(data, normalize="window", window=(1000.0, 2000.0)))
+
+
+@pytest.mark.parametrize("name", ["image", "mask", "foreground"])
+def test_a_file_of_an_entry_that_is_gone_or_empty_is_one_line(data, name):
+    case = prepare(data)[0]
+    path = os.path.join(case.folder, f"{name}.npy")
+    for spoiled in (lambda: open(path, "wb").close(), lambda: os.remove(path)):
+        spoiled()
+        with pytest.raises(config.UserError, match=f"case a_ses_1: cannot read .*{name}.npy .*delete that folder and run again"):
+            getattr(case, name)()
+
+
+def test_an_entry_is_on_the_disk_before_it_has_its_name(data, monkeypatch):
+    done, sync, rename = [], os.fsync, os.rename
+    monkeypatch.setattr(cache.os, "fsync", lambda file: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))) or sync(file))
+    monkeypatch.setattr(cache.os, "rename", lambda *paths: done.append("rename") or rename(*paths))
+    prepare(data)
+    assert [sorted(done[start : start + 5]) for start in (0, 5, 10)] == [["case.json", "foreground.npy", "image.npy", "mask.npy", "rename"]] * 3
+    assert done[4::5] == ["rename"] * 3
+
+
 def test_all_failures_are_listed(data):
     for subject in ("a", "c"):
         spoil(swi=lambda a, m: (a[:-1], m))(data, subject)
@@ -221,7 +258,22 @@ def test_a_lesion_that_vanishes_is_a_warning(data):
     log = Log()
     cases = prepare(dataclasses.replace(data, spacing_mm=(5.0, 5.0, 5.0)), log=log)
     assert cases[0].class_voxels[1] == 0 and cases[0].foreground().shape == (0, 4)
-    assert [values["case"] for event, values in log.lines if event == "warn"] == ["a_ses_1"]
+    (warning,) = [values for event, values in log.lines if event == "warn"]
+    assert warning == {"message": "the mask's class 1 is smaller than a voxel of data.spacing_mm and vanished", "case": "a_ses_1"}
+
+
+@pytest.mark.parametrize("spacing_mm", [None, (2.0, 2.0, 2.0)])
+def test_what_the_crop_takes_from_a_mask_is_counted(data, spacing_mm):
+    whole, part = np.zeros((2, 12, 14, 10), np.uint8)
+    whole[0, 5:7, 5] = 1  # the head's box begins at x = 1, y = 2
+    part[0:3, 0:3, 5] = 1
+    write(file_of(data, "a", "seg"), whole)
+    write(file_of(data, "b", "seg"), part)
+    log = Log()
+    prepare(dataclasses.replace(data, spacing_mm=spacing_mm), log=log)
+    said = {values["case"]: values["message"] for event, values in log.lines if event == "warn"}
+    rest = "foreground voxels are cropped off, where all channels are 0 (data.crop)"
+    assert said == {"a_ses_1": f"2 of the mask's 2 {rest}", "b_ses_1": f"7 of the mask's 9 {rest}"}
 
 
 def test_foreground_is_capped_evenly_and_always_the_same():

@@ -81,11 +81,28 @@ def test_cases_have_labels_patients_and_scans(data_set, tmp_path):
     assert [case.case.target for case in cases[::4]] == [(1.0, 0.0), (1.0, 1.0)] * 2
 
 
+@pytest.mark.parametrize("column, cells", [("Lung nodule", "01"), ("patient", "ab"), ("site", "ab"), ("volume_name", ("a", "a.nii"))])
+def test_the_lines_of_a_volume_agree(data_set, tmp_path, column, cells):
+    path, csv = data_set(), tmp_path / "splits" / "all.csv"
+    columns = {"slice_id": ("a_0", "a_1"), "volume_name": "aa", "patient": "pp", "site": "ss", "Cardiomegaly": "11", "Lung nodule": "00"}
+    columns = {**columns, "file_path": ["../slices/train_1_a_1_0.npy"] * 2, column: cells}
+    csv.write_text("\n".join(",".join(line) for line in zip(*((name, *values) for name, values in columns.items()))))
+    with pytest.raises(config_module.UserError, match=f"lines 2 and 3: column '{column}': got '{cells[0]}' and '{cells[1]}'"):
+        load(path, "data.labels_csv=none", "data.fold_column=site")
+
+
+def test_a_fold_column_that_is_named_is_not_replaced(data_set):
+    path = data_set()
+    assert load(path)[1][0].case.fold == "train" and load(path, "data.fold_column=none")[1][0].case.fold is None
+    with pytest.raises(config_module.UserError, match=r"no column 'site' \(data.fold_column\)"):
+        load(path, "data.fold_column=site")
+
+
 @pytest.mark.parametrize("name", ["", "../../escaped", "/escaped", ".hidden"])
 def test_a_slice_id_cannot_leave_the_run_folder(data_set, tmp_path, name):
     path, csv = data_set(), tmp_path / "splits" / "all.csv"
     csv.write_text(csv.read_text().replace("train_1_b_1_0,", f"{name},", 1))
-    with pytest.raises(config_module.UserError, match="line 6: got the slice_id .* wanted text that can name a file"):
+    with pytest.raises(config_module.UserError, match="line 6: got the slice_id .* files are named by it"):
         load(path)
 
 

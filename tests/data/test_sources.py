@@ -22,9 +22,17 @@ def write(path, array=None, text=None):
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
 
 
-def listed(root, number, labels=True, kind=None, **values):
+class Log:
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, message, **values):
+        self.warnings.append((message, values))
+
+
+def listed(root, number, labels=True, kind=None, log=None, **values):
     data = config.Data(source=f"fomo{number}", root=str(root), **{"channels": CHANNELS[number], **values})
-    return sources.list_cases(data, config.Task(type=kind or TYPES[number]), labels=labels)
+    return sources.list_cases(data, config.Task(type=kind or TYPES[number]), labels=labels, log=log)
 
 
 def task1_case(root, subject, session="ses_1", label=None, mask=None, swi="swi", derived=True):
@@ -212,6 +220,84 @@ def test_two_cases_of_one_id(tmp_path):
     task1_case(tmp_path, "a_b", "c", label="0")
     task1_case(tmp_path, "a", "b_c", label="0")
     refused(["two cases have the id 'a_b_c'"], tmp_path, 1)
+
+
+def test_a_derived_folder_that_lacks_sessions_is_refused(tmp_path):
+    for subject in ("sub_1", "sub_2", "sub_3"):
+        task1_case(tmp_path, subject, label="0", derived=False)
+    task1_case(tmp_path, "sub_1")
+    refused(["skull_stripped: lacks 2 sessions that", "preprocessed has, as sub_2/ses_1"], tmp_path, 1)
+    refused(["skull_stripped: lacks 2"], tmp_path, 1, labels=False)
+    for subject in ("sub_2", "sub_3", "sub_4"):  # more than the raw folder has is fine
+        task1_case(tmp_path, subject, label="0")
+    assert len(listed(tmp_path, 1)) == 4
+
+
+def test_labels_without_images_are_counted(tmp_path):
+    for subject in ("sub_1", "sub_2"):
+        task1_case(tmp_path, subject, mask=0, label="0")
+    log = Log()
+    listed(tmp_path, 1, log=log)
+    assert log.warnings == []
+    write(tmp_path / "labels" / "sub_3" / "label.txt", text="1")
+    write(tmp_path / "labels" / "sub_2" / "ses_2" / "label.txt", text="1")
+    for folder in ("labels", "labels_masked"):
+        write(tmp_path / folder / "sub_4" / "ses_1" / "seg_masked.nii.gz")
+    listed(tmp_path, 1, log=log)
+    assert log.warnings == [("labels without images are left out", {"labels": 3, "example": "sub_2/ses_2", "cases": 2})]
+
+
+def arrays(root, *names):
+    (root / "preprocessed_2").mkdir(exist_ok=True)
+    for name in names:
+        np.save(root / "preprocessed_2" / f"{name}.npy", volumes())
+
+
+@pytest.mark.parametrize(
+    "name, subject",
+    [
+        ("sub_01_session_2", "sub_01"),
+        ("sub_1_ses_1_run_2", "sub_1"),
+        ("sub_1_SES_1", "sub_1"),
+        ("FOMO2-sub-3-ses-M00_acq-x", "FOMO2-sub-3"),
+        ("sub_1_run_2", "sub_1"),
+        ("sub_assessed", "sub_assessed"),
+    ],
+)
+def test_an_array_is_of_the_subject_before_its_session(tmp_path, name, subject):
+    arrays(tmp_path, name)
+    assert [case.subject for case in listed(tmp_path, 2)] == [subject]
+
+
+def test_subjects_that_are_perhaps_not_recognised_are_a_warning(tmp_path):
+    log = Log()
+    arrays(tmp_path, "sub_1_day1", "sub_2_day1")
+    listed(tmp_path, 2, log=log)
+    assert log.warnings == []
+    arrays(tmp_path, "sub_2_day2")
+    listed(tmp_path, 2, log=log)
+    ((message, values),) = log.warnings
+    assert message.startswith("every case is its own subject, though names begin alike") and values == {"example": ["sub_2_day1", "sub_2_day2"]}
+
+
+def test_arrays_that_are_fewer_than_their_sessions_are_a_warning(tmp_path):
+    log = Log()
+    arrays(tmp_path, "sub_1_ses_1")
+    for subject in ("sub_1", "sub_2"):
+        write(tmp_path / "preprocessed" / subject / "ses_1" / "flair.nii.gz")
+    listed(tmp_path, 2, log=log)
+    ((message, values),) = log.warnings
+    assert message.startswith("preprocessed_2 is taken") and values == {"arrays": 1, "sessions": 2}
+
+
+@pytest.mark.parametrize("name", ["sub\\1", "~sub_1", "sub\n1", "sub_" + "x" * 160, b"sub_\xe9"])
+def test_an_id_that_can_name_no_file_is_refused(tmp_path, name):
+    subject = os.fsdecode(name)
+    try:
+        task1_case(tmp_path, subject)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    refused(["got the id", "ses_1", "rename"], tmp_path, 1, labels=False)
 
 
 def test_groups(tmp_path):

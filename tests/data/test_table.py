@@ -22,10 +22,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def listed(folder, *lines, kind="classification", targets=("cohort",), header=HEADER, labels=True, channels=("t1",), **values):
+def listed(folder, *lines, kind="classification", targets=("cohort",), header=HEADER, labels=True, channels=("t1",), classes=3, log=None, **values):
     (folder / "table.csv").write_text("\n".join((header, *lines)) + "\n")
     data = config.Data(source="table", csv=str(folder / "table.csv"), channels=channels, **values)
-    return sources.list_cases(data, config.Task(type=kind, targets=targets), labels=labels)
+    return sources.list_cases(data, config.Task(type=kind, targets=targets, classes=classes), labels=labels, log=log)
 
 
 def refused(words, *arguments, **values):
@@ -61,11 +61,39 @@ def test_one_target_is_a_number_and_prediction_needs_no_labels(folder):
 
 def test_numbers_are_sorted_as_numbers_and_zero_and_one_are_themselves(folder):
     lines = [f"c{i},s{i},images/a.nii.gz,,,{text},,," for i, text in enumerate(("10", "2", "1", "0", "2"))]
-    cases = listed(folder, *lines, fold_column=None)
+    cases = listed(folder, *lines, fold_column=None, classes=4)
     assert [case.target for case in cases] == [3.0, 2.0, 1.0, 0.0, 2.0] and cases[0].labels == ("10",)
     assert table.class_index({"1"}, "") == {"1": 1} and table.class_index({"2", "1"}, "") == {"1": 0, "2": 1}
     assert table.class_index({"b", "10", "9"}, "") == {"10": 0, "9": 1, "b": 2}, "as text where one of them is text"
     refused(["'cohort'", "'1'", "'1.0'"], folder, *(line.replace("10", "1.0") for line in lines), fold_column=None)
+
+
+def test_more_classes_than_there_should_be_are_named_with_their_lines(folder):
+    lines = [f"c{i},s{i},images/a.nii.gz,,,{text},,,1" for i, text in enumerate(("0", "1", "0", "-1", "1"))]
+    refused(["'cohort'", "3 classes", "'-1' (1, first in line 5), '0' (2, first in line 2)", "task.classes=2"], folder, *lines, classes=2)
+    assert len(listed(folder, *lines)) == 5
+
+
+def test_classes_whose_results_would_have_one_name_are_refused(folder):
+    first, second = A.replace("mild", "left knee"), B.replace("healthy", "left_knee")
+    refused(["'left knee' in column 'cohort' (line 2)", "'left_knee' in column 'cohort' (line 3)", "rename one"], folder, first, second)
+    header = HEADER.replace("gender", "cohort_left")
+    refused(["column 'cohort'", "column 'cohort_left'", "cohort_left_knee"], folder, first, B.replace(",m,", ",knee,"), header=header, targets=("cohort", "cohort_left"))
+    assert len(listed(folder, first, second, targets=(), kind="mae")) == 2
+
+
+def test_a_root_that_is_not_used_is_said(folder):
+    class Log:
+        warn = staticmethod(lambda message, **values: said.append((message, values)))
+
+    said = []
+    listed(folder, A, B, root="/elsewhere", log=Log())
+    ((message, values),) = said
+    assert "data.root is not used" in message and values == {"root": "/elsewhere"}
+    said.clear()
+    listed(folder, A.replace("a_0", "sub-1_a"), B.replace("b_0", "sub-1_b"), subject_column=None, log=Log())
+    ((message, values),) = said
+    assert "every case is its own subject" in message and "data.subject_column" in message
 
 
 def test_segmentation_takes_the_mask_and_its_presence(folder):
@@ -113,6 +141,7 @@ def test_alternatives_take_the_one_that_is_filled(folder):
         (["line 3", "'t1'"], "b,b,images/\0.nii,,,healthy,m,70,1"),
         (["line 3", "'cohort'", "blank"], "b,b,images/b.nii.gz,,,,m,70,1"),
         (["line 3", "'cohort'", "'NaN'"], "b,b,images/b.nii.gz,,,NaN,m,70,1"),
+        *((["line 3", "'cohort'", f"'{text}'", "missing"], f"b,b,images/b.nii.gz,,,{text},m,70,1") for text in ("None", "-", "?", "#N/A", "NULL")),
         (["line 3", "'fold'", "blank", "data.fold_column=none"], "b,b,images/b.nii.gz,,,healthy,m,70,"),
         (["line 3", "got 8 cells", "wanted 9"], "b,b,images/b.nii.gz,,,healthy,m,70"),
     ],
@@ -121,7 +150,7 @@ def test_a_wrong_line_is_named(folder, words, line):
     refused(["table.csv", *words], folder, A, line)
 
 
-@pytest.mark.parametrize("text", ["old", "inf", "nan", "", "1_0", "12,5", "0x1"])
+@pytest.mark.parametrize("text", ["old", "inf", "nan", "", "1_0", "12,5", "0x1", "1e999"])
 def test_a_regression_target_is_a_number(folder, text):
     cell = f'"{text}"' if "," in text else text
     refused(["table.csv", "line 3", "'age'", text], folder, A, B.replace("m,70", f"m,{cell}"), kind="regression", targets=("age",))
@@ -150,6 +179,6 @@ def test_the_config_says_what_a_table_needs(folder):
     for name, value in (("csv", "none"), ("source", "fomo1"), ("source", "volumes")):
         with pytest.raises(config.UserError, match=f"data.{name}|data.root"):
             load(**{f"data.{name}": value})
-    for kind, targets in (("regression", "[a,b]"), ("classification", "[]"), ("segmentation", "[a]"), ("classification", "[a,a]")):
+    for kind, targets in (("regression", "[a,b]"), ("classification", "[]"), ("segmentation", "[a]"), ("classification", "[a,a]"), ("classification", "[a b,a_b]")):
         with pytest.raises(config.UserError, match="task.targets"):
             load(**{"task.type": kind, "task.targets": targets})

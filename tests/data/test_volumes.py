@@ -1,5 +1,7 @@
 """Volumes: every scan of a tree or a list is found once, with a safe id and the subject of the layout."""
 
+import os
+
 import nibabel
 import numpy as np
 import pytest
@@ -51,6 +53,15 @@ def test_ids_are_unique_and_short_enough_for_a_file_name(tmp_path):
     ids = [case.id for case in listed(tmp_path)]
     assert len(set(ids)) == 3 and all(len(id) <= 150 for id in ids) and sum(id.startswith("a_b_c-") for id in ids) == 2
     assert ids == [case.id for case in listed(tmp_path)]
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    try:
+        touch(tmp_path, os.fsdecode(b"sub_\xe9/t1.nii.gz"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(config.UserError, match="got the id .*sub_.*t1.*rename"):
+        listed(tmp_path)
 
 
 def test_a_folder_of_dicom_files_is_one_scan(tmp_path):
