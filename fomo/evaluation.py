@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,29 +10,44 @@ from . import config, metrics, tables, tasks, volume
 from .config import UserError
 from .data import slices
 from .data import table as table_module
+from .data.cases import Volume, any_foreground
 
 _SUFFIXES = (".nii.gz", ".nii")
+_SEGMENTATIONS = ("seg.nii.gz", "seg_masked.nii.gz")  # of the layouts: what may stand for a label
 
 
-def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, level=0.95):
+def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, level=0.95, column=None, log=None):
     """(kind, rows, summary): per-case rows and {metric: {...}} of whatever the two places hold.
 
     predictions: what tools/predict.py wrote, a folder of masks, or a table. references: a folder of masks or of label.txt
-    files (ID.nii.gz, or SUB/SES/seg.nii.gz and SUB/SES/label.txt for the case SUB_SES), or a CSV with the columns id and
-    target (or label, or age). Missing or extra cases are a UserError, and so is a mask on another grid than its reference.
+    files (ID.nii.gz, or SUB/SES/seg.nii.gz and SUB/SES/label.txt for the case SUB_SES; SUB/label.txt for all of SUB), a data
+    set with such folders `labels` and `labels_masked`, or a CSV with the columns id and target (or label, or age, or
+    `column`). For a table of probabilities a mask of the layouts is a label, too: 1 if it has a voxel above 0. Missing or
+    extra cases are a UserError, and so are a mask on another grid than its reference, and references of other classes.
     A table of several labels (probability_LABEL) is scored by a CSV with VolumeName (or id) and a column of 0 and 1 per
-    label, which may have further volumes: the summary's `not_predicted`.
+    label, which may have further volumes: the summary's `not_predicted`. Where a table of probabilities has no column of
+    decisions (or no decision_LABEL), they are made at 0.5: the summary's `decided_at_half` counts them.
+    Intervals are over the subjects: of a column `subject` of either table, or else the folders SUB, or the patients of CT
+    volumes by their names. Where none of these knows all, they are over the cases, and `log` (fomo.log's Log) warns.
     """
+    if resamples < 0:
+        raise UserError(f"--bootstrap: got {resamples}, wanted 0 (no intervals) or more")
+    if not 0 <= tolerance_mm < np.inf:
+        raise UserError(f"--tolerance-mm: got {tolerance_mm:g}, wanted a number of mm, 0 or more")
+    if column is not None and not os.path.isfile(references):
+        raise UserError(f"--column: got {column}, and {references} is no table to have one")
     table = _table_of(predictions)
     masks = _masks_in(predictions)
     if masks and table and _score_column(table):
         raise UserError(f"{predictions}: holds masks and a table of numbers, wanted one of them")
     if masks:
-        rows = _mask_rows(masks, _masks_in(references), predictions, references, tolerance_mm)
-        return "segmentation", rows, _mean_over_cases(rows, resamples, seed, level)
+        wanted = _masks_in(references)
+        rows = _mask_rows(masks, wanted, predictions, references, tolerance_mm)
+        known = [_subjects(table or {}), _folders(wanted), _folders(masks)]
+        return "segmentation", rows, _mean_over_cases(rows, _drawn([row["id"] for row in rows], known, resamples, seed, level, log))
     if table is None:
         raise UserError(f"{predictions}: no masks (*.nii.gz) and no predictions.csv in it")
-    return _evaluate_table(table, predictions, references, resamples, seed, level)
+    return _evaluate_table(table, predictions, references, column, resamples, seed, level, log)
 
 
 def write(kind, rows, summary, output):
@@ -49,37 +65,69 @@ def write(kind, rows, summary, output):
         raise UserError(f"cannot write to {output}: {error}") from error
 
 
+def _drawn(ids, known, resamples, seed, level, log):
+    """Keywords of bootstrap_ci. groups: the subjects of `ids`, of the first of `known` ({id: subject}) that knows all."""
+    groups = next(([subject_of[id] for id in ids] for subject_of in known if all(map(subject_of.get, ids))), None)
+    if groups is None and resamples and log is not None:
+        log.warn(
+            "intervals are over cases, which are too narrow where a subject has several: "
+            "no column `subject`, no folders SUB/SES say whose they are"
+        )
+    return dict(resamples=resamples, seed=seed, level=level, groups=groups)
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+class _File(NamedTuple):
+    path: str
+    subject: str | None  # the folder SUB, where there is one
+
+
+def _files(place, wanted):
+    """{case id: _File} of place/ID.nii.gz, or place/SUB/SES/NAME, where wanted(NAME).
+
+    Of predictions those in `masks`; of a data set those in `labels`, and instead of them in `labels_masked`, as in training.
+    """
+    inside = [os.path.join(place, name) for name in ("labels", "labels_masked", "masks")]
+    inside, found = [folder for folder in inside if os.path.isdir(folder)], {}
+    for top in inside or [place]:
+        below = {}
+        for folder, _, names in os.walk(top):
+            parts = [] if folder == top else os.path.relpath(folder, top).split(os.sep)
+            for name in sorted(filter(wanted, names)):
+                id = "_".join(parts) if parts else name.removesuffix(".gz").removesuffix(".nii")
+                if id in below:
+                    raise UserError(f"{top}: two files for the case {id}: {below[id].path} and {os.path.join(folder, name)}")
+                below[id] = _File(os.path.join(folder, name), parts[0] if parts else None)
+        found.update(below)
+    return found
+
+
+def _folders(files):
+    return {id: file.subject for id, file in files.items()}
+
+
 # ------------------------------------------------------------------------------------------ masks
 
 
 def _masks_in(place):
-    """{case id: path}: place/masks/*, place/* or place/SUB/SES/*."""
-    if not os.path.isdir(place):
-        return {}
-    inside = os.path.join(place, "masks")
-    if os.path.isdir(inside):
-        place = inside
-    found = {}
-    for folder, _, names in os.walk(place):
-        parts = [] if folder == place else os.path.relpath(folder, place).split(os.sep)
-        for name in sorted(names):
-            if name.endswith(_SUFFIXES) and not name.startswith("."):
-                id = "_".join(parts) if parts else name.removesuffix(".gz").removesuffix(".nii")
-                if id in found:
-                    raise UserError(
-                        f"{place}: two masks for the case {id}: {found[id]} and {os.path.join(folder, name)}"
-                    )
-                found[id] = os.path.join(folder, name)
-    return found
+    return _files(place, lambda name: name.endswith(_SUFFIXES) and not name.startswith("."))
 
 
 def _mask_rows(masks, references, predictions_place, references_place, tolerance_mm):
     if not references:
         raise UserError(f"{references_place}: no masks (*.nii.gz) in it")
     _same_cases(masks, references, predictions_place, references_place)
-    rows, per_class = [], []
+    classes = _classes_of(predictions_place)
+    rows, per_class, predicted, wanted = [], [], set(), set()
     for id in sorted(masks):
-        prediction, reference, spacing_mm = _read_pair(id, masks[id], references[id])
+        prediction, reference, spacing_mm = _read_pair(id, masks[id].path, references[id].path)
+        of_case = _labels_in(prediction), _labels_in(reference)
+        if classes is not None and max(of_case[1], default=0) >= classes:
+            got = ", ".join(str(label) for label in sorted(of_case[1]) if label >= classes)
+            raise UserError(f"case {id}: {references[id].path}: got the labels {got}, wanted whole numbers below {classes}, the classes of the predictions")
+        predicted, wanted = predicted | of_case[0], wanted | of_case[1]
         rows.append(
             {
                 "id": id,
@@ -87,18 +135,37 @@ def _mask_rows(masks, references, predictions_place, references_place, tolerance
                 "reference_voxels": int(np.count_nonzero(reference)),
             }
         )
-        classes = max(2, int(prediction.max()) + 1, int(reference.max()) + 1)
         per_class.append(
-            metrics.segmentation_metrics_per_class(reference, prediction, spacing_mm, classes, tolerance_mm)
+            {
+                label: metrics.segmentation_metrics(reference == label, prediction == label, spacing_mm, tolerance_mm)
+                for label in set.union(*of_case)
+            }
         )
+    if classes is None and predicted and wanted and not predicted & wanted:
+        got, other = (", ".join(map(str, sorted(labels)[:5])) for labels in (wanted, predicted))
+        raise UserError(f"{references_place}: got masks of the labels {got}, and those of {predictions_place} have {other}: wanted the same classes")
     nothing = np.zeros((8, 8, 8), bool)
     absent = metrics.segmentation_metrics(nothing, nothing, (1.0, 1.0, 1.0), tolerance_mm)
-    labels = sorted(set().union(*per_class))
+    labels = sorted(predicted | wanted) or [1]
     for row, values in zip(rows, per_class):
         for label in labels:
             ending = "" if labels == [1] else f"_{label}"
             row.update({f"{name}{ending}": value for name, value in values.get(label, absent).items()})
     return rows
+
+
+def _classes_of(place):
+    """How many classes the networks tell apart whose masks tools/predict.py wrote there; None of other masks."""
+    path = os.path.join(place, "settings.json")
+    try:
+        return tables.read_json(path).get("classes") if os.path.exists(path) else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _labels_in(array):
+    """The set of what is above 0 in a uint8 array."""
+    return set((np.flatnonzero(np.bincount(array.ravel(order="K"), minlength=256)[1:]) + 1).tolist())
 
 
 def _read_pair(id, prediction_path, reference_path):
@@ -125,18 +192,16 @@ def _read_pair(id, prediction_path, reference_path):
     return prediction, reference, volume.spacing(wanted)
 
 
-def _mean_over_cases(rows, resamples, seed, level):
+def _mean_over_cases(rows, drawn):
     """Of each metric the mean over the cases where it is finite, with its interval and the counts of the rest."""
     summary = {}
     for name in [name for name in rows[0] if name not in ("id", "predicted_voxels", "reference_voxels")]:
         values = np.array([row[name] for row in rows], float)
         facts = metrics.summarize(values)
-        finite = values[np.isfinite(values)]
-        interval = (
-            metrics.bootstrap_ci(np.mean, finite, resamples=resamples, seed=seed, level=level)
-            if len(finite) and resamples
-            else None
-        )
+        kept, interval = np.isfinite(values), None
+        if kept.any() and drawn["resamples"]:
+            groups = drawn["groups"] and [group for group, keep in zip(drawn["groups"], kept) if keep]
+            interval = metrics.bootstrap_ci(np.mean, values[kept], **{**drawn, "groups": groups})
         summary[name] = {
             "value": facts["mean"],
             "ci_low": interval.low if interval else float("nan"),
@@ -149,53 +214,52 @@ def _mean_over_cases(rows, resamples, seed, level):
 # ----------------------------------------------------------------------------------------- tables
 
 
-def _evaluate_table(table, predictions, references, resamples, seed, level):
-    column = _score_column(table)
-    if column is None and any(name.startswith("probability_") for name in table[0]):
-        return _multilabel(table, predictions, references, resamples, seed)
-    if column is None:
+def _evaluate_table(table, predictions, references, column, resamples, seed, level, log):
+    columns, score = _columns(table), _score_column(table)
+    if score is None and any(name.startswith("probability_") for name in columns):
+        if column is not None:
+            raise UserError(f"--column: got {column}, and {predictions} has several labels, each with its own column")
+        return _multilabel(table, predictions, references, resamples, seed, level, log)
+    if score is None:
         raise UserError(
-            f"{predictions}: got the columns {', '.join(table[0])[:500]}, wanted id and probability, or id and prediction"
+            f"{predictions}: got the columns {', '.join(columns)[:500]}, wanted id and probability, or id and prediction"
         )
-    targets = _targets(references)
-    found = {}
-    for row in table:
-        if row["id"] in found:
-            raise UserError(f"{predictions}: two rows for the case {row['id']}")
-        found[row["id"]] = row
-    _same_cases(found, targets, predictions, references)
-    ids = sorted(found)
+    targets, subjects = _targets(references, table, column, masks=score == "probability")
+    _same_cases(table, targets, predictions, references)
+    ids = sorted(table)
     labels = np.array([targets[id] for id in ids])
-    scores = np.array([_number(found[id][column], predictions, id) for id in ids])
+    scores = np.array([_number(table[id][score], predictions, id) for id in ids])
+    drawn = _drawn(ids, [_subjects(table), subjects], resamples, seed, level, log)
     try:
-        if column == "probability":
-            return _classification(ids, labels, scores, found, predictions, references, resamples, seed, level)
+        if score == "probability":
+            return _classification(ids, labels, scores, table, predictions, references, drawn)
         rows = [
             {"id": id, "target": y, "prediction": p, "error": p - y}
             for id, y, p in zip(ids, labels.tolist(), scores.tolist())
         ]
 
         def summarize(values):
-            shown = ("mae", "mse", "r2", "pearson")
-            return _with_intervals(
-                metrics.regression_metrics(labels, values), shown, labels, values, resamples, seed, level
-            )
+            return _with_intervals(metrics.regression_metrics(labels, values), ("mae", "mse", "r2", "pearson"), labels, values, drawn)
 
         summary = summarize(scores)
-        if "corrected" in table[0]:
-            corrected = np.array([_number(found[id]["corrected"], predictions, id) for id in ids])
+        if "corrected" in columns:
+            corrected = np.array([_number(table[id]["corrected"], predictions, id, undefined=True) for id in ids])
             rows = [{**row, "corrected": value} for row, value in zip(rows, corrected.tolist())]
-            summary.update({f"corrected_{name}": values for name, values in summarize(corrected).items()})
+            if np.isnan(corrected).any():  # its line was fitted to predictions that did not vary
+                of_corrected = _with_intervals(dict.fromkeys(summary, np.nan), (), labels, corrected, drawn)
+            else:
+                of_corrected = summarize(corrected)
+            summary.update({f"corrected_{name}": values for name, values in of_corrected.items()})
         return "regression", rows, summary
     except ValueError as error:
         raise UserError(f"{predictions}: {error}") from error
 
 
-def _classification(ids, labels, scores, found, predictions, references, resamples, seed, level):
+def _classification(ids, labels, scores, table, predictions, references, drawn):
     if not np.isin(labels, (0, 1)).all():
         raise UserError(f"{references}: got targets besides 0 and 1 for a table of probabilities")
-    decided = "decision" in found[ids[0]]
-    decisions = np.array([_number(found[id]["decision"], predictions, id) for id in ids]) if decided else scores >= 0.5
+    decided = "decision" in _columns(table)
+    decisions = np.array([_zero_or_one(table[id]["decision"], predictions, id) for id in ids] if decided else scores >= 0.5)
     rows = [
         {"id": id, "target": int(y), "probability": p, "decision": int(d)}
         for id, y, p, d in zip(ids, labels, scores.tolist(), decisions)
@@ -209,39 +273,48 @@ def _classification(ids, labels, scores, found, predictions, references, resampl
         "brier": metrics.brier(labels, scores),
         "ece": metrics.ece(labels, scores),
     }
-    return (
-        "classification",
-        rows,
-        _with_intervals(values, ("auroc", "average_precision"), labels, scores, resamples, seed, level),
-    )
+    summary = _with_intervals(values, ("auroc", "average_precision"), labels, scores, drawn)
+    return "classification", rows, {**summary, **_at_half(0 if decided else len(rows), len(rows))}
 
 
-def _multilabel(table, predictions, references, resamples, seed):
-    """Of several labels: what a run reports of its volumes, and the AUROC of each label; patients are drawn together."""
-    columns = _read_csv(references)
-    key = next((name for name in ("VolumeName", "id") if name in columns[0]), None)
-    labels = [name for name in columns[0] if f"probability_{name.replace(' ', '_')}" in table[0]]
-    if key is None or not labels:
-        raise UserError(f"{references}: got the columns {', '.join(columns[0])[:500]}, wanted VolumeName (or id) and a column per label")
-    lacking = {name for name in table[0] if name.startswith("probability_")} - {f"probability_{name.replace(' ', '_')}" for name in labels}
+def _at_half(count, of):
+    """Of the summary: how many decisions were made here, at 0.5, because the table has none."""
+    return {"decided_at_half": {"value": count, "n": of}} if count else {}
+
+
+def _multilabel(table, predictions, references, resamples, seed, level, log):
+    """Of several labels: what a run reports of its volumes, and the AUROC of each label."""
+    wanted = _read_table(references, ("VolumeName", "id"), slices.stem)
+    columns, named = _columns(table), _columns(wanted)
+    labels = [name for name in named if f"probability_{name.replace(' ', '_')}" in columns]
+    lacking = {name for name in columns if name.startswith("probability_")} - {f"probability_{name.replace(' ', '_')}" for name in labels}
     if lacking:
-        raise UserError(f"{references}: no column for {', '.join(sorted(lacking))[:200]} of {predictions}")
-    wanted = {slices.stem(row[key]): row for row in columns}
+        raise UserError(f"{references}: got the columns {', '.join(named)[:500]}, and none for {', '.join(sorted(lacking))[:200]} of {predictions}")
+    ids = {}  # by the volume's name without suffix
+    for id in table:
+        if ids.setdefault(slices.stem(id), id) != id:
+            raise UserError(f"{predictions}: got {ids[slices.stem(id)]} and {id}, which are one volume, wanted a line for each")
+    unknown = [id for name, id in ids.items() if name not in wanted]
+    if unknown:
+        raise UserError(f"{references}: no line for {unknown[0]} of {predictions} (and for {len(unknown) - 1} more)")
     section = config.Task(type="multilabel", targets=tuple(labels))
     task = tasks.build(dataclasses.replace(config.Config(), seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
-    rows = []
-    for found in table:
-        id = slices.stem(found["id"])
-        if id not in wanted:
-            raise UserError(f"{references}: no line for {found['id']} of {predictions}")
-        row = {"id": found["id"], "subject": slices.patient_of(id) or id, "scan": None, "threshold": 0.5}
+    undecided = [name for name in task.names if f"decision_{name}" not in columns]
+    common = "threshold" in columns  # the one of all labels together: in the tables of a run
+    of_table, of_references = _subjects(table), _subjects(wanted)
+    known = [{name: of_table[id] for name, id in ids.items()}, of_references, {name: slices.patient_of(name) for name in ids}]
+    drawn, rows = _drawn(list(ids), known, resamples, seed, level, log), []
+    for (key, id), subject in zip(ids.items(), drawn["groups"] or ids):
+        found = table[id]
+        threshold = _number(found["threshold"], predictions, id) if common else 0.5
+        row = {"id": id, "subject": subject, "scan": None, "threshold": threshold}
         for label, name in zip(labels, task.names):
-            target, p = _number(wanted[id][label], references, id), _number(found[f"probability_{name}"], predictions, id)
-            if target not in (0, 1):
-                raise UserError(f"{references}: {id}: {label}: got {target:g}, wanted 0 or 1")
-            row.update({f"target_{name}": int(target), f"probability_{name}": p, f"decision_{name}": int(found.get(f"decision_{name}") or p >= 0.5)})
+            target, p = _zero_or_one(wanted[key][label], references, f"{id}: {label}"), _number(found[f"probability_{name}"], predictions, id)
+            decision = p >= 0.5 if name in undecided else _zero_or_one(found[f"decision_{name}"], predictions, f"{id}: {label}")
+            row.update({f"target_{name}": target, f"probability_{name}": p, f"decision_{name}": int(decision)})
         rows.append(row)
-    summary = {name.removeprefix("volume_"): {"value": value, "n": len(rows)} for name, value in task.score(rows).items()}
+    scores = {name: value for name, value in task.score(rows).items() if common or not name.endswith("_common")}
+    summary = {name.removeprefix("volume_"): {"value": value, "n": len(rows)} for name, value in scores.items()}
     if resamples:
         interval = task.intervals(rows, resamples, seed)["volume_auroc_macro"]
         summary["auroc_macro"].update(ci_low=interval.low, ci_high=interval.high)
@@ -249,74 +322,112 @@ def _multilabel(table, predictions, references, resamples, seed):
         limits = {f"ci_{end}": row[f"auroc_{end}"] for end in ("low", "high")} if resamples else {}
         summary[f"auroc_{name}"] = {"value": row["auroc"], **limits, "n": row["n"], "positives": row["positives"]}
     summary["not_predicted"] = {"value": len(wanted) - len(rows), "n": len(wanted)}
+    summary.update(_at_half(len(undecided) * len(rows), len(labels) * len(rows)))
     return "multilabel", [{k: v for k, v in row.items() if k not in ("scan", "threshold")} for row in rows], summary
 
 
-def _with_intervals(values, names, labels, scores, resamples, seed, level):
+def _with_intervals(values, names, labels, scores, drawn):
+    """The summary of `values`, {metric: value}, with intervals of the metrics `names`; drawn: keywords of bootstrap_ci."""
     summary = {}
     for name, value in values.items():
         summary[name] = {"value": value, "ci_low": float("nan"), "ci_high": float("nan"), "n": len(labels)}
-        if name in names and resamples:
-            interval = metrics.bootstrap_ci(getattr(metrics, name), labels, scores, resamples, seed, level=level)
+        if name in names and drawn["resamples"]:
+            interval = metrics.bootstrap_ci(getattr(metrics, name), labels, scores, **drawn)
             summary[name].update(ci_low=interval.low, ci_high=interval.high)
     return summary
 
 
 def _table_of(place):
-    """Rows of the CSV `place`, or of place/predictions_volumes.csv or else place/predictions.csv; None when there is none."""
+    """The CSV `place`, or place/predictions_volumes.csv or else place/predictions.csv, see _read_table; None without one."""
     path = place
     if os.path.isdir(place):
         volumes = os.path.join(place, "predictions_volumes.csv")
         path = volumes if os.path.exists(volumes) else os.path.join(place, "predictions.csv")
-    if not os.path.isfile(path):
-        return None
-    rows = _read_csv(path)
-    if not rows or "id" not in rows[0]:
-        raise UserError(
-            f"{path}: got the columns {', '.join(rows[0])[:500] if rows else 'none'}, wanted id and a line per case"
-        )
-    return rows
+    return _read_table(path, ("id",)) if os.path.isfile(path) else None
+
+
+def _read_table(path, keys, name=str):
+    """{name(id): {column: text}} of a CSV, with the ids in the first of the columns `keys` that is there; each once."""
+    rows, found, lines = table_module.read_rows(path, {}, "table"), {}, {}
+    key = next((key for key in keys if key in rows[0].cells), None)
+    if key is None:
+        raise UserError(f"{path}: got the columns {', '.join(rows[0].cells)[:500]}, wanted {' or '.join(keys)} and a line per case")
+    for line, cells in rows:
+        id = name(cells[key])
+        if lines.setdefault(id, line) != line:
+            raise UserError(f"{path}: line {line}: got the case {id} as in line {lines[id]}, wanted each once")
+        found[id] = cells
+    return found
+
+
+def _columns(table):
+    return list(next(iter(table.values())))
+
+
+def _subjects(table):
+    return {id: cells.get("subject") for id, cells in table.items()}
 
 
 def _score_column(table):
-    return next((name for name in ("probability", "prediction") if name in table[0]), None)
+    return next((name for name in ("probability", "prediction") if name in _columns(table)), None)
 
 
-def _targets(place):
-    """{case id: number} of a CSV, or of a folder's label.txt files."""
+def _targets(place, ids, column, masks):
+    """({case id: number}, {case id: subject}) of a CSV, or of a folder's label.txt files and, with `masks`, masks."""
     if os.path.isdir(place):
-        targets = {}
-        for folder, _, names in os.walk(place):
-            if "label.txt" in names:
-                id = "_".join(os.path.relpath(folder, place).split(os.sep))
-                path = os.path.join(folder, "label.txt")
-                try:
-                    with open(path, encoding="utf-8") as file:
-                        targets[id] = _number(file.read(), path, id)
-                except (OSError, UnicodeDecodeError) as error:
-                    raise UserError(f"cannot read the label {path}: {error}") from error
-        if targets:
-            return targets
+        stated = _stated(place, ids, masks)
+        if stated:
+            return {id: value for id, (value, _) in stated.items()}, {id: file.subject for id, (_, file) in stated.items()}
         place = os.path.join(place, "targets.csv")
-    rows = _read_csv(place)
-    column = next((name for name in ("target", "label", "age") if rows and name in rows[0]), None)
-    if column is None or "id" not in rows[0]:
-        raise UserError(f"{place}: got the columns {', '.join(rows[0])[:500] if rows else 'none'}, wanted id and target")
-    return {row["id"]: _number(row[column], place, row["id"]) for row in rows}
+    table = _read_table(place, ("id",))
+    columns = _columns(table)
+    there = [name for name in ([column] if column else ("target", "label", "age")) if name in columns]
+    if len(there) != 1:
+        wanted = f"id and {column} (--column)" if column else "id and target" if not there else "one of them: name it, as --column target"
+        got = " and ".join(there) or ", ".join(columns)[:500]
+        raise UserError(f"{place}: got the columns {got}, wanted {wanted}")
+    return {id: _number(cells[there[0]], place, id) for id, cells in table.items()}, _subjects(table)
 
 
-def _read_csv(path):
-    return [row.cells for row in table_module.read_rows(path, {}, "table")]
+def _stated(place, ids, masks):
+    """{case id: (number, _File)} of the label.txt files and masks below `place`, which must agree; ids: of the predictions."""
+    found = {}
+
+    def state(id, value, file):
+        first = found.setdefault(id, (value, file))
+        if first[0] != value:
+            raise UserError(f"case {id}: {first[1].path} says {first[0]:g} and {file.path} says {value:g}; correct one")
+
+    for name, file in _files(place, lambda name: name == "label.txt").items():
+        try:
+            with open(file.path, encoding="utf-8") as opened:
+                value = _number(opened.read(), file.path, name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the label {file.path}: {error}") from error
+        sessions = [id for id in ids if id == name or (name == file.subject and id.startswith(f"{name}_"))]
+        for id in sessions or [name]:
+            state(id, value, file)
+    for id, file in _files(place, _SEGMENTATIONS.__contains__).items() if masks else ():
+        state(id, float(any_foreground(Volume(file.path), id)), file)
+    return found
 
 
-def _number(text, path, id):
+def _number(text, path, id, undefined=False):
+    """undefined: NaN, or a blank, is a value."""
     try:
-        value = float(text)
+        value = float(text or "nan") if undefined else float(text)
     except (TypeError, ValueError):
         raise UserError(f"{path}: case {id}: got {text[:80]!r}, wanted a number") from None
-    if not np.isfinite(value):
+    if not (np.isfinite(value) or undefined and np.isnan(value)):
         raise UserError(f"{path}: case {id}: got {text}, wanted a finite number")
     return value
+
+
+def _zero_or_one(text, path, id):
+    value = _number(text, path, id)
+    if value not in (0, 1):
+        raise UserError(f"{path}: case {id}: got {value:g}, wanted 0 or 1")
+    return int(value)
 
 
 def _same_cases(found, wanted, found_place, wanted_place):

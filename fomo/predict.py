@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import checkpoint, config as config_module, dist, inference, optimization, tables, tasks, volume
+from . import checkpoint, config as config_module, dist, inference, optimization, prediction_folder, tables, tasks, volume
 from .config import UserError
 from .data import cache, sources, table
+from .data.cases import ID_WANTED, Case, Volume, names_a_file
+from .tasks import Classification, Regression, Segmentation
 
 _AHEAD = 3  # cases read before, and written behind, the one that the network is at
 
@@ -53,12 +55,14 @@ def find_checkpoints(path, folds=()):
     A file: itself. A run folder: best.pt of its finished folds, or of `folds` (numbers from 1). Any other folder (a fold,
     final/): its best.pt, or else all *.pt files.
     """
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file or folder, wanted a checkpoint or a run folder")
+    inside = os.listdir(path) if os.path.isdir(path) else []
+    numbers = sorted(int(name[5:]) for name in inside if name.startswith("fold_") and name[5:].isdigit())
+    if folds and not numbers:
+        raise UserError(f"--folds: got {', '.join(map(str, folds))}, and {path} is no run folder to choose from")
     if os.path.isfile(path):
         return [path]
-    if not os.path.isdir(path):
-        raise UserError(f"{path}: no such file or folder, wanted a checkpoint or a run folder")
-    inside = os.listdir(path)
-    numbers = sorted(int(name[5:]) for name in inside if name.startswith("fold_") and name[5:].isdigit())
     if numbers:
         done = [n for n in numbers if os.path.exists(os.path.join(path, f"fold_{n}", "results.csv"))]
         missing = sorted(set(folds) - set(done))
@@ -84,7 +88,14 @@ def load_members(paths, device, mirror_axes=None):
 
     Nothing of the training machine matters: of the config only what describes the task, the scans and the network is used.
     """
+    if mirror_axes is not None and len(set(mirror_axes)) < len(mirror_axes):
+        raise UserError(f"--mirror: got {' '.join(map(str, mirror_axes))}, wanted each axis once")
     members = [_load_member(path, device, mirror_axes) for path in paths]
+    by_content = {}
+    for member in members:
+        first = by_content.setdefault(member.sha256, member)
+        if first is not member:
+            raise UserError(f"{member.path}: the same checkpoint as {first.path}, wanted each once: it would count twice")
     for member in members[1:]:
         for name, wanted in _must_agree(members[0]).items():
             got = _must_agree(member)[name]
@@ -96,21 +107,10 @@ def load_members(paths, device, mirror_axes=None):
 
 
 def _must_agree(member):
-    config, data = member.config, member.config.data
-    if data.source == "slices":  # each network makes its own images of them; the rest is predict_slices.check's
-        return {"data.source": data.source, "task.type": config.task.type}
-    limits = {"percentile": data.percentiles, "window": data.window}.get(data.normalize)
-    return {
-        "task.type": config.task.type,
-        "task.targets": config.task.targets,
-        "task.classes": member.task.state.get("classes", config.task.classes),
-        "task.activation": config.task.activation,
-        "data.channels": data.channels,
-        "data.spacing_mm": data.spacing_mm,
-        "data.crop": data.crop,
-        "data.normalize": (data.normalize, limits),
-        "data.cache_dtype": data.cache_dtype,
-    }
+    config = member.config
+    if config.data.source == "slices":  # each network makes its own images of them; the rest is predict_slices.check's
+        return {"task.type": config.task.type, "data.source": "slices"}
+    return {"task.type": config.task.type, "data.source": "volumes", **tasks.meaning(config, member.task.state)}
 
 
 def _load_member(path, device, mirror_axes):
@@ -143,7 +143,12 @@ def _sha256(path):
 
 
 def case_from_channels(channels, given, id=None):
-    """A Case from {channel name: path}; channels: the config's, of whose alternatives 'a|b' one must be given."""
+    """A Case from {channel name: path}; channels: the config's, of whose alternatives 'a|b' one must be given.
+
+    id: names the output files; None: as the first channel's file.
+    """
+    if id is not None and not names_a_file(id):
+        raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
     wanted = ", ".join(text.replace("|", " or ") for text in channels)
     known = {name: text for text in channels for name in text.split("|")}
     unknown = sorted(set(given) - set(known))
@@ -156,8 +161,9 @@ def case_from_channels(channels, given, id=None):
             got = f"both {' and '.join(there)}" if there else "none"
             raise UserError(f"channel {text.replace('|', ' or ')}: got {got}, wanted one file for each of {wanted}")
         paths.append(os.path.normpath(given[there[0]]))
-    id = id or os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
-    return sources.Case(id, id, tuple(sources.Volume(path) for path in paths), None, None, None)
+    if id is None:
+        id = os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
+    return Case(id, id, tuple(Volume(path) for path in paths), None, None, None)
 
 
 def cases_from_table(path, channels):
@@ -167,8 +173,8 @@ def cases_from_table(path, channels):
     cases, seen = [], set()
     for line, row in rows:
         id = row["id"]
-        if not id or id in seen or not table.names_a_file(id):
-            raise UserError(f"{path}: line {line}: got the id {id[:80]!r}, wanted one of its own that can name a file")
+        if id in seen:
+            raise UserError(f"{path}: line {line}: got the id {id!r} again, wanted one for each case")
         seen.add(id)
         folder = os.path.dirname(os.path.abspath(path))
         given = {name: os.path.join(folder, row[name]) for name in names if row.get(name)}
@@ -209,6 +215,8 @@ def predict_to_file(members, given, path, log, corrected=False):
     """
     config = members[0].config
     mask = config.task.type == "segmentation"
+    if tasks.kind(config) not in (Classification, Segmentation, Regression):
+        raise UserError(f"{members[0].path}: got a network of several targets or labels, wanted one of a single answer: use tools/predict.py")
     if path.endswith((".nii", ".nii.gz")) != mask:
         wanted = "a .nii.gz file for the mask" if mask else "a text file for one number"
         raise UserError(f"--output: got {path}, wanted {wanted}: the checkpoints are of task.type={config.task.type}")
@@ -221,54 +229,42 @@ def predict_to_file(members, given, path, log, corrected=False):
     try:
         image, background, geometry = cache.load(case, config.data, config.task)
         row, volumes = answer(members, infer(members, image, background), geometry)
-        folder = os.path.dirname(os.path.abspath(path))
-        os.makedirs(folder, exist_ok=True)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         if mask:
             write_volume(path, "mask", volumes["mask"], case, geometry)
         else:
             name = "probability" if "probability" in row else "corrected" if corrected else "prediction"
-            _write_text(path, f"{row[name]!r}\n")
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+            tables.write_text(path, f"{row[name]!r}\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
     if row.get("predicted_voxels") == 0:
         log.warn("the predicted mask is empty", output=path)
     return row
-
-
-def _write_text(path, text):
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def predict(members, cases, output, log, probabilities=False, overwrite=False):
     """Predict `cases` into the folder `output`: predictions.csv, one row a case, and for segmentation masks/ID.nii.gz.
 
     probabilities: segmentation also writes probabilities/ID.nii.gz, float32, of class 1 or of all classes (x, y, z, class).
-    Cases that are there already are kept unless `overwrite`; a folder that other checkpoints filled is refused. A case that
-    fails is logged; the others are predicted, and then one UserError names those that failed.
+    Cases that are there already are kept unless `overwrite`; a folder that other checkpoints filled, or that has a case of the
+    same id but of other files, is refused. A case that fails is logged; the others are predicted, and then one UserError names those that failed.
     """
     volumes = (
         ["mask", *(["probabilities"] if probabilities else [])] if members[0].config.task.type == "segmentation" else []
     )
     try:
-        for folder in ("", *(_FOLDERS[name] for name in volumes)):
-            os.makedirs(os.path.join(output, folder), exist_ok=True)
-        rows = _existing(members, output, [case.id for case in cases] if overwrite else None)
-        tables.write_json(os.path.join(output, "settings.json"), _settings(members))
+        again = {case.id for case in cases} if overwrite else None
+        rows = prediction_folder.start(output, members, "predictions.csv", again)
+        prediction_folder.check_inputs(output, rows, {case.id: case.images for case in cases})
+        for name in volumes:
+            os.makedirs(os.path.join(output, _FOLDERS[name]), exist_ok=True)
         failures = _predict(members, cases, output, log, volumes, rows)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error}") from error
-    if failures:
-        rest = f" ({len(failures) - 1} more failed: {', '.join(id for id, _ in failures[1:])})" if failures[1:] else ""
-        raise UserError(
-            f"case {failures[0][0]}: {failures[0][1]}{rest}; the results of the other cases are in {output}"
-        )
+    prediction_folder.refuse("case", failures, output)
 
 
 def _predict(members, cases, output, log, volumes, rows):
@@ -287,13 +283,13 @@ def _predict(members, cases, output, log, volumes, rows):
         failures.append((case.id, " ".join(str(error).split())))
         log.warn("case failed", case=case.id, error=failures[-1][1])
 
-    def finish(case, future):
+    def finish(case, key, future):
         try:
             row, times = future.result()
         except (ValueError, OSError) as error:
             return fail(case, error)
         predicted.append(case.id)
-        rows[case.id] = {"id": case.id, **row, "seconds": round(sum(times.values()), 3)}
+        rows[case.id] = {"id": case.id, "input": key, **row, "seconds": round(sum(times.values()), 3)}
         tables.write_csv(os.path.join(output, "predictions.csv"), [rows[id] for id in sorted(rows)])
         log("predict", id=case.id, **row, **times, done=len(predicted) + len(failures), of=len(todo))
 
@@ -301,7 +297,7 @@ def _predict(members, cases, output, log, volumes, rows):
         for case, reading in _read_ahead(readers, todo, data, task):
             clock = time.perf_counter()
             try:
-                (image, background, geometry), read_s = reading.result()
+                key, (image, background, geometry), read_s = reading.result()
             except (ValueError, OSError) as error:
                 fail(case, error)
                 continue
@@ -309,9 +305,9 @@ def _predict(members, cases, output, log, volumes, rows):
             clock = time.perf_counter()
             parts = infer(members, image, background)
             times = {"read_s": read_s, "network_s": time.perf_counter() - clock}
-            writing.append((case, writers.submit(_write, members, parts, geometry, case, output, volumes, times)))
+            writing.append((case, key, writers.submit(_write, members, parts, geometry, case, output, volumes, times)))
             clock = time.perf_counter()
-            while writing and (writing[0][1].done() or len(writing) > _AHEAD):
+            while writing and (writing[0][-1].done() or len(writing) > _AHEAD):
                 finish(*writing.popleft())
             waited_s += time.perf_counter() - clock
         while writing:
@@ -329,10 +325,10 @@ def _predict(members, cases, output, log, volumes, rows):
 
 
 def _read_ahead(readers, cases, data, task):
-    """Yield (case, future of (what cache.load gives, seconds)) in order, with some more under way."""
+    """Yield (case, future of what _read gives) in order, with some more under way."""
     reading = collections.deque()
     for case in cases:
-        reading.append((case, readers.submit(_timed, cache.load, case, data, task)))
+        reading.append((case, readers.submit(_read, case, data, task)))
         if len(reading) > _AHEAD:
             yield reading.popleft()
     yield from reading
@@ -345,9 +341,11 @@ def _place(output, name, id):
     return os.path.join(output, _FOLDERS[name], f"{id}.nii.gz")
 
 
-def _timed(function, *arguments):
+def _read(case, data, task):
+    """(key of its files, what cache.load gives, seconds)."""
     clock = time.perf_counter()
-    return function(*arguments), time.perf_counter() - clock
+    key = prediction_folder.key_of(case.images)  # before they are read
+    return key, cache.load(case, data, task), time.perf_counter() - clock
 
 
 def _write(members, parts, geometry, case, output, volumes, times):
@@ -368,25 +366,3 @@ def write_volume(path, name, array, case, geometry):
         volume.write_nifti(path, array, np.array(geometry.native_affine), like)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-
-
-def _existing(members, output, overwrite):
-    """The rows that are in `output` already; overwrite: ids to predict again (None: none, and other checkpoints are refused)."""
-    settings, table = os.path.join(output, "settings.json"), os.path.join(output, "predictions.csv")
-    if not os.path.exists(table):
-        return {}
-    if not os.path.exists(settings) or tables.read_json(settings)["checkpoints"] != _settings(members)["checkpoints"]:
-        if overwrite is None:
-            raise UserError(
-                f"{output} holds predictions of other checkpoints or options: choose another --output, or --overwrite"
-            )
-        return {}
-    return {row["id"]: row for row in tables.read_csv(table) if row["id"] not in (overwrite or ())}
-
-
-def _settings(members):
-    axes = [list(getattr(member.network, "axes", ())) for member in members]
-    return {
-        "checkpoints": [{"sha256": m.sha256, "mirror_axes": a} for m, a in zip(members, axes)],
-        "paths": [m.path for m in members],
-    }

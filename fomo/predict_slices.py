@@ -5,19 +5,21 @@ checkpoint's own were extracted. Each network pools its own slices in its own wa
 networks, and decisions are made at the mean of their thresholds.
 """
 
+import collections
 import os
 import time
 
 import numpy as np
 import torch
 
-from . import engine, tables
+from . import engine, prediction_folder, tables
 from .config import UserError
-from .data import cases as cases_module
 from .data import extract, slices, table, volumes
+from .data.cases import Case, Volume, read_volume
 
 _TOP = 5  # findings of a scan that stand in predictions.json, whatever their probability
 _BATCH = 64  # slices per forward pass
+_SAVE_S = 60  # of predicting volumes, which are there when it goes on
 
 
 def check(members):
@@ -44,10 +46,10 @@ def listed_slices(place):
             found += [(name[:-4], scan, os.path.join(folder, name)) for name in sorted(names) if name.endswith(".npy")]
         if not found:
             raise UserError(f"{place}: no slices (*.npy) below it")
-        return found
+        return _each_once(found, "slices")
     rows = table.read_rows(place, {f"--slices: {name}": name for name in ("slice_id", "volume_name", "file_path")}, "--slices")
     folder = os.path.dirname(os.path.abspath(place))
-    return [(cells["slice_id"], cells["volume_name"], os.path.join(folder, cells["file_path"])) for _, cells in rows]
+    return _each_once([(cells["slice_id"], cells["volume_name"], os.path.join(folder, cells["file_path"])) for _, cells in rows], "slices")
 
 
 def listed_volumes(places):
@@ -61,59 +63,80 @@ def listed_volumes(places):
             found.append((os.path.basename(place), place))
     if not found:
         raise UserError(f"{', '.join(places)}: no volumes below it, wanted .nii, .nii.gz, .npy or folders of DICOM files")
-    twice = sorted({name for name, _ in found if [other for other, _ in found].count(name) > 1})
-    if twice:
-        raise UserError(f"two volumes are called {twice[0]}: rename one")
-    return found
+    return _each_once(found, "volumes")
+
+
+def _each_once(listed, what):
+    [(name, count)] = collections.Counter(one[0] for one in listed).most_common(1)
+    if count > 1:
+        raise UserError(f"{count} {what} are called {name}: rename all but one")
+    return listed
 
 
 def predict_slices(members, listed, output, log, overwrite=False):
-    """Predict listed slices into the folder `output`, see `write`."""
-    _claim(output, overwrite)
-    log("predict", slices=len(listed), networks=len(members), output=output)
-    begin = time.perf_counter()
-    cases = [cases_module.Case(id, scan, (cases_module.Volume(path),), None, None, None, scan=scan) for id, scan, path in listed]
-    batches = [range(start, min(start + _BATCH, len(cases))) for start in range(0, len(cases), _BATCH)]
-    parts = []
-    for member in members:
-        prepared, device = slices.prepare(cases, member.config.data), member.options["device"]
-        found = engine.batch_outputs(member.config, member.network, prepared, batches, device, member.options["autocast"])
-        parts.append(torch.cat([outputs for _, outputs in found]).double().sigmoid().cpu().numpy())
-    rows = write(members, [case.id for case in cases], [case.scan for case in cases], parts, output)
-    log("predict", finished=True, predicted=len(rows), slices=len(cases), seconds=time.perf_counter() - begin)
+    """Predict listed slices into the folder `output`, see `_write`. A scan of which the same slices are there is kept unless `overwrite`."""
+    ids = {}
+    for id, scan, _ in listed:
+        ids.setdefault(scan, set()).add(id)
+    of_slices, rows = _start(members, output, set(ids) if overwrite else None)
+    for scan in ids.keys() & rows.keys():
+        if {row["id"] for row in of_slices[scan]} != ids[scan]:
+            del rows[scan]
+    files = {}
+    for _, scan, path in listed:
+        files.setdefault(scan, []).append(Volume(path))
+    prediction_folder.check_inputs(output, rows, files)
+    cases = [Case(id, scan, (Volume(path),), None, None, None, scan=scan) for id, scan, path in listed if scan not in rows]
+    log("predict", slices=len(listed), kept=len(listed) - len(cases), networks=len(members), output=output)
+    begin, places = time.perf_counter(), {}
+    if cases:
+        keys = {scan: prediction_folder.key_of(files[scan]) for scan in files if scan not in rows}
+        parts = [_of_files(member, cases) for member in members]
+        for place, case in enumerate(cases):
+            places.setdefault(case.scan, []).append(place)
+        for scan, where in places.items():
+            of_scan = [part[where] for part in parts]
+            of_slices[scan], rows[scan] = _answer(members, scan, keys[scan], [cases[place].id for place in where], of_scan)
+        _write(members, of_slices, rows, output)
+    log("predict", finished=True, predicted=len(places), slices=len(cases), seconds=time.perf_counter() - begin)
 
 
 def predict_volumes(members, listed, output, log, overwrite=False):
-    """Predict CT volumes into the folder `output`, see `write`. One that fails is logged; the others are predicted, and then
-    one UserError names those that failed.
+    """Predict CT volumes into the folder `output`, see `_write`. Those that are there already are kept unless `overwrite`.
+
+    One that fails is logged; the others are predicted, and then one UserError names those that failed.
     """
     settings = [extraction(member) for member in members]
     for member, own in zip(members, settings):
         if own != settings[0]:
             raise UserError(f"{member.path}: its slices were extracted otherwise than those of {members[0].path}: they cannot predict together")
-    _claim(output, overwrite)
-    log("predict", volumes=len(listed), networks=len(members), output=output)
-    begin, ids, scans, parts, failures = time.perf_counter(), [], [], [[] for _ in members], []
-    for done, (scan, path) in enumerate(listed, start=1):
+    of_slices, rows = _start(members, output, {scan for scan, _ in listed} if overwrite else None)
+    prediction_folder.check_inputs(output, rows, {scan: [Volume(path)] for scan, path in listed})
+    todo = [one for one in listed if one[0] not in rows]
+    log("predict", volumes=len(listed), kept=len(listed) - len(todo), networks=len(members), output=output)
+    begin = saved = time.perf_counter()
+    failures = []
+    for done, (scan, path) in enumerate(todo, start=1):
         clock = time.perf_counter()
         try:
-            taken = extract.take_slices(*cases_module.read_volume(cases_module.Volume(path)), settings[0])
+            key = prediction_folder.key_of([Volume(path)])  # before it is read
+            taken = extract.take_slices(*read_volume(Volume(path)), settings[0])
         except (ValueError, OSError) as error:
             failures.append((scan, " ".join(str(error).split())))
             log.warn("volume failed", volume=scan, error=failures[-1][1])
             continue
         read_s, clock = time.perf_counter() - clock, time.perf_counter()
-        for part, member in zip(parts, members):
-            part.append(_probabilities(member, [pixels for _, _, pixels in taken], path))
-        ids += [f"{slices.stem(scan)}_{index:04d}" for index, _, _ in taken]
-        scans += [scan] * len(taken)
-        log("predict", id=scan, slices=len(taken), read_s=read_s, network_s=time.perf_counter() - clock, done=done, of=len(listed))
-    if ids:
-        write(members, ids, scans, [np.concatenate(part) for part in parts], output)
-    log("predict", finished=True, predicted=len(listed) - len(failures), failed=len(failures), seconds=time.perf_counter() - begin)
-    if failures:
-        rest = f" ({len(failures) - 1} more failed: {', '.join(name for name, _ in failures[1:])})" if failures[1:] else ""
-        raise UserError(f"volume {failures[0][0]}: {failures[0][1]}{rest}; the results of the other volumes are in {output}")
+        parts = [_of_arrays(member, [pixels for _, _, pixels in taken], path) for member in members]
+        ids = [f"{slices.stem(scan)}_{index:04d}" for index, _, _ in taken]
+        of_slices[scan], rows[scan] = _answer(members, scan, key, ids, parts)
+        log("predict", id=scan, slices=len(taken), read_s=read_s, network_s=time.perf_counter() - clock, done=done, of=len(todo))
+        if time.perf_counter() - saved >= _SAVE_S:
+            _write(members, of_slices, rows, output)
+            saved = time.perf_counter()
+    if len(failures) < len(todo):
+        _write(members, of_slices, rows, output)
+    log("predict", finished=True, predicted=len(todo) - len(failures), failed=len(failures), seconds=time.perf_counter() - begin)
+    prediction_folder.refuse("volume", failures, output)
 
 
 def extraction(member):
@@ -124,7 +147,15 @@ def extraction(member):
     return extract.Settings.from_dict(found)
 
 
-def _probabilities(member, pixels, place):
+def _of_files(member, cases):
+    """(slices, labels) float64 of slices that are files."""
+    batches = [range(start, min(start + _BATCH, len(cases))) for start in range(0, len(cases), _BATCH)]
+    prepared, device = slices.prepare(cases, member.config.data), member.options["device"]
+    found = engine.batch_outputs(member.config, member.network, prepared, batches, device, member.options["autocast"])
+    return torch.cat([outputs for _, outputs in found]).double().sigmoid().cpu().numpy()
+
+
+def _of_arrays(member, pixels, place):
     """(slices, labels) float64 of one volume's slices (X, Y) or (2n+1, X, Y)."""
     reading = slices.reading_of(member.config.data)
     scaling = slices.scaling_of(reading)
@@ -137,40 +168,46 @@ def _probabilities(member, pixels, place):
     return torch.cat(outputs).double().sigmoid().cpu().numpy()
 
 
-def write(members, ids, scans, parts, output):
-    """predictions.csv, a row per slice; predictions_volumes.csv, a row per scan; predictions.json, each scan's findings.
-
-    parts: of each member the probabilities (slices, labels). Returns the rows of the scans.
-    """
+def _answer(members, scan, key, ids, parts):
+    """(rows of one scan's slices, its own row); key: of its files; parts: of each member the probabilities (slices, labels)."""
     own = [member.task for member in members]
-    names, scan = np.unique(scans, return_inverse=True)
-    of_slices = own[0].rows_of(own, parts, "slice")
-    of_scans = own[0].rows_of(own, [task.pool(part, scan) for task, part in zip(own, parts)], "volume")
-    rows = [{"id": str(name), "slices": int(count), **row} for name, count, row in zip(names, np.bincount(scan), of_scans)]
-    labels = list(zip(own[0].config.task.targets, own[0].names))
-    findings = []
-    for row in rows:
-        probabilities = {label: row[f"probability_{name}"] for label, name in labels}
-        ranked = sorted(probabilities, key=probabilities.get, reverse=True)
-        decided = {label for label, name in labels if row[f"decision_{name}"]}
-        top = [{"finding": label, "probability": probabilities[label], "decision": int(label in decided)} for label in ranked[:_TOP]]
-        found = [label for label in ranked if label in decided]
-        findings.append({"id": row["id"], "slices": row["slices"], "findings": found, "top": top, "probabilities": probabilities})
-    about = {"checkpoints": [{"path": m.path, "sha256": m.sha256, "pooling": m.task.state["pooling"]} for m in members]}
+    of_slices = [{"id": id, "scan": scan, **row} for id, row in zip(ids, own[0].rows_of(own, parts, "slice"))]
+    pooled = [task.pool(part, np.zeros(len(ids), int)) for task, part in zip(own, parts)]
+    [row] = own[0].rows_of(own, pooled, "volume")
+    return of_slices, {"id": scan, "input": key, "slices": len(ids), **row}
+
+
+# ------------------------------------------------------------------------------------- the folder
+
+
+def _start(members, output, again):
+    """({scan: rows of its slices}, {scan: its row}) that are in the folder and stay, see prediction_folder.start."""
     try:
-        tables.write_csv(os.path.join(output, "predictions.csv"), [{"id": id, "scan": s, **row} for id, s, row in zip(ids, scans, of_slices)])
-        tables.write_csv(os.path.join(output, "predictions_volumes.csv"), rows)
-        tables.write_json(os.path.join(output, "predictions.json"), {**about, "volumes": findings})
+        rows = prediction_folder.start(output, members, "predictions_volumes.csv", again)
+        of_slices = {scan: [] for scan in rows}
+        for row in tables.read_csv(os.path.join(output, "predictions.csv")) if rows else ():
+            of_slices.setdefault(row["scan"], []).append(row)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error}") from error
-    return rows
+    return of_slices, rows
 
 
-def _claim(output, overwrite):
-    """Make the folder; one with predictions in it is left alone."""
-    if os.path.exists(os.path.join(output, "predictions.csv")) and not overwrite:
-        raise UserError(f"{output} holds predictions already: choose another --output, or --overwrite")
+def _write(members, of_slices, rows, output):
+    """predictions.csv, a row per slice; predictions.json, each scan's findings; predictions_volumes.csv, a row per scan."""
+    task, scans = members[0].task, sorted(rows)
+    labels, findings = list(zip(task.config.task.targets, task.names)), []
+    for scan in scans:
+        probabilities = {label: float(rows[scan][f"probability_{name}"]) for label, name in labels}
+        ranked = sorted(probabilities, key=probabilities.get, reverse=True)
+        decided = {label: int(rows[scan][f"decision_{name}"]) for label, name in labels}
+        top = [{"finding": label, "probability": probabilities[label], "decision": decided[label]} for label in ranked[:_TOP]]
+        found = [label for label in ranked if decided[label]]
+        findings.append({"id": scan, "slices": int(rows[scan]["slices"]), "findings": found, "top": top, "probabilities": probabilities})
+    about = {"checkpoints": [{"path": m.path, "sha256": m.sha256, "pooling": m.task.state["pooling"]} for m in members]}
     try:
-        os.makedirs(output, exist_ok=True)
+        tables.write_csv(os.path.join(output, "predictions.csv"), [row for scan in scans for row in of_slices[scan]])
+        tables.write_json(os.path.join(output, "predictions.json"), {**about, "volumes": findings})
+        # last: what is in it is there
+        tables.write_csv(os.path.join(output, "predictions_volumes.csv"), [rows[scan] for scan in scans])
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error}") from error

@@ -1,7 +1,6 @@
 """Scoring files: masks and tables, by hand; missing, extra and misplaced cases are errors."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -10,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import tool
 from fomo import evaluation, metrics
 from fomo.config import UserError
 
@@ -70,6 +69,49 @@ def test_more_classes_have_their_own_columns(masks, tmp_path):
     assert summary["dice_2"]["value"] == 1 and summary["dice_2"]["undefined"] == 2
 
 
+def test_references_of_other_classes_are_errors(masks, tmp_path):
+    for name in ("s_1", "s_2"):
+        write_mask(tmp_path / f"labels/{name}/ses_1/seg.nii.gz", [2, 3, 6], value=255)
+    with pytest.raises(UserError, match="got masks of the labels 255, and those of .* have 1: wanted the same classes"):
+        evaluation.evaluate(*masks)
+    write_mask(tmp_path / "labels/s_2/ses_1/seg.nii.gz", [1])
+    _, rows, _ = evaluation.evaluate(*masks)
+    assert [name for name in rows[0] if name.startswith("dice")] == ["dice_1", "dice_255"], "no class that is nowhere"
+    (tmp_path / "answers/settings.json").write_text('{"classes": 2}')  # as tools/predict.py writes it
+    with pytest.raises(UserError, match="case s_1_ses_1: .*seg.nii.gz: got the labels 255, wanted whole numbers below 2"):
+        evaluation.evaluate(*masks)
+
+
+class Warnings(list):
+    """A log whose warnings are kept."""
+
+    def warn(self, message, **values):
+        self.append(message)
+
+
+def test_intervals_draw_subjects(tmp_path):
+    log = Warnings()
+    for i in range(12):
+        subject, session = f"s{i // 3}", f"ses_{i}"
+        write_mask(tmp_path / f"answers/{subject}_{session}.nii.gz", range(i // 3, 4 + i % 3))
+        for path in (f"flat/{subject}_{session}.nii.gz", f"tree/{subject}/{session}/seg.nii.gz"):
+            write_mask(tmp_path / path, range(4))
+    answers = str(tmp_path / "answers")
+    _, rows, by_subject = evaluation.evaluate(answers, str(tmp_path / "tree"), log=log)
+    assert not log
+    dices = [row["dice"] for row in rows]
+    wanted = metrics.bootstrap_ci(np.mean, dices, groups=[row["id"][:2] for row in rows])
+    assert (by_subject["dice"]["ci_low"], by_subject["dice"]["ci_high"]) == (wanted.low, wanted.high)
+    _, _, by_case = evaluation.evaluate(answers, str(tmp_path / "flat"), log=log)
+    assert len(log) == 1 and "intervals are over cases" in log[0]
+    assert by_case["dice"]["ci_low"] > by_subject["dice"]["ci_low"]
+    predictions = write_table(tmp_path / "p.csv", [{"id": row["id"], "prediction": row["dice"]} for row in rows])
+    targets = write_table(tmp_path / "t.csv", [{"id": row["id"], "target": i, "subject": row["id"][:2]} for i, row in enumerate(rows)])
+    _, _, summary = evaluation.evaluate(predictions, targets, log=log)
+    wanted = metrics.bootstrap_ci(metrics.mae, np.arange(12), dices, groups=[row["id"][:2] for row in rows])
+    assert len(log) == 1 and summary["mae"]["ci_low"] == wanted.low
+
+
 def test_missing_extra_and_misplaced_masks_are_errors(masks, tmp_path):
     write_mask(tmp_path / "labels/s_4/seg.nii.gz", [])
     with pytest.raises(UserError, match="1 cases of .* are missing: s_4"):
@@ -102,6 +144,16 @@ def test_tables_are_scored_as_the_metrics_say(tmp_path):
     assert kind == "classification" and len(rows) == 20
     assert summary["auroc"]["value"] == metrics.auroc(y, p) and summary["auroc"]["ci_low"] < summary["auroc"]["value"]
     assert summary["accuracy"]["value"] == np.mean((p > 0.3) == y), "the table's own decisions"
+    assert "decided_at_half" not in summary
+    undecided = write_table(tmp_path / "undecided.csv", [{k: v for k, v in row.items() if k != "decision"} for row in found])
+    _, _, summary = evaluation.evaluate(undecided, references)
+    assert summary["accuracy"]["value"] == np.mean((p >= 0.5) == y) and summary["decided_at_half"] == {"value": 20, "n": 20}
+
+    subjects = [{**row, "subject": f"s{i // 2}"} for i, row in enumerate(found)]
+    _, _, of_subjects = evaluation.evaluate(write_table(tmp_path / "subjects.csv", subjects), references)
+    by_id = sorted(range(20), key=lambda i: f"c{i}")
+    wanted = metrics.bootstrap_ci(metrics.auroc, y[by_id], p[by_id], 1000, 0, groups=[f"s{i // 2}" for i in by_id])
+    assert (of_subjects["auroc"]["ci_low"], of_subjects["auroc"]["ci_high"]) == (wanted.low, wanted.high)
 
     ages = generator.uniform(20, 80, 20)
     found = [
@@ -120,18 +172,80 @@ def test_tables_are_scored_as_the_metrics_say(tmp_path):
     assert rows[0]["error"] == pytest.approx(3)
 
 
+def test_a_mask_of_the_layout_is_a_label(tmp_path):
+    write_mask(tmp_path / "labels/a/ses_1/seg.nii.gz", [2])
+    write_mask(tmp_path / "labels/b/ses_1/seg.nii.gz", [2])  # instead of which training takes labels_masked
+    write_mask(tmp_path / "labels_masked/b/ses_1/seg_masked.nii.gz", [])
+    for place, value in (("c/ses_1", 1), ("d", 0)):  # d's for all of its sessions
+        (tmp_path / "labels" / place).mkdir(parents=True)
+        (tmp_path / "labels" / place / "label.txt").write_text(f"{value}\n")
+    ids = ["a_ses_1", "b_ses_1", "c_ses_1", "d_ses_1", "d_ses_2"]
+    predictions = write_table(tmp_path / "p.csv", [{"id": id, "probability": 0.5, "decision": 1} for id in ids])
+    _, rows, _ = evaluation.evaluate(predictions, str(tmp_path))
+    assert {row["id"]: row["target"] for row in rows} == dict(zip(ids, (1, 0, 1, 0, 0)))
+    (tmp_path / "labels_masked/b/ses_1/seg_masked.nii.gz").unlink()
+    _, rows, _ = evaluation.evaluate(predictions, str(tmp_path / "labels"))
+    assert [row["target"] for row in rows] == [1, 1, 1, 0, 0]
+    write_mask(tmp_path / "labels/d/ses_2/seg.nii.gz", [2])
+    with pytest.raises(UserError, match="case d_ses_2: .*d/label.txt says 0 and .*d/ses_2/seg.nii.gz says 1; correct one"):
+        evaluation.evaluate(predictions, str(tmp_path / "labels"))
+
+
+def test_which_column_is_the_target_is_not_guessed(tmp_path):
+    predictions = write_table(tmp_path / "p.csv", [{"id": "a", "prediction": 60}, {"id": "b", "prediction": 70}])
+    references = write_table(tmp_path / "t.csv", [{"id": "a", "label": 0, "age": 61}, {"id": "b", "label": 1, "age": 71}])
+    with pytest.raises(UserError, match="t.csv: got the columns label and age, wanted one of them: name it, as --column"):
+        evaluation.evaluate(predictions, references)
+    assert evaluation.evaluate(predictions, references, column="age")[2]["mae"]["value"] == 1
+    with pytest.raises(UserError, match="t.csv: got the columns id, label, age, wanted id and years .--column"):
+        evaluation.evaluate(predictions, references, column="years")
+    with pytest.raises(UserError, match="--column: got age, and .* is no table"):
+        evaluation.evaluate(predictions, str(tmp_path), column="age")
+
+
+def test_an_undefined_correction_is_nan(tmp_path):
+    rows = [{"id": id, "prediction": p, "corrected": "nan"} for id, p in (("a", 60), ("b", 70))]
+    references = write_table(tmp_path / "t.csv", [{"id": "a", "target": 61}, {"id": "b", "target": 71}])
+    _, _, summary = evaluation.evaluate(write_table(tmp_path / "p.csv", rows), references)
+    assert summary["mae"]["value"] == 1
+    assert all(np.isnan(summary[f"corrected_{name}"]["value"]) for name in ("mae", "r2", "pearson"))
+    with pytest.raises(UserError, match="case a: got nan, wanted a finite number"):
+        evaluation.evaluate(write_table(tmp_path / "p.csv", [{**row, "prediction": "nan"} for row in rows]), references)
+
+
+def test_bad_options_are_errors(masks):
+    for options, said in (
+        ({"resamples": -5}, "--bootstrap: got -5"),
+        ({"tolerance_mm": -1.0}, "--tolerance-mm: got -1"),
+        ({"tolerance_mm": float("nan")}, "--tolerance-mm: got nan"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluation.evaluate(*masks, **options)
+
+
 def test_bad_tables_are_errors(tmp_path):
     references = write_table(tmp_path / "targets.csv", [{"id": "a", "target": 0}, {"id": "b", "target": 1}])
     for rows, said in (
         ([{"id": "a", "probability": 0.1}], "1 cases of .* are missing: b"),
         ([{"id": i, "probability": 0.1} for i in "abc"], "1 cases are not in .*: c"),
-        ([{"id": i, "probability": 0.1} for i in "aba"], "two rows for the case a"),
+        ([{"id": i, "probability": 0.1} for i in "aba"], "line 4: got the case a as in line 2"),
         ([{"id": "a", "probability": "x"}, {"id": "b", "probability": 1}], "case a: got 'x', wanted a number"),
+        ([{"id": i, "probability": 0.1, "decision": 2} for i in "ab"], "case a: got 2, wanted 0 or 1"),
         ([{"id": "a", "score": 1}], "wanted id and probability, or id and prediction"),
         ([{"name": "a", "probability": 1}], "wanted id"),
     ):
         with pytest.raises(UserError, match=said):
             evaluation.evaluate(write_table(tmp_path / "p.csv", rows), references)
+    twice = write_table(tmp_path / "twice.csv", [{"id": i, "target": 0} for i in "abb"])
+    with pytest.raises(UserError, match="twice.csv: line 4: got the case b as in line 3, wanted each once"):
+        evaluation.evaluate(write_table(tmp_path / "p.csv", [{"id": i, "probability": 0.1} for i in "ab"]), twice)
+    found = write_table(tmp_path / "p.csv", [{"id": "v.nii.gz", "probability_x": 0.1}])
+    twice = write_table(tmp_path / "twice.csv", [{"VolumeName": f"v.{end}", "x": 0} for end in ("nii.gz", "npy")])
+    with pytest.raises(UserError, match="twice.csv: line 3: got the case v as in line 2"):
+        evaluation.evaluate(found, twice)
+    two = write_table(tmp_path / "two.csv", [{"id": f"v.{end}", "probability_x": 0.1} for end in ("nii.gz", "npy")])
+    with pytest.raises(UserError, match="two.csv: got v.nii.gz and v.npy, which are one volume"):
+        evaluation.evaluate(two, write_table(tmp_path / "once.csv", [{"VolumeName": "v", "x": 0}]))
     with pytest.raises(UserError, match="wanted id and target"):
         evaluation.evaluate(write_table(tmp_path / "p.csv", [{"id": "a", "probability": 1}]), str(tmp_path / "p.csv"))
     with pytest.raises(UserError, match="no masks"):
@@ -139,9 +253,6 @@ def test_bad_tables_are_errors(tmp_path):
 
 
 def test_the_command_writes_and_logs(masks, capsys):
-    spec = importlib.util.spec_from_file_location("tool_evaluate", ROOT / "tools" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(["--predictions", masks[0], "--references", masks[1], "--bootstrap", "50"])
+    tool("evaluate", "--predictions", masks[0], "--references", masks[1], "--bootstrap", 50)
     assert re.search(r" evaluate metric=dice value=0.333333 ", capsys.readouterr().out)
     assert {"evaluation.csv", "evaluation_cases.csv", "evaluation.json"} <= set(os.listdir(masks[0]))

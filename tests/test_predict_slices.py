@@ -90,8 +90,53 @@ def test_predictions_equal_the_evaluation_from_files_and_from_volumes(scans, run
     assert answer["probabilities"]["Lung nodule"] == float(row["probability_Lung_nodule"])
     assert set(answer["findings"]) == {label for label in LABELS if row[f"decision_{label.replace(' ', '_')}"] == "1"}
     assert answer["top"][0]["probability"] == max(answer["probabilities"].values())
-    with pytest.raises(UserError, match="holds predictions already"):
-        predict_slices.predict_volumes(members, volumes, str(tmp_path / "b"), log)
+
+
+def test_what_is_there_is_kept_and_other_checkpoints_are_refused(scans, runs, tmp_path, monkeypatch, capsys):
+    members, log = members_of(runs[0]), Log()
+    names = ("predictions.csv", "predictions_volumes.csv", "predictions.json")
+    volumes = predict_slices.listed_volumes([str(path) for path in sorted((scans / "raw" / "volumes").iterdir())[:3]])
+    listed = [one for one in predict_slices.listed_slices(str(scans / "out" / "splits" / "all_slices.csv")) if one[1] in dict(volumes)]
+    take, calls = extract.take_slices, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return take(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_slices, "_SAVE_S", 0)
+        patch.setattr(extract, "take_slices", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_slices.predict_volumes(members, volumes, str(tmp_path / "a"), log)
+    assert list(rows_of(tmp_path / "a" / "predictions_volumes.csv")) == [volumes[0][0]]
+    predict_slices.predict_volumes(members, volumes, str(tmp_path / "a"), log)
+    assert " volumes=3 kept=1 " in capsys.readouterr().out
+    predict_slices.predict_volumes(members, volumes, str(tmp_path / "b"), log)
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+    predict_slices.predict_slices(members, listed[1:], str(tmp_path / "c"), log)
+    part = rows_of(tmp_path / "c" / "predictions.csv")
+    predict_slices.predict_slices(members, listed, str(tmp_path / "c"), log)
+    assert " slices=9 kept=6 " in capsys.readouterr().out, "the scan with another slice is predicted again"
+    whole = rows_of(tmp_path / "c" / "predictions.csv")
+    assert len(part) == 8 and len(whole) == 9 and all(whole[id] == row for id, row in part.items() if row["scan"] != listed[0][1])
+    assert {row["slices"] for row in tables.read_csv(tmp_path / "c" / "predictions_volumes.csv")} == {"3"}
+
+    with pytest.raises(UserError, match="other checkpoints"):
+        predict_slices.predict_volumes(members_of(runs[1]), volumes, str(tmp_path / "a"), log)
+    predict_slices.predict_volumes(members_of(runs[1]), volumes[:1], str(tmp_path / "a"), log, overwrite=True)
+    assert list(rows_of(tmp_path / "a" / "predictions_volumes.csv")) == [volumes[0][0]]
+    copy = shutil.copy(volumes[0][1], tmp_path / volumes[0][0])
+    with pytest.raises(UserError, match=f"holds an answer for {volumes[0][0]} that is not of {copy}"):
+        predict_slices.predict_volumes(members, [(volumes[0][0], str(copy))], str(tmp_path / "b"), log)
+    moved = [(id, scan, str(shutil.copy(path, tmp_path / f"{id}.npy"))) for id, scan, path in listed[:3]]
+    with pytest.raises(UserError, match="holds an answer for .* that is not of"):
+        predict_slices.predict_slices(members, moved, str(tmp_path / "c"), log)
+    with pytest.raises(UserError, match="2 volumes are called"):
+        predict_slices.listed_volumes([volumes[0][1], volumes[0][1]])
 
 
 def test_networks_of_other_channels_are_averaged_and_each_is_built_from_its_own_checkpoint(scans, runs, tmp_path):
@@ -119,15 +164,28 @@ def test_the_command_predicts_a_folder_of_slices_and_names_a_volume_that_fails(s
 
 
 def test_volumes_are_evaluated_against_the_label_table(scans, runs, tmp_path):
-    """The same numbers as the run's own."""
+    """The same numbers as the run's own; decisions and thresholds are the table's, or counted as made at 0.5."""
     labels = scans / "raw" / "multi_abnormality_labels.csv"
     kind, rows, summary = evaluation.evaluate(str(runs[0] / "fold_1"), str(labels), resamples=50)
+    assert "decided_at_half" not in summary
     own = {row["metric"]: float(row["value"]) for row in tables.read_csv(runs[0] / "fold_1" / "results.csv")}
     assert kind == "multilabel" and len(rows) == 8 and summary["not_predicted"]["value"] == 8
-    for name in ("auroc_macro", "ap_micro", "f1_macro", "f1_macro_half", "exact_match", "ece"):
+    for name in ("auroc_macro", "ap_micro", "f1_macro", "f1_macro_half", "f1_macro_common", "exact_match", "ece"):
         assert summary[name]["value"] == pytest.approx(own[f"volume_{name}"], nan_ok=True), name
     of_labels = {row["label"]: row for row in tables.read_csv(runs[0] / "fold_1" / "labels.csv")}
     assert summary["auroc_Lung_nodule"]["value"] == pytest.approx(float(of_labels["Lung nodule"]["auroc"]))
+    table = tables.read_csv(runs[0] / "predictions_volumes.csv")  # of the whole run: read back, its decisions are 0.0 and 1.0
+    tables.write_csv(str(tmp_path / "decided.csv"), [{k: v for k, v in row.items() if k != "threshold"} for row in table])
+    _, _, summary = evaluation.evaluate(str(tmp_path / "decided.csv"), str(labels), resamples=0)
+    assert "f1_macro_half" in summary and "f1_macro_common" not in summary and "decided_at_half" not in summary
+    del table[0]["decision_Lung_nodule"]
+    tables.write_csv(str(tmp_path / "blank.csv"), table)
+    with pytest.raises(UserError, match="Lung nodule: got '', wanted a number"):
+        evaluation.evaluate(str(tmp_path / "blank.csv"), str(labels))
+    tables.write_csv(str(tmp_path / "p.csv"), [{k: v for k, v in row.items() if k != "decision_Lung_nodule"} for row in table])
+    _, rows, summary = evaluation.evaluate(str(tmp_path / "p.csv"), str(labels), resamples=0)
+    assert summary["decided_at_half"] == {"value": len(table), "n": len(LABELS) * len(table)}
+    assert all(row["decision_Lung_nodule"] == (row["probability_Lung_nodule"] >= 0.5) for row in rows)
     short = tmp_path / "short.csv"
     short.write_text("\n".join(labels.read_text().splitlines()[:3]))
     with pytest.raises(UserError, match="no line for"):

@@ -6,7 +6,7 @@
   python tools/evaluate.py --predictions answers --references multi_abnormality_labels.csv    (chest CT)
 
 Masks pair by name (ID.nii.gz; SUB/SES/seg.nii.gz is the case SUB_SES), tables by the column id. Every case must be on both
-sides. Writes evaluation_cases.csv (one row a case, lesions counted), evaluation.csv and evaluation.json (with intervals).
+sides. Intervals draw whole subjects where a column `subject` or the folders SUB tell them. Writes evaluation_cases.csv (one row a case, lesions counted), evaluation.csv and evaluation.json (with intervals).
 """
 
 import argparse
@@ -26,6 +26,7 @@ def main(arguments):
     parser.add_argument(
         "--references", required=True, help="folder of masks or of label.txt files, or CSV with id,target"
     )
+    parser.add_argument("--column", metavar="NAME", help="of the targets in the CSV; default: target, label or age")
     parser.add_argument("--output", help="folder of the results; default: beside the predictions")
     parser.add_argument("--tolerance-mm", type=float, default=1.0, help="of the surface Dice (1)")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (1000; 0: none)")
@@ -35,11 +36,11 @@ def main(arguments):
         if os.path.isdir(options.predictions)
         else os.path.dirname(os.path.abspath(options.predictions))
     )
+    log = Log()
     kind, rows, summary = evaluation.evaluate(
-        options.predictions, options.references, options.tolerance_mm, options.bootstrap
+        options.predictions, options.references, options.tolerance_mm, options.bootstrap, column=options.column, log=log
     )
     evaluation.write(kind, rows, summary, options.output or beside)
-    log = Log()
     for name, values in summary.items():
         log("evaluate", metric=name, **values)
 

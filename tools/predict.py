@@ -6,7 +6,7 @@
   python tools/predict.py runs/ct/fold_1/best.pt runs/ct_other/fold_1/best.pt --volumes data/scans --output answers
 
 The table has the column id and one per channel. A scan is a NIfTI file, a 3D .npy array or a DICOM folder. Run it again
-to continue: cases that are there are kept.
+to continue: cases that are there, from the same files, are kept.
 """
 
 import argparse
@@ -60,10 +60,16 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if bool(options.source) != bool(options.root):
         parser.error("--source and --root go together")
+    if options.id is not None and not options.input:
+        parser.error("--id goes with --input")
+    if options.ids and not (options.cases or options.source):
+        parser.error("--ids goes with --cases or --source")
 
     paths = [path for place in options.checkpoints for path in predict.find_checkpoints(place, options.folds)]
     members = predict.load_members(paths, predict.choose_device(options.device), options.mirror)
     config = members[0].config
+    if options.probabilities and config.task.type != "segmentation":
+        raise UserError(f"--probabilities: got checkpoints of task.type={config.task.type}, wanted segmentation; predictions.csv has the others'")
     if options.slices or options.volumes:
         predict_slices.check(members)
         log = Log(os.path.join(options.output, "log.txt"))
@@ -73,7 +79,11 @@ def main(arguments):
     if config.data.source == "slices":
         raise UserError("the checkpoints are of networks that see slices: wanted --slices or --volumes")
     if options.input:
-        given = dict(text.partition("=")[::2] for text in options.input)
+        given = {}
+        for name, _, path in (text.partition("=") for text in options.input):
+            if not path or name in given:
+                raise UserError(f"--input: got {' '.join(options.input)}, wanted CHANNEL=PATH, each channel once")
+            given[name] = path
         cases = [predict.case_from_channels(config.data.channels, given, options.id)]
     elif options.cases:
         cases = predict.cases_from_table(options.cases, config.data.channels)

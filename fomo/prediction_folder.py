@@ -1,0 +1,70 @@
+"""The folder of predictions: which checkpoints and scans they are of, and what is in it already and stays.
+
+settings.json names the checkpoints; in the tables the column `input` stands for the files that a row was predicted from.
+"""
+
+import os
+
+from . import tables
+from .config import UserError
+from .data import cache
+
+
+def start(output, members, table, again):
+    """Make the folder for `members`; {id: row} of its `table` that stay. OSError where it cannot be written.
+
+    again: ids that are predicted again whatever is there, and then the predictions of other checkpoints go; None: there
+    are none, and a folder of other checkpoints is a UserError.
+    """
+    os.makedirs(output, exist_ok=True)
+    settings, path, rows = os.path.join(output, "settings.json"), os.path.join(output, table), {}
+    own = [{"sha256": m.sha256, "mirror_axes": list(getattr(m.network, "axes", ()))} for m in members]
+    if os.path.exists(path):
+        there = tables.read_csv(path)
+        if _checkpoints(settings) == own:
+            rows = {row["id"]: row for row in there if row["id"] not in (again or ())}
+        elif again is None:
+            raise UserError(f"{output} holds predictions of other checkpoints or options: choose another --output, or --overwrite")
+        if not rows:
+            os.remove(path)
+        elif len(rows) < len(there):  # before what they are of is replaced: an interruption leaves no row that is wrong
+            tables.write_csv(path, list(rows.values()))
+    task = members[0].config.task
+    classes = {"classes": task.classes} if task.type == "segmentation" else {}
+    tables.write_json(settings, {"checkpoints": own, "paths": [m.path for m in members], **classes})
+    return rows
+
+
+def _checkpoints(settings):
+    """Those in settings.json; None without one that can be read."""
+    try:
+        return tables.read_json(settings)["checkpoints"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+
+
+def key_of(files):
+    """What the column `input` has for the Volumes that a row is predicted from; UserError where one is not there."""
+    try:
+        return cache.input_key(files)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def check_inputs(output, rows, inputs):
+    """UserError unless the `rows` {id: row} in the folder were predicted from `inputs`, {id: Volumes}, as far as both have the id."""
+    others = [id for id, files in inputs.items() if id in rows and rows[id].get("input") != key_of(files)]
+    if others:
+        more = f" (and {len(others) - 1} more)" if others[1:] else ""
+        raise UserError(
+            f"{output} holds an answer for {others[0]}{more} that is not of {inputs[others[0]][0].path} as it is now: "
+            "choose another --output, or another id, or --overwrite"
+        )
+
+
+def refuse(what, failures, output):
+    """UserError about those that failed, [(id, message)], if any did; what: "case" or "volume"."""
+    if failures:
+        (first, message), *rest = failures
+        others = f" ({len(rest)} more failed: {', '.join(id for id, _ in rest)})" if rest else ""
+        raise UserError(f"{what} {first}: {message}{others}; the results of the other {what}s are in {output}")
