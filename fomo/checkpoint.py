@@ -95,16 +95,20 @@ def downstream(model):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor. loaded, new, adapted: names in the network; ignored: names in the file."""
+    """What became of every tensor. loaded, new, adapted: names in the network; ignored: names in the file.
+
+    subjects: those that the file says it was trained on.
+    """
 
     loaded: tuple[str, ...]
     new: tuple[str, ...]
     adapted: tuple[str, ...]
     ignored: tuple[str, ...]
+    subjects: tuple[str, ...] = ()
 
     def counts(self):
         """{"loaded": .., "new": .., "adapted": .., "ignored": ..}: the values of the log's `weights` line."""
-        return {name: len(names) for name, names in vars(self).items()}
+        return {name: len(getattr(self, name)) for name in ("loaded", "new", "adapted", "ignored")}
 
     def line(self):
         return "weights " + " ".join(f"{name}={count}" for name, count in self.counts().items())
@@ -141,7 +145,8 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
     allow_new = tuple(getattr(model, "new_prefixes", ()) if allow_new is None else allow_new)
     allow_unused = tuple(getattr(model, "unused_prefixes", ()) if allow_unused is None else allow_unused)
     own = model.state_dict()
-    file, ignored = _find_tensors(_read(path, trust), own, path)
+    content = _read(path, trust)
+    file, ignored = _find_tensors(content, own, path)
     if decoder and not any(name.startswith(decoder) for name in file):
         allow_new += decoder
 
@@ -202,6 +207,7 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
         new=tuple(name for name in own if name in new),
         adapted=adapted,
         ignored=(*ignored, *unused),
+        subjects=tuple(content["subjects"]) if isinstance(content.get("subjects"), list) else (),
     )
 
 

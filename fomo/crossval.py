@@ -3,20 +3,18 @@
 import importlib.resources
 import math
 import os
-import re
 import time
 
-import numpy as np
 import torch
 import yaml
 
-from . import checkpoint, dist, engine, inference, interrupt, optimization, overlays, report, results, seeds, soup, tables, tasks, tracking
+from . import checkpoint, dist, engine, inference, interrupt, listing, nets, optimization, overlays, report, results, seeds, selection, soup, tables, tasks, tracking
 from . import config as config_module
 from .config import UserError
 from .data import cache, loader, sources
 from .log import Log
 from .progress import Progress
-from .run_folder import has_one_split, make_splits, open_folder, read_or_make_splits, results_path
+from .run_folder import has_one_split, make_splits, open_folder, read_or_make_splits, results_path, warn_of_changed_images
 
 
 def run(config, dry_run=False, one_split=False):
@@ -27,8 +25,8 @@ def run(config, dry_run=False, one_split=False):
     """
     if has_one_split(config) and not one_split:
         raise UserError(
-            f"cv.py: got one split (task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}), "
-            "wanted folds: run train.py, or leave data.{train,val,test}_folds empty"
+            f"cv.py: got one split (task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}), wanted folds: run "
+            "train.py" + ("" if config.task.pretrains else ", or leave data.{train,val,test}_folds empty")
         )
     if config.cv.parallel == "ddp":
         engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
@@ -42,7 +40,8 @@ def run(config, dry_run=False, one_split=False):
     log = Log(active=dist.is_main())
     try:
         if not dry_run:
-            dist.on_main(lambda: open_folder(config, folder))
+            held = []  # the folder, by the main rank, until this call ends
+            dist.on_main(lambda: held.append(open_folder(config, folder, log)))
             log = Log(os.path.join(folder, "log.txt"), active=dist.is_main())
         _run(config, folder, log, dry_run, one_split)
     except interrupt.Interrupted as error:
@@ -97,15 +96,21 @@ def _run(config, folder, log, dry_run, one_split):
         folder=folder,
         ranks=dist.world_size(),
         device=str(dist.device()),
+        amp=optimization.amp_of(config.train.amp, dist.device()),
+        augment_on="gpu" if loader.augments_on_gpu(config) else "cpu",
         torch=torch.__version__,
         code=code,
         seed=config.seed,
     )
     task = tasks.build(config)
     listed = dist.on_main(lambda: sources.list_cases(config.data, config.task, log=log))
-    describe_cases(config, task, listed, log)
+    listing.describe(config, task, listed, log)
     if dry_run or config.train.mode != "evaluate":  # what is tested knows its classes
         inspect(task, listed)
+    if config.weights.path is not None and config.train.mode != "evaluate":  # before all the scans are prepared
+        counts = dist.on_main(lambda: start_from(config.weights, task, build_network(config, task, 0)).counts())
+        if dry_run:
+            log("weights", **counts, path=config.weights.path)
     if dry_run:
         return _dry_run(config, task, listed, log)
     splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, os.path.join(folder, "splits.json")))
@@ -113,8 +118,14 @@ def _run(config, folder, log, dry_run, one_split):
     if max(wanted) > len(splits):
         raise UserError(f"cv.folds_to_run: got {max(wanted)}, wanted folds from 1 to {len(splits)}")
     log("split", folds=len(splits), run=list(wanted), kind=config.cv.kind, seed=config.seed)
+    unused = len(listed) - sum(map(len, splits[0].values()))
+    if unused:
+        log.warn("cases are left out: their fold is in none of data.train_folds, val_folds and test_folds", cases=unused, of=len(listed))
     cases = dist.on_main(lambda: cache.prepare(listed, config.data, config.task, log))
     by_id = {case.case.id: case for case in cases}
+    if config.data.source != "slices":  # which are read as they are
+        entries = {case_id: os.path.basename(case.folder) for case_id, case in by_id.items()}
+        dist.on_main(lambda: warn_of_changed_images(os.path.join(folder, "splits.json"), entries, log))
     with interrupt.graceful():
         failures = run_folds(config, list(wanted), splits, by_id, folder, log)
     finished = dist.on_main(lambda: [n for n in range(1, len(splits) + 1) if os.path.exists(results_path(folder, n))])
@@ -137,6 +148,8 @@ def run_folds(config, numbers, splits, by_id, folder, log):
     open_folds = dist.on_main(lambda: [n for n in numbers if not os.path.exists(results_path(folder, n))])
     mode, reason = choose_parallel(config, open_folds)
     log("split", parallel=mode, reason=reason, finished=[n for n in numbers if n not in open_folds])
+    if config.train.mode == "evaluate" and not open_folds:
+        log.warn("nothing to test: these folds have their results; another `name` tests a train.checkpoint again")
     failures, progress = [], Progress()
     size = team_size(config)
     lanes = 1 if mode == "ddp" else dist.world_size() // size
@@ -200,41 +213,9 @@ def choose_parallel(config, open_folds):
 _ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
 
 
-def describe_cases(config, task, listed, log):
-    """Log what was found, so that a wrong folder or column of labels shows before anything is trained."""
-    found = _targets_found(config, task, [case for case in listed if case.target is not None])
-    subjects = len({case.subject for case in listed})
-    example = listed[0].images[0].path
-    log("data", source=config.data.source, cases=len(listed), subjects=subjects, **found, example=example)
-    unknown = sum(not case.images[0].has_geometry for case in listed)
-    if unknown and config.data.source != "slices":
-        log.warn(".npy files have no orientation and voxel size: taken as RAS with 1 mm voxels", cases=unknown)
-
-
-def _targets_found(config, task, labelled):
-    """{name: count} of the classes of each target, or the range of the target."""
-    if not labelled:
-        return {"labelled": 0}
-    if task.stratum_kind == "multilabel":
-        positives = np.array([case.target for case in labelled]).sum(axis=0).astype(int).tolist()
-        return {re.sub(r"\W+", "_", name): count for name, count in zip(config.task.targets, positives)}
-    if task.stratum_kind == "continuous":
-        targets = [case.target for case in labelled]
-        return {"lowest": min(targets), "mean": sum(targets) / len(targets), "highest": max(targets)}
-    several = isinstance(labelled[0].target, tuple)
-    found = {}
-    for place, column in enumerate(config.task.targets if several else ("class",)):
-        targets = [case.target[place] if several else case.target for case in labelled]
-        names = [case.labels[place] if case.labels else f"{target:g}" for case, target in zip(labelled, targets)]
-        for _, name in sorted(set(zip(targets, names))):
-            found[re.sub(r"\W+", "_", f"{column}_{name}")] = names.count(name)
-    return found
-
-
 def inspect(task, cases):
     """Let the task see what the labels of all cases are, before its network is built."""
-    if hasattr(task, "inspect"):
-        task.inspect([case for case in cases if case.target is not None])
+    task.inspect([case for case in cases if case.target is not None])
 
 
 def _dry_run(config, task, listed, log):
@@ -262,7 +243,7 @@ def run_fold(config, number, split, by_id, folder, log, progress):
     parts = {part: [by_id[case_id] for case_id in ids] for part, ids in split.items()}
     log("fold", finished=False, **{part: len(cases) for part, cases in parts.items()})
     start = time.perf_counter()
-    dist.on_main(lambda: os.makedirs(os.path.join(folder, "masks") if config.task.type == "segmentation" else folder, exist_ok=True))
+    dist.on_main(lambda: os.makedirs(folder, exist_ok=True))
     if config.train.mode == "evaluate":
         task, network, best = load_fold(config, parts, folder, log)
     else:
@@ -282,7 +263,7 @@ def run_fold(config, number, split, by_id, folder, log, progress):
     if config.eval.saliency:
         dist.on_main(lambda: overlays.write(config, task, network, parts["test"], rows, folder))
     if dist.is_main():
-        results.write_rows(folder, task, rows, task.volumes(rows) if hasattr(task, "volumes") else ())
+        results.write_rows(folder, task, rows, task.volumes(rows))
         tables.write_csv(os.path.join(folder, "results.csv"), [{"metric": name, "value": value} for name, value in scores.items()])
     log("fold", finished=True, epoch=best["epoch"], **scores, seconds=time.perf_counter() - start)
 
@@ -290,12 +271,12 @@ def run_fold(config, number, split, by_id, folder, log, progress):
 def load_fold(config, parts, folder, log):
     """(task, network, checkpoint) to test: train.checkpoint, or the fold's own best.pt."""
     path = config.train.checkpoint or os.path.join(folder, "best.pt")
+    if dist.on_main(lambda: not os.path.exists(path)):
+        raise UserError(f"{path}: no such file: train first (train.mode=both), or name another checkpoint (train.checkpoint)")
     best = dist.together(lambda: checkpoint.load(path))
     _, task, network = tasks.restore(best, path, config, needs=("subjects", "epoch"))
     optimization.to_channels_last(network.to(dist.device()))
-    known = sorted({case.case.subject for case in parts["test"]} & set(best["subjects"]))
-    if known:
-        log.warn("subjects to be tested have the names of subjects that the checkpoint was trained on", subjects=known[:5], of=len(known))
+    warn_of_known(parts["test"], best["subjects"], path, log)
     log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
     return task, inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network, best
 
@@ -304,29 +285,45 @@ def train_fold(config, number, parts, folder, log, progress=None):
     """(task, network, best.pt): trained on parts["train"]; the best epoch is chosen, and calibrated, on parts["val"]."""
     task = tasks.build(config)
     inspect(task, [cached.case for cases in parts.values() for cached in cases])
-    task.fit(parts["train"])
+    for message in dist.together(lambda: task.fit(parts["train"], parts["val"])):
+        log.warn(message)
     network = build_network(config, task, number)
     if config.weights.path is not None:
-        weights = config.weights
-        loaded = dist.together(
-            lambda: checkpoint.load_weights(
-                getattr(network, "trunk", network), weights.path, stem=weights.stem, trust=weights.trust
-            )
-        )
-        if hasattr(network, "follow"):
-            network.follow(0.0)  # the teacher starts as the student
-        log("weights", **loaded.counts(), path=weights.path)
+        report = dist.together(lambda: start_from(config.weights, task, network))
+        nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
+        log("weights", **report.counts(), path=config.weights.path)
+        warn_of_known(parts.get("test", ()), report.subjects, config.weights.path, log)
+    elif config.finetune.strategy != "full":
+        log.warn(f"finetune.strategy={config.finetune.strategy} freezes random weights: weights.path is none")
     with tracking.event_files(config, folder) as sink:
         engine.fit(config, task, network, parts["train"], parts["val"], folder, number, log.bind(sink=sink), progress)
-    best_path = os.path.join(folder, "best.pt")
-    best = checkpoint.load(best_path)
-    network.load_state_dict(best["model"])
-    task.state = best["task"]
-    if config.eval.mirror_axes:
-        network = inference.Mirrored(network, config.eval.mirror_axes)
-    task.calibrate(lambda: engine.evaluate(config, task, network, parts["val"]))
-    dist.on_main(lambda: checkpoint.save(best_path, {**best, "task": task.state}))
-    return task, network, best
+    evaluated = inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network
+    kept = dist.on_main(lambda: [path for path in selection.places(folder, config.train.keep_best) if os.path.exists(path)])
+    for path in reversed(kept):  # best.pt at last, which is tested
+        best = checkpoint.load(path)
+        network.load_state_dict(best["model"])
+        task.state = best["task"]
+        for message in task.calibrate(lambda: engine.evaluate(config, task, evaluated, parts["val"])):
+            log.warn(message, path=path)
+        content = {**best, "task": task.state, "calibrated": True}
+        dist.on_main(lambda: checkpoint.save(path, content))
+    return task, evaluated, best
+
+
+def start_from(weights, task, network):
+    """Fill the network with pretrained weights; returns the checkpoint.LoadReport."""
+
+    def load(part):
+        return checkpoint.load_weights(part, weights.path, stem=weights.stem, trust=weights.trust)
+
+    return task.load(network, load)
+
+
+def warn_of_known(cases, subjects, path, log):
+    """Warn of cases to be tested whose subjects, by their names, the checkpoint `path` was trained on."""
+    known = sorted({case.case.subject for case in cases} & set(subjects))
+    if known:
+        log.warn("subjects to be tested have the names of subjects that the checkpoint was trained on, or chosen by", subjects=known[:5], of=len(known), path=path)
 
 
 # ------------------------------------------------------------------------------------ final model

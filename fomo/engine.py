@@ -58,9 +58,10 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
             average.module.load_state_dict(saved["average"])
             average.n_averaged.fill_(saved["step"])
         step, history, epoch_losses = saved["step"], saved["history"], saved["epoch_losses"]
+        dist.on_main(lambda: selection.forget_after(folder, train.keep_best, len(history), lambda path: checkpoint.load(path)["epoch"]))
         log("resume", epoch=len(history) + 1, step=step)
 
-    subjects = sorted({case.case.subject for case in train_cases})  # so that they are known when it is tested elsewhere
+    subjects = sorted({case.case.subject for case in (*train_cases, *val_cases)})  # so that they are known when it is tested elsewhere
 
     def state():
         own = {"config": to_dict(config), "fold": fold, "step": step, "epoch": len(history), "task": task.state}
@@ -74,15 +75,13 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
         path = os.path.join(folder, "last.pt")
         checkpoint.save(path, content, previous=os.path.join(folder, "last.previous.pt"))
 
-    draw, prepare = getattr(task, "draw", None), getattr(task, "prepare", lambda batch: batch)
-    after_step, watch = getattr(task, "after_step", None), getattr(task, "watch", dict)
-    also_frozen = getattr(task, "frozen", lambda network, epoch: ())
-    batches = loader.batches(config, train_cases, fold, plan, step, last_step, pin_memory=device.type == "cuda", draw=draw)
+    pin_memory = device.type == "cuda"
+    batches = loader.batches(config, train_cases, fold, plan, step, last_step, pin_memory=pin_memory, draw=task.draw)
 
     def one_batch(config, slots):
         """To measure with when the memory is not enough."""
-        batch = loader.read_batch(config, train_cases, fold, slots, draw)
-        return prepare(to_device(batch, device, loader.augmentation(config)))
+        batch = loader.read_batch(config, train_cases, fold, slots, task.draw)
+        return task.prepare(to_device(batch, device, loader.augmentation(config)))
 
     pending = collections.deque()  # steps whose losses are not read yet
 
@@ -110,7 +109,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
                 history.append(row)
                 epoch_losses = []
                 log("epoch", **row, best=place == 1, seconds=time.perf_counter() - epoch_start)
-                for message in task.warnings(row) if hasattr(task, "warnings") else ():
+                for message in task.warnings(row):
                     log.warn(message, epoch=len(history))
                 if dist.is_main():
                     if place <= train.keep_best:
@@ -124,7 +123,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
                 break
 
             # ---- what is trained in this epoch
-            wanted = (*optimization.frozen_prefixes(config, network, len(history)), *also_frozen(network, len(history)))
+            wanted = (*optimization.frozen_prefixes(config, network, len(history)), *task.frozen(network, len(history)))
             if wanted != frozen or not network.training:
                 optimization.set_train_mode(network, wanted)
             compiling = train.compile and wanted != frozen
@@ -144,14 +143,13 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
             with memory.explained(lambda: memory.advise_training(config, task, network, optimizer, autocast, plan, one_batch)):
                 micro_batches = [to_device(next(batches), device, augment) for _ in range(plan.micro_batches)]
                 data_s = time.perf_counter() - waiting
-                micro_batches = [prepare(batch) for batch in micro_batches]
+                micro_batches = [task.prepare(batch) for batch in micro_batches]
                 torch.manual_seed(seeds.integer(config.seed, "dropout", fold, step, dist.rank()))
                 pending.append(train_step(forward, task, micro_batches, optimizer, scaler, autocast, config.optim.clip_norm))
             if average is not None:
                 average.update_parameters(network)
             step += 1
-            if after_step is not None:
-                after_step(network, step, last_step)
+            task.after_step(network, step, last_step)
             logged = step % train.log_every == 0 or step % steps_per_epoch == 0
             read_losses(keep=0 if logged else 1)  # that of the step before: the device has the next one to work on
             clock, step_s = time.perf_counter(), time.perf_counter() - clock
@@ -160,7 +158,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
                 log("compile", epoch=len(history) + 1, step=step, seconds=step_s)
             progress.step_took(step_s)
             doing = "validation" if step % steps_per_epoch == 0 else None
-            log.status(progress.line(fold, step, doing), every_s=0.0 if doing else 0.5)
+            log.status(lambda: progress.line(fold, step, doing), every_s=0.0 if doing else 0.5)
 
             # ---- log; save now and then
             if logged:
@@ -177,7 +175,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
                     mem_gb=memory.peak_gb(device),
                     eta_s=progress.fold_s(step),
                     run_eta_s=progress.run_s(step),
-                    **watch(),
+                    **task.watch(),
                 )
                 window = []
                 if dist.is_main() and clock - last_saved > train.save_every_s:
@@ -290,7 +288,7 @@ def evaluate(config, task, network, cases, folder=None):
 def can_batch(config, task, network, cases):
     """Whether cases are evaluated in batches: one window each, by a network that sees each sample of a batch alone."""
     alone = all(getattr(module, "track_running_stats", None) is not False for module in network.modules() if _is_batch_norm(module))
-    return hasattr(task, "predict_batch") and alone and all(loader.in_one_window(case, config.data.patch) for case in cases)
+    return task.predict_batch is not None and alone and all(loader.in_one_window(case, config.data.patch) for case in cases)
 
 
 def _is_batch_norm(module):

@@ -38,10 +38,16 @@ def build_average(network, decay):
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
+def amp_of(amp, device):
+    """off, bf16 or fp16: what `train.amp` means on a device."""
+    if amp != "auto":
+        return amp
+    return "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
 def precision(amp, device):
     """(autocast context, gradient scaler) of `train.amp` on a device; the scaler does nothing unless it is fp16."""
-    if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    amp = amp_of(amp, device)
     if amp == "fp16" and device.type == "cpu":
         raise UserError("train.amp: got fp16 on the CPU, wanted bf16, off or auto")
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16

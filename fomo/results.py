@@ -32,7 +32,8 @@ def aggregate(config, folder, splits, finished, log):
     intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
     aggregated = []
     for name in pooled:
-        values = np.array([row.get(name, math.nan) for row in fold_rows], float)
+        absent = 0.0 if name.endswith(("_undefined", "_infinite")) else math.nan  # counts stand there where there is something to count
+        values = np.array([row.get(name, absent) for row in fold_rows], float)
         defined = values[np.isfinite(values)]
         over_folds = metrics.t_interval(values)
         aggregated.append(
@@ -86,6 +87,5 @@ def write_rows(folder, task, rows, volumes=()):
         if part:
             stored = [{key: value for key, value in row.items() if key[0] != "_"} for row in part]
             tables.write_csv(os.path.join(folder, f"{name}.csv"), stored)
-    if hasattr(task, "tables"):
-        for name, lines in task.tables(rows, **({"volumes": volumes} if volumes else {})).items():
-            tables.write_csv(os.path.join(folder, f"{name}.csv"), lines)
+    for name, lines in task.tables(rows, **({"volumes": volumes} if volumes else {})).items():
+        tables.write_csv(os.path.join(folder, f"{name}.csv"), lines)

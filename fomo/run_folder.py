@@ -15,33 +15,63 @@ def results_path(folder, number):
     return os.path.join(folder, f"fold_{number}", "results.csv")
 
 
-def open_folder(config, folder):
-    """Create the run folder, or accept one that was made by the same config; any other is left alone."""
+def open_folder(config, folder, log):
+    """Create the run folder, or accept one that was begun by the same config; any other is left alone.
+
+    Returns a file that keeps other processes out of it as long as it is open.
+    """
     path = os.path.join(folder, "config.yaml")
-    if os.path.exists(path):
-        old, new = config_module.identity(config_module.load(path)), config_module.identity(config)
-        changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
-        if changed:
-            raise UserError(
-                f"{folder} holds a run of another config ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): "
-                "choose another `name`, or restore the keys to continue that run"
-            )
-        return
-    if os.path.isdir(folder) and os.listdir(folder):
+    there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    if there - {_LOCK} and "config.yaml" not in there:
         raise UserError(f"{folder} exists and is not a run folder (no config.yaml): choose another `name` or `output`")
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            yaml.safe_dump(config_module.to_dict(config), file, sort_keys=False)
-        os.replace(path + ".tmp", path)
+        held = _lock(folder, log)
+        if "splits.json" not in there:  # nothing is begun, whatever config came first
+            tables.write_text(path, yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error}; choose another `output`") from error
+    old, new = config_module.identity(config_module.load(path)), config_module.identity(config)
+    changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
+    if changed:
+        raise UserError(
+            f"{folder} holds a run of another config ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): "
+            "choose another `name`, or restore the keys to continue that run"
+        )
+    return held
+
+
+_LOCK = ".lock"
+
+
+def _lock(folder, log):
+    path = os.path.join(folder, _LOCK)
+    file = open(path, "a")
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: flock's would live on in its workers
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise UserError(
+            f"{folder}: another process is training into it: wait for it, or stop it (if it was on a machine that died, delete {path})"
+        ) from error
+    except (ImportError, OSError) as error:
+        log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")
+    return file
 
 
 def has_one_split(config):
     """Whether the config names the parts itself, or has nothing to test (pretraining): train.py runs it, cv.py can't."""
-    data = config.data
-    return config.task.pretrains or bool(data.train_folds or data.val_folds or data.test_folds)
+    return config.task.pretrains or _names_folds(config)
+
+
+def _names_folds(config):
+    return bool(config.data.train_folds or config.data.val_folds or config.data.test_folds)
+
+
+def _by_fold_column(config):
+    return config.cv.kind == "fold_column" or _names_folds(config)
 
 
 def make_splits(config, task, cases):
@@ -86,7 +116,7 @@ def _columns(config, task, cases):
 
 def _one_split(config, task, cases):
     data, parts = config.data, {"val": (), "test": ()}
-    if data.train_folds or data.val_folds or data.test_folds:
+    if _names_folds(config):
         values = dict(zip([case.id for case in cases], _fold_values(config, cases)))
         asked = {"train": data.train_folds, "val": data.val_folds, "test": data.test_folds}
         for part, folds in asked.items():
@@ -120,6 +150,9 @@ def _fold_values(config, cases):
 def read_or_make_splits(config, task, cases, path):
     """The splits of splits.json, made and written there the first time; they are never reused for other cases."""
     now = {case.id: {"subject": case.subject, "target": _plain(case.target)} for case in cases}
+    for name, decides in (("group", config.cv.kind == "leave_one_group_out"), ("fold", _by_fold_column(config))):
+        for case in cases if decides else ():
+            now[case.id][name] = getattr(case, name)
     if not os.path.exists(path):
         splits = make_splits(config, task, cases)
         tables.write_json(path, {"cases": now, "folds": splits})
@@ -136,6 +169,21 @@ def read_or_make_splits(config, task, cases, path):
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return saved["folds"]
+
+
+def warn_of_changed_images(path, entries, log):
+    """entries: {id: name of the cache entry}, which says what a case was made from. splits.json keeps those of the first start."""
+    saved = tables.read_json(path)
+    if "entries" not in saved:
+        tables.write_json(path, {**saved, "entries": entries})
+        return
+    changed = [case_id for case_id, entry in entries.items() if saved["entries"][case_id] != entry]
+    if changed:
+        log.warn(
+            "files of cases were replaced or moved since this run began, and finished folds have seen the old ones",
+            cases=len(changed),
+            example=changed[0],
+        )
 
 
 def _plain(target):

@@ -44,6 +44,7 @@ def average(checkpoints):
         "epoch": 0,
         "task": state,
         "subjects": sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]}),
+        "calibrated": all(checkpoint.get("calibrated", False) for checkpoint in checkpoints),
         "scores": {},
         "soup": folds,
     }

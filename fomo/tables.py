@@ -1,4 +1,4 @@
-"""CSV and JSON result files, replaced at once: a reader never sees half a file, and a full disk leaves none behind."""
+"""CSV, JSON and text files, replaced at once: a reader never sees half a file, and a full disk leaves none behind."""
 
 import contextlib
 import csv
@@ -32,6 +32,11 @@ def write_json(path, value):
 def read_json(path):
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+def write_text(path, text):
+    with _replacing(path) as file:
+        file.write(text)
 
 
 @contextlib.contextmanager

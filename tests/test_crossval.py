@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import ROOT, run_command
+from conftest import ROOT, one_line_error, run_command
 
 
 def read(path):
@@ -74,6 +74,8 @@ def test_one_command_leaves_a_complete_run_folder(tiny_config, tmp_path, task):
 
     if task == "segmentation":
         check_masks(folder, rows)
+    if task == "regression":
+        assert len(re.findall(r' WARN warn fold=\d message="age-bias correction from ', done.stdout)) == 2, "what calibrate says"
     check_log(folder, done.stdout)
 
 
@@ -199,6 +201,7 @@ def test_gradual_unfreezing_trains_the_encoder_from_its_epoch_on(tiny_config):
         train={"epochs": 4}, finetune={"strategy": "gradual", "unfreeze_epoch": 3}, cv={"folds_to_run": [1]}
     )
     log = finished(run_command("cv.py", path, ranks=2)).stdout
+    assert log.count("finetune.strategy=gradual freezes random weights: weights.path is none") == 1
     assert re.search(r" freeze fold=1 epoch=1 frozen=encoder\. ", log)
     assert re.search(r" freeze fold=1 epoch=3 frozen=none ", log)
     last = torch.load(run_folder(path) / "fold_1" / "last.pt", weights_only=True)
@@ -225,8 +228,8 @@ def test_stagewise_unfreezing_of_a_network_with_batch_norms_on_two_ranks(tiny_co
     assert not last["model"]["layer2.0.bn1.running_mean"].any() and last["model"]["layer3.0.bn1.running_mean"].any()
 
 
-def test_pretrained_weights_are_loaded_and_counted(tiny_config, tmp_path):
-    from fomo import nets
+def test_pretrained_weights_are_loaded_and_counted_and_only_they_are_frozen(tiny_config, tmp_path):
+    from fomo import config as config_module, crossval, nets, tasks
 
     pretrained = nets.build("unet_b_lw_dec", 1, 1, width=2)
     state = {f"model._orig_mod.{name}": value for name, value in pretrained.state_dict().items()}
@@ -239,6 +242,7 @@ def test_pretrained_weights_are_loaded_and_counted(tiny_config, tmp_path):
         path = tiny_config(
             task,
             name=task,
+            task={"type": task, "classes": 3} if task == "segmentation" else {"type": task},
             weights={"path": str(tmp_path / "pretrained.ckpt")},
             finetune={"strategy": "head_only"},
             cv={"folds_to_run": [1]},
@@ -249,19 +253,20 @@ def test_pretrained_weights_are_loaded_and_counted(tiny_config, tmp_path):
         trained = torch.load(run_folder(path) / "fold_1" / "last.pt", weights_only=True)["model"]
         name = "encoder.encoder_conv4.conv2.conv.weight"
         assert torch.equal(trained[name], pretrained.state_dict()[name]), "head_only leaves the encoder as it was loaded"
+        assert "random weights" not in log
+        if task == "segmentation":
+            assert "message=\"masks: no training case of class 2: not learned, " in log, "what fit says"
+            assert ",decoder.upsample4,decoder.decoder_conv4.conv1. " in log
+            config = config_module.load(path)
+            random = crossval.build_network(config, tasks.build(config), 1).state_dict()
+            loaded = [f"decoder.decoder_conv{i}.conv1.conv.weight" for i in range(1, 5)]
+            assert all(torch.equal(trained[name], pretrained.state_dict()[name]) for name in loaded)
+            new = [name.replace("conv1.conv", "conv2.conv") for name in loaded]
+            assert not any(torch.equal(trained[name], random[name]) for name in new), "what was not loaded is trained"
 
     torch.save({"something.else": torch.ones(3)}, tmp_path / "foreign.pt")
     refused = run_command("cv.py", path, f"weights.path={tmp_path}/foreign.pt", "name=foreign")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-
-
-def one_line_error(done, *said):
-    """Exit code 2, one line on stderr, no traceback."""
-    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    for text in said:
-        assert text in done.stderr
-    return done
 
 
 def test_a_run_of_another_config_is_never_touched(tiny_config):

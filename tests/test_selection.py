@@ -5,7 +5,7 @@ import types
 
 from fomo import selection
 
-TASK = types.SimpleNamespace(select="auroc", higher_is_better=True)
+TASK = types.SimpleNamespace(select="auroc", higher_is_better=True, is_best=None)
 
 
 def test_the_best_epoch_needs_a_defined_metric_and_ties_go_to_the_lower_loss():
@@ -42,3 +42,18 @@ def test_early_stopping_counts_epochs_without_a_lower_loss_than_the_lowest():
     assert not stops([], 1) and not stops([3, 4, 5, 6], None)
     assert not stops([3, 2, 2.5], 2) and stops([3, 2, 2.5, 2.0], 2)
     assert not stops([3, 2, 2.5, 1.9], 2) and stops([3, 2, 2.5, 1.9], 2, min_delta=0.5)
+
+
+def test_epochs_that_are_trained_once_more_are_forgotten(tmp_path):
+    def kept(*epochs):
+        for path, epoch in zip(selection.places(str(tmp_path), 3), epochs):
+            pathlib.Path(path).write_text(str(epoch))
+
+    def left(count, epoch):
+        selection.forget_after(str(tmp_path), count, epoch, lambda path: int(pathlib.Path(path).read_text()))
+        return {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    kept(4, 1, 2)
+    assert left(1, 3) == left(3, 4) == {"best.pt": "4", "best_2.pt": "1", "best_3.pt": "2"}
+    assert left(3, 3) == {"best.pt": "1", "best_2.pt": "2"}
+    assert left(3, 0) == {}

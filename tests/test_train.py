@@ -54,13 +54,15 @@ def table(tmp_path, phantom_root, tiny_config):
 
 
 def test_the_parts_are_the_folds_that_the_config_names(table):
-    path = table(data={"train_folds": [1, 2], "val_folds": [3], "test_folds": [4]})
-    finished(run_command("train.py", path))
+    path = table(data={"train_folds": [1], "val_folds": [3], "test_folds": [4]})
+    log = finished(run_command("train.py", path))
     folder = folder_of(path)
     split = json.loads((folder / "splits.json").read_text())["folds"]
     fold_of = {row["id"]: row["fold"] for row in read(path.parent / "table.csv")}
     assert len(split) == 1
-    for part, values in (("train", {"1", "2"}), ("val", {"3"}), ("test", {"4"})):
+    left_out = list(fold_of.values()).count("2")
+    assert re.search(rf' WARN warn message="cases are left out: .*" cases={left_out} of={len(fold_of)}\b', log)
+    for part, values in (("train", {"1"}), ("val", {"3"}), ("test", {"4"})):
         assert {fold_of[name] for name in split[0][part]} == values
     assert [row["id"] for row in read(folder / "predictions.csv")] == sorted(split[0]["test"])
     refused = run_command("cv.py", path)
@@ -69,7 +71,7 @@ def test_the_parts_are_the_folds_that_the_config_names(table):
 
 def test_cv_over_the_values_of_the_fold_column(table):
     path = table(cv={"kind": "fold_column"}, train={"epochs": 1, "steps_per_epoch": 1})
-    finished(run_command("cv.py", path))
+    assert "cases are left out" not in finished(run_command("cv.py", path))
     folder = folder_of(path)
     fold_of = {row["id"]: row["fold"] for row in read(path.parent / "table.csv")}
     splits = json.loads((folder / "splits.json").read_text())["folds"]
@@ -118,6 +120,41 @@ def test_a_given_checkpoint_is_what_is_tested(tiny_config):
     # another split: its test cases were the checkpoint's training cases, and that is said
     said = finished(run_command("train.py", path, "name=leak", "seed=5", "train.mode=evaluate", f"train.checkpoint={best}"))
     assert "WARN" in said.upper() and "that the checkpoint was trained on" in said
+
+
+def test_only_what_is_calibrated_and_means_the_same_is_tested(tiny_config):
+    path = tiny_config("regression", train={"keep_best": 2})
+    folder = folder_of(path) / "fold_1"
+    finished(run_command("train.py", path))
+
+    def evaluate(name, checkpoint, *arguments):
+        return run_command("train.py", path, f"name={name}", "train.mode=evaluate", f"train.checkpoint={folder / checkpoint}", *arguments)
+
+    cases = (
+        ("last.pt", [], "nothing was fitted on validation cases for it yet"),
+        ("best.pt", ["data.channels=[t2,t1]"], "was trained with data.channels=('t1', 't2'), and the config has ('t2', 't1')"),
+        ("best.pt", ["data.normalize=none"], "data.normalize"),
+        ("best_2.pt", [], None),
+    )
+    for number, (checkpoint, arguments, words) in enumerate(cases):
+        done = evaluate(f"again_{number}", checkpoint, *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == ((2, 1) if words else (0, 0)), done.stderr
+        assert words is None or words in done.stderr
+    assert "corrected_mae" in (folder.parent.parent / "again_3" / "fold_1" / "results.csv").read_text()
+    said = finished(run_command("train.py", path, "train.mode=evaluate"))
+    assert "nothing to test: these folds have their results" in said
+
+
+def test_weights_are_looked_at_before_the_data_and_what_they_know_is_said(tiny_config):
+    path = tiny_config("regression")
+    finished(run_command("train.py", path))
+    best = folder_of(path) / "fold_1" / "best.pt"
+    refused = run_command("cv.py", path, "name=other", "weights.path=nowhere.pt", "--dry-run")
+    assert refused.returncode == 2 and "nowhere.pt: no such file" in refused.stderr
+    assert " weights loaded=" in finished(run_command("cv.py", path, "name=other", f"weights.path={best}", "--dry-run"))
+    said = finished(run_command("cv.py", path, "name=other", f"weights.path={best}", "train.epochs=1"))
+    warned = [line for line in said.splitlines() if "that the checkpoint was trained on" in line]
+    assert len(warned) == 1 and " fold=2 " in warned[0], "fold 1 has the test cases that the checkpoint had"
 
 
 @pytest.mark.parametrize(

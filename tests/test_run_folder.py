@@ -1,0 +1,73 @@
+"""One process at a time, and no other cases, folds or images than those that the run began with."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from fomo import config as config_module
+from fomo import run_folder, tasks
+from fomo.config import UserError
+from fomo.data.cases import Case, Volume
+from fomo.log import Log
+
+
+def warnings(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if " WARN " in line]
+
+
+def opened(folder, **data):
+    content = {"data": {"root": str(folder), "channels": ["dwi_b1000"], **data}}
+    return run_folder.open_folder(config_module.from_dict(content, "here"), str(folder), Log())
+
+
+def test_a_second_process_is_refused_while_the_first_one_lives(tmp_path, capsys):
+    tests = pathlib.Path(__file__).parent
+    script = f"import sys; sys.path[:0] = {[str(ROOT), str(tests)]!r}; import test_run_folder; test_run_folder.opened({str(tmp_path)!r})"
+    file = opened(tmp_path)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode and f"{tmp_path}: another process is training into it" in done.stderr
+    file.close()
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert not warnings(capsys)
+
+
+def test_a_folder_belongs_to_the_config_that_has_made_splits_in_it(tmp_path):
+    opened(tmp_path, pattern="typo").close()
+    opened(tmp_path).close()  # nothing was begun
+    assert "typo" not in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "splits.json").write_text("{}")
+    opened(tmp_path).close()
+    with pytest.raises(UserError, match="holds a run of another config"):
+        opened(tmp_path, pattern="other")
+
+
+def test_replaced_images_are_warned_of(tmp_path, capsys):
+    path = str(tmp_path / "splits.json")
+    pathlib.Path(path).write_text('{"cases": {}, "folds": []}')
+    for entries, changed in (({"a": "a-1", "b": "b-1"}, 0), ({"a": "a-1", "b": "b-1"}, 0), ({"a": "a-2", "b": "b-1"}, 1)):
+        run_folder.warn_of_changed_images(path, entries, Log())
+        lines = warnings(capsys)
+        assert len(lines) == changed and all("cases=1 example=a" in line for line in lines)
+    assert json.loads(pathlib.Path(path).read_text())["entries"] == {"a": "a-1", "b": "b-1"}
+
+
+@pytest.mark.parametrize("kind, column", [("fold_column", "fold"), ("leave_one_group_out", "group"), ("kfold", None)])
+def test_splits_are_not_reused_for_other_folds_or_groups(tmp_path, kind, column):
+    config = config_module.from_dict({"data": {"source": "table", "csv": "t.csv", "channels": ["t1"], "groups": "g.csv"}, "task": {"targets": ["y"]}, "cv": {"kind": kind, "folds": 3}}, "here")
+    task, path = tasks.build(config), str(tmp_path / "splits.json")
+
+    def cases(moved):
+        names = [(f"{place}{n}", place if f"{place}{n}" != moved else "y", n) for place in "xyz" for n in range(8)]
+        return [Case(i, i, (Volume(pathlib.Path(i)),), None, n % 2, group=place, fold=place) for i, place, n in names]
+
+    first = run_folder.read_or_make_splits(config, task, cases(None), path)
+    assert run_folder.read_or_make_splits(config, task, cases(None), path) == first
+    if column is None:
+        assert run_folder.read_or_make_splits(config, task, cases("x0"), path) == first
+    else:
+        with pytest.raises(UserError, match=r"made for other cases \(1 differ: x0\)"):
+            run_folder.read_or_make_splits(config, task, cases("x0"), path)
