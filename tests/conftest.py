@@ -1,7 +1,9 @@
-"""Shared fixtures: one thread, the real volumes when they are beside the checkout, tiny phantom configs."""
+"""Shared fixtures: one thread, the real volumes when they are beside the checkout, tiny phantom configs and runs."""
 
+import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -42,6 +44,22 @@ def run_command(script, *arguments, ranks=1, cwd=None, timeout=300):
         text=True,
         timeout=timeout,
     )
+
+
+def one_line_error(done, *said):
+    """Exit code 2, one line on stderr, no traceback."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for text in said:
+        assert text in done.stderr, done.stderr
+
+
+def tool(name, *arguments, root=ROOT):
+    """Call main() of tools/NAME.py in this process."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", root / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(argument) for argument in arguments])
 
 
 TINY = {
@@ -94,3 +112,88 @@ def tiny_config(tmp_path, phantom_root):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, phantom_root):
+    """Function: task -> the run folder of a tiny cross-validation, trained once, with a final model of another kind each."""
+    from fomo import checkpoint, config as config_module, crossval, nets
+
+    done = {}
+    content = {
+        "data": {
+            "source": "phantom",
+            "cache": str(phantom_root / "cache"),
+            "patch": [32, 32, 32],
+            "prepare_workers": 0,
+        },
+        "model": {"width": 2},
+        "optim": {"lr": 1e-3},
+        "train": {"epochs": 1, "batch_size": 4, "steps_per_epoch": 3, "workers": 0, "patience": None},
+        "augment": {"preset": "none"},
+        "eval": {"bootstrap": 0, "overlap": 0.3},
+    }
+    special = {
+        "classification": {"cv": {"final": "soup"}, "eval": {"pool_windows": "max"}},
+        "segmentation": {"cv": {"final": "ensemble", "stratify": False}, "eval": {"postprocess": "auto"}},
+        "regression": {"cv": {"final": "refit"}, "eval": {"mirror_axes": [0, 2]}, "data": {"cache_dtype": "float16"}},
+    }
+
+    def run(task):
+        if task not in done:
+            folder = tmp_path_factory.mktemp(task)
+            pretrained = nets.build("unet_b_lw_dec", 1, 1, width=2)
+            checkpoint.save(folder / "pretrained.pt", {"model": pretrained.state_dict()})
+            mine = {
+                "name": "run",
+                "output": str(folder),
+                "task": {"type": task},
+                "weights": {"path": str(folder / "pretrained.pt")},
+            }
+            for name, section in content.items():
+                mine[name] = {**section, **special[task].get(name, {})}
+            mine["cv"] = {"folds": 2, "val_fraction": 0.25, **special[task]["cv"]}
+            mine["data"].update(
+                channels=TINY[task],
+                root=str(phantom_root),
+                phantom_cases=16,
+                phantom_size=24,
+                spacing_mm=[5.0, 5.0, 5.0],
+            )
+            (folder / "config.yaml").write_text(yaml.safe_dump(mine))
+            crossval.run(config_module.load(folder / "config.yaml"))
+            done[task] = folder / "run"
+        return done[task]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scans(phantom_root, trained):
+    """Function: task -> the folder of its phantoms, as a data set in the task's layout."""
+
+    def root(task):
+        trained(task)
+        return next(phantom_root.glob(f"task{list(TINY).index(task) + 1}_16x24*"))
+
+    return root
+
+
+def members_of(path, **arguments):
+    """What predicts: the networks of a run folder, a folder of checkpoints or a checkpoint, on the CPU."""
+    from fomo import predict
+
+    return predict.load_members(predict.find_checkpoints(str(path)), torch.device("cpu"), **arguments)
+
+
+def channel_paths(root, task, id):
+    """{channel: path} of a phantom case."""
+    subject, session = re.fullmatch(r"(.+)_(ses_\d+)", id).groups()
+    [folder] = [
+        place
+        for place in root.glob(f"*/{subject}/{session}")
+        if place.parts[-3] != "labels" and "masked" not in place.parts[-3]
+    ]
+    return {
+        path.name.removesuffix(".nii.gz").removeprefix("ss_"): str(path) for path in sorted(folder.glob("*.nii.gz"))
+    }

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 
 import nibabel
 import numpy as np
@@ -194,12 +195,58 @@ def test_splits_and_patients_from_names_or_columns(tmp_path):
         run(split="train")
     with pytest.raises(config.UserError, match="column whom"):
         run(**{**given, "patients": "whom"})
+    labels.write_text("VolumeName,split,patient\nx,train,p\ny,valid,q\nz,valid,q\n")
+    assert run(labels=labels, split="split", patients="patient")["y.nii"] == ("valid", "q")
+    for name in extract.COLUMNS:
+        labels.write_text(f"VolumeName,{name}\nx,train\ny,train\nz,train\n")
+        with pytest.raises(config.UserError, match=f"column '{name}', which the slices' tables have of their own"):
+            run(labels=labels, split="valid", patients="volumes")
     labels.write_text("VolumeName,part,who\nx,train,p\ny,valid,p\nz,train,p\n")
     with pytest.raises(config.UserError, match=r"patient p is in both splits: x \(train\), y \(valid\)"):
         run(**given)
     save(tmp_path / "ct" / "deeper" / "x.nii.gz", array, affine)
     with pytest.raises(config.UserError, match="two volumes are called x"):
         run(**given)
+
+
+def test_what_is_gone_changed_or_damaged_is_not_taken_for_done(tmp_path, monkeypatch):
+    array, affine = chest()
+    for name in ("train_1_a_1", "valid_2_a_1"):
+        (tmp_path / "ct" / name).mkdir(parents=True)
+        (tmp_path / "ct" / name / "1.dcm").write_bytes(b"as it was")
+    read = []
+    monkeypatch.setattr(extract.cases, "read_volume", lambda source: read.append(os.path.basename(source.path)) or (array, affine))
+
+    def run():
+        read.clear()
+        extract.extract(tmp_path / "ct", tmp_path / "out", SMALL, Log(active=False), workers=0)
+        return sorted(read)
+
+    splits, record = tmp_path / "out" / "splits", tmp_path / "out" / "slices" / "valid_2_a_1" / "slices.json"
+    assert run() == ["train_1_a_1", "valid_2_a_1"] and run() == []
+    folder = tmp_path / "ct" / "train_1_a_1"
+    times = folder.stat()
+    (folder / "1.dcm").write_bytes(b"as it is!")
+    os.utime(folder / "1.dcm", ns=(0, 1))
+    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run() == ["train_1_a_1"], "a file in a folder of DICOM files has changed"
+    for text in ("", "{", "[]", '{"source": 1}', record.read_text()[:-9]):
+        record.write_text(text)
+        assert run() == ["valid_2_a_1"], text
+    shutil.rmtree(tmp_path / "ct" / "valid_2_a_1")
+    assert (splits / "valid_slices.csv").exists() and run() == []
+    assert not (splits / "valid_slices.csv").exists() and rows_of(splits / "all_slices.csv") == rows_of(splits / "train_slices.csv")
+    (tmp_path / "out" / "extract.json").write_text("{")
+    with pytest.raises(config.UserError, match="cannot read .*extract.json"):
+        run()
+
+
+def test_what_cannot_be_done_is_one_line(tmp_path):
+    save(tmp_path / "ct" / "train_1_a_1.nii", *chest())
+    (tmp_path / "file").write_text("")
+    for output, workers, words in (("file/out", 0, "cannot write to .*file/out"), ("out", -1, "workers: got -1")):
+        with pytest.raises(config.UserError, match=words):
+            extract.extract(tmp_path / "ct", tmp_path / output, SMALL, Log(active=False), workers=workers)
 
 
 def test_dicom_folders_are_volumes_too(shared_data, tmp_path):

@@ -279,7 +279,11 @@ def benchmark_auroc(libraries, turns):
             say("values", case="auroc_n2000000", against=name, difference=times["fomo"][1] - times[name][1])
 
 
-def benchmark_metrics(options):
+def metrics_arguments(command):
+    command.add_argument("--turns", type=int, default=5, help="turns of which the best counts (5)")
+
+
+def bench_metrics(options, say, peer):
     libraries = {
         "monai": peer("monai.metrics", "monai"),
         "surface_distance": peer("surface_distance", "surface-distance"),
@@ -297,36 +301,28 @@ def benchmark_metrics(options):
         benchmark_auroc(libraries, options.turns)
 
 
+# command: its arguments, and what it runs with (options, say, peer)
+COMMANDS = {
+    "metrics": (metrics_arguments, bench_metrics),
+    "data": (data_arguments, bench_data),
+    "gpu": (gpu_arguments, bench_gpu),
+    "inference": (inference_arguments, bench_inference),
+    "manifest": (manifest_arguments, bench_manifest),
+    "mae": (mae_arguments, bench_mae),
+    "slices": (slices_arguments, bench_slices),
+    "folds": (folds_arguments, bench_folds),
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("metrics", help="segmentation and ranking metrics, intervals")
-    command.add_argument("--turns", type=int, default=5, help="turns of which the best counts (5)")
-    command.set_defaults(run=benchmark_metrics)
-    command = commands.add_parser("data", help="patches, augmentation and the loader")
-    data_arguments(command)
-    command.set_defaults(run=lambda given: bench_data(given, say, peer))
-    command = commands.add_parser("inference", help="sliding windows and the container")
-    inference_arguments(command)
-    command.set_defaults(run=lambda given: bench_inference(given, say, peer))
-    command = commands.add_parser("gpu", help="training steps on a GPU")
-    gpu_arguments(command)
-    command.set_defaults(run=lambda given: bench_gpu(given, say, peer))
-    command = commands.add_parser("manifest", help="the start of a run of very many volumes")
-    manifest_arguments(command)
-    command.set_defaults(run=lambda given: bench_manifest(given, say))
-    command = commands.add_parser("mae", help="masked-autoencoder pretraining")
-    mae_arguments(command)
-    command.set_defaults(run=lambda given: bench_mae(given, say))
-    command = commands.add_parser("slices", help="the loader of slices")
-    slices_arguments(command)
-    command.set_defaults(run=lambda given: bench_slices(given, say, peer))
-    command = commands.add_parser("folds", help="folds on two ranks against one")
-    folds_arguments(command)
-    command.set_defaults(run=lambda given: bench_folds(given, say))
+    for name, (add_arguments, _) in COMMANDS.items():
+        add_arguments(commands.add_parser(name))
     options = parser.parse_args()
     say_machine()
-    options.run(options)
+    _, run = COMMANDS[options.command]
+    run(options, say, peer)
 
 
 if __name__ == "__main__":

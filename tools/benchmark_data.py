@@ -451,7 +451,7 @@ def bench_waiting(options, say, batch_size=2, steps=12):
     with tempfile.TemporaryDirectory() as folder:
         config, cases, batches = phantom_batches(folder, 2, steps + 4, batch_size)
         task, augment = tasks.build(config), loader.augmentation(config)
-        task.fit(cases)
+        task.fit(cases, cases)
         network = nets.build("unet_b", 3, 2, mode=task.mode, width=width)
         network.to(device, memory_format=torch.channels_last_3d)
         optimizer, scaler = torch.optim.AdamW(network.parameters()), torch.amp.GradScaler(device.type, enabled=False)

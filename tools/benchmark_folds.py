@@ -22,7 +22,7 @@ def add_arguments(command):
     command.add_argument("--epochs", type=int, default=30, help="epochs of each fold (30)")
 
 
-def bench_folds(options, say):
+def bench_folds(options, say, peer):
     """options: of add_arguments; say(event, **values) prints a line."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

@@ -18,7 +18,7 @@ def add_arguments(command):
     command.add_argument("--loss", default="all", choices=("all", "masked"), help="task.mae_loss (all)")
 
 
-def bench_mae(options, say):
+def bench_mae(options, say, peer):
     """options: of add_arguments; say(event, **values) prints a line."""
     import numpy as np
     import torch

@@ -31,7 +31,7 @@ def add_arguments(parser):
     parser.add_argument("--folder", help="existing folder with room for the cache (a temporary one); kept")
 
 
-def bench_manifest(options, say):
+def bench_manifest(options, say, peer):
     folder = options.folder or tempfile.mkdtemp(prefix="fomo-manifest-")
     try:
         make_tree(folder, options.cases)
@@ -77,7 +77,7 @@ def start(folder):
     """What fomo.crossval does before a fold is trained, and the loader's first batch."""
     import torch
 
-    from fomo import config as config_module, crossval, dist, engine, run_folder, tasks
+    from fomo import config as config_module, dist, engine, listing, run_folder, tasks
     from fomo.data import cache, loader, sources
     from fomo.log import Log
 
@@ -107,7 +107,7 @@ def start(folder):
     task = tasks.build(config)
     os.makedirs(config.output, exist_ok=True)
     listed = dist.on_main(lambda: sources.list_cases(config.data, config.task))
-    crossval.describe_cases(config, task, listed, log)
+    listing.describe(config, task, listed, log)
     mark("list_s")
     path = os.path.join(config.output, "splits.json")
     splits = dist.on_main(lambda: run_folder.read_or_make_splits(config, task, listed, path))

@@ -10,6 +10,7 @@ fine-tuned from one weights.path.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -28,6 +29,8 @@ def main(arguments):
     parser.add_argument("--soup", choices=("uniform", "greedy"), help="make one model of all folds")
     options = parser.parse_args(arguments)
     log = Log()
+    if os.path.exists(options.output):
+        raise UserError(f"--output: {options.output} exists: delete it, or choose another name")
     if options.soup:
         if options.prefix:
             parser.error("--prefix and --soup: make the soup first, then export it")

@@ -1,0 +1,49 @@
+"""What comes out of a run: its final model, and weights for plain PyTorch."""
+
+import json
+import os
+import pathlib
+
+import pytest
+import torch
+
+from conftest import tool
+from fomo import checkpoint, config as config_module, crossval, nets, predict
+from fomo.config import UserError
+from fomo.log import Log
+
+
+def test_final_is_what_the_config_asks_for(trained, tmp_path):
+    for task, kind, files in (
+        ("classification", "soup", {"soup.pt"}),
+        ("segmentation", "ensemble", {"fold_1.pt", "fold_2.pt"}),
+        ("regression", "refit", {"best.pt"}),
+    ):
+        final = trained(task) / "final"
+        assert json.loads((final / "final.json").read_text()) == {"kind": kind, "finished": True}
+        assert {pathlib.Path(path).name for path in predict.find_checkpoints(str(final))} == files
+    assert set(os.listdir(trained("regression") / "final")) == {"best.pt", "final.json", "history.csv"}
+    refit = checkpoint.load(trained("regression") / "final" / "best.pt")
+    assert refit["fold"] == 0 and refit["task"]["bias_correction"] is not None
+    config = config_module.load(trained("classification") / "config.yaml", ["cv.final=refit"])
+    with pytest.raises(UserError, match="holds the soup: delete that folder"):
+        crossval.make_final(config, str(trained("classification")), [{}], {}, Log(active=False))
+    half = tmp_path / "final"
+    half.mkdir()
+    (half / "final.json").write_text('{"kind": "refit", "finished": false}')
+    with pytest.raises(UserError, match="not finished"):
+        predict.find_checkpoints(str(half))
+
+
+def test_exported_weights_load_into_plain_pytorch_and_back(trained, tmp_path):
+    best = trained("segmentation") / "fold_1" / "best.pt"
+    for prefix in ("", "model."):
+        tool("export", best, "--output", tmp_path / "w.pt", "--prefix", prefix)
+        state = torch.load(tmp_path / "w.pt", weights_only=True)
+        network = nets.build("unet_b", 3, 2, width=2)
+        network.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        assert all(name.startswith(prefix + ("encoder." if i < 40 else "decoder.")) for i, name in enumerate(state))
+        report = checkpoint.load_weights(nets.build("unet_b", 3, 2, width=2), tmp_path / "w.pt")
+        assert len(report.loaded) == len(state) == 82
+    with pytest.raises(UserError, match="holds 2 checkpoints"):
+        tool("export", trained("segmentation"), "--output", tmp_path / "x.pt")

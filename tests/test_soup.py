@@ -1,0 +1,77 @@
+"""Soups: the mean weights of folds, in the units of the first, uniform and greedy."""
+
+import copy
+import re
+
+import pytest
+import torch
+
+from conftest import channel_paths, members_of, tool
+from fomo import checkpoint, nets, predict, soup
+from fomo.config import UserError
+from fomo.log import Log
+
+
+def test_a_uniform_soup_is_the_mean_and_predicts_in_the_first_folds_units(trained):
+    folds = [checkpoint.load(trained("regression") / f"fold_{number}" / "best.pt") for number in (1, 2)]
+    assert folds[0]["task"]["scale"] != folds[1]["task"]["scale"]
+    mixed = soup.average(folds)
+    name = "encoder.encoder_conv2.conv1.conv.weight"
+    torch.testing.assert_close(mixed["model"][name], (folds[0]["model"][name] + folds[1]["model"][name]) / 2)
+    features = torch.randn(5, 32)
+
+    def ages(content):
+        head, state = content["model"], content["task"]
+        return (features @ head["decoder.fc.weight"].T + head["decoder.fc.bias"]) * state["scale"] + state["mean"]
+
+    torch.testing.assert_close(ages(mixed), (ages(folds[0]) + ages(folds[1])) / 2, rtol=1e-5, atol=1e-3)
+    lines = [lambda p, c=fold["task"]["bias_correction"]: (p - c[1]) / c[0] for fold in (*folds, mixed)]
+    assert lines[2](50.0) == pytest.approx((lines[0](50.0) + lines[1](50.0)) / 2)
+    assert mixed["soup"] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["suprem_unet3d", "resnet50", "efficientnet_b0"])
+def test_a_soup_finds_the_output_layer_of_each_network(name):
+    image = torch.randn(2, 1, 64, 64, 1) if name != "suprem_unet3d" else torch.randn(2, 1, 16, 16, 16)
+    config = {"task": {}, "data": {}, "model": {}, "weights": {"path": "start.pt"}}
+    network = nets.build(name, 1, 1, mode="regression", width=4).eval()
+    folds = [
+        {"model": copy.deepcopy(network.state_dict()), "config": config, "fold": i, "task": {"mean": m, "scale": s}, "subjects": ["a"]}
+        for i, m, s in ((1, 40.0, 10.0), (2, 60.0, 20.0))
+    ]  # one network, whose output means other ages in each fold
+    mixed = soup.average(folds)
+    with torch.no_grad():
+        ages = [network(image) * fold["task"]["scale"] + fold["task"]["mean"] for fold in folds]
+        network.load_state_dict(mixed["model"])
+        torch.testing.assert_close(network(image) * 10.0 + 40.0, (ages[0] + ages[1]) / 2, rtol=1e-4, atol=1e-3)
+
+
+def test_a_greedy_soup_adds_what_does_not_make_it_worse():
+    def fold(number, value):
+        content = {"model": {"w": torch.tensor([value])}, "fold": number, "task": {}, "subjects": [f"s{number}", "s9"]}
+        return {**content, "config": {"task": {}, "data": {}, "model": {}, "weights": {"path": "start.pt"}}}
+
+    folds = [fold(1, 1.0), fold(2, 9.0), fold(3, 3.0)]
+    mixed, score = soup.greedy(folds, lambda content: -abs(float(content["model"]["w"]) - 2.0))
+    assert mixed["soup"] == [1, 3] and float(mixed["model"]["w"]) == 2.0 and score == 0.0
+    assert mixed["subjects"] == ["s1", "s3", "s9"]
+    other = fold(2, 1.0)
+    other["config"]["model"]["width"] = 3
+    folds[0]["config"]["model"]["width"] = 2
+    with pytest.raises(UserError, match="differ in model.width"):
+        soup.average([folds[0], other])
+    folds[0]["config"]["weights"]["path"] = None
+    with pytest.raises(UserError, match="different random weights"):
+        soup.average(folds[:1])
+
+
+def test_the_command_makes_a_greedy_soup_that_predicts(trained, scans, tmp_path, capsys):
+    tool("export", trained("classification"), "--soup", "greedy", "--output", tmp_path / "soup.pt")
+    scores = [
+        float(value) for value in re.findall(r" epoch soup=\S+ cases=\d+ val_auroc=(\S+)", capsys.readouterr().out)
+    ]
+    assert len(scores) == 2
+    assert len(checkpoint.load(tmp_path / "soup.pt")["soup"]) == (2 if scores[1] >= scores[0] else 1)
+    paths = channel_paths(scans("classification"), "classification", "sub_002_ses_1")
+    row = predict.predict_to_file(members_of(tmp_path / "soup.pt"), paths, str(tmp_path / "o.txt"), Log(active=False))
+    assert 0 <= row["probability"] <= 1
