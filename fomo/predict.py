@@ -361,7 +361,7 @@ def write_volume(path, name, array, case, geometry):
     """Write a mask or probabilities with the header of the case's first channel; nothing partial stays when it fails."""
     if name == "probabilities":
         array = array[1] if len(array) == 2 else np.moveaxis(array, 0, -1)
-    like = case.images[0].path if case.images[0].path.endswith((".nii", ".nii.gz")) else None
+    like = case.images[0].path if case.images[0].path.lower().endswith((".nii", ".nii.gz")) else None
     try:
         volume.write_nifti(path, array, np.array(geometry.native_affine), like)
     except OSError as error:

@@ -37,13 +37,16 @@ def check(members):
 
 def listed_slices(place):
     """[(slice id, scan, path)] of a table with the columns slice_id, volume_name and file_path, or of the .npy files below
-    a folder, whose scans are the folders that they lie in.
+    a folder, whose scans are the folders that they lie in, each with a name of its own.
     """
     if os.path.isdir(place):
-        found = []
+        found, folders = [], {}
         for folder, _, names in sorted(os.walk(place)):
+            names = sorted(name for name in names if name.lower().endswith(".npy"))
             scan = os.path.basename(os.path.abspath(folder))
-            found += [(name[:-4], scan, os.path.join(folder, name)) for name in sorted(names) if name.endswith(".npy")]
+            if names and folders.setdefault(scan, folder) != folder:
+                raise UserError(f"{place}: two scans are called {scan}: {folders[scan]} and {folder}; rename one, or give a table with volume_name")
+            found += [(name[:-4], scan, os.path.join(folder, name)) for name in names]
         if not found:
             raise UserError(f"{place}: no slices (*.npy) below it")
         return _each_once(found, "slices")
@@ -57,8 +60,7 @@ def listed_volumes(places):
     found = []
     for place in places:
         if os.path.isdir(place):
-            root, names = volumes.scans_below(place)
-            found += [(os.path.basename(os.path.normpath(os.path.join(root, name))), os.path.join(root, name)) for name in names]
+            found += [(os.path.basename(name), path) for name, path in volumes.scans_below(place)]
         else:
             found.append((os.path.basename(place), place))
     if not found:

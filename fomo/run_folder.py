@@ -6,7 +6,7 @@ import yaml
 
 from . import config as config_module
 from . import folds as folds_module
-from . import tables, tasks
+from . import tables
 from .config import UserError
 
 

@@ -52,7 +52,7 @@ def read_nifti(path):
         if dtype.kind not in "iufb":
             raise ValueError(f"{path}: got voxels of type {dtype}, wanted real numbers")
         size = os.path.getsize(path)
-        if math.prod(shape) * dtype.itemsize > size * (_INFLATION if str(path).endswith(".gz") else 1):  # before it is allocated
+        if math.prod(shape) * dtype.itemsize > size * (_INFLATION if str(path).lower().endswith(".gz") else 1):  # before it is allocated
             raise ValueError(f"{path}: got {size} bytes, which cannot hold the header's {_by(shape)} voxels of type {dtype}")
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape[:3])
         affine = np.array(image.affine, dtype=np.float64)

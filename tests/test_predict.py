@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import shutil
-import time
+import threading
 
 import nibabel
 import numpy as np
@@ -336,16 +336,30 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_reading_network_and_writing_overlap(trained, tmp_path, monkeypatch):
-    """With 50 ms each for reading and writing and 60 ms for the network, eight cases take little more than the network."""
+    """While the network is at a case, the next one is read and the one before is written."""
     members = members_of(trained("classification") / "fold_1")
     cases = [Case(f"c{i}", f"c{i}", (), None, None, None) for i in range(8)]
-    monkeypatch.setattr(cache, "load", lambda *_: time.sleep(0.05) or (None, None, None))
-    monkeypatch.setattr(predict, "infer", lambda *_: time.sleep(0.06) or [0.5])
-    answer = predict.answer
-    monkeypatch.setattr(predict, "answer", lambda *arguments: time.sleep(0.05) or answer(*arguments))
-    start = time.perf_counter()
+    read, written = ([threading.Event() for _ in cases] for _ in range(2))
+    answer, waited = predict.answer, []
+
+    def load(case, *_):
+        read[int(case.id[1:])].set()
+        return int(case.id[1:]), None, int(case.id[1:])
+
+    def infer(members, index, background):
+        beside = [*read[index + 1 : index + 2], *written[: index][-1:]]
+        waited.append(all(event.wait(30) for event in beside))
+        return [0.5]
+
+    def write(members, parts, index):
+        written[index].set()
+        return answer(members, parts, None)
+
+    for name, function in (("infer", infer), ("answer", write)):
+        monkeypatch.setattr(predict, name, function)
+    monkeypatch.setattr(cache, "load", load)
     predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
-    assert 8 * 0.06 < time.perf_counter() - start < 8 * 0.11, "one after the other it would be 8 * 0.16 s"
+    assert waited == [True] * 8
     assert len(tables.read_csv(tmp_path / "out" / "predictions.csv")) == 8
 
 

@@ -163,6 +163,19 @@ def test_the_command_predicts_a_folder_of_slices_and_names_a_volume_that_fails(s
     assert list(rows_of(tmp_path / "o" / "predictions_volumes.csv")) == [good.name]
 
 
+def test_folders_are_scans_of_their_own_name(tmp_path):
+    for name in ("p1/ct/a.npy", "p2/mr/b.NPY", "p2/notes/ct/text.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [(id, scan) for id, scan, _ in predict_slices.listed_slices(str(tmp_path))] == [("a", "ct"), ("b", "mr")]
+    (tmp_path / "p2/notes/ct/c.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="two scans are called ct: .*p1/ct and .*p2/notes/ct"):
+        predict_slices.listed_slices(str(tmp_path))
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "1.dcm").write_bytes(b"")
+    assert predict_slices.listed_volumes([f"{tmp_path}/dicom/"]) == [("dicom", f"{tmp_path}/dicom/")]
+
+
 def test_volumes_are_evaluated_against_the_label_table(scans, runs, tmp_path):
     """The same numbers as the run's own; decisions and thresholds are the table's, or counted as made at 0.5."""
     labels = scans / "raw" / "multi_abnormality_labels.csv"

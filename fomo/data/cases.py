@@ -29,7 +29,7 @@ class Volume:
     @property
     def has_geometry(self):
         """False for .npy: no orientation and no voxel size; it is taken as RAS with 1 mm voxels."""
-        return not self.path.endswith(".npy")
+        return not self.path.lower().endswith(".npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def read_volume(source, like=None):
     """
     if not source.has_geometry:
         array, affine = _read_array(source), np.eye(4)
-    elif source.path.endswith(".dcm") or os.path.isdir(source.path):
+    elif source.path.lower().endswith(".dcm") or os.path.isdir(source.path):
         array, affine = dicom.read_dicom(source.path)
     else:
         array, affine = volume.read_nifti(source.path)

@@ -127,15 +127,14 @@ def _find(root):
     if not os.path.isdir(root):
         raise UserError(f"got {root}, which is no folder, wanted the folder of the volumes")
     found = {}
-    root, paths = volumes.scans_below(root)
-    for path in paths:
-        name = os.path.basename(path)
+    for name, path in volumes.scans_below(root):
+        name = os.path.basename(name)
         key = stem(name)
         if key in found:
-            raise UserError(f"{root}: two volumes are called {key}: {found[key][1]} and {os.path.join(root, path)}; rename one")
-        found[key] = (name, os.path.join(root, path))
+            raise UserError(f"{root}: two volumes are called {key}: {found[key][1]} and {path}; rename one")
+        found[key] = (name, path)
     if not found:
-        raise UserError(f"{root}: no volumes found, wanted .nii, .nii.gz or folders of DICOM files")
+        raise UserError(f"{root}: no volumes found, wanted .nii, .nii.gz, .npy or folders of DICOM files")
     return found
 
 

@@ -127,7 +127,7 @@ _VALUES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 def stem(name):
     """`name` of a volume without the suffix of its file: the key by which tables are joined."""
-    return re.sub(r"\.(nii|nii\.gz|npy|npz)$", "", name.strip())
+    return re.sub(r"\.(nii|nii\.gz|npy|npz)$", "", name.strip(), flags=re.IGNORECASE)
 
 
 def patient_of(name):

@@ -1,15 +1,16 @@
 """The volumes source: every scan of a folder tree, or of a list of paths, is a case of one channel without a label.
 
 A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without a
-suffix). Names that begin with a dot are left out, and so are paths below the root that `data.pattern` does not match, such
-as masks. The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the list's folder;
-blank lines and lines that begin with # are left out. Nothing is opened but the first file of a folder of files without
-a suffix.
+suffix), which the root may be itself; suffixes may be in capitals. Names that begin with a dot are left out, and so are
+paths below the root that `data.pattern` does not match, such as masks. The list (`data.csv`) is a text file with a path a
+line, relative to `data.root`, or else to the list's folder; blank lines and lines that begin with # are left out. Nothing
+is opened but the first file of a folder of files without a suffix.
 
 The id is the path below the root without its suffix, its parts joined by _. The subject is, with what lies above it,
 - the first folder named sub-X or sub_X (BIDS, FOMO-60K), or what the file's name begins with, if that is sub-X_ or sub_X_;
 - else the top folder below the root (for a list without `data.root`: below the folder that all paths share);
 - else the scan itself.
+A root that is a DICOM folder is a scan with the name of the root.
 """
 
 import collections
@@ -29,41 +30,41 @@ _SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
 
 def list_volumes(data, task, labels=True):
     """The cases of `data.root` or of the list `data.csv`, unlabelled whatever `task` is."""
-    root, paths = _from_list(data) if data.csv is not None else scans_below(data.root)
+    scans = _from_list(data) if data.csv is not None else scans_below(data.root)
     chosen = re.compile(fnmatch.translate(data.pattern))
-    relatives = [relative for relative in paths if chosen.match(relative)]
-    if paths and not relatives:
-        raise UserError(f"data.pattern: got {data.pattern}, which none of the {len(paths)} scans match, as {paths[0]}")
-    ids = _ids(relatives)
-    return [
-        Case(id, _subject(relative), (Volume(os.path.join(root, relative)),), None, None, None)
-        for id, relative in zip(ids, relatives)
-    ]
+    matching = [(name, path) for name, path in scans if chosen.match(name)]
+    if scans and not matching:
+        raise UserError(f"data.pattern: got {data.pattern}, which none of the {len(scans)} scans match, as {scans[0][0]}")
+    ids = _ids([name for name, _ in matching])
+    return [Case(id, _subject(name), (Volume(path),), None, None, None) for id, (name, path) in zip(ids, matching)]
 
 
 def scans_below(root):
-    """(root, paths below it): of every scan in the tree."""
+    """[(path below the root, path)] of every scan in the tree; of the root, where it is one itself, (its name, path)."""
     if not os.path.isdir(root):
         raise UserError(f"data.root: got {root}, which is not a folder, wanted the folder of the scans")
-    paths, open_folders = [], [""]
-    while open_folders:
-        below = open_folders.pop()
-        names, folders = [], []
-        with os.scandir(os.path.join(root, below)) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else names).append(entry.name)
-        paths += [os.path.join(below, name) for name in names if name.lower().endswith(_SUFFIXES)]
-        if below and _holds_dicom(os.path.join(root, below), names):
-            paths.append(below)
-        open_folders += [os.path.join(below, name) for name in folders]
-    return root, sorted(paths)
+    found, open_folders = [], [""]
+    try:
+        while open_folders:
+            below = open_folders.pop()
+            names, folders = [], []
+            with os.scandir(os.path.join(root, below)) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        (folders if entry.is_dir() else names).append(entry.name)
+            found += [os.path.join(below, name) for name in names if name.lower().endswith(_SUFFIXES)]
+            if _holds_dicom(os.path.join(root, below), names):
+                found.append(below)
+            open_folders += [os.path.join(below, name) for name in folders]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    return [(name or os.path.basename(os.path.abspath(root)), os.path.join(root, name)) for name in sorted(found)]
 
 
 def _holds_dicom(folder, names):
     if any(name.lower().endswith(_DICOM) for name in names):
         return True
-    plain = sorted(name for name in names if "." not in name or name.rpartition(".")[2].isdigit())
+    plain = sorted(name for name in names if name != "DICOMDIR" and ("." not in name or name.rpartition(".")[2].isdigit()))
     if not plain:
         return False
     with open(os.path.join(folder, plain[0]), "rb") as file:
@@ -71,7 +72,7 @@ def _holds_dicom(folder, names):
 
 
 def _from_list(data):
-    """(root, paths below it) of a text file of paths."""
+    """[(path below the root, path)] of a text file of paths."""
     try:
         with open(data.csv, encoding="utf-8-sig") as file:
             lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
@@ -90,11 +91,11 @@ def _from_list(data):
     if not seen:
         raise UserError(f"{data.csv}: got no paths, wanted one a line")
     root = data.root or os.path.commonpath([os.path.dirname(path) for path in seen])
-    paths = [os.path.relpath(path, root) for path in seen]
-    for path, number in zip(paths, seen.values()):
-        if path.startswith(".."):
-            raise UserError(f"{data.csv}: line {number}: got {path}, which is not below data.root={root}")
-    return root, paths
+    names = [os.path.relpath(path, root) for path in seen]
+    for name, number in zip(names, seen.values()):
+        if name.startswith(".."):
+            raise UserError(f"{data.csv}: line {number}: got {name}, which is not below data.root={root}")
+    return [(name, os.path.join(root, name)) for name in names]
 
 
 def _ids(relatives):

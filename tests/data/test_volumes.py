@@ -71,6 +71,27 @@ def test_a_folder_of_dicom_files_is_one_scan(tmp_path):
     assert [case.id for case in listed(tmp_path)] == ["sub-1_plain", "sub-1_t1", "sub-1_t2"]
 
 
+def test_the_root_may_be_a_scan_itself(tmp_path):
+    touch(tmp_path, "ct/1.dcm", "ct/DICOMDIR", "ct/more/2.dcm", "cd/DICOMDIR", "cd/images/1.dcm")
+    (tmp_path / "cd" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    for root, ids in (("ct", ["ct", "more"]), ("ct/more", ["more"]), ("cd", ["images"])):
+        cases = listed(f"{tmp_path / root}/")
+        assert [case.id for case in cases] == ids
+        for case in cases:
+            assert os.path.samefile(case.images[0].path, tmp_path / root / (case.id if case.id != os.path.basename(root) else "")), root
+
+
+def test_suffixes_in_capitals_are_read(tmp_path):
+    array = np.zeros((64, 64, 64), np.float32)
+    for name in ("a.NII.GZ", "b.NII"):
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / name)
+    with open(tmp_path / "c.NPY", "wb") as file:
+        np.save(file, array)
+    cases = listed(tmp_path)
+    assert [case.id for case in cases] == ["a", "b", "c"]
+    assert all(sources.read_volume(case.images[0])[0].shape == array.shape for case in cases)
+
+
 def test_a_list_of_paths(tmp_path):
     touch(tmp_path, "scans/sub-1/a.nii.gz", "scans/sub-2/b.nii.gz", "scans/c/d.nii.gz")
     paths = tmp_path / "list.txt"
