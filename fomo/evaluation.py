@@ -180,6 +180,7 @@ def _read_pair(id, prediction_path, reference_path):
             raise UserError(f"case {id}: {path}: got values that are no classes, wanted whole numbers from 0 to 255")
         arrays.append((array.astype(np.uint8), affine))
     (prediction, affine), (reference, wanted) = arrays
+    reference, wanted = volume.to_axes_of(affine, reference, wanted)  # as it may be stored flipped
     if prediction.shape != reference.shape:
         raise UserError(
             f"case {id}: {prediction_path} has shape {prediction.shape} and {reference_path} {reference.shape}, wanted equal ones"

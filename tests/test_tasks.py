@@ -49,9 +49,24 @@ def test_the_loss_of_a_validation_case_is_that_of_training(tiny_config, monkeypa
     task.state["class_weights"] = [0.5, 2.0]
     monkeypatch.setattr(task, "infer", lambda *_: torch.tensor([0.3, -0.9]).softmax(0)[1].item())
     for target in (0, 1):
-        case = SimpleNamespace(case=SimpleNamespace(id="a", subject="a", target=float(target)), image=lambda: None, background=())
+        case = SimpleNamespace(case=SimpleNamespace(id="a", subject="a", target=float(target), labels=()), image=lambda: None, background=())
         wanted = task.loss(torch.tensor([[0.3, -0.9]]), {"target": torch.tensor([target])}).item()
         assert task.predict(None, case, {})["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_classes_of_another_table_are_known_by_their_names(tiny_config, monkeypatch):
+    """A table that has patients only numbers their class 0."""
+    task = build(tiny_config, "classification")
+    task.inspect([SimpleNamespace(target=float(number), labels=(text,)) for number, text in enumerate(("healthy", "ill at ease"))])
+    assert task.state["classes"] == ["healthy", "ill_at_ease"]
+    monkeypatch.setattr(task, "infer", lambda *_: 0.75)
+
+    def row(text):
+        return task.predict(None, SimpleNamespace(case=SimpleNamespace(id="a", subject="a", target=0.0, labels=(text,)), image=lambda: None, background=()), {})
+
+    assert row("ill at ease")["target"] == 1 and row("healthy")["target"] == 0
+    with pytest.raises(config_module.UserError, match="case a: target class: got the class 'dead', wanted one of healthy, ill_at_ease"):
+        row("dead")
 
 
 def test_decisions_use_the_threshold_that_was_fitted_on_validation(tiny_config):
@@ -108,8 +123,8 @@ def test_equal_targets_are_said_and_have_no_scale(tiny_config):
     "targets, slope, said",
     [
         (np.full(12, 50.0), 0.0, "targets are all equal: `corrected` is undefined"),
-        (np.arange(12.0), 0.0, "change by 0 per unit"),
-        (np.arange(12.0), -0.4, "change by -0.4 per unit"),
+        (np.arange(12.0), 0.0, "do not rise with the target (slope 0)"),
+        (np.arange(12.0), -0.4, "do not rise with the target (slope -0.4): `corrected` is undefined"),
         (np.arange(12.0), 0.02, "change by 0.02 per unit"),
         (np.arange(9.0), 0.5, "from 9 validation cases: wanted 10 or more"),
         (np.arange(12.0), 0.5, None),

@@ -15,40 +15,52 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from fomo.transforms import KEYS, build, masking, mixing, resolve  # noqa: E402
+from fomo import cli, volume
+from fomo.config import UserError
+from fomo.transforms import KEYS, PRESETS, build, masking, mixing, resolve
 
 
-def main():
+def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="transforms.png", help="PNG file to write")
     parser.add_argument("--image", nargs="+", default=[], help="NIfTI files on one grid, one per channel")
     parser.add_argument("--mask", help="NIfTI file of labels on the same grid")
-    parser.add_argument("--preset", default="strong", help="preset whose ranges are used")
+    parser.add_argument("--preset", default="strong", choices=list(PRESETS), help="preset whose ranges are used")
     parser.add_argument(
         "--patch", type=int, nargs=3, help="voxels; default: the whole image, at most 160 along an axis"
     )
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    image, mask = read(arguments.image, arguments.mask) if arguments.image else phantom()
-    patch = arguments.patch or [min(size, 160) for size in image.shape[1:]]
+    options = parser.parse_args(arguments)
+    if options.seed < 0 or min(options.patch or [_SMALLEST]) < _SMALLEST:
+        parser.error(f"got --seed {options.seed} --patch {options.patch}, wanted at least 0 and {_SMALLEST} voxels along each axis")
+    if options.mask and not options.image:
+        parser.error("--mask goes with --image")
+    try:
+        image, mask = read(options.image, options.mask) if options.image else phantom()
+    except ValueError as error:  # a file that is no volume
+        raise UserError(str(error)) from error
+    patch = options.patch or [min(max(size, _SMALLEST), 160) for size in image.shape[1:]]
     image, mask = crop(image, patch), crop(mask[None], patch)[0]
-    draw({"image": image[None], "mask": mask[None]}, arguments.preset, arguments.seed, arguments.output)
-    print(arguments.output)
+    try:
+        draw({"image": image[None], "mask": mask[None]}, options.preset, options.seed, options.output)
+    except OSError as error:
+        raise UserError(f"cannot write {options.output}: {error}") from error
+    print(options.output)
+
+
+_SMALLEST = 8  # voxels along an axis: what is hidden are cubes of 4
 
 
 def read(paths, mask_path):
     """Image (C, X, Y, Z), standardised per channel, and mask (X, Y, Z), in RAS+."""
-    import nibabel
-
-    volumes = [np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj, np.float32) for path in paths]
-    mask = np.zeros(volumes[0].shape, np.uint8)
-    if mask_path:
-        mask = np.asarray(nibabel.as_closest_canonical(nibabel.load(mask_path)).dataobj).astype(np.uint8)
-    if any(volume.shape != mask.shape for volume in volumes) or mask.ndim != 3:
-        raise SystemExit(
-            f"images and mask must be 3D and of one shape, got {[v.shape for v in volumes]} and {mask.shape}"
-        )
-    return torch.from_numpy(np.stack([(v - v.mean()) / v.std() for v in volumes])), torch.from_numpy(mask)
+    images = [volume.to_ras(*volume.read_nifti(path))[0] for path in paths]
+    mask = volume.to_ras(*volume.read_nifti(mask_path))[0] if mask_path else np.zeros_like(images[0])
+    for path, image in zip(paths, images):
+        if image.shape != mask.shape:
+            raise ValueError(f"{path}: got shape {image.shape}, wanted that of {mask_path or paths[0]}, {mask.shape}")
+        if image.min() == image.max():
+            raise ValueError(f"{path}: all voxels are {image.max():g}, wanted an image")
+    return torch.from_numpy(np.stack([(v - v.mean()) / v.std() for v in images])), torch.from_numpy(mask.astype(np.uint8))
 
 
 def phantom(size=96):
@@ -67,13 +79,13 @@ def phantom(size=96):
     return torch.from_numpy((image - image.mean()) / image.std())[None], torch.from_numpy(lesion.astype(np.uint8))
 
 
-def crop(volume, patch):
+def crop(image, patch):
     """The central `patch` of (C, X, Y, Z), padded with the minimum where the volume is smaller."""
-    starts = [max(0, (size - want) // 2) for size, want in zip(volume.shape[1:], patch)]
-    volume = volume[(slice(None), *(slice(start, start + want) for start, want in zip(starts, patch)))]
-    missing = [want - size for size, want in zip(volume.shape[1:], patch)]
+    starts = [max(0, (size - want) // 2) for size, want in zip(image.shape[1:], patch)]
+    image = image[(slice(None), *(slice(start, start + want) for start, want in zip(starts, patch)))]
+    missing = [want - size for size, want in zip(image.shape[1:], patch)]
     around = [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)]
-    return torch.nn.functional.pad(volume, around, value=float(volume.min()))
+    return torch.nn.functional.pad(image, around, value=float(image.min()))
 
 
 WEAK_END_LAST = ("zoom", "cutoff")  # ranges whose lower end is the strong one
@@ -112,7 +124,7 @@ def draw(batch, preset_name, seed, path):
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise SystemExit(f"matplotlib is needed to draw: pip install matplotlib ({error})") from error
+        raise UserError(f"drawing needs matplotlib: pip install matplotlib ({error})") from error
     shown = list(cases(batch, preset_name, seed))
     mask = batch["mask"][0]
     level = int(mask.sum((0, 1)).argmax()) if mask.any() else mask.shape[2] // 2
@@ -142,4 +154,4 @@ def draw(batch, preset_name, seed, path):
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -23,13 +23,18 @@ def main(arguments):
     parser.add_argument("--seed", type=int, default=0, help="another seed, other heads (0)")
     options = parser.parse_args(arguments)
     options.size = options.size or (64 if options.task == "ct" else 48)
-    if options.cases < 1 or options.size < 16:
-        parser.error(f"got --cases {options.cases} --size {options.size}, wanted at least 1 and 16")
+    if options.cases < 1 or options.size < 16 or options.seed < 0:
+        parser.error(f"got --cases {options.cases} --size {options.size} --seed {options.seed}, wanted at least 1, 16 and 0")
     if os.path.exists(options.root):
         raise config.UserError(f"{options.root} is there already, wanted a new folder")
-    if options.task == "ct":
-        return phantom_ct.make(options.root, options.cases, options.size, options.seed)
-    phantom.make(options.root, int(options.task) if options.task.isdigit() else options.task, options.cases, options.size, options.seed)
+    numbers = options.cases, options.size, options.seed
+    try:
+        if options.task == "ct":
+            phantom_ct.make(options.root, *numbers)
+        else:
+            phantom.make(options.root, int(options.task) if options.task.isdigit() else options.task, *numbers)
+    except OSError as error:
+        raise config.UserError(f"cannot make {options.root}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class Data:
     id_column: str = key("id", "table: column of the case's id")
     subject_column: str | None = key("subject", "table: column of the subject, whom folds keep together (none: each line its own)")
     mask_column: str = key("mask", "table: column of the mask's path (segmentation)")
-    fold_column: str | None = key("fold", "table: column of the fold, where there is one (none: there is none)")
+    fold_column: str | None = key("fold", "table, slices: column of the fold, where there is one (none: there is none); of slices unset: fold, or else split")
     pattern: str = key("*", "source=volumes: only the paths below the root that match, for example *T1w.nii.gz")
     rescan: str = key(
         "auto",

@@ -138,7 +138,10 @@ def _phantom(data, task, labels):
     folder = f"{name}{'_pretraining' if pretrains else ''}_{data.phantom_cases}x{data.phantom_size}_v{phantom.VERSION}"
     folder = os.path.join(root, folder)
     if not os.path.isdir(folder):
-        phantom.make(folder, kind, data.phantom_cases, data.phantom_size, seed)
+        try:
+            phantom.make(folder, kind, data.phantom_cases, data.phantom_size, seed)
+        except OSError as error:
+            raise UserError(f"data.root: cannot make {folder}: {error}") from error
     if kind == "table":
         columns = dict(id_column="id", subject_column="PatientID", mask_column="mask", fold_column="fold")
         return table.list_table(replace(data, csv=os.path.join(folder, "table.csv"), **columns), task, labels)

@@ -5,6 +5,16 @@ import numpy as np
 from . import checks
 
 
+def over_classes(values):
+    """Mean of one metric over the classes of a case: of those where it is defined; infinite where one of them is missed.
+
+    NaN where none is defined.
+    """
+    values = checks.real(values, "values", finite=False).astype(np.float64)
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
 def summarize(values):
     """Mean, spread and counts of per-case values, as a dict.
 

@@ -11,7 +11,7 @@ import torch
 
 from .. import inference, losses, postprocess, volume
 from ..data import sources
-from ..metrics import bootstrap_ci, dice, segmentation_metrics, summarize
+from ..metrics import bootstrap_ci, dice, over_classes, segmentation_metrics, summarize
 from . import coverage
 from .task import Task
 
@@ -106,11 +106,11 @@ class Segmentation(Task):
         return row
 
     def _per_class(self, metrics_of):
-        """Metrics of class 1; with more classes those of each, `dice_1 ...`, and their mean over the defined ones."""
+        """Metrics of class 1; with more classes those of each, `dice_1 ...`, and their mean (`over_classes`)."""
         rows = {c: metrics_of(c) for c in range(1, self.config.task.classes)}
         if len(rows) == 1:
             return rows[1]
-        result = {name: summarize([row[name] for row in rows.values()])["mean"] for name in rows[1]}
+        result = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}
         return {**result, **{f"{name}_{c}": value for c, row in rows.items() for name, value in row.items()}}
 
     def _dice_after(self, candidate, reference, prediction, affine):

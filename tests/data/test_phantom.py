@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.ndimage
-from conftest import run_command
+from conftest import run_command, tool
 
 from fomo import config
 from fomo.data import phantom, sources
@@ -135,6 +135,15 @@ def test_the_tumour_touches_the_surface_and_the_mask_its_voxels(heads):
 def test_unknown_task(tmp_path):
     with pytest.raises(ValueError, match="task: got 4"):
         phantom.make(str(tmp_path / "a"), 4, cases=1, size=16)
+
+
+def test_what_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(config.UserError, match="cannot make .*file/heads"):
+        tool("make_phantoms", 3, tmp_path / "file" / "heads")
+    with pytest.raises(SystemExit):
+        tool("make_phantoms", 3, tmp_path / "heads", "--seed", -1)
+    assert "--seed -1" in capsys.readouterr().err and not (tmp_path / "heads").exists()
 
 
 def test_tools_make_and_preprocess(tmp_path):

@@ -19,6 +19,12 @@ def test_nothing_finite():
     assert np.isnan(metrics.summarize([2])["std"]) and metrics.summarize([2])["mean"] == 2
 
 
+def test_a_missed_class_is_not_forgotten_in_the_mean_over_classes():
+    assert metrics.over_classes([1.0, 3.0, np.nan]) == 2
+    assert metrics.over_classes([1.0, np.inf, np.nan]) == np.inf
+    assert np.isnan(metrics.over_classes([np.nan, np.nan]))
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"values: got shape \(0,\)"):
         metrics.summarize([])
