@@ -25,6 +25,9 @@ def start(output, members, table, again):
             rows = {row["id"]: row for row in there if row["id"] not in (again or ())}
         elif again is None:
             raise UserError(f"{output} holds predictions of other checkpoints or options: choose another --output, or --overwrite")
+        for row in there:
+            if row["id"] not in rows:
+                _remove_volumes(output, row["id"])
         if not rows:
             os.remove(path)
         elif len(rows) < len(there):  # before what they are of is replaced: an interruption leaves no row that is wrong
@@ -33,6 +36,14 @@ def start(output, members, table, again):
     classes = {"classes": task.classes} if task.type == "segmentation" else {}
     tables.write_json(settings, {"checkpoints": own, "paths": [m.path for m in members], **classes})
     return rows
+
+
+def _remove_volumes(output, id):
+    """What was written beside a row that goes: it would be taken for an answer of the new checkpoints."""
+    for kind in ("masks", "probabilities"):
+        path = os.path.join(output, kind, f"{id}.nii.gz")
+        if os.path.exists(path):
+            os.remove(path)
 
 
 def _checkpoints(settings):
