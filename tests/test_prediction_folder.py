@@ -24,7 +24,7 @@ def test_masks_of_other_checkpoints_go_with_their_rows(tmp_path):
     (tmp_path / "masks").mkdir()
     for name in "abc":
         (tmp_path / "masks" / f"{name}.nii.gz").write_bytes(b"")
-    tables.write_csv(tmp_path / "predictions.csv", [{"id": name} for name in "abc"])
+    tables.write_csv(str(tmp_path / "predictions.csv"), [{"id": name} for name in "abc"])
     assert start("one") == ["a", "b", "c"] == masks()
     with pytest.raises(UserError, match="holds predictions of other checkpoints"):
         start("two")
