@@ -161,7 +161,7 @@ def test_the_table_sorts_in_a_browser(pages, tmp_path):
     click = f"<script>{heads}.find(head => head.textContent === 'HD95 (mm)').firstChild.click()</script></body>"
     (tmp_path / "page.html").write_text(text.replace("</body>", click), encoding="utf-8")
     command = "chromium --headless --no-sandbox --disable-gpu --virtual-time-budget=2000 --enable-logging=stderr --dump-dom"
-    done = subprocess.run([*command.split(), f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command.split(), f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=300)
     assert "CONSOLE" not in done.stderr
     header, *rows = Page(done.stdout).table("Every out-of-fold case")
     values = [row[[cell.text for cell in header].index("HD95 (mm)")].value for row in rows]

@@ -49,7 +49,7 @@ def read_until(process, pattern):
     raise AssertionError(f"{pattern} never came:\n" + "".join(lines))
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=300):
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 

@@ -122,7 +122,7 @@ cli.run(lambda arguments: crossval.run(config.load(arguments[0])))
 def test_ranks_without_memory_end_all_ranks_with_one_line(tiny_config, tmp_path, where):
     (tmp_path / "ranks.py").write_text(RANKS.format(root=str(ROOT), where=where))
     path = tiny_config(cv={"folds_to_run": [1]})
-    done = run_command(tmp_path / "ranks.py", path, ranks=2, timeout=60)
+    done = run_command(tmp_path / "ranks.py", path, ranks=2)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") <= 1, "torchrun's own"
     assert done.stderr.count("do not fit; train.micro_batch=1 needs about") == 1

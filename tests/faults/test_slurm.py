@@ -33,11 +33,11 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(tiny_config, tmp_p
         job = subprocess.Popen(
             ["bash", str(ROOT / "tools/slurm_cv.sbatch"), str(path)], cwd=ROOT, env=environment, stdout=file, stderr=file
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while " step=4 " not in output.read_text() and time.monotonic() < deadline:
             time.sleep(0.02)
         job.send_signal(signal.SIGUSR1)  # to the script alone, as --signal=B:USR1
-        code = job.wait(timeout=60)
+        code = job.wait(timeout=300)
     said = output.read_text()
     assert code == 75, said
     assert (tmp_path / "scancel").read_text() == "--signal=TERM 7.0\n" and (tmp_path / "requeued").read_text() == "requeue 7\n"
