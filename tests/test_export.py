@@ -38,12 +38,18 @@ def test_final_is_what_the_config_asks_for(trained, tmp_path):
 def test_exported_weights_load_into_plain_pytorch_and_back(trained, tmp_path):
     best = trained("segmentation") / "fold_1" / "best.pt"
     for prefix in ("", "model."):
-        tool("export", best, "--output", tmp_path / "w.pt", "--prefix", prefix)
-        state = torch.load(tmp_path / "w.pt", weights_only=True)
+        path = tmp_path / f"{prefix}w.pt"
+        tool("export", best, "--output", path, "--prefix", prefix)
+        state = torch.load(path, weights_only=True)
         network = nets.build("unet_b", 3, 2, width=2)
         network.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
         assert all(name.startswith(prefix + ("encoder." if i < 40 else "decoder.")) for i, name in enumerate(state))
-        report = checkpoint.load_weights(nets.build("unet_b", 3, 2, width=2), tmp_path / "w.pt")
+        report = checkpoint.load_weights(nets.build("unet_b", 3, 2, width=2), path)
         assert len(report.loaded) == len(state) == 82
+    for there in (path, best):
+        before = there.read_bytes()
+        with pytest.raises(UserError, match="exists: delete it, or choose another name"):
+            tool("export", best, "--output", there)
+        assert there.read_bytes() == before
     with pytest.raises(UserError, match="holds 2 checkpoints"):
         tool("export", trained("segmentation"), "--output", tmp_path / "x.pt")
