@@ -85,7 +85,7 @@ def fit_bias_correction(targets, predictions):
 
 
 def apply_bias_correction(predictions, correction):
-    """(predictions - intercept) / slope: Cole et al., Mol Psychiatry 23:1385 (2018); NaN unless the slope is above 0.
+    """(predictions - intercept) / slope: Cole et al., Mol Psychiatry 23:1385 (2018); NaN when the slope is 0 or NaN.
 
     Needs no target of the corrected cases. (The variant of de Lange and Cole, NeuroImage Clin 26:102229 (2020),
     subtracts a line in the *true* age, which makes even a constant prediction correlate with age; it is left out on
@@ -93,7 +93,7 @@ def apply_bias_correction(predictions, correction):
     """
     predictions = checks.real(predictions, "predictions").astype(np.float64)
     slope, intercept = correction
-    return (predictions - intercept) / (slope if slope > 0 else np.nan)
+    return (predictions - intercept) / (slope if slope else np.nan)
 
 
 def _products(first, second):

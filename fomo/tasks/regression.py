@@ -72,8 +72,6 @@ class Regression(Task):
         slope, intercept = self.state["bias_correction"] = list(fit_bias_correction(targets, predictions))
         if math.isnan(slope):
             doubt = "their targets are all equal: `corrected` is undefined"
-        elif slope <= 0:
-            doubt = f"the predictions do not rise with the target (slope {slope:.3g}): `corrected` is undefined"
         elif slope < _FLAT:
             doubt = f"the predictions change by {slope:.3g} per unit of the target, and `corrected` divides by that"
         elif len(targets) < _FEW:
