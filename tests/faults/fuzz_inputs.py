@@ -17,6 +17,7 @@ import yaml
 from fomo import config as config_module
 from fomo import evaluation, predict, run_folder, tasks, volume
 from fomo.data import cache, cases, loader, sources
+from fomo.log import Log
 
 nibabel.imageglobals.logger.setLevel(100)  # it says on stderr what it mends in a header
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -194,7 +195,7 @@ def check_config(folder, given):
     again = config_module.from_dict(config_module.to_dict(config), "again")
     assert config_module.identity(again) == config_module.identity(config)
     loader.augmentation(config)
-    run_folder.open_folder(config, str(folder / "run"))
+    run_folder.open_folder(config, str(folder / "run"), Log(active=False)).close()
     assert config_module.identity(config_module.load(folder / "run" / "config.yaml")) == config_module.identity(config)
     if config.task.type in ("classification", "segmentation", "regression") and config.data.source == "phantom":
         run_folder.make_splits(config, tasks.build(config), _listed(config.task.type))
