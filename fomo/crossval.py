@@ -8,7 +8,8 @@ import time
 import torch
 import yaml
 
-from . import checkpoint, dist, engine, inference, interrupt, listing, nets, optimization, overlays, report, results, seeds, selection, soup, tables, tasks, tracking
+from . import checkpoint, dist, engine, inference, interrupt, listing, nets, optimization, overlays, report, results, seeds
+from . import selection, soup, tables, tasks, tracking
 from . import config as config_module
 from .config import UserError
 from .data import cache, loader, sources

@@ -32,7 +32,7 @@ def aggregate(config, folder, splits, finished, log):
     intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
     aggregated = []
     for name in pooled:
-        absent = 0.0 if name.endswith(("_undefined", "_infinite")) else math.nan  # counts stand there where there is something to count
+        absent = 0.0 if name.endswith(metrics.COUNTS) else math.nan  # counts stand there where there is something to count
         values = np.array([row.get(name, absent) for row in fold_rows], float)
         defined = values[np.isfinite(values)]
         over_folds = metrics.t_interval(values)

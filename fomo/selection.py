@@ -23,6 +23,11 @@ def place_of(task, row, history):
     return 1 + sum(old >= rank(row) for old in defined)
 
 
+def best_row(task, history):
+    """The row of the epoch that is kept at last; None before one."""
+    return next((history[i] for i in reversed(range(len(history))) if place_of(task, history[i], history[:i]) == 1), None)
+
+
 def places(folder, count):
     """Paths of the checkpoints of the `count` best epochs, best first."""
     return [os.path.join(folder, f"best_{n}.pt" if n > 1 else "best.pt") for n in range(1, count + 1)]

@@ -44,7 +44,7 @@ from .regression import (
     rmse,
     spearman,
 )
-from .summary import over_classes, summarize
+from .summary import COUNTS, over_classes, summarize
 from .surface import (
     average_surface_distance,
     average_surface_distance_from,

@@ -5,6 +5,9 @@ import numpy as np
 from . import checks
 
 
+COUNTS = ("_undefined", "_infinite")  # endings of the names under which tables count what a mean leaves out
+
+
 def over_classes(values):
     """Mean of one metric over the classes of a case: of those where it is defined; infinite where one of them is missed.
 

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from .. import config as config_module, tables, tasks
+from .. import config as config_module, selection, tables, tasks
 from ..config import Config, UserError
 
 
@@ -50,14 +50,8 @@ class Run:
         return len(self.finished) == len(self.splits)
 
     def best_row(self, fold):
-        """The history row of the selected epoch: best metric, at equal metric lowest val_loss; None before one."""
-        if self.task.is_best is not None:
-            rows = self.histories[fold]
-            return [None, *(row for i, row in enumerate(rows) if self.task.is_best(row, rows[:i]))][-1]
-        sign = 1 if self.task.higher_is_better else -1
-        name = f"val_{self.headline}"
-        defined = [row for row in self.histories[fold] if not math.isnan(row[name])]
-        return max(defined, key=lambda row: (sign * row[name], -row["val_loss"]), default=None)
+        """The history row of the selected epoch; None before one."""
+        return selection.best_row(self.task, self.histories[fold])
 
 
 def read(folder):

@@ -3,7 +3,7 @@
 import math
 import os
 
-from .. import config as config_module
+from .. import config as config_module, metrics
 from . import figures, head, page, run as run_module, views
 from .figures.training import FOLDS, curves, fold_colour
 from .page import label, number, tag
@@ -93,7 +93,7 @@ def results(run):
 
 def _over_folds(run, metric):
     """Mean, SD and interval of the mean over the folds; empty cells for counts, whose mean says nothing."""
-    if metric in _COUNTS or metric.endswith(_LEFT_OUT):
+    if metric in _COUNTS or metric.endswith(metrics.COUNTS):
         return [None] * 3
     facts = run.metrics[metric]
     return [facts["mean"], facts["std"], page.interval_cell(facts["ci_low"], facts["ci_high"])]
@@ -105,12 +105,9 @@ def _folds(run):
     return page.table(["fold", "cases", *map(label, run.metrics)], rows, "Test metrics of each fold")
 
 
-_LEFT_OUT = ("_undefined", "_infinite")  # endings of counts
-
-
 def _beside(run, metric):
     """Whether it counts what another metric leaves out, and stands beside that."""
-    return metric.endswith(_LEFT_OUT) and metric.rpartition("_")[0] in run.metrics
+    return metric.endswith(metrics.COUNTS) and metric.rpartition("_")[0] in run.metrics
 
 
 _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
@@ -118,7 +115,7 @@ _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds
 
 def _left_out(run, metric):
     """Of a metric's mean over cases: "2 infinite"."""
-    counts = [(ending[1:], run.metrics[metric + ending]["pooled"]) for ending in _LEFT_OUT if metric + ending in run.metrics]
+    counts = [(ending[1:], run.metrics[metric + ending]["pooled"]) for ending in metrics.COUNTS if metric + ending in run.metrics]
     return ", ".join(f"{number(count)} {why}" for why, count in counts)
 
 

@@ -43,10 +43,7 @@ class Classification(Task):
         return self._loss(outputs, batch["target"].long())
 
     def _loss(self, logits, target):
-        weights = torch.tensor(self.state["class_weights"], device=logits.device)
-        if self.config.task.loss == "focal":
-            return losses.focal(logits, target, gamma=self.config.task.focal_gamma) * weights[target]
-        return losses.cross_entropy(logits, target, class_weights=weights)
+        return softmax_loss(self.config.task, logits, target, self.state["class_weights"])
 
     def infer(self, network, image, background, options):
         """Probability of class 1: the mean or the maximum over the windows that cover the case."""
@@ -110,6 +107,13 @@ class Classification(Task):
                     np.mean, right[chosen], resamples=resamples, seed=seed, groups=subjects[chosen]
                 )
         return result
+
+
+def softmax_loss(task, logits, target, class_weights):
+    """(B,): the loss `task.loss` (a config section) of one softmax."""
+    if task.loss == "focal":
+        return losses.focal(logits, target, alpha=class_weights, gamma=task.focal_gamma)
+    return losses.cross_entropy(logits, target, class_weights=class_weights)
 
 
 def _counts(cases):

@@ -7,10 +7,11 @@ the names of their classes, as the table has them, so that a checkpoint can be t
 import numpy as np
 import torch
 
-from .. import inference, losses
+from .. import inference
 from ..config import UserError
 from ..metrics import auroc, bootstrap_ci, confusion_matrix, macro_auroc, multiclass_metrics
 from . import coverage
+from .classification import softmax_loss
 from .task import Task
 
 
@@ -66,13 +67,7 @@ class Multitarget(Task):
     def _mean_loss(self, logits, targets):
         """(B,) over the targets; logits: (B, outputs), targets: (B, targets)."""
         each = zip(self._split(logits), targets.unbind(1), self.state["class_weights"])
-        return sum(self._loss(logits, target, weights) for logits, target, weights in each) / len(self.names)
-
-    def _loss(self, logits, target, weights):
-        weights = torch.tensor(weights, device=logits.device)
-        if self.config.task.loss == "focal":
-            return losses.focal(logits, target, gamma=self.config.task.focal_gamma) * weights[target]
-        return losses.cross_entropy(logits, target, class_weights=weights)
+        return sum(softmax_loss(self.config.task, *one) for one in each) / len(self.names)
 
     def _split(self, values):
         """Of each target its columns (B, classes)."""

@@ -11,7 +11,7 @@ import torch
 
 from .. import inference, losses, postprocess, volume
 from ..data import sources
-from ..metrics import bootstrap_ci, dice, over_classes, segmentation_metrics, summarize
+from ..metrics import bootstrap_ci, dice, over_classes, segmentation_metrics_per_class, summarize
 from . import coverage
 from .task import Task
 
@@ -53,8 +53,8 @@ class Segmentation(Task):
             return losses.generalized_dice(logits, mask, task.activation)
         if self.sigmoid:
             return (losses.sigmoid_cross_entropy if task.loss == "cross_entropy" else _dice_bce)(logits, mask)
-        weights = torch.tensor(self.state["class_weights"], device=logits.device)
-        return (losses.cross_entropy if task.loss == "cross_entropy" else losses.dice_ce)(logits, mask, class_weights=weights)
+        loss = losses.cross_entropy if task.loss == "cross_entropy" else losses.dice_ce
+        return loss(logits, mask, class_weights=self.state["class_weights"])
 
     def _probabilities(self, logits):
         """(K, X, Y, Z) of (K, X, Y, Z): of all classes or, with sigmoid, of the foreground classes."""
@@ -87,7 +87,7 @@ class Segmentation(Task):
                 logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
             reference, prediction = mask.cpu().numpy(), logits.argmax(0).cpu().numpy()
             row["predicted_voxels"] = int(np.count_nonzero(prediction))
-            row.update(self._per_class(lambda c: {"dice": dice(reference == c, prediction == c)}))
+            row.update(_with_mean({c: {"dice": dice(reference == c, prediction == c)} for c in range(1, self.config.task.classes)}))
             return row
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
@@ -100,18 +100,9 @@ class Segmentation(Task):
         spacing_mm, tolerance_mm = volume.spacing(affine), self.config.eval.surface_tolerance_mm
         row["predicted_voxels"] = int(np.count_nonzero(prediction))
         row["reference_voxels"] = int(np.count_nonzero(reference))
-        row.update(
-            self._per_class(lambda c: segmentation_metrics(reference == c, prediction == c, spacing_mm, tolerance_mm))
-        )
+        labels = reference.astype(np.int32), prediction
+        row.update(_with_mean(segmentation_metrics_per_class(*labels, spacing_mm, self.config.task.classes, tolerance_mm)))
         return row
-
-    def _per_class(self, metrics_of):
-        """Metrics of class 1; with more classes those of each, `dice_1 ...`, and their mean (`over_classes`)."""
-        rows = {c: metrics_of(c) for c in range(1, self.config.task.classes)}
-        if len(rows) == 1:
-            return rows[1]
-        result = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}
-        return {**result, **{f"{name}_{c}": value for c, row in rows.items() for name, value in row.items()}}
 
     def _dice_after(self, candidate, reference, prediction, affine):
         """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""
@@ -150,6 +141,14 @@ class Segmentation(Task):
                 values, subjects = np.array([row[name] for row in finite]), [row["subject"] for row in finite]
                 result[name] = bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)
         return result
+
+
+def _with_mean(rows):
+    """Of the metrics {class: {metric: value}} those of class 1; of more classes their `over_classes` and each, `dice_1 ...`."""
+    if len(rows) == 1:
+        return rows[1]
+    result = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}
+    return {**result, **{f"{name}_{c}": value for c, row in rows.items() for name, value in row.items()}}
 
 
 def _voxels(cases):

@@ -19,6 +19,7 @@ A new task is a subclass in a file of its own, in TASKS. It has, besides what is
 
 
 class Task:
+    draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader, by each sample's own numpy generator
     predict_batch = None  # (outputs (B, K) float32, cases) -> rows of cases of one window each; None: they are predicted one by one
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
 
@@ -46,10 +47,6 @@ class Task:
     def load(self, network, load):
         """Pretrained weights into the network; load(part) fills a part of it and gives the `checkpoint.LoadReport`, returned."""
         return load(network)
-
-    def draw(self, generators, batch):
-        """{name: value} to be merged into a training batch, in the loader, by each sample's own numpy generator."""
-        return {}
 
     def prepare(self, batch):
         """The batch as the network gets it, on its device, after augmentation."""
