@@ -105,7 +105,7 @@ def _run(config, folder, log, dry_run, one_split):
     )
     task = tasks.build(config)
     listed = dist.on_main(lambda: sources.list_cases(config.data, config.task, log=log))
-    listing.describe(config, task, listed, log)
+    listing.describe(config, listed, log)
     if dry_run or config.train.mode != "evaluate":  # what is tested knows its classes
         inspect(task, listed)
     if config.weights.path is not None and config.train.mode != "evaluate":  # before all the scans are prepared
@@ -341,7 +341,7 @@ def make_final(config, folder, splits, by_id, log):
     finished = dist.on_main(lambda: all(os.path.exists(results_path(folder, n)) for n in range(1, len(splits) + 1)))
     if kind == "none" or not finished:
         return
-    made = dist.on_main(lambda: tables.read_json(done) if os.path.exists(done) else {"kind": kind, "finished": False})
+    made = dist.on_main(lambda: tables.read_json(done, "kind", "finished") if os.path.exists(done) else {"kind": kind, "finished": False})
     if made["kind"] != kind:
         raise UserError(f"cv.final: got {kind}, and {final} holds the {made['kind']}: delete that folder to make another")
     if made["finished"]:
@@ -382,7 +382,7 @@ def make_soup(folder, kind, log):
     so its score is optimistic and says nothing about new cases; it is only logged.
     """
     config = config_module.load(os.path.join(folder, "config.yaml"))
-    splits = tables.read_json(os.path.join(folder, "splits.json"))["folds"]
+    splits = tables.read_json(os.path.join(folder, "splits.json"), "folds")["folds"]
     for number in range(1, len(splits) + 1):
         if not os.path.exists(results_path(folder, number)):
             raise UserError(f"{folder}: fold {number} is not finished: run cv.py again")

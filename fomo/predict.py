@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import checkpoint, config as config_module, dist, inference, optimization, prediction_folder, tables, tasks, volume
+from . import checkpoint, config as config_module, dist, inference, listing, optimization, prediction_folder, tables, tasks, volume
 from .config import UserError
 from .data import cache, sources, table
 from .data.cases import ID_WANTED, Case, Volume, names_a_file
@@ -33,6 +34,7 @@ class Member:
     config: config_module.Config
     task: object
     network: torch.nn.Module
+    amp: str  # bf16, fp16 or off: the precision in which the network runs
     options: dict  # of the sliding window
 
 
@@ -71,7 +73,7 @@ def find_checkpoints(path, folds=()):
                 f"{path}: fold {', '.join(map(str, missing or numbers))} is not finished, wanted one of {done}: run cv.py again"
             )
         return [os.path.join(path, f"fold_{n}", "best.pt") for n in (folds or done)]
-    if "final.json" in inside and not tables.read_json(os.path.join(path, "final.json"))["finished"]:
+    if "final.json" in inside and not tables.read_json(os.path.join(path, "final.json"), "finished")["finished"]:
         raise UserError(f"{path}: not finished, wanted a final model: run cv.py again")
     names = (
         ["best.pt"]
@@ -119,8 +121,9 @@ def _load_member(path, device, mirror_axes):
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted a network that was fine-tuned from it (weights.path)")
     optimization.to_channels_last(network.to(device).eval())
     axes = config.eval.mirror_axes if mirror_axes is None else tuple(mirror_axes)
-    # a network trained in half precision on a GPU runs in single precision on the CPU
-    amp = "off" if config.train.amp == "fp16" and device.type == "cpu" else config.train.amp
+    amp = optimization.amp_of(config.train.amp, device)
+    if amp == "fp16" and device.type == "cpu":
+        amp = "off"  # which the CPU does not have
     options = dict(
         patch=config.data.patch,
         overlap=config.eval.overlap,
@@ -128,7 +131,8 @@ def _load_member(path, device, mirror_axes):
         device=device,
         autocast=optimization.precision(amp, device)[0],
     )
-    return Member(path, _sha256(path), config, task, inference.Mirrored(network, axes) if axes else network, options)
+    network = inference.Mirrored(network, axes) if axes else network
+    return Member(path, _sha256(path), config, task, network, amp, options)
 
 
 def _sha256(path):
@@ -223,6 +227,8 @@ def predict_to_file(members, given, path, log, corrected=False):
     used = {}
     for text in config.data.channels:
         used.update({name: given[name] for name in [name for name in text.split("|") if name in given][:1]})
+    if corrected and config.task.type != "regression":
+        raise UserError(f"--corrected: got checkpoints of task.type={config.task.type}, wanted regression")
     if set(given) - set(used):
         log.warn("channels left out", channels=sorted(set(given) - set(used)), used=list(used))
     case = case_from_channels(config.data.channels, used)
@@ -231,6 +237,8 @@ def predict_to_file(members, given, path, log, corrected=False):
         row, volumes = answer(members, infer(members, image, background), geometry)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+    if corrected and not math.isfinite(row["corrected"]):
+        raise UserError("--corrected: it is undefined by these checkpoints' validation cases, wanted the raw prediction")
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         if mask:
@@ -269,12 +277,13 @@ def predict(members, cases, output, log, probabilities=False, overwrite=False):
 
 def _predict(members, cases, output, log, volumes, rows):
     """Predict the cases that are not in `rows` {id: row} yet, and add them; [(id, message)] of those that failed."""
+    listing.warn_without_geometry(cases, log)
     todo = [
         case
         for case in cases
         if case.id not in rows or not all(os.path.exists(_place(output, name, case.id)) for name in volumes)
     ]
-    log("predict", cases=len(cases), kept=len(cases) - len(todo), networks=len(members), output=output)
+    log("predict", cases=len(cases), kept=len(cases) - len(todo), **prediction_folder.describe(members), output=output)
     predicted, failures, started, waited_s = [], [], time.perf_counter(), 0.0
     data, task = members[0].config.data, members[0].config.task
     writing = collections.deque()

@@ -89,7 +89,7 @@ def predict_slices(members, listed, output, log, overwrite=False):
         files.setdefault(scan, []).append(Volume(path))
     prediction_folder.check_inputs(output, rows, files)
     cases = [Case(id, scan, (Volume(path),), None, None, None, scan=scan) for id, scan, path in listed if scan not in rows]
-    log("predict", slices=len(listed), kept=len(listed) - len(cases), networks=len(members), output=output)
+    log("predict", slices=len(listed), kept=len(listed) - len(cases), **prediction_folder.describe(members), output=output)
     begin, places = time.perf_counter(), {}
     if cases:
         keys = {scan: prediction_folder.key_of(files[scan]) for scan in files if scan not in rows}
@@ -115,7 +115,7 @@ def predict_volumes(members, listed, output, log, overwrite=False):
     of_slices, rows = _start(members, output, {scan for scan, _ in listed} if overwrite else None)
     prediction_folder.check_inputs(output, rows, {scan: [Volume(path)] for scan, path in listed})
     todo = [one for one in listed if one[0] not in rows]
-    log("predict", volumes=len(listed), kept=len(listed) - len(todo), networks=len(members), output=output)
+    log("predict", volumes=len(listed), kept=len(listed) - len(todo), **prediction_folder.describe(members), output=output)
     begin = saved = time.perf_counter()
     failures = []
     for done, (scan, path) in enumerate(todo, start=1):

@@ -38,6 +38,12 @@ def start(output, members, table, again):
     return rows
 
 
+def describe(members):
+    """{name: value} for the log: how many networks there are, and how they run."""
+    amp = sorted({member.amp for member in members})
+    return {"networks": len(members), "device": str(members[0].options["device"]), "amp": amp}
+
+
 def _remove_volumes(output, id):
     """What was written beside a row that goes: it would be taken for an answer of the new checkpoints."""
     for kind in ("masks", "probabilities"):

@@ -106,8 +106,8 @@ def check_splits(config, splits, cases):
 
 def _columns(config, task, cases):
     """(ids, subjects, strata) of cases."""
-    strata = [case.target for case in cases]
-    if task.stratum_kind == "class":  # of several targets the first
+    strata = task.strata(cases)
+    if task.stratum_kind == "class":
         strata = [int(target[0] if isinstance(target, tuple) else target) for target in strata]
     if not config.cv.stratify:
         strata = [(0,) if task.stratum_kind == "multilabel" else 0] * len(cases)
@@ -157,7 +157,7 @@ def read_or_make_splits(config, task, cases, path):
         splits = make_splits(config, task, cases)
         tables.write_json(path, {"cases": now, "folds": splits})
         return splits
-    saved = tables.read_json(path)
+    saved = tables.read_json(path, "cases", "folds")
     if saved["cases"] != now:
         changed = sorted(i for i in saved["cases"].keys() | now.keys() if saved["cases"].get(i) != now.get(i))
         raise UserError(

@@ -7,6 +7,15 @@ import math
 import os
 
 
+class Damaged(ValueError):
+    """A file that was written here is not as it was written."""
+
+    exit_code = 2
+
+    def __init__(self, path, why):
+        super().__init__(f"cannot read {path} ({getattr(why, 'strerror', None) or why}), wanted it as it was written: restore it")
+
+
 def write_csv(path, rows):
     """Rows (dicts) under all their keys, in order of appearance; missing values stay empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -29,9 +38,19 @@ def write_json(path, value):
         file.write("\n")
 
 
-def read_json(path):
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+def read_json(path, *names):
+    """The dict in a JSON file, which has at least the keys `names`; Damaged where it has not."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:  # also: not UTF-8
+        raise Damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise Damaged(path, f"it is a {type(content).__name__}")
+    for name in names:
+        if name not in content:
+            raise Damaged(path, f"it has no {name}")
+    return content
 
 
 def write_text(path, text):

@@ -69,6 +69,9 @@ def test_resolved_config_written_and_read_again_is_the_same(write):
         ("seed: {a: 1}", "wanted a whole number"),
         ("seed: 1.5", "seed: got 1.5 (float), wanted a whole number"),
         ("seed: true", "wanted a whole number"),
+        ("seed: 010", "seed: got '010' (str), wanted a whole number"),
+        ("seed: 1:30", "seed: got '1:30' (str), wanted a whole number"),
+        ("optim: {lr: 1:30.5}", "optim.lr: got '1:30.5' (str), wanted a number"),
         ("seed: -1", "wanted at least 0"),
         ("optim: {lr: fast}", "optim.lr: got 'fast' (str), wanted a number"),
         ("optim: {lr: .nan}", "wanted a finite number"),
@@ -164,3 +167,8 @@ def test_identity_ignores_what_changes_no_result(write):
     three = config.load(write(MINIMAL), ["optim.lr=1"])
     assert config.identity(one) == config.identity(two)
     assert config.identity(one) != config.identity(three)
+
+
+def test_digits_of_a_name_stay_as_they_are_written(write):
+    loaded = config.load(write("data: {channels: [t1], test_folds: [1, 07, 010, 08, 1:30]}"))
+    assert loaded.data.test_folds == ("1", "07", "010", "08", "1:30")

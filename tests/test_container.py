@@ -1,5 +1,6 @@
 """The challenge's container: what its two definition files put into it, its call, and what it answers."""
 
+import math
 import os
 import re
 import shutil
@@ -109,3 +110,21 @@ def test_an_empty_mask_is_written_and_warned_about_and_spare_channels_are_named(
     assert row["predicted_voxels"] == 0 and not np.asarray(nibabel.load(tmp_path / "o.nii.gz").dataobj).any()
     said = capsys.readouterr().out
     assert "the predicted mask is empty" in said and "channels=adc,t1" in said
+
+
+def test_the_corrected_age_is_a_number_or_refused(trained, scans, tmp_path):
+    def answer(task, correction=None):
+        members = members_of(trained(task) / "fold_1")
+        if correction:
+            members[0].task.state["bias_correction"] = correction
+        paths = channel_paths(scans(task), task, "sub_002_ses_1")
+        return predict.predict_to_file(members, paths, str(tmp_path / "age.txt"), Log(active=False), corrected=True)
+
+    row = answer("regression", [0.5, 10.0])
+    assert float((tmp_path / "age.txt").read_text()) == row["corrected"] == pytest.approx(2 * (row["prediction"] - 10))
+    (tmp_path / "age.txt").unlink()
+    with pytest.raises(UserError, match="--corrected: it is undefined"):
+        answer("regression", [math.nan, 10.0])
+    with pytest.raises(UserError, match="--corrected: got checkpoints of task.type=classification"):
+        answer("classification")
+    assert not list(tmp_path.iterdir())

@@ -24,9 +24,9 @@ def described(kind, targets, columns=(), labels=None, source="table", suffix=".n
         Case(f"c{i}", f"s{i // 2}", (Volume(f"c{i}{suffix}"),), None, target, None, labels=labels[i] if labels else ())
         for i, target in enumerate(targets)
     ]
-    config = SimpleNamespace(data=SimpleNamespace(source=source), task=SimpleNamespace(targets=columns))
+    config = SimpleNamespace(data=SimpleNamespace(source=source), task=SimpleNamespace(type=kind, targets=columns))
     log = Log()
-    listing.describe(config, SimpleNamespace(stratum_kind=kind), cases, log)
+    listing.describe(config, cases, log)
     [(event, values)] = log.lines
     assert event == "data" and values.pop("source") == source and values.pop("cases") == len(cases)
     assert values.pop("subjects") == (len(cases) + 1) // 2 and values.pop("example") == f"c0{suffix}"
@@ -36,12 +36,13 @@ def described(kind, targets, columns=(), labels=None, source="table", suffix=".n
 @pytest.mark.parametrize(
     "kind, targets, columns, labels, found",
     [
-        ("class", [0.0, 1.0, 1.0], (), None, {"class_0": 1, "class_1": 2}),
-        ("class", [0.0, 1.0, None], ("sex",), [("f",), ("m",), ()], {"class_f": 1, "class_m": 1}),
-        ("class", [(1.0, 0.0), (0.0, 0.0)], ("grade II", "sex"), [("b", "f"), ("a", "f")], {"grade_II_a": 1, "grade_II_b": 1, "sex_f": 2}),
+        ("classification", [0.0, 1.0, 1.0], (), None, {"class_0": 1, "class_1": 2}),
+        ("classification", [0.0, 1.0, None], ("sex",), [("f",), ("m",), ()], {"class_f": 1, "class_m": 1}),
+        ("classification", [(1.0, 0.0), (0.0, 0.0)], ("grade II", "sex"), [("b", "f"), ("a", "f")], {"grade_II_a": 1, "grade_II_b": 1, "sex_f": 2}),
         ("multilabel", [(1.0, 0.0), (1.0, 1.0)], ("Lung nodule", "Effusion"), None, {"Lung_nodule": 2, "Effusion": 1}),
-        ("continuous", [20.0, 50.0, 80.0], (), None, {"lowest": 20, "mean": 50, "highest": 80}),
-        ("class", [None, None], (), None, {"labelled": 0}),
+        ("multilabel", [(1.0, 0.0, 1.0)], ("cases", "a b", "a_b"), None, {"cases_": 1, "a_b": 0, "a_b_": 1}),
+        ("regression", [20.0, 50.0, 80.0], (), None, {"lowest": 20, "mean": 50, "highest": 80}),
+        ("classification", [None, None], (), None, {"labelled": 0}),
     ],
 )
 def test_what_was_found(kind, targets, columns, labels, found):
@@ -49,6 +50,6 @@ def test_what_was_found(kind, targets, columns, labels, found):
 
 
 def test_files_without_geometry_are_said_and_counted():
-    _, [(message, values)] = described("continuous", [1.0, 2.0, 3.0], suffix=".npy")
+    _, [(message, values)] = described("regression", [1.0, 2.0, 3.0], suffix=".npy")
     assert "taken as RAS with 1 mm voxels" in message and values == {"cases": 3}
-    assert described("continuous", [1.0, 2.0, 3.0], source="slices", suffix=".npy")[1] == []
+    assert described("regression", [1.0, 2.0, 3.0], source="slices", suffix=".npy")[1] == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import run_command
 
-from fomo import checkpoint, engine, tables, tasks
+from fomo import checkpoint, engine, run_folder, tables, tasks
 from fomo import config as config_module
 from fomo.config import UserError
 from fomo.data.cases import Case
@@ -63,6 +63,17 @@ def test_which_classification_a_config_is(load):
         load(task={"classes": 3})
     with pytest.raises(UserError, match="train.balanced"):
         load(train={"balanced": True})
+
+
+def test_folds_have_equal_shares_of_the_classes_of_all_targets(load):
+    config = load(task={"targets": ["sex", "stage"]}, cv={"folds": 4, "val_fraction": 0.25})
+    rows = [(sex, stage) for sex in (0, 1) for stage in (0, 1, 2) for _ in range(8)]  # sorted: the first target says nothing of the second
+    cases = [case(row, ("mf"[row[0]], "I" * (row[1] + 1)), f"c{i:02}") for i, row in enumerate(rows)]
+    for split in run_folder.make_splits(config, tasks.build(config), cases):
+        for part, each in (("test", 2), ("val", 1.5), ("train", 4.5)):
+            targets = np.array([rows[int(name[1:])] for name in split[part]])
+            assert np.bincount(targets[:, 0]) == pytest.approx(3 * each, abs=1)
+            assert np.bincount(targets[:, 1]) == pytest.approx(2 * each, abs=1)
 
 
 def test_a_class_that_a_part_lacks_is_said_and_one_class_of_each_target_is_refused(load):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from conftest import TINY, channel_paths, members_of, one_line_error, run_command, tool
-from fomo import checkpoint, config as config_module, postprocess, predict, tables, tasks, volume
+from fomo import checkpoint, config as config_module, postprocess, predict, prediction_folder, tables, tasks, volume
 from fomo.config import UserError
 from fomo.data import cache
 from fomo.data.cases import Case
@@ -42,6 +42,7 @@ def test_a_folds_checkpoint_gives_its_test_cases_the_stored_numbers(trained, sca
     else:
         tool("predict", *arguments)
         said = capfd.readouterr().out
+    assert " networks=1 device=cpu amp=off output=out" in said
     rows = tables.read_csv(tmp_path / "out" / "predictions.csv")
     assert [row["id"] for row in rows] == sorted(stored)
     names = {
@@ -216,6 +217,23 @@ def test_an_answer_for_other_files_of_the_same_name_is_never_kept(trained, scans
     tool(*command, *places[1])
     [row] = tables.read_csv(output / "predictions.csv")
     assert row["prediction"].encode() not in first
+
+
+def test_half_precision_is_left_out_on_the_cpu_and_said(trained, tmp_path):
+    content = checkpoint.load(str(trained("regression") / "fold_1" / "best.pt"))
+    content["config"]["train"]["amp"] = "fp16"
+    checkpoint.save(str(tmp_path / "fp16.pt"), content)
+    [member] = members_of(tmp_path / "fp16.pt")
+    assert member.amp == "off"
+    assert prediction_folder.describe([member]) == {"networks": 1, "device": "cpu", "amp": ["off"]}
+
+
+def test_a_final_model_that_is_not_finished_or_damaged_is_refused(tmp_path):
+    for text, said in (('{"finished": false}', "not finished"), ("{", "cannot read .*final.json .*restore it"), ("[]", "it is a list")):
+        (tmp_path / "final.json").write_text(text)
+        with pytest.raises(ValueError, match=said) as caught:
+            predict.find_checkpoints(str(tmp_path))
+        assert caught.value.exit_code == 2
 
 
 def test_what_would_be_ignored_is_refused(trained, tmp_path):

@@ -15,7 +15,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fomo import cli, predict
+from fomo import cli, predict, prediction_folder
 from fomo.log import Log
 
 CHANNELS = ("flair", "dwi_b1000", "adc", "swi", "t2s", "t1", "t2")
@@ -52,8 +52,7 @@ def main(arguments):
         "predict",
         output=options.output,
         **row,
-        networks=len(members),
-        device=str(device),
+        **prediction_folder.describe(members),
         seconds=time.perf_counter() - start,
     )
 

@@ -48,15 +48,25 @@ def _unique_mapping(loader, node, deep=False):
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
+_NOT_BASE_10 = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # to YAML 1.1 010 is 8, and 1:30 is 90
+
+
 def _whole_number(loader, node):
+    if _NOT_BASE_10.fullmatch(node.value):
+        return node.value  # text, as of a fold or a time of day
     value = yaml.SafeLoader.construct_yaml_int(loader, node)
     if abs(value) >= 2**63:
         raise yaml.constructor.ConstructorError(None, None, "a whole number is beyond 64 bits", node.start_mark)
     return value
 
 
+def _number(loader, node):
+    return node.value if ":" in node.value else yaml.SafeLoader.construct_yaml_float(loader, node)
+
+
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def _parse_yaml(text, where):
@@ -134,7 +144,6 @@ def _cut(text):
 
 def map_leaves(tree, function):
     return {k: map_leaves(v, function) if isinstance(v, dict) else function(v) for k, v in tree.items()}
-
 
 
 def build(cls, values, prefix, folder, where):

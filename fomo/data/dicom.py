@@ -3,7 +3,7 @@
 The files are one series of parallel slices, one a file or, in multi-frame ("enhanced") files, many. Whatever would have
 to be guessed is an error: several series, slices that are missing, doubled or unevenly spaced, a tilted gantry (sheared
 volumes), mosaics, colours. Values are stored values * RescaleSlope + RescaleIntercept, of each slice its own: Hounsfield
-units in CT, also where a scanner pads with less than -1024.
+units in CT, which must have both, also where a scanner pads with less than -1024.
 """
 
 import os
@@ -113,7 +113,7 @@ def _slice(path, data, frame, stored):
             if value is not None and value != "":
                 return value
         if default is None:
-            raise ValueError(f"{path}: got no {name}, wanted a slice with its place in the patient")
+            raise ValueError(f"{path}: got no {name}, wanted slices that say where they lie in the patient and, of CT, what is 0 HU")
         return default
 
     def numbers(count, *address):
@@ -128,8 +128,9 @@ def _slice(path, data, frame, stored):
         raise ValueError(f"{path}: got ImageOrientationPatient {axes.ravel().tolist()}, wanted two perpendicular unit vectors")
     between_rows, between_columns = numbers(2, "PixelMeasuresSequence", "PixelSpacing")
     thickness = float(find("PixelMeasuresSequence", "SpacingBetweenSlices", 0)) or float(find("PixelMeasuresSequence", "SliceThickness", 0))
-    slope = float(find("PixelValueTransformationSequence", "RescaleSlope", 1))
-    intercept = float(find("PixelValueTransformationSequence", "RescaleIntercept", 0))
+    unscaled = (None, None) if data.get("Modality") == "CT" else (1, 0)  # only CT's numbers mean something as they are
+    slope = float(find("PixelValueTransformationSequence", "RescaleSlope", unscaled[0]))
+    intercept = float(find("PixelValueTransformationSequence", "RescaleIntercept", unscaled[1]))
     if min(between_rows, between_columns) <= 0 or slope == 0:
         raise ValueError(f"{path}: got PixelSpacing {between_rows:g} {between_columns:g} and RescaleSlope {slope:g}, wanted none of them 0")
     values = (stored * np.float64(slope) + intercept).astype(np.float32)

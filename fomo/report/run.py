@@ -62,7 +62,7 @@ def read(folder):
         raise UserError(f"{folder}: got no splits.json in it, so the run has not begun: wait until its first fold does")
     config = config_module.load(os.path.join(folder, "config.yaml"))
     task = tasks.build(config)
-    splits = _json(os.path.join(folder, "splits.json"), "folds")["folds"]
+    splits = tables.read_json(os.path.join(folder, "splits.json"), "folds")["folds"]
     numbers = range(1, len(splits) + 1)
     finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
     rows = [row for n in finished for row in _numeric(_in_fold(folder, n, "predictions.csv"))]
@@ -88,7 +88,7 @@ def _metrics(folder, config, task, finished, rows, volumes):
     """rows: in the order of the folds, as the summary's resamples take them."""
     path = os.path.join(folder, "summary.json")
     if os.path.exists(path):
-        summary = _json(path, "folds_done", "metrics")
+        summary = tables.read_json(path, "folds_done", "metrics")
         if summary["folds_done"] == finished:
             return {name: {key: _number(value) for key, value in row.items()} for name, row in summary["metrics"].items()}
     if not rows:
@@ -114,31 +114,15 @@ _TEXT = ("id", "subject", "scan", "metric")
 
 
 def _numeric(path):
-    """Rows of a CSV file with numbers; an empty field is undefined. UserError where it is not as it was written."""
+    """Rows of a CSV file with numbers; an empty field is undefined. Damaged where it is not as it was written."""
     try:
         rows = tables.read_csv(path)
         rows = [{name: value if name in _TEXT else float(value or "nan") for name, value in row.items()} for row in rows]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise _damaged(path, error) from error
+        raise tables.Damaged(path, error) from error
     if not rows:
-        raise _damaged(path, "it has no lines below a header")
+        raise tables.Damaged(path, "it has no lines below a header")
     return rows
-
-
-def _json(path, *names):
-    """The content of a JSON file, which has `names`."""
-    try:
-        content = tables.read_json(path)
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    lacking = [name for name in names if name not in content]
-    if lacking:
-        raise _damaged(path, f"it has no {lacking[0]}")
-    return content
-
-
-def _damaged(path, why):
-    return UserError(f"cannot read {path} ({getattr(why, 'strerror', None) or why}), wanted it as the run wrote it: restore it")
 
 
 # -------------------------------------------------------------------------------------------- log
@@ -152,14 +136,16 @@ def read_log(folder):
     if not os.path.exists(path):
         return []
     events = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             parts = line.rstrip("\n").split(" ", 3)
-            if len(parts) < 3:
-                continue  # the line that is being written
-            values = dict(_PAIR.findall(parts[3])) if len(parts) > 3 else {}
-            values = {name: json.loads(text) if text.endswith('"') else text for name, text in values.items()}
-            events.append({**values, "time": parts[0], "level": parts[1], "event": parts[2]})
+            try:
+                datetime.datetime.fromisoformat(parts[0])
+                values = dict(_PAIR.findall(parts[3])) if len(parts) > 3 else {}
+                values = {name: json.loads(text) if text.endswith('"') else text for name, text in values.items()}
+                events.append({**values, "time": parts[0], "level": parts[1], "event": parts[2]})
+            except (ValueError, IndexError):
+                continue  # the line that is being written, or one that a crash of the machine has left in pieces
     return events
 
 

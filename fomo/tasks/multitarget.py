@@ -18,12 +18,19 @@ from .task import Task
 class Multitarget(Task):
     mode = "classification"
     select, higher_is_better = "auroc_macro", True
-    stratum_kind = "class"
 
     def __init__(self, config):
         super().__init__(config)
         self.names = [name.replace(" ", "_") for name in config.task.targets]
+        self.stratum_kind = "class" if len(self.names) == 1 else "multilabel"
         self.state = {"classes": None, "class_weights": None}  # a list per target; names of classes in their order
+
+    def strata(self, cases):
+        """Of several targets all classes at once."""
+        if self.stratum_kind == "class":
+            return super().strata(cases)
+        targets = np.array([case.target for case in cases]).T
+        return np.column_stack([target[:, None] == np.unique(target) for target in targets]).astype(int).tolist()
 
     @property
     def out_channels(self):

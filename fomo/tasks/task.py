@@ -2,8 +2,8 @@
 
 A new task is a subclass in a file of its own, in TASKS. It has, besides what is below,
 - `mode`, `out_channels`: what `nets.build` needs; `select`, `higher_is_better`: the validation metric that picks the
-  best epoch (ties go to the lower val_loss); `stratum_kind`: how folds are stratified by the cases' targets, "class",
-  "continuous" or "multilabel";
+  best epoch (ties go to the lower val_loss); `stratum_kind`: how folds are stratified by `strata`, "class", "continuous"
+  or "multilabel";
 - `state`: plain values fitted on training or validation cases, stored with the checkpoint;
 - `loss(outputs, batch)`: (B,) float32, one per sample, so that accumulation and ranks average exactly;
 - `predict(network, case, options, folder=None)`: one row (dict of plain values with `id`, `subject` and `loss`) for one
@@ -26,6 +26,10 @@ class Task:
     def __init__(self, config):
         self.config = config
         self.state = {}
+
+    def strata(self, cases):
+        """What the parts of a split shall have equal shares of: of each case a class, a number, or a row of 0/1."""
+        return [case.target for case in cases]
 
     # ---------------------------------------------------------------------------------------- training
 

@@ -140,6 +140,12 @@ def move(*by):
 ALONG = np.cross(*OBLIQUE)
 
 
+def unscaled_ct(data, index):
+    data.Modality = "CT"
+    if index == 2:
+        del data.RescaleIntercept
+
+
 @pytest.mark.parametrize(
     "words, change",
     [
@@ -155,6 +161,7 @@ ALONG = np.cross(*OBLIQUE)
         (["without an image"], delete("PixelData")),
         (["Siemens mosaic", "dcm2niix"], set_(ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])),
         (["RescaleSlope 0"], set_(RescaleSlope=0)),
+        (["no RescaleIntercept", "0 HU"], unscaled_ct),
         (["cannot read it as DICOM"], set_(PixelData=b"ab")),
     ],
 )
