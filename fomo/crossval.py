@@ -103,6 +103,9 @@ def _run(config, folder, log, dry_run, one_split):
         code=code,
         seed=config.seed,
     )
+    unread = list(config_module.unread(config))
+    if unread:
+        log.warn("keys that this run does not read: --help says what they are for", keys=unread)
     task = tasks.build(config)
     listed = dist.on_main(lambda: sources.list_cases(config.data, config.task, log=log))
     listing.describe(config, listed, log)

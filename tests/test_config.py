@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+import yaml
+from conftest import ROOT
 
 from fomo import config
 from fomo.config import UserError
@@ -52,8 +54,6 @@ def test_paths_resolve_against_the_file_that_names_them(write, tmp_path, monkeyp
 
 
 def test_resolved_config_written_and_read_again_is_the_same(write):
-    import yaml
-
     loaded = config.load(write("data: {channels: [a, b], patch: [16, 32, 48], spacing_mm: none}\noptim: {lr: 1e-5}\n"))
     again = config.load(write(yaml.safe_dump(config.to_dict(loaded)), "again.yaml"))
     assert again == loaded
@@ -172,3 +172,25 @@ def test_identity_ignores_what_changes_no_result(write):
 def test_digits_of_a_name_stay_as_they_are_written(write):
     loaded = config.load(write("data: {channels: [t1], test_folds: [1, 07, 010, 08, 1:30]}"))
     assert loaded.data.test_folds == ("1", "07", "010", "08", "1:30")
+
+
+def test_keys_that_nothing_reads_are_named(write):
+    loaded = config.load(write("data: {channels: [t1], source: table, csv: a.csv}\n"
+                               "task: {type: multilabel, targets: [a], loss: bce, focal_gamma: 3, mask_ratio: 0.6}\n"
+                               "optim: {plateau_patience: 2}\neval: {threshold: half, surface_tolerance_mm: 2}\n"))  # fmt: skip
+    assert list(config.unread(loaded)) == ["task.focal_gamma", "optim.plateau_patience", "eval.surface_tolerance_mm"]
+    read = ["task.loss=focal", "optim.schedule=plateau", "eval.surface_tolerance_mm=1"]
+    assert not list(config.unread(config.load(write(yaml.safe_dump(config.to_dict(loaded))), read)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_set_nothing_that_they_do_not_read(path):
+    assert not list(config.unread(config.load(path)))
+
+
+def test_what_a_key_is_for_names_keys_and_values():
+    values = {name: (field, value) for name, field, value in config.fields(config.Config())}
+    for name, (field, _) in values.items():
+        for condition in field.metadata["only"].split():
+            other, wanted = condition.split("=")
+            assert set(wanted.split("|")) < set(values[other][0].metadata["choices"]), f"{name}: {condition}"

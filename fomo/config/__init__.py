@@ -9,11 +9,12 @@ import yaml
 from . import rules
 from .errors import UserError
 from .reading import Sourced, build, map_leaves, override, read
+from .rules import unread
 from .sections import Augment, Config, Cv, Data, Eval, Finetune, Model, Optim, Task, Train, Weights, fields, show
 
 __all__ = [
     "Augment", "Config", "Cv", "Data", "Eval", "Finetune", "Model", "Optim", "Task", "Train", "UserError", "Weights",
-    "describe_keys", "fields", "fingerprint", "from_dict", "identity", "load", "show", "to_dict",
+    "describe_keys", "fields", "fingerprint", "from_dict", "identity", "load", "show", "to_dict", "unread",
 ]  # fmt: skip
 
 
@@ -67,5 +68,7 @@ def describe_keys():
         notes = [meta["help"]]
         if meta["choices"]:
             notes.append("one of " + " ".join(str(choice) for choice in meta["choices"]))
+        if meta["only"]:
+            notes.append(f"for {meta['only']}")
         lines.append(f"  {name + '=' + shown:<40} {'; '.join(notes)}")
     return "\n".join(lines)

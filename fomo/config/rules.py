@@ -3,7 +3,7 @@
 import re
 
 from .errors import UserError
-from .sections import show
+from .sections import fields, show
 
 _SLICES = ("resnet50", "resnet101", "efficientnet_b0")  # the 2D networks
 _SUPREM = "suprem_unet3d"
@@ -139,6 +139,15 @@ def check(config, where):
         refuse("weights.path", config.weights.path, "none beside train.checkpoint: one of them is what is evaluated")
     if cv.kind == "leave_one_group_out" and data.groups is None:
         refuse("data.groups", None, "a CSV with the columns subject,group for cv.kind=leave_one_group_out")
+
+
+def unread(config):
+    """Names of the keys that are not as by default, and that nothing reads, since other keys are not what they are for."""
+    values = {name: value for name, _, value in fields(config)}
+    for name, field, value in fields(config):
+        conditions = [condition.split("=") for condition in field.metadata["only"].split()]
+        if value != field.default and any(values[other] not in wanted.split("|") for other, wanted in conditions):
+            yield name
 
 
 def _check_dino(config, refuse):

@@ -7,15 +7,16 @@ import dataclasses
 from dataclasses import dataclass
 
 
-def key(default, help, *, choices=None, low=None, high=None, above=None, path=False, identity=True):
+def key(default, help, *, only="", choices=None, low=None, high=None, above=None, path=False, identity=True):
     """A field of a section.
 
-    choices: the allowed values (of each element, for a tuple). low, high: inclusive limits; above: exclusive lower
-    limit. path: relative values resolve against the file that names them. identity=False: the value does not change
-    what a run computes, so it may differ when an existing run folder is continued.
+    only: what other keys must be for this one to be read, as "task.type=mae|dino data.source=table". choices: the allowed
+    values (of each element, for a tuple). low, high: inclusive limits; above: exclusive lower limit. path: relative values
+    resolve against the file that names them. identity=False: the value does not change what a run computes, so it may
+    differ when an existing run folder is continued.
     """
     metadata = dict(
-        help=help, choices=choices, low=low, high=high, above=above, path=path, identity=identity
+        help=help, only=only, choices=choices, low=low, high=high, above=above, path=path, identity=identity
     )
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -32,11 +33,11 @@ class Task:
         "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task",
         choices=("auto", "cross_entropy", "focal", "bce", "asymmetric", "dice_ce", "generalized_dice", "huber", "mse"),
     )
-    focal_gamma: float = key(2.0, "focal: how much less a sure answer counts (0: cross entropy)", low=0.0)
-    focal_alpha: float = key(0.25, "multilabel, focal: weight of the positives, 1 - alpha of the negatives", low=0.0, high=1.0)
-    gamma_neg: float = key(4.0, "asymmetric: focusing of the negatives", low=0.0)
-    gamma_pos: float = key(1.0, "asymmetric: focusing of the positives", low=0.0)
-    clip: float = key(0.05, "asymmetric: negatives below this probability cost nothing", low=0.0, high=0.5)
+    focal_gamma: float = key(2.0, "how much less a sure answer counts (0: cross entropy)", only="task.loss=focal", low=0.0)
+    focal_alpha: float = key(0.25, "weight of the positives, 1 - alpha of the negatives", only="task.type=multilabel task.loss=focal", low=0.0, high=1.0)
+    gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0.0)
+    gamma_pos: float = key(1.0, "focusing of the positives", only="task.loss=asymmetric", low=0.0)
+    clip: float = key(0.05, "negatives below this probability cost nothing", only="task.loss=asymmetric", low=0.0, high=0.5)
     label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0.0, high=0.5)
     activation: str = key(
         "softmax", "segmentation: softmax over the classes, or one independent output per foreground class", choices=("softmax", "sigmoid")
@@ -45,24 +46,24 @@ class Task:
         "none", "weights of the classes in the loss, from the training cases (multilabel: of each label's positives)", choices=("none", "inverse_frequency")
     )
     label_scaling: str = key(
-        "standard", "regression targets are standardised with the training fold's mean and deviation", choices=("standard", "none")
+        "standard", "targets are standardised with the training fold's mean and deviation", only="task.type=regression", choices=("standard", "none")
     )
-    mask_ratio: float = key(0.6, "mae: share of the cubes that are hidden", above=0.0, high=0.95)
-    mask_cube: int = key(4, "mae: edge of the cubes, in voxels", low=1)
-    mask_value: float = key(0.0, "mae: intensity in the hidden cubes")
-    mae_loss: str = key("all", "mae: squared error of all voxels, or of the hidden ones only", choices=("all", "masked"))
-    global_size: tuple[int, int, int] = key((96, 96, 96), "dino: voxels (x, y, z) of the two global views")
-    global_scale: tuple[float, float] = key((0.4, 1.0), "dino: share of the patch that a global view shows", above=0.0, high=1.0)
-    local_views: int = key(6, "dino: number of local views", low=0)
-    local_size: tuple[int, int, int] = key((48, 48, 48), "dino: voxels (x, y, z) of the local views")
-    local_scale: tuple[float, float] = key((0.05, 0.4), "dino: share of the patch that a local view shows", above=0.0, high=1.0)
-    out_dim: int = key(4096, "dino: outputs of the projection head", low=2)
-    head_width: int = key(2048, "dino: units of the two hidden layers of the projection head", low=1)
-    teacher_temperature: tuple[float, float] = key((0.04, 0.07), "dino: at first, and after the warm-up", above=0.0)
-    teacher_warmup_epochs: float = key(30.0, "dino: linear warm-up of the teacher's temperature", low=0.0)
-    teacher_momentum: float = key(0.996, "dino: of the teacher in the first step, on a half cosine to 1 in the last", low=0.0, high=1.0)
-    centre_momentum: float = key(0.9, "dino: of the centre of the teacher's outputs", low=0.0, high=1.0)
-    freeze_last_layer_epochs: int = key(1, "dino: epochs before the projection head's last layer is trained", low=0)
+    mask_ratio: float = key(0.6, "share of the cubes that are hidden", only="task.type=mae", above=0.0, high=0.95)
+    mask_cube: int = key(4, "edge of the cubes, in voxels", only="task.type=mae", low=1)
+    mask_value: float = key(0.0, "intensity in the hidden cubes", only="task.type=mae")
+    mae_loss: str = key("all", "squared error of all voxels, or of the hidden ones only", only="task.type=mae", choices=("all", "masked"))
+    global_size: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) of the two global views", only="task.type=dino")
+    global_scale: tuple[float, float] = key((0.4, 1.0), "share of the patch that a global view shows", only="task.type=dino", above=0.0, high=1.0)
+    local_views: int = key(6, "number of local views", only="task.type=dino", low=0)
+    local_size: tuple[int, int, int] = key((48, 48, 48), "voxels (x, y, z) of the local views", only="task.type=dino")
+    local_scale: tuple[float, float] = key((0.05, 0.4), "share of the patch that a local view shows", only="task.type=dino", above=0.0, high=1.0)
+    out_dim: int = key(4096, "outputs of the projection head", only="task.type=dino", low=2)
+    head_width: int = key(2048, "units of the two hidden layers of the projection head", only="task.type=dino", low=1)
+    teacher_temperature: tuple[float, float] = key((0.04, 0.07), "at first, and after the warm-up", only="task.type=dino", above=0.0)
+    teacher_warmup_epochs: float = key(30.0, "linear warm-up of the teacher's temperature", only="task.type=dino", low=0.0)
+    teacher_momentum: float = key(0.996, "of the teacher in the first step, on a half cosine to 1 in the last", only="task.type=dino", low=0.0, high=1.0)
+    centre_momentum: float = key(0.9, "of the centre of the teacher's outputs", only="task.type=dino", low=0.0, high=1.0)
+    freeze_last_layer_epochs: int = key(1, "epochs before the projection head's last layer is trained", only="task.type=dino", low=0)
 
     @property
     def pretrains(self):
@@ -83,11 +84,11 @@ class Data:
     labels_csv: str | None = key(None, "slices: table of the labels, a line per VolumeName (none: the slices' table has them)", path=True)
     missing_labels: str = key("error", "slices of volumes without labels; drop: leave them out and say how many", choices=("error", "drop"))
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
-    id_column: str = key("id", "table: column of the case's id")
-    subject_column: str | None = key("subject", "table: column of the subject, whom folds keep together (none: each line its own)")
-    mask_column: str = key("mask", "table: column of the mask's path (segmentation)")
-    fold_column: str | None = key("fold", "table, slices: column of the fold, where there is one (none: there is none); of slices unset: fold, or else split")
-    pattern: str = key("*", "source=volumes: only the paths below the root that match, for example *T1w.nii.gz")
+    id_column: str = key("id", "column of the case's id", only="data.source=table|phantom")
+    subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: each line its own)", only="data.source=table|phantom")
+    mask_column: str = key("mask", "column of the mask's path", only="data.source=table|phantom task.type=segmentation")
+    fold_column: str | None = key("fold", "column of the fold, where there is one (none: there is none); of slices unset: fold, or else split", only="data.source=table|phantom|slices")
+    pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz", only="data.source=volumes")
     rescan: str = key(
         "auto",
         "look at every source file on every start (never: only when it is first read; auto: always up to 2000 cases)",
@@ -106,23 +107,23 @@ class Data:
         "intensities, per channel; slices, which are 0 to 1: none, or as pretrained 2D networks saw them (imagenet)",
         choices=("zscore", "percentile", "window", "none", "imagenet"),
     )
-    percentiles: tuple[float, float] = key((0.5, 99.5), "normalize=percentile: these map to 0 and 1", low=0.0, high=100.0)
-    window: tuple[float, float] = key((-1000.0, 400.0), "normalize=window: these intensities map to 0 and 1 (CT: HU)")
+    percentiles: tuple[float, float] = key((0.5, 99.5), "these map to 0 and 1", only="data.normalize=percentile", low=0.0, high=100.0)
+    window: tuple[float, float] = key((-1000.0, 400.0), "these intensities map to 0 and 1 (CT: HU)", only="data.normalize=window")
     cache_dtype: str = key(
         "float32",
         "number type of the cached images; float16 halves disk and memory and moves values by at most 0.05%",
         choices=("float32", "float16"),
     )
     prepare_workers: int = key(2, "processes that preprocess (0: this one)", low=0, identity=False)
-    foreground_fraction: float = key(0.5, "share of training patches centred on foreground (segmentation)", low=0.0, high=1.0)
-    crop_position: str = key("random", "training patch of a whole-case task", choices=("random", "center"))
-    phantom_layout: str = key("fomo", "fomo: the layout of the task; table: a table of heads with several targets", choices=("fomo", "table"))
-    phantom_cases: int = key(60, "number of phantom cases", low=4)
-    phantom_size: int = key(48, "phantom volume: voxels along the longest axis", low=16)
+    foreground_fraction: float = key(0.5, "share of training patches centred on foreground", only="task.type=segmentation", low=0.0, high=1.0)
+    crop_position: str = key("random", "training patch", only="task.type=classification|multilabel|regression|mae|dino", choices=("random", "center"))
+    phantom_layout: str = key("fomo", "fomo: the layout of the task; table: a table of heads with several targets", only="data.source=phantom", choices=("fomo", "table"))
+    phantom_cases: int = key(60, "number of phantom cases", only="data.source=phantom", low=4)
+    phantom_size: int = key(48, "voxels along the longest axis of a phantom", only="data.source=phantom", low=16)
     train_folds: tuple[str, ...] = key((), "values of the fold column to train on (empty: those of no other part)")
     val_folds: tuple[str, ...] = key((), "values of the fold column to select on (empty: cv.val_fraction is held back)")
     test_folds: tuple[str, ...] = key((), "values of the fold column to test on: one split instead of cv.folds")
-    groups: str | None = key(None, "CSV with the columns subject,group (cv.kind=leave_one_group_out)", path=True)
+    groups: str | None = key(None, "CSV with the columns subject,group", only="cv.kind=leave_one_group_out", path=True)
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,9 @@ class Weights:
 class Finetune:
     strategy: str = key("full", "what is trained", choices=("full", "gradual", "stagewise", "head_only"))
     unfreeze_epoch: int = key(
-        10, "gradual: first epoch (from 1) in which the encoder is trained; stagewise: the stage before the head", low=1
+        10, "gradual: first epoch (from 1) in which the encoder is trained; stagewise: the stage before the head", only="finetune.strategy=gradual|stagewise", low=1
     )
-    unfreeze_every: int = key(2, "stagewise: epochs after which the stage before that is trained, too", low=1)
+    unfreeze_every: int = key(2, "epochs after which the stage before that is trained, too", only="finetune.strategy=stagewise", low=1)
     layer_decay: float = key(1.0, "learning-rate factor per stage away from the head", above=0.0, high=1.0)
 
 
@@ -165,10 +166,10 @@ class Optim:
     betas: tuple[float, float] = key((0.9, 0.999), "AdamW's averaging factors", low=0.0, high=1.0)
     schedule: str = key("cosine", "learning rate over the steps", choices=("cosine", "plateau", "constant"))
     warmup_epochs: float = key(0.0, "linear warm-up", low=0.0)
-    cosine_stretch: float = key(1.15, "the cosine reaches min_lr after this multiple of the epochs", low=1.0)
+    cosine_stretch: float = key(1.15, "the cosine reaches min_lr after this multiple of the epochs", only="optim.schedule=cosine", low=1.0)
     min_lr: float = key(1e-9, "lowest learning rate", low=0.0)
-    plateau_factor: float = key(0.5, "plateau: factor after plateau_patience epochs without a better val_loss", above=0.0, high=1.0)
-    plateau_patience: int = key(5, "plateau: epochs to wait", low=1)
+    plateau_factor: float = key(0.5, "factor after plateau_patience epochs without a better val_loss", only="optim.schedule=plateau", above=0.0, high=1.0)
+    plateau_patience: int = key(5, "epochs to wait", only="optim.schedule=plateau", low=1)
     clip_norm: float | None = key(None, "largest gradient norm (none: no clipping)", above=0.0)
 
 
@@ -212,7 +213,7 @@ class Augment:
         None, "values that replace the preset's, {transform: {key: value}}, for example augment.parameters.rotate.p=0.5"
     )
     mix: str = key("none", "mix training samples (classification, multilabel): with a box of another, or its average", choices=("none", "cutmix", "mixup"))
-    mix_p: float = key(0.5, "share of the samples that are mixed with another of their batch", low=0.0, high=1.0)
+    mix_p: float = key(0.5, "share of the samples that are mixed with another of their batch", only="augment.mix=cutmix|mixup", low=0.0, high=1.0)
     device: str = key("auto", "where patches are augmented; auto: on the GPU where there is one", choices=("auto", "cpu", "gpu"))
 
 
@@ -232,7 +233,7 @@ class Cv:
         choices=("ddp", "folds", "auto"),
         identity=False,
     )
-    ranks_per_fold: int = key(1, "parallel=folds: neighbouring ranks that share each fold", low=1, identity=False)
+    ranks_per_fold: int = key(1, "neighbouring ranks that share each fold", only="cv.parallel=folds|auto", low=1, identity=False)
     folds_to_run: tuple[int, ...] = key((), "folds (from 1) to run now (empty: all)", low=1, identity=False)
     final: str = key(
         "none",
@@ -247,19 +248,19 @@ class Eval:
     overlap: float = key(0.5, "overlap of neighbouring windows when a case is larger than the patch", low=0.0, high=0.95)
     windows: int = key(2, "windows per forward pass (cases of one window: as many as in training, if that is more)", low=1, identity=False)
     pool_windows: str = key(
-        "mean", "whole-case tasks: how the windows of one case are pooled", choices=("mean", "max")
+        "mean", "how the windows of one case are pooled", only="task.type=classification|multilabel|regression", choices=("mean", "max")
     )
     threshold: str = key(
         "youden",
-        "classification: decision threshold; half (0.5) or chosen on the inner validation cases",
+        "decision threshold; half (0.5) or chosen on the inner validation cases", only="task.type=classification|multilabel",
         choices=("half", "youden", "f1"),
     )
     pool_slices: str = key(
         "auto",
-        "multilabel on slices: how those of a scan are pooled; auto: what is best on the inner validation cases",
+        "how those of a scan are pooled; auto: what is best on the inner validation cases", only="task.type=multilabel data.source=slices",
         choices=("auto", "mean", "max", "topk", "noisy_or"),
     )
-    top_slices: int = key(3, "pool_slices=topk: the mean of so many slices with the highest probability", low=1)
+    top_slices: int = key(3, "the mean of so many slices with the highest probability", only="eval.pool_slices=topk|auto", low=1)
     mirror_axes: tuple[int, ...] = key((), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2)
     postprocess: str = key(
         "none", "segmentation: auto chooses hole filling and component sizes on the inner validation cases", choices=("none", "auto")
@@ -268,7 +269,7 @@ class Eval:
         0, "(multilabel) classification: test cases of each fold whose Grad-CAM (and CBAM) maps the report shows", low=0, identity=False
     )
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
-    surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0.0)
+    surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", only="task.type=segmentation", above=0.0)
 
 
 @dataclass(frozen=True)
