@@ -349,8 +349,9 @@ def test_leave_one_group_out_tests_each_site_once(tiny_config, tmp_path):
 
 
 def test_dry_run_shows_everything_and_trains_nothing(tiny_config):
-    path = tiny_config()
+    path = tiny_config(optim={"plateau_patience": 2})
     done = finished(run_command("cv.py", path, "--dry-run"))
+    assert "keys=optim.plateau_patience" in done.stdout, "it is set, and not read"
     assert "steps_per_epoch: 3" in done.stdout and "case id=" in done.stdout
     assert re.search(r"fold 2: train=\d+ val=\d+ test=\d+", done.stdout) and "parameters=" in done.stdout
     assert not run_folder(path).exists()
