@@ -38,7 +38,7 @@ def run(config, dry_run=False, one_split=False):
     tracking.check(config)
     dist.init(config.train.timeout_s)
     folder = os.path.join(config.output, config.name)
-    log = Log(active=dist.is_main())
+    log, alone = Log(active=dist.is_main()), False
     try:
         if not dry_run:
             held = []  # the folder, by the main rank, until this call ends
@@ -52,6 +52,7 @@ def run(config, dry_run=False, one_split=False):
         dist.wait_for_all("stopped", stop=lambda: time.monotonic() > deadline)
         raise
     except Exception as error:  # whatever ends the run stands in its log, once
+        alone = dist.world_size() > 1 and not getattr(error, "collective", False)
         if not dist.speaks(error):
             raise dist.OtherRankFailed("another", getattr(error, "exit_code", 1)) from error
         log.bind(active=True).error(" ".join(str(error).split()) or repr(error))
@@ -59,7 +60,8 @@ def run(config, dry_run=False, one_split=False):
         raise
     finally:
         log.status("")
-        dist.close()
+        if not alone:  # others may be in a collective that this rank will never enter, and NCCL's end would wait for them
+            dist.close()
 
 
 _SAVING_S = 25  # torchrun kills 30 s after it was told to stop
@@ -103,6 +105,8 @@ def _run(config, folder, log, dry_run, one_split):
         code=code,
         seed=config.seed,
     )
+    for message in optimization.doubts(dist.device()):
+        log.warn(message)
     unread = list(config_module.unread(config))
     if unread:
         log.warn("keys that this run does not read: --help says what they are for", keys=unread)
@@ -279,7 +283,7 @@ def load_fold(config, parts, folder, log):
         raise UserError(f"{path}: no such file: train first (train.mode=both), or name another checkpoint (train.checkpoint)")
     best = dist.together(lambda: checkpoint.load(path))
     _, task, network = tasks.restore(best, path, config, needs=("subjects", "epoch"))
-    optimization.to_channels_last(network.to(dist.device()))
+    optimization.lay_out(network, dist.device())
     warn_of_known(parts["test"], best["subjects"], path, log)
     log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
     return task, inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network, best
@@ -397,8 +401,8 @@ def make_soup(folder, kind, log):
     listed = [case for case in sources.list_cases(config.data, config.task) if any(case.id in split["val"] for split in splits)]
     cases = cache.prepare(listed, config.data, config.task, log)
     task.state = folds[0]["task"]
-    network = build_network(config, task, 0).to(device)
-    optimization.to_channels_last(network)
+    network = build_network(config, task, 0)
+    optimization.lay_out(network, device)
 
     def score(content):
         network.load_state_dict(content["model"])

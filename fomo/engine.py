@@ -31,7 +31,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
     progress: the clock of the run that the fold is part of.
     """
     device = dist.device()
-    optimization.to_channels_last(network.to(device))
+    layout = optimization.lay_out(network, device)
     train = config.train
     if train.checkpoint_activations:
         network.checkpoint_activations(True)
@@ -44,7 +44,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
     augment = loader.augmentation(config)
     optimizer = optimization.build_optimizer(config, network, device)
     autocast, scaler = optimization.precision(train.amp, device)
-    average = optimization.build_average(network, train.ema)
+    average = optimization.Average(network, train.ema) if train.ema else None
 
     # ---- resume
     step, history, epoch_losses = 0, [], []
@@ -52,11 +52,14 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
     saved = load_last(folder, log)
     if saved is not None:
         network.load_state_dict(saved["model"])
+        for group in saved["optimizer"]["param_groups"]:
+            group["fused"] = device.type == "cuda"  # it may have been saved on another device
         optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:
+            scaler.load_state_dict(saved["scaler"])
         if average is not None:
             average.module.load_state_dict(saved["average"])
-            average.n_averaged.fill_(saved["step"])
+            average.begun = saved["step"] > 0
         step, history, epoch_losses = saved["step"], saved["history"], saved["epoch_losses"]
         dist.on_main(lambda: selection.forget_after(folder, train.keep_best, len(history), lambda path: checkpoint.load(path)["epoch"]))
         log("resume", epoch=len(history) + 1, step=step)
@@ -81,7 +84,7 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
     def one_batch(config, slots):
         """To measure with when the memory is not enough."""
         batch = loader.read_batch(config, train_cases, fold, slots, task.draw)
-        return task.prepare(to_device(batch, device, loader.augmentation(config)))
+        return task.prepare(to_device(batch, device, loader.augmentation(config), layout))
 
     pending = collections.deque()  # steps whose losses are not read yet
 
@@ -141,13 +144,13 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
             # ---- step
             waiting = time.perf_counter()
             with memory.explained(lambda: memory.advise_training(config, task, network, optimizer, autocast, plan, one_batch)):
-                micro_batches = [to_device(next(batches), device, augment) for _ in range(plan.micro_batches)]
+                micro_batches = [to_device(next(batches), device, augment, layout) for _ in range(plan.micro_batches)]
                 data_s = time.perf_counter() - waiting
                 micro_batches = [task.prepare(batch) for batch in micro_batches]
                 torch.manual_seed(seeds.integer(config.seed, "dropout", fold, step, dist.rank()))
                 pending.append(train_step(forward, task, micro_batches, optimizer, scaler, autocast, config.optim.clip_norm))
             if average is not None:
-                average.update_parameters(network)
+                average.update(network)
             step += 1
             task.after_step(network, step, last_step)
             logged = step % train.log_every == 0 or step % steps_per_epoch == 0
@@ -357,11 +360,11 @@ def loss_of(task, outputs, batch):
     return torch.lerp(task.loss(outputs, {**batch, "target": batch["partner_target"]}), loss, batch["own_share"])
 
 
-def to_device(batch, device, augment):
-    """The batch on the device, augmented and mixed there if the loader has left that to do."""
+def to_device(batch, device, augment, layout=torch.contiguous_format):
+    """The batch on the device, augmented and mixed there if the loader has left that to do; layout: of `image`, a memory format."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if torch.is_tensor(value)}
     batch = {**batch, **moved}
     if "plans" in batch:
         batch = loader.mixed(augment.apply(batch, batch.pop("plans")))
-    batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last_3d)
+    batch["image"] = batch["image"].contiguous(memory_format=layout)
     return batch

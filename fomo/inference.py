@@ -43,8 +43,8 @@ def sliding_window(
 ):
     """Blend a network's dense outputs over a volume.
 
-    network: (B, C, *patch) -> (B, K, *patch). volume: array, memory map or tensor (C, X, Y, Z), read window by window and
-    given to the network in the type of its parameters (where it has none, in the volume's own). patch: window in voxels.
+    network: (B, C, *patch) -> (B, K, *patch). volume: array, memory map or tensor (C, X, Y, Z), read window by window (for a
+    GPU at once where it fits there) and given to the network in the type of its parameters (where it has none, in its own). patch: window in voxels.
     overlap: smallest overlap of neighbours, as a fraction of the patch. background: value (one, or one per channel) outside
     the volume. windows: windows per forward pass. weights: a mode of `window_weights`, or positive weights (X, Y, Z).
     device: where the network runs (None: where the volume is); accumulate: where the outputs are added up (None: the same
@@ -112,6 +112,7 @@ def _forward(network, volume, starts, patch, background, windows, device, autoca
     """Yield (outputs of some windows, their starts)."""
     parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
     dtype = None if parameter is None else parameter.dtype
+    volume = _near(volume, device)
     for first in range(0, len(starts), windows):
         chosen = starts[first : first + windows]
         boxes = [_read(volume, start, patch, background) for start in chosen]
@@ -119,6 +120,13 @@ def _forward(network, volume, starts, patch, background, windows, device, autoca
         with contextlib.nullcontext() if autocast is None else autocast:
             outputs = [network(batch)]
         yield outputs.pop(), chosen  # not kept here: the memory is free for the next ones
+
+
+def _near(volume, device):
+    """An array as a tensor on a GPU where that has room for it: neighbouring windows share most of their voxels."""
+    if torch.is_tensor(volume) or device is None or _where_it_fits(volume.shape, torch.device(device)).type == "cpu":
+        return volume
+    return torch.from_numpy(np.array(volume)).to(device)
 
 
 def _read(volume, start, patch, background):

@@ -20,17 +20,25 @@ class OutOfMemory(RuntimeError):
 
 @contextlib.contextmanager
 def explained(explain):
-    """Turn torch's out-of-memory error in this block into an OutOfMemory with the message that explain() gives.
+    """Turn an error of this block that comes from too little memory into an OutOfMemory with the message that explain() gives.
 
     The memory that the block held is free when explain() is called, so that it can try something smaller.
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_of_memory(error):
+            raise
         while error is not None:
             traceback.clear_frames(error.__traceback__)  # their local variables hold the tensors
             error = error.__context__
         raise OutOfMemory(explain()) from None
+
+
+def _is_of_memory(error):
+    """Whether it is the allocator's error, or what CUDA's libraries say when memory for their own use is not there."""
+    said = any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (said and not isinstance(error, OutOfMemory))
 
 
 def advise_training(config, task, network, optimizer, autocast, plan, one_batch):
@@ -90,15 +98,26 @@ def advise_batches(config, device, size):
     )
 
 
+def advise_prediction(case, shape, options):
+    """The message for a case (shape: of its image) whose prediction has run out of memory; `options` of the sliding window."""
+    return (
+        f"out of memory on {_describe(options['device'])}: predicting case {case.id} of {'x'.join(map(str, shape[1:]))} voxels does not "
+        "fit: free the device of other processes, or use --device cpu"
+    )
+
+
 def _largest_that_fits(attempts, device):
     """(name, peak GB of the device) of the first of `attempts`, (name, function) pairs, that has enough memory, or None."""
     for name, attempt in attempts:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+        try:
             attempt()
             return name, peak_gb(device)
+        except RuntimeError as error:
+            if not _is_of_memory(error):
+                raise
     return None
 
 

@@ -1,5 +1,7 @@
 """What a step is made with: precision, memory layout, optimizer, averaged weights; what is frozen, and the rates of a step."""
 
+import copy
+
 import torch
 
 from . import dist, schedule
@@ -29,42 +31,81 @@ def build_optimizer(config, network, device):
     )
 
 
-def build_average(network, decay):
-    """Exponential moving average of the weights (None when decay is 0)."""
-    if not decay:
-        return None
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+class Average:
+    """Exponential moving average of a network's weights and buffers, in `module`; the first update takes them as they are.
 
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    torch's AveragedModel keeps its count in a tensor, and would wait for the GPU in each step.
+    """
+
+    def __init__(self, network, decay):
+        self.module, self.decay, self.begun = copy.deepcopy(network), decay, False
+
+    @torch.no_grad()
+    def update(self, network):
+        pairs = list(zip(self.module.state_dict().values(), network.state_dict().values(), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        if self.begun:
+            torch._foreach_lerp_(*map(list, zip(*floats)), 1 - self.decay)
+        for own, new in pairs:
+            if not (self.begun and own.is_floating_point()):
+                own.copy_(new)
+        self.begun = True
 
 
 def amp_of(amp, device):
     """off, bf16 or fp16: what `train.amp` means on a device."""
     if amp != "auto":
         return amp
-    return "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def precision(amp, device):
-    """(autocast context, gradient scaler) of `train.amp` on a device; the scaler does nothing unless it is fp16."""
+    """(autocast context, gradient scaler) of `train.amp` on a device; the scaler does nothing unless it is fp16.
+
+    Where it is off, a GPU's convolutions are in float32, which torch would round to 10 bits (TF32).
+    """
     amp = amp_of(amp, device)
     if amp == "fp16" and device.type == "cpu":
         raise UserError("train.amp: got fp16 on the CPU, wanted bf16, off or auto")
+    if amp == "off" and device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     autocast = torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
     return autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
 
-def to_channels_last(network):
-    """Convolutions are faster with the channels last in memory, on GPUs and on the CPU.
+def lay_out(network, device):
+    """Move a network to a device, with its convolutions in the memory format that is fastest there; returns that, for images.
 
-    3D kernels of one voxel stay: their gradients come in the usual order, and DDP would copy them at each step.
+    Channels last, on the CPU and on a GPU, except on a GPU for networks with instance norms. They give contiguous outputs,
+    which each next convolution would convert back and forth (a quarter more time in all: pytorch#59168). 3D kernels of one
+    voxel stay: their gradients come in the usual order, and DDP would copy them at each step.
     """
+    network.to(device)
+    instance_norms = any(isinstance(module, torch.nn.InstanceNorm3d) for module in network.modules())
+    if device.type == "cuda" and instance_norms and not _doubtful(torch.backends.cudnn.version()):
+        return torch.contiguous_format
     for module in network.modules():
         if isinstance(module, torch.nn.Conv3d) and max(module.kernel_size) > 1:
             module.to(memory_format=torch.channels_last_3d)
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)
+    return torch.channels_last_3d
+
+
+def doubts(device):
+    """Messages about the libraries below torch."""
+    version = torch.backends.cudnn.version() if device.type == "cuda" else None
+    if _doubtful(version):
+        yield (
+            f"cuDNN {version}: its 3D convolutions in half precision are wrong in large volumes (pytorch#163539), and torch 2.9 and later "
+            "leave most of them to code that is 4 times slower (pytorch#166122): pip install 'nvidia-cudnn-cu12>=9.15', or -cu13"
+        )
+
+
+def _doubtful(version):
+    """cuDNN 9.8 to 9.14; torch uses their 3D convolutions of contiguous tensors before 2.9 only."""
+    return version is not None and 90800 <= version < 91500
 
 
 def frozen_prefixes(config, network, epoch):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import checkpoint, config as config_module, dist, inference, listing, optimization, prediction_folder, tables, tasks, volume
+from . import checkpoint, config as config_module, dist, inference, listing, memory, optimization, prediction_folder, tables, tasks, volume
 from .config import UserError
 from .data import cache, sources, table
 from .data.cases import ID_WANTED, Case, Volume, names_a_file
@@ -119,7 +119,7 @@ def _load_member(path, device, mirror_axes):
     config, task, network = tasks.restore(checkpoint.load(path), path)
     if config.task.pretrains:
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted a network that was fine-tuned from it (weights.path)")
-    optimization.to_channels_last(network.to(device).eval())
+    optimization.lay_out(network.eval(), device)
     axes = config.eval.mirror_axes if mirror_axes is None else tuple(mirror_axes)
     amp = optimization.amp_of(config.train.amp, device)
     if amp == "fp16" and device.type == "cpu":
@@ -200,10 +200,12 @@ def cases_from_source(config, source, root):
 # ------------------------------------------------------------------------------------- prediction
 
 
-def infer(members, image, background):
-    """What each member says about one preprocessed case (image: numpy), in order; the image goes to the device once."""
-    image = torch.from_numpy(image).to(members[0].options["device"])
-    return [member.task.infer(member.network, image, background, member.options) for member in members]
+def infer(members, case, image, background):
+    """What each member says about a preprocessed case (image: numpy), in order; memory.OutOfMemory where it does not fit."""
+    options = members[0].options
+    with memory.explained(lambda: memory.advise_prediction(case, image.shape, options)):
+        on_device = torch.from_numpy(image).to(options["device"])  # once for all of them
+        return [member.task.infer(member.network, on_device, background, member.options) for member in members]
 
 
 def answer(members, parts, geometry):
@@ -234,7 +236,7 @@ def predict_to_file(members, given, path, log, corrected=False):
     case = case_from_channels(config.data.channels, used)
     try:
         image, background, geometry = cache.load(case, config.data, config.task)
-        row, volumes = answer(members, infer(members, image, background), geometry)
+        row, volumes = answer(members, infer(members, case, image, background), geometry)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if corrected and not math.isfinite(row["corrected"]):
@@ -283,6 +285,8 @@ def _predict(members, cases, output, log, volumes, rows):
         for case in cases
         if case.id not in rows or not all(os.path.exists(_place(output, name, case.id)) for name in volumes)
     ]
+    for message in optimization.doubts(members[0].options["device"]):
+        log.warn(message)
     log("predict", cases=len(cases), kept=len(cases) - len(todo), **prediction_folder.describe(members), output=output)
     predicted, failures, started, waited_s = [], [], time.perf_counter(), 0.0
     data, task = members[0].config.data, members[0].config.task
@@ -312,7 +316,11 @@ def _predict(members, cases, output, log, volumes, rows):
                 continue
             waited_s += time.perf_counter() - clock
             clock = time.perf_counter()
-            parts = infer(members, image, background)
+            try:
+                parts = infer(members, case, image, background)
+            except memory.OutOfMemory as error:
+                fail(case, error)
+                continue
             times = {"read_s": read_s, "network_s": time.perf_counter() - clock}
             writing.append((case, key, writers.submit(_write, members, parts, geometry, case, output, volumes, times)))
             clock = time.perf_counter()

@@ -141,6 +141,15 @@ def test_outputs_that_do_not_fit_on_the_gpu_are_added_up_on_the_cpu(monkeypatch)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_array_goes_to_the_gpu_at_once_where_it_fits(monkeypatch):
+    volume, cpu, other = np.ones((2, 4, 4, 4), np.float16), torch.device("cpu"), torch.device("meta")
+    assert inference._near(volume, None) is volume and inference._near(volume, "cpu") is volume
+    monkeypatch.setattr(inference, "_where_it_fits", lambda shape, device: other if shape == volume.shape else cpu)
+    near = inference._near(volume, other)
+    assert near.device == other and near.dtype == torch.float16 and near.shape == volume.shape
+    assert inference._near(volume[:1], other).base is volume, "it does not fit"
+
+
 def test_peak_memory_stays_within_a_third_more_than_input_and_output(tmp_path):
     """Measured in a process of its own: a volume of four channels, two out, the windows' own memory included."""
     code = f"""

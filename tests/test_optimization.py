@@ -107,6 +107,38 @@ def test_frozen_is_frozen_to_the_bit_and_what_is_not_moves(tiny_config, tmp_path
     assert bool(frozen) == (strategy != "gradual")
 
 
+def test_the_average_equals_torchs():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    network = slices_network("resnet50")
+    own = optimization.Average(network, 0.9)
+    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(3):
+        network.train()(make_slices(4, step)["image"])  # its running statistics move
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.1)
+        own.update(network)
+        theirs.update_parameters(network)
+        wanted = theirs.module.state_dict()
+        for name, value in own.module.state_dict().items():
+            wanted_value = wanted[name] if value.is_floating_point() else network.state_dict()[name]  # counts are not averaged
+            assert torch.equal(value, wanted_value), name
+
+
+@pytest.mark.parametrize("cudnn, last", [(90100, False), (91002, True), (91501, False)])
+def test_on_a_gpu_instance_norms_decide_on_the_layout(monkeypatch, cudnn, last):
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    for name, device, wanted in (("unet_b", "cuda", last), ("unet_b", "cpu", True), ("suprem_unet3d", "cuda", True)):
+        network = nets.build(name, 1, 2, mode="classification", width=4)
+        network.to = lambda device: network
+        layout = optimization.lay_out(network, torch.device(device))
+        assert layout == (torch.channels_last_3d if wanted else torch.contiguous_format)
+        large = [m for m in network.modules() if isinstance(m, torch.nn.Conv3d) and max(m.kernel_size) > 1 and m.in_channels > 1]
+        assert large and all(m.weight.is_contiguous(memory_format=layout) for m in large)
+    assert len(list(optimization.doubts(torch.device("cuda")))) == last and not list(optimization.doubts(CPU))
+
+
 def test_what_is_frozen_drops_nothing():
     network = slices_network("efficientnet_b0")
     optimization.set_train_mode(network, network.encoder_prefixes)

@@ -71,7 +71,7 @@ def test_all_folds_are_averaged(trained, scans, task):
     members = members_of(trained(task))
     assert [pathlib.Path(m.path).parent.name for m in members] == ["fold_1", "fold_2"]
     image, background, geometry = cache.load(case, members[0].config.data, members[0].config.task)
-    parts = predict.infer(members, image, background)
+    parts = predict.infer(members, case, image, background)
     row, volumes = predict.answer(members, parts, geometry)
     if task == "classification":
         assert row["probability"] == pytest.approx(np.mean(parts))
@@ -270,6 +270,23 @@ def test_a_bad_case_is_one_line_and_the_others_are_there(trained, table, tmp_pat
     assert [row["id"] for row in tables.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], IDS[3]]
 
 
+def test_a_case_that_is_too_large_for_the_gpu_is_one_line_and_the_others_are_there(trained, table, tmp_path, monkeypatch):
+    members = members_of(trained("classification") / "fold_1")
+    infer, calls = type(members[0].task).infer, []
+
+    def limited(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return infer(self, *arguments)
+
+    monkeypatch.setattr(type(members[0].task), "infer", limited)
+    cases = predict.cases_from_table(table(IDS), members[0].config.data.channels)
+    with pytest.raises(UserError, match=rf"{IDS[1]}: out of memory on cpu: predicting case {IDS[1]} of \d+x\d+x\d+ voxels"):
+        predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
+    assert [row["id"] for row in tables.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], *IDS[2:]]
+
+
 def test_a_full_disk_leaves_nothing_partial(trained, scans, tmp_path, monkeypatch):
     members = members_of(trained("segmentation") / "fold_1")
     cases = [
@@ -364,7 +381,7 @@ def test_reading_network_and_writing_overlap(trained, tmp_path, monkeypatch):
         read[int(case.id[1:])].set()
         return int(case.id[1:]), None, int(case.id[1:])
 
-    def infer(members, index, background):
+    def infer(members, case, index, background):
         beside = [*read[index + 1 : index + 2], *written[: index][-1:]]
         waited.append(all(event.wait(30) for event in beside))
         return [0.5]

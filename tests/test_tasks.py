@@ -260,7 +260,7 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
     listed = {case.id: case for case in sources.list_cases(config.data, config.task)}
     row = max(rows, key=lambda row: float(row["predicted_voxels"]))
     image, background, geometry = cache.load(listed[row["id"]], config.data, config.task)
-    answered, volumes = predict.answer(members, predict.infer(members, image, background), geometry)
+    answered, volumes = predict.answer(members, predict.infer(members, listed[row["id"]], image, background), geometry)
     stored, _ = volume.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
     assert answered["predicted_voxels"] == int(float(row["predicted_voxels"])) > 0
     assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]) == 2

@@ -290,7 +290,7 @@ def bench_loader(say, batch_size=2, steps=20):
 
 def bench_waiting(options, say, batch_size=2, steps=12):
     """The share of a training step of UNet-B that is spent waiting for the batch, on the GPU where there is one."""
-    from fomo import engine, nets, tasks
+    from fomo import engine, nets, optimization, tasks
     from fomo.data import loader
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -300,12 +300,12 @@ def bench_waiting(options, say, batch_size=2, steps=12):
         task, augment = tasks.build(config), loader.augmentation(config)
         task.fit(cases, cases)
         network = nets.build("unet_b", 3, 2, mode=task.mode, width=width)
-        network.to(device, memory_format=torch.channels_last_3d)
+        layout = optimization.lay_out(network, device)
         optimizer, scaler = torch.optim.AdamW(network.parameters()), torch.amp.GradScaler(device.type, enabled=False)
         autocast, times = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"), []
         for _ in range(steps + 4):
             start = time.perf_counter()
-            batch = engine.to_device(next(batches), device, augment)
+            batch = engine.to_device(next(batches), device, augment, layout)
             waited = time.perf_counter() - start
             engine.train_step(network, task, [batch], optimizer, scaler, autocast, None).read()
             times.append((waited, time.perf_counter() - start))

@@ -38,11 +38,11 @@ def bench_mae(options, say, peer):
         "the benchmark",
     )
     task = tasks.build(config)
-    network = tasks.build_network(config, task).to(device)
-    optimization.to_channels_last(network)
+    network = tasks.build_network(config, task)
+    layout = optimization.lay_out(network, device)
     autocast, _ = optimization.precision("auto", device)
     image = torch.randn(options.batch, CHANNELS, *config.data.patch, device=device)
-    image = image.contiguous(memory_format=torch.channels_last_3d)
+    image = image.contiguous(memory_format=layout)
 
     def plain():
         with autocast:

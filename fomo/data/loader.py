@@ -226,7 +226,7 @@ def mixed(batch):
         batch["image"] = mixing.mix(batch["image"][: len(plans)], batch["image"][len(plans) :], plans)
     if scaling is not None:
         batch["image"] = batch["image"].expand(-1, len(scaling), -1, -1, -1)
-        if any(pair != (0, 1) for pair in scaling):
+        if any(tuple(pair) != (0, 1) for pair in scaling):  # lists, where torch 2.5 has pinned them
             scaling = torch.tensor(scaling).to(batch["image"].device, non_blocking=True)
             means, deviations = scaling.T[..., None, None, None]
             batch["image"] = (batch["image"] - means) / deviations

@@ -61,8 +61,7 @@ class Dino(Task):
 
     def prepare(self, batch):
         """`image`: the batches of views, by size."""
-        views = [batch[name] for name in ("image", "local") if name in batch]
-        return {**batch, "image": [one.contiguous(memory_format=torch.channels_last_3d) for one in views]}
+        return {**batch, "image": [batch[name] for name in ("image", "local") if name in batch]}
 
     # ---------------------------------------------------------------------------------------- training
 

@@ -97,14 +97,38 @@ def test_the_memory_of_the_failed_step_is_free_when_a_smaller_one_is_tried():
         step()
 
 
-# cv.py on ranks of which the second, or each, has too little memory
+@pytest.mark.parametrize(
+    "said, of_memory",
+    [
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_what_cudas_libraries_say_of_memory(said, of_memory):
+    with pytest.raises(RuntimeError) as caught, memory.explained(lambda: "too little"):
+        raise RuntimeError(said)
+    assert (str(caught.value), isinstance(caught.value, memory.OutOfMemory)) == ("too little" if of_memory else said, of_memory)
+    with pytest.raises(memory.OutOfMemory, match="out of memory on"), memory.explained(lambda: "explained twice"):
+        raise memory.OutOfMemory("out of memory on")
+
+
+# cv.py on ranks of which the second, or each, has too little memory; as with NCCL no rank leaves its group before all do
 RANKS = """
-import sys
+import os, sys, time
 sys.path.insert(0, {root!r})
 import torch
 from fomo import cli, config, crossval, dist
 from fomo.nets import unet
 
+def leave():
+    store, deadline = torch.distributed.distributed_c10d._get_default_store(), time.monotonic() + 100
+    store.add("leaving", 1)
+    while store.add("leaving", 0) < 2:
+        assert time.monotonic() < deadline, "left alone"
+        time.sleep(0.2)
+
+torch.distributed.destroy_process_group = leave
 forward, calls = unet.UNet.forward, []
 
 def limited(self, x):
@@ -123,7 +147,7 @@ def test_ranks_without_memory_end_all_ranks_with_one_line(tiny_config, tmp_path,
     (tmp_path / "ranks.py").write_text(RANKS.format(root=str(ROOT), where=where))
     path = tiny_config(cv={"folds_to_run": [1]})
     done = run_command(tmp_path / "ranks.py", path, ranks=2)
-    assert done.returncode == 1
+    assert done.returncode == 1 and "left alone" not in done.stderr
     assert done.stderr.count("Traceback") <= 1, "torchrun's own"
     assert done.stderr.count("do not fit; train.micro_batch=1 needs about") == 1
     assert "2 samples of data.patch=[32,32,32] at once do not fit" in (tmp_path / "runs/run/log.txt").read_text()
