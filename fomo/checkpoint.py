@@ -87,6 +87,14 @@ def load(path):
     return _read(path, trust=False)
 
 
+def warn_of_known(subjects, trained_on, path, log):
+    """A `warn` line where `subjects`, who are to be tested, have the names of those that the checkpoint `path` knows."""
+    known = sorted(set(subjects) & set(trained_on))
+    if known:
+        said = "subjects have the names of subjects that the checkpoint was trained on, or chosen by: what it says of them is no test"
+        log.warn(said, subjects=known[:5], of=len(known), path=path)
+
+
 def downstream(model):
     """{name: tensor} of a best.pt's `model` that other networks start from: of a DINO run the teacher's backbone, else all."""
     teacher = {name.removeprefix(_TEACHER): tensor for name, tensor in model.items() if name.startswith(_TEACHER)}

@@ -37,6 +37,7 @@ def run(main):
     and only rank 0 prints it.
     """
     faulthandler.enable()  # a crash in native code shows where it was
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show ends nothing
     code, others_speak = 0, False
     try:
         main(sys.argv[1:])
@@ -46,6 +47,9 @@ def run(main):
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # who read the output has gone (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except Exception as error:  # the outermost frame: reports whatever is left
         code = getattr(error, "exit_code", 1)
         others_speak = not (hasattr(error, "reported") or dist.is_main() or dist.is_initialized())

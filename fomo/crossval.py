@@ -284,7 +284,7 @@ def load_fold(config, parts, folder, log):
     best = dist.together(lambda: checkpoint.load(path))
     _, task, network = tasks.restore(best, path, config, needs=("subjects", "epoch"))
     optimization.lay_out(network, dist.device())
-    warn_of_known(parts["test"], best["subjects"], path, log)
+    checkpoint.warn_of_known({case.case.subject for case in parts["test"]}, best["subjects"], path, log)
     log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
     return task, inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network, best
 
@@ -300,7 +300,7 @@ def train_fold(config, number, parts, folder, log, progress=None):
         report = dist.together(lambda: start_from(config.weights, task, network))
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
         log("weights", **report.counts(), path=config.weights.path)
-        warn_of_known(parts.get("test", ()), report.subjects, config.weights.path, log)
+        checkpoint.warn_of_known({case.case.subject for case in parts.get("test", ())}, report.subjects, config.weights.path, log)
     elif config.finetune.strategy != "full":
         log.warn(f"finetune.strategy={config.finetune.strategy} freezes random weights: weights.path is none")
     with tracking.event_files(config, folder) as sink:
@@ -325,13 +325,6 @@ def start_from(weights, task, network):
         return checkpoint.load_weights(part, weights.path, stem=weights.stem, trust=weights.trust)
 
     return task.load(network, load)
-
-
-def warn_of_known(cases, subjects, path, log):
-    """Warn of cases to be tested whose subjects, by their names, the checkpoint `path` was trained on."""
-    known = sorted({case.case.subject for case in cases} & set(subjects))
-    if known:
-        log.warn("subjects to be tested have the names of subjects that the checkpoint was trained on, or chosen by", subjects=known[:5], of=len(known), path=path)
 
 
 # ------------------------------------------------------------------------------------ final model

@@ -65,7 +65,10 @@ class Log:
                 print(line, file=stream, flush=True)
             _to_terminal(sys.stdout, line + "\n" if stream is sys.stdout else "", self._status.text if self._status else "")
         else:
-            print(line, file=stream, flush=True)
+            try:
+                print(line, file=stream, flush=True)
+            except BrokenPipeError:  # who read it has gone (`| head`); the run and its file go on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         for path in self._paths:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")

@@ -35,6 +35,7 @@ class Member:
     task: object
     network: torch.nn.Module
     amp: str  # bf16, fp16 or off: the precision in which the network runs
+    subjects: frozenset  # that it was trained on, or chosen by
     options: dict  # of the sliding window
 
 
@@ -116,7 +117,8 @@ def _must_agree(member):
 
 
 def _load_member(path, device, mirror_axes):
-    config, task, network = tasks.restore(checkpoint.load(path), path)
+    content = checkpoint.load(path)
+    config, task, network = tasks.restore(content, path)
     if config.task.pretrains:
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted a network that was fine-tuned from it (weights.path)")
     optimization.lay_out(network.eval(), device)
@@ -132,7 +134,7 @@ def _load_member(path, device, mirror_axes):
         autocast=optimization.precision(amp, device)[0],
     )
     network = inference.Mirrored(network, axes) if axes else network
-    return Member(path, _sha256(path), config, task, network, amp, options)
+    return Member(path, _sha256(path), config, task, network, amp, frozenset(content.get("subjects", ())), options)
 
 
 def _sha256(path):
@@ -146,10 +148,10 @@ def _sha256(path):
 # ------------------------------------------------------------------------------------------ cases
 
 
-def case_from_channels(channels, given, id=None):
+def case_from_channels(channels, given, id=None, subject=None):
     """A Case from {channel name: path}; channels: the config's, of whose alternatives 'a|b' one must be given.
 
-    id: names the output files; None: as the first channel's file.
+    id: names the output files; None: as the first channel's file. subject: None: the id.
     """
     if id is not None and not names_a_file(id):
         raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
@@ -167,11 +169,11 @@ def case_from_channels(channels, given, id=None):
         paths.append(os.path.normpath(given[there[0]]))
     if id is None:
         id = os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
-    return Case(id, id, tuple(Volume(path) for path in paths), None, None, None)
+    return Case(id, subject or id, tuple(Volume(path) for path in paths), None, None, None)
 
 
 def cases_from_table(path, channels):
-    """Cases of a CSV with the column id and one per channel; relative paths start from the table's folder."""
+    """Cases of a CSV with the columns id, subject (optional) and one per channel; relative paths start from the table's folder."""
     rows = table.read_rows(path, {"--cases": "id"}, "--cases")
     names = {name for text in channels for name in text.split("|")}
     cases, seen = [], set()
@@ -183,7 +185,7 @@ def cases_from_table(path, channels):
         folder = os.path.dirname(os.path.abspath(path))
         given = {name: os.path.join(folder, row[name]) for name in names if row.get(name)}
         try:
-            cases.append(case_from_channels(channels, given, id))
+            cases.append(case_from_channels(channels, given, id, row.get("subject")))
         except UserError as error:
             raise UserError(f"{path}: line {line}: {error}") from error
     return cases
@@ -280,6 +282,8 @@ def predict(members, cases, output, log, probabilities=False, overwrite=False):
 def _predict(members, cases, output, log, volumes, rows):
     """Predict the cases that are not in `rows` {id: row} yet, and add them; [(id, message)] of those that failed."""
     listing.warn_without_geometry(cases, log)
+    for member in members:
+        checkpoint.warn_of_known({case.subject for case in cases}, member.subjects, member.path, log)
     todo = [
         case
         for case in cases

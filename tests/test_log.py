@@ -1,7 +1,11 @@
 """The log is an interface: one event a line, fixed form, quoted where it must be."""
 
 import re
+import shlex
+import subprocess
+import sys
 
+from conftest import ROOT
 from fomo.log import Log, format_value
 
 
@@ -35,3 +39,11 @@ def test_other_ranks_are_silent(tmp_path, capsys):
 def test_a_value_never_breaks_its_line():
     assert format_value('a "b"\nc=d') == '"a \\"b\\"\\nc=d"'
     assert format_value(1e-9) == "1e-09" and format_value(float("nan")) == "nan" and format_value(()) == "none"
+
+
+def test_a_reader_that_has_gone_ends_nothing(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom fomo.log import Log\nlog = Log({str(tmp_path / 'log.txt')!r})\n"
+    code += "for step in range(5000): log('train', step=step)"
+    done = subprocess.run(f"{sys.executable} -c {shlex.quote(code)} | head -n 1", shell=True, capture_output=True, text=True)
+    assert " train step=0" in done.stdout and done.stderr == ""
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].endswith(" train step=4999")

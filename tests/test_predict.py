@@ -42,7 +42,7 @@ def test_a_folds_checkpoint_gives_its_test_cases_the_stored_numbers(trained, sca
     else:
         tool("predict", *arguments)
         said = capfd.readouterr().out
-    assert " networks=1 device=cpu amp=off output=out" in said
+    assert " networks=1 device=cpu amp=off output=out" in said and "is no test" not in said
     rows = tables.read_csv(tmp_path / "out" / "predictions.csv")
     assert [row["id"] for row in rows] == sorted(stored)
     names = {
@@ -234,6 +234,15 @@ def test_a_final_model_that_is_not_finished_or_damaged_is_refused(tmp_path):
         with pytest.raises(ValueError, match=said) as caught:
             predict.find_checkpoints(str(tmp_path))
         assert caught.value.exit_code == 2
+
+
+def test_cases_that_a_checkpoint_was_trained_on_are_said(trained, scans, tmp_path, capsys):
+    stored = tables.read_csv(trained("classification") / "fold_2" / "predictions.csv")
+    arguments = ["--source", "fomo1", "--root", scans("classification"), "--ids", stored[0]["id"], "--output", tmp_path / "out"]
+    tool("predict", trained("classification"), *arguments)
+    warned = [line for line in capsys.readouterr().out.splitlines() if "is no test" in line]
+    assert len(warned) == 1 and "fold_1/best.pt" in warned[0], "fold 2 has not seen it"
+    assert f"subjects={stored[0]['subject']} of=1" in warned[0]
 
 
 def test_what_would_be_ignored_is_refused(trained, tmp_path):

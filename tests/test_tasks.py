@@ -10,7 +10,9 @@ import torch
 
 from fomo import config as config_module
 from fomo import crossval, predict, tables, tasks, volume
+from fomo.config import UserError
 from fomo.data import cache, sources
+from fomo.data.cases import Case
 from fomo.tasks import segmentation
 
 
@@ -154,6 +156,12 @@ def test_missed_and_undefined_cases_are_counted_beside_the_mean(tiny_config):
 def test_more_classes_have_their_own_columns_and_a_mean_over_the_defined():
     row = segmentation._with_mean({1: {"dice": 0.5}, 2: {"dice": 1.0}, 3: {"dice": math.nan}})
     assert row["dice"] == 0.75 and row["dice_1"] == 0.5 and row["dice_2"] == 1.0 and math.isnan(row["dice_3"])
+
+
+def test_one_class_in_all_cases_is_refused_before_anything_is_prepared(tiny_config):
+    task = build(tiny_config, "classification")
+    with pytest.raises(UserError, match="target: got the class 1 in all 2 labelled cases, wanted two classes"):
+        task.inspect([Case(name, name, (), None, 1.0, None) for name in "ab"])
 
 
 def test_voxel_class_weights_ignore_which_case_a_voxel_is_in(tiny_config):

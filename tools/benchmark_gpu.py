@@ -9,7 +9,6 @@ data, 1/2 with each one's own pipeline; batch 8 at 35% of the matrix rate; at 12
 0.7 with checkpointed activations. Without a GPU everything runs at toy size, for its correctness only.
 """
 
-import contextlib
 import gc
 import os
 import tempfile
@@ -21,7 +20,7 @@ import torch
 from benchmark_data import phantom_batches
 from benchmark_inference import bench_full
 
-PARTS = ("chip", "steps", "breakdown", "fed", "parity", "inference")
+PARTS = ("chip", "steps", "breakdown", "fed", "parity", "inference", "compile")
 STEPS = (  # task, network, channels in and out, batch, edge of the patch in voxels
     ("segmentation", "unet_b", 3, 2, 2, 96),
     ("segmentation", "unet_b", 3, 2, 8, 96),
@@ -35,7 +34,7 @@ STEPS = (  # task, network, channels in and out, batch, edge of the patch in vox
 KERNELS = {  # class: parts of the names of its kernels; the first that matches counts
     "optimizer": ("multi_tensor", "adam", "l2norm", "lpnorm"),
     "normalisation": ("norm", "welford", "bn_"),
-    "convolution": ("conv", "gemm", "cutlass", "xmma", "cudnn", "dgrad", "wgrad", "fprop", "nchwtonhwc", "nhwctonchw"),
+    "convolution": ("conv", "gemm", "cutlass", "xmma", "cudnn", "dgrad", "wgrad", "fprop", "nchwtonhwc", "nhwctonchw", "vol2col", "col2vol"),
     "copies": ("memcpy", "memset", "copy", "cat", "fill"),
     "pooling and activation": ("pool", "leaky", "relu"),
 }
@@ -44,24 +43,64 @@ KERNELS = {  # class: parts of the names of its kernels; the first that matches 
 def add_arguments(command):
     command.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured (all)")
     command.add_argument("--turns", type=int, default=3, help="turns of which the best counts (3)")
-    command.add_argument("--compile", action="store_true", help="also the compiled step (a minute or more each)")
+    command.add_argument("--minutes", type=float, default=8, help="what has not begun by then is left out, and said (8)")
 
 
 def bench_gpu(options, say, peer):
     """options: of add_arguments; say(event, **values) prints a line."""
+    from fomo import optimization
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu (toy sizes: times mean nothing)"
     say("versions", torch=torch.__version__, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), device=name)
-    rates = bench_chip(device, say) if "chip" in options.parts else {}
-    for case in STEPS if {"steps", "breakdown"} & set(options.parts) else ():
-        with _out_of_memory_is_said(say, case):
-            bench_step(case, device, options, rates, say)
+    for message in optimization.doubts(device):
+        say("doubt", message=message)
+    end, rates, naive = time.monotonic() + 60 * options.minutes, {}, {}
+
+    def attempt(where, function, *arguments, **given):
+        """What fails, or has no time left, is one line, and the rest is measured."""
+        if time.monotonic() > end:
+            return say("left_out", **where, minutes=options.minutes)
+        try:
+            return function(*arguments, **given)
+        except Exception as error:  # of a kernel, a compiler, a library or of memory: whatever this machine lacks
+            say("failed", **where, error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
+        finally:
+            gc.collect()
+
+    if "chip" in options.parts:
+        rates = attempt(dict(part="chip"), bench_chip, device, say) or {}
+    for case in STEPS if "steps" in options.parts else ():
+        for who, how in variants(case, device).items():
+            attempt(dict(part="steps", **where_of(case), who=who), bench_step, case, who, how, device, options, rates, naive, say)
+    for case in STEPS if "breakdown" in options.parts and device.type == "cuda" else ():
+        attempt(dict(part="breakdown", **where_of(case)), breakdown, case, device, say)
     if "fed" in options.parts:
-        bench_fed(device, say)
+        attempt(dict(part="fed"), bench_fed, device, say)
     if "parity" in options.parts:
-        bench_parity(device, options, say)
-    if "inference" in options.parts and device.type == "cuda":  # Task 2's channels; target: 20 s
-        bench_full(types.SimpleNamespace(full=5, mirror=[0, 1, 2]), say, device)
+        attempt(dict(part="parity"), bench_parity, device, say, {"naive": dict(naive=True), "checkpointed": dict(recompute=True)})
+    if "inference" in options.parts and device.type == "cuda":  # target: 20 s
+        attempt(dict(part="inference"), bench_full, types.SimpleNamespace(full=5, mirror=[0, 1, 2]), say, device)
+    if "compile" in options.parts:  # last: a minute or so for each case
+        attempt(dict(part="compile"), bench_parity, device, say, {"compiled": dict(compiled=True)})
+        for case in STEPS:
+            where = dict(part="compile", **where_of(case))
+            attempt(where, bench_step, case, "fomo_compiled", dict(compiled=True), device, options, rates, naive, say)
+
+
+def where_of(case):
+    return dict(task=case[0], network=case[1], batch=case[4], patch=case[5])
+
+
+def variants(case, device):
+    """{who: how it differs, for make_step}; the naive step first, which the others are compared with."""
+    found = {"naive": dict(naive=True), "fomo": {}}
+    if case[1].startswith("unet"):
+        found["fomo_checkpointed"] = dict(recompute=True)
+    if device.type == "cuda":
+        found["fomo_other_layout"] = dict(other_layout=True)
+        found["fomo_cudnn_benchmark"] = dict(search=True)
+    return found
 
 
 def bench_chip(device, say):
@@ -80,65 +119,62 @@ def bench_chip(device, say):
 # ----------------------------------------------------------------------------------------- one step
 
 
-def bench_step(case, device, options, rates, say):
-    kind, name, channels, outputs, batch, edge = case
-    if device.type == "cpu":
-        batch, edge = 2, 32
-    where = dict(task=kind, network=name, batch=batch, patch=edge)
-    operations = count_operations(case, batch, edge, device)
-    who = {"naive": dict(naive=True), "fomo": {}}
-    if name.startswith("unet"):
-        who["fomo_checkpointed"] = dict(recompute=True)
-    if options.compile:
-        who["fomo_compiled"] = dict(compiled=True)
-    if device.type == "cuda":
-        who["fomo_cudnn_benchmark"] = {}
-    seconds, memory = {}, {}
-    for label, how in who.items():
-        torch.backends.cudnn.benchmark = label == "fomo_cudnn_benchmark"
-        start = time.perf_counter()
-        step = make_step(case, batch, edge, device, **how)
-        step()
-        first_s = time.perf_counter() - start
-        if "breakdown" in options.parts and label == "fomo":
-            breakdown(step, device, where, say)
-        _reset_peak(device)
-        seconds[label] = best_seconds(step, device, repeat=8 if device.type == "cuda" else 1, turns=options.turns)
-        memory[label] = _peak_gb(device)
-        line = dict(first_s=first_s, step_s=seconds[label], samples_per_s=batch / seconds[label], peak_gb=memory[label])
-        if rates:
-            tflops = operations / seconds[label] / 1e12
-            line |= dict(tflops=tflops, of_matrix_rate=tflops / rates["tflops"])
-        faster, lighter = seconds["naive"] / seconds[label], memory[label] / memory["naive"] if memory["naive"] else None
-        say("step", **where, who=label, **line, faster_than_naive=faster, memory_of_naive=lighter)
-        del step
-        gc.collect()
+def bench_step(case, who, how, device, options, rates, naive, say):
+    """Time and memory of one step; naive: {case: (seconds, peak GB)} of the naive steps, which is added to."""
+    batch, edge = sizes(case, device)
+    operations = count_operations(case, device)
+    step = make_step(case, device, **how)
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    first_s = time.perf_counter() - start
+    _reset_peak(device)
+    step_s = best_seconds(step, device, repeat=8 if device.type == "cuda" else 1, turns=options.turns)
+    peak_gb = _peak_gb(device)
     torch.backends.cudnn.benchmark = False
+    if who == "naive":
+        naive[case] = step_s, peak_gb
+    line = dict(first_s=first_s, step_s=step_s, samples_per_s=batch / step_s, peak_gb=peak_gb)
+    if rates:
+        tflops = operations / step_s / 1e12
+        line |= dict(tflops=tflops, of_matrix_rate=tflops / rates["tflops"])
+    if case in naive:
+        naive_s, naive_gb = naive[case]
+        line |= dict(faster_than_naive=naive_s / step_s, memory_of_naive=peak_gb / naive_gb if naive_gb else None)
+    say("step", **{**where_of(case), "batch": batch, "patch": edge}, who=who, **line)
 
 
-def make_step(case, batch, edge, device, naive=False, recompute=False, compiled=False):
+def sizes(case, device):
+    """(batch, edge of the patch); toys without a GPU."""
+    return case[4:] if device.type == "cuda" else (2, 32)
+
+
+def make_step(case, device, naive=False, recompute=False, compiled=False, other_layout=False, search=False, edge=None):
     """A function that does one optimizer step, on a fixed batch or on the one that it is fed, and returns its loss."""
     from fomo import engine, losses, nets, optimization
 
     kind, name, channels, outputs, _, _ = case
+    batch, own_edge = sizes(case, device)
+    edge = edge or own_edge
     whole = kind in ("classification", "slices")
+    torch.backends.cudnn.benchmark = search
     torch.manual_seed(0)
     network = nets.build(name, channels, outputs, mode="classification" if whole else "segmentation").to(device)
     size = (edge, edge, 1) if kind == "slices" else (edge,) * 3
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(batch, channels, *size, generator=generator).to(device)
     target = _target(kind, batch, outputs, size, generator).to(device)
+    layout = torch.contiguous_format if naive else optimization.lay_out(network, device)
+    if other_layout:
+        layout = _to_other_layout(network, layout)
     if naive:
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=False)
         for module in network.modules():
             if isinstance(module, torch.nn.InstanceNorm3d):
                 _in_float32(module)
-    else:
-        optimization.to_channels_last(network)
-        image = image.contiguous(memory_format=torch.channels_last_3d)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda")
-        if recompute:
-            network.checkpoint_activations(True)
+    if recompute:
+        network.checkpoint_activations(True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda" and not naive)
     network.train()
     loss = {
         "segmentation": losses.dice_ce,
@@ -147,18 +183,28 @@ def make_step(case, batch, edge, device, naive=False, recompute=False, compiled=
         "mae": losses.masked_mse,
     }[kind]
     task = types.SimpleNamespace(loss=lambda outputs, batch: loss(outputs, batch["target"]))
-    batch_of_step = {"image": image, "target": target, "id": [""] * batch}
-    forward = torch.compile(network) if compiled else network
+    batch_of_step = {"image": image.contiguous(memory_format=layout), "target": target, "id": [""] * batch}
+    forward = optimization.wrap(network, compiled, device)
     autocast, scaler = optimization.precision("bf16", device)
 
     def step(fed=None):
-        given = batch_of_step if fed is None else {**fed, "target": fed["mask"]}
+        given = batch_of_step if fed is None else {**fed, "target": fed["mask"], "image": fed["image"].contiguous(memory_format=layout)}
         if naive:
-            given = {**given, "image": given["image"].contiguous()}
             return naive_step(forward, task, given, optimizer, autocast)
         return engine.train_step(forward, task, [given], optimizer, scaler, autocast, 1.0).loss
 
     return step
+
+
+def _to_other_layout(network, layout):
+    """All weights of 3D convolutions in the layout that is not the default here; returns it."""
+    other = torch.channels_last_3d if layout == torch.contiguous_format else torch.contiguous_format
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=other)
+        if isinstance(module, torch.nn.Conv2d):
+            module.to(memory_format=torch.channels_last if other == torch.channels_last_3d else other)
+    return other
 
 
 def naive_step(forward, task, batch, optimizer, autocast):
@@ -189,23 +235,23 @@ def _in_float32(norm):
     norm.forward = lambda x: own(x.float())
 
 
-def count_operations(case, batch, edge, device):
+def count_operations(case, device):
     """Floating-point operations of one forward and backward pass, by torch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    step = make_step(case, batch, edge, device)
+    step = make_step(case, device)
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
-def breakdown(step, device, where, say):
-    """Share of the device's time by class of kernel, and how long the device had nothing to do."""
+def breakdown(case, device, say, steps=5):
+    """Share of the GPU's time by class of kernel, and how long it had nothing to do."""
     from torch.profiler import ProfilerActivity, profile
 
-    if device.type != "cuda":
-        return
-    steps = 5
+    step = make_step(case, device)
+    for _ in range(3):
+        step()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         start = time.perf_counter()
@@ -216,11 +262,13 @@ def breakdown(step, device, where, say):
     sums = {}
     for event in profiler.key_averages():
         kernel_s = event.self_device_time_total / 1e6 / steps
-        if kernel_s and "cuda" in str(event.device_type).lower():
+        if kernel_s and "cuda" in str(event.device_type).lower() and not event.is_user_annotation:  # which spans kernels
             lower = event.key.lower()
             kind = next((kind for kind, words in KERNELS.items() if any(word in lower for word in words)), "other")
             sums[kind] = sums.get(kind, 0.0) + kernel_s
-    busy = sum(sums.values())
+    busy, where = sum(sums.values()), where_of(case)
+    if not busy:
+        raise RuntimeError("the profiler saw no kernel: it may lack the right to the GPU's counters")
     for kind, kernel_s in sorted(sums.items(), key=lambda pair: -pair[1]):
         say("kernels", **where, kind=kind, seconds=kernel_s, share=kernel_s / busy)
     say("kernels", **where, kind="idle, under the profiler", seconds=max(0.0, wall - busy), share=max(0.0, 1 - busy / wall))
@@ -239,7 +287,7 @@ def bench_fed(device, say, steps=40):
             given = f"augment.device={where}", f"data.patch=[{edge},{edge},{edge}]", "augment.preset=all"
             config, _, batches = phantom_batches(folder, workers, steps + 8, batch, *given)
             augment, waited_s = loader.augmentation(config), 0.0
-            step = make_step(STEPS[0], batch, edge, device, naive=who == "naive")
+            step = make_step(STEPS[0], device, naive=who == "naive")
             for index in range(steps + 8):
                 if index == 8:
                     _wait(device)
@@ -255,18 +303,13 @@ def bench_fed(device, say, steps=40):
             say("fed", who=who, augment=where, **line, share=share, faster_than_naive=seconds["naive"] / seconds[who])
 
 
-def bench_parity(device, options, say, steps=50):
-    """Losses of 50 steps on one batch: each fast path against the plain one, all in the precision that is trained in."""
-    case = STEPS[0]
-    batch, edge = 2, 32
-    runs = {"plain": {}, "naive": dict(naive=True), "checkpointed": dict(recompute=True)}
-    if options.compile:
-        runs["compiled"] = dict(compiled=True)
+def bench_parity(device, say, paths, steps=50):
+    """Losses of 50 steps on one batch: each of `paths` {name: how, for make_step} against the plain one, in bf16."""
     losses = {}
-    for label, how in runs.items():
-        step = make_step(case, batch, edge, device, **how)
+    for label, how in {"plain": {}, **paths}.items():
+        step = make_step(STEPS[0], device, **how, edge=32)
         losses[label] = [float(step()) for _ in range(steps)]
-    for label in list(runs)[1:]:
+    for label in paths:
         largest = max(abs(a - b) for a, b in zip(losses["plain"], losses[label]))
         say("parity", who="fomo", against=label, steps=steps, first=losses[label][0], last=losses[label][-1], largest_difference=largest)
 
@@ -302,12 +345,3 @@ def _reset_peak(device):
 def _peak_gb(device):
     """Of the GPU's allocator; 0 on the CPU, where it says nothing."""
     return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-
-
-@contextlib.contextmanager
-def _out_of_memory_is_said(say, case):
-    """A case that does not fit on this chip is one line, and the others are measured."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        say("step", task=case[0], batch=case[4], patch=case[5], failed=str(error).splitlines()[0][:80])

@@ -135,6 +135,7 @@ def bench_full(options, say, device):
                 "model": nets.build("unet_b", 4, 2).state_dict(),
                 "config": config_module.to_dict(config),
                 "fold": fold,
+                "calibrated": True,
             }
             checkpoint.save(
                 os.path.join(folder, "checkpoints", f"fold_{fold}.pt"), {**content, "task": tasks.build(config).state}

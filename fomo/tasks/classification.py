@@ -25,6 +25,8 @@ class Classification(Task):
         if unknown:
             raise UserError(f"target: got {unknown[0] + 1:g} classes or more, wanted 2: set task.classes to their number")
         found = dict(map(coverage.class_of, cases))
+        if len(found) < 2:
+            raise UserError(f"target: got the class {', '.join(found.values())} in all {len(cases)} labelled cases, wanted two classes")
         self.state["classes"] = [found.get(number, str(number)) for number in (0, 1)]
 
     def fit(self, train, val):
