@@ -5,6 +5,7 @@
 
 import argparse
 import faulthandler
+import multiprocessing
 import os
 import sys
 import time
@@ -63,6 +64,8 @@ def run(main):
         time.sleep(_LAST_WORD_S)
     if dist.world_size() > 1:
         os._exit(code)  # torch's communication threads, still held by an error's frames, can abort a normal exit
+    for worker in multiprocessing.active_children():  # a loader's ignores the signal by which Python would end it and wait for it
+        worker.kill()
     sys.exit(code)
 
 

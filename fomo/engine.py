@@ -194,6 +194,8 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
             save_last()
             log("checkpoint", epoch=len(history) + 1, step=step, path=os.path.join(folder, "last.pt"), interrupted=True)
         raise
+    finally:
+        batches.close()  # its workers end now, not when Python finds that nobody asks them any more
 
     if step < last_step:
         log("early_stop", epoch=len(history), step=step, patience=train.patience)
@@ -315,11 +317,11 @@ def _in_batches(config, task, network, cases, autocast):
 
 def batch_outputs(config, network, cases, batches, device, autocast):
     """Yield (indices of the cases, outputs (B, K) float32) of each of `batches` of cases of one window each."""
-    images = loader.whole_cases(config, cases, batches, pin_memory=device.type == "cuda")
-    for chosen, image in zip(batches, images):
-        with torch.no_grad(), autocast:
-            outputs = network(image.to(device, non_blocking=True))
-        yield chosen, outputs.float()
+    with contextlib.closing(loader.whole_cases(config, cases, batches, pin_memory=device.type == "cuda")) as images:
+        for chosen, image in zip(batches, images):
+            with torch.no_grad(), autocast:
+                outputs = network(image.to(device, non_blocking=True))
+            yield chosen, outputs.float()
 
 
 # ------------------------------------------------------------------------------------- the pieces
