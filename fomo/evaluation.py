@@ -2,28 +2,25 @@
 
 import dataclasses
 import os
-from typing import NamedTuple
 
 import numpy as np
 
-from . import config, metrics, tables, tasks, volume
+from . import config, metrics, scored, tables, tasks
 from .config import UserError
 from .data import slices
-from .data import table as table_module
-from .data.cases import Volume, any_foreground
-
-_SUFFIXES = (".nii.gz", ".nii")
-_SEGMENTATIONS = ("seg.nii.gz", "seg_masked.nii.gz")  # of the layouts: what may stand for a label
+from .log import Log
 
 
-def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, level=0.95, column=None, log=None):
+def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, level=0.95, columns=scored.Columns(), log=None):
     """(kind, rows, summary): per-case rows and {metric: {...}} of whatever the two places hold.
 
-    predictions: what tools/predict.py wrote, a folder of masks, or a table. references: a folder of masks or of label.txt
-    files (ID.nii.gz, or SUB/SES/seg.nii.gz and SUB/SES/label.txt for the case SUB_SES; SUB/label.txt for all of SUB), a data
-    set with such folders `labels` and `labels_masked`, or a CSV with the columns id and target (or label, or age, or
-    `column`). For a table of probabilities a mask of the layouts is a label, too: 1 if it has a voxel above 0. Missing or
-    extra cases are a UserError, and so are a mask on another grid than its reference, and references of other classes.
+    predictions: what tools/predict.py wrote, a run folder, a folder of masks, or a table. references: a folder of masks or of
+    label.txt files (ID.nii.gz, or SUB/SES/seg.nii.gz and SUB/SES/label.txt for the case SUB_SES; SUB/label.txt for all of
+    SUB), a data set with such folders `labels` and `labels_masked`, or a CSV with the columns id and target (or what the
+    networks learned, as settings.json beside the predictions says, or else label, or age), or those that `columns` names.
+    Classes are 0 and 1, or the names that the networks have for them. For a table of probabilities a mask of the layouts is a
+    label, too: 1 if it has a voxel above 0. Missing or extra cases are a UserError, and so are a mask on another grid than
+    its reference, and references of other classes.
     A table of several labels (probability_LABEL) is scored by a CSV with VolumeName (or id) and a column of 0 and 1 per
     label, which may have further volumes: the summary's `not_predicted`. Where a table of probabilities has no column of
     decisions (or no decision_LABEL), they are made at 0.5: the summary's `decided_at_half` counts them.
@@ -34,20 +31,22 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
         raise UserError(f"--bootstrap: got {resamples}, wanted 0 (no intervals) or more")
     if not 0 <= tolerance_mm < np.inf:
         raise UserError(f"--tolerance-mm: got {tolerance_mm:g}, wanted a number of mm, 0 or more")
-    if column is not None and not os.path.isfile(references):
-        raise UserError(f"--column: got {column}, and {references} is no table to have one")
-    table = _table_of(predictions)
-    masks = _masks_in(predictions)
+    for flag, name in (("--column", columns.target), ("--id-column", columns.id), ("--subject-column", columns.subject)):
+        if name is not None and not os.path.isfile(references):
+            raise UserError(f"{flag}: got {name}, and {references} is no table to have one")
+    log = Log(active=False) if log is None else log
+    table = scored.table_of(predictions)
+    masks = scored.predicted_masks(predictions)
     if masks and table and _score_column(table):
         raise UserError(f"{predictions}: holds masks and a table of numbers, wanted one of them")
     if masks:
-        wanted = _masks_in(references)
+        wanted = scored.masks_in(references)
         rows = _mask_rows(masks, wanted, predictions, references, tolerance_mm)
-        known = [_subjects(table or {}), _folders(wanted), _folders(masks)]
+        known = [scored.subjects_of(table or {}), scored.subjects_of_files(wanted), scored.subjects_of_files(masks)]
         return "segmentation", rows, _mean_over_cases(rows, _drawn([row["id"] for row in rows], known, resamples, seed, level, log))
     if table is None:
         raise UserError(f"{predictions}: no masks (*.nii.gz) and no predictions.csv in it")
-    return _evaluate_table(table, predictions, references, column, resamples, seed, level, log)
+    return _evaluate_table(table, predictions, references, columns, resamples, seed, level, log)
 
 
 def write(kind, rows, summary, output):
@@ -68,61 +67,25 @@ def write(kind, rows, summary, output):
 def _drawn(ids, known, resamples, seed, level, log):
     """Keywords of bootstrap_ci. groups: the subjects of `ids`, of the first of `known` ({id: subject}) that knows all."""
     groups = next(([subject_of[id] for id in ids] for subject_of in known if all(map(subject_of.get, ids))), None)
-    if groups is None and resamples and log is not None:
+    if groups is None and resamples:
         log.warn(
             "intervals are over cases, which are too narrow where a subject has several: "
-            "no column `subject`, no folders SUB/SES say whose they are"
+            "no column `subject` (--subject-column), no folders SUB/SES say whose they are"
         )
     return dict(resamples=resamples, seed=seed, level=level, groups=groups)
-
-
-# ------------------------------------------------------------------------------------------ files
-
-
-class _File(NamedTuple):
-    path: str
-    subject: str | None  # the folder SUB, where there is one
-
-
-def _files(place, wanted):
-    """{case id: _File} of place/ID.nii.gz, or place/SUB/SES/NAME, where wanted(NAME).
-
-    Of predictions those in `masks`; of a data set those in `labels`, and instead of them in `labels_masked`, as in training.
-    """
-    inside = [os.path.join(place, name) for name in ("labels", "labels_masked", "masks")]
-    inside, found = [folder for folder in inside if os.path.isdir(folder)], {}
-    for top in inside or [place]:
-        below = {}
-        for folder, _, names in os.walk(top):
-            parts = [] if folder == top else os.path.relpath(folder, top).split(os.sep)
-            for name in sorted(filter(wanted, names)):
-                id = "_".join(parts) if parts else name.removesuffix(".gz").removesuffix(".nii")
-                if id in below:
-                    raise UserError(f"{top}: two files for the case {id}: {below[id].path} and {os.path.join(folder, name)}")
-                below[id] = _File(os.path.join(folder, name), parts[0] if parts else None)
-        found.update(below)
-    return found
-
-
-def _folders(files):
-    return {id: file.subject for id, file in files.items()}
 
 
 # ------------------------------------------------------------------------------------------ masks
 
 
-def _masks_in(place):
-    return _files(place, lambda name: name.endswith(_SUFFIXES) and not name.startswith("."))
-
-
 def _mask_rows(masks, references, predictions_place, references_place, tolerance_mm):
     if not references:
         raise UserError(f"{references_place}: no masks (*.nii.gz) in it")
-    _same_cases(masks, references, predictions_place, references_place)
-    classes = _classes_of(predictions_place)
+    scored.check_same_cases(masks, references, predictions_place, references_place)
+    classes = scored.learned_by(predictions_place).classes
     rows, per_class, predicted, wanted = [], [], set(), set()
     for id in sorted(masks):
-        prediction, reference, spacing_mm = _read_pair(id, masks[id].path, references[id].path)
+        prediction, reference, spacing_mm = scored.read_pair(id, masks[id].path, references[id].path)
         of_case = _labels_in(prediction), _labels_in(reference)
         if classes is not None and max(of_case[1], default=0) >= classes:
             got = ", ".join(str(label) for label in sorted(of_case[1]) if label >= classes)
@@ -154,43 +117,9 @@ def _mask_rows(masks, references, predictions_place, references_place, tolerance
     return rows
 
 
-def _classes_of(place):
-    """How many classes the networks tell apart whose masks tools/predict.py wrote there; None of other masks."""
-    path = os.path.join(place, "settings.json")
-    try:
-        return tables.read_json(path).get("classes") if os.path.exists(path) else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
 def _labels_in(array):
     """The set of what is above 0 in a uint8 array."""
     return set((np.flatnonzero(np.bincount(array.ravel(order="K"), minlength=256)[1:]) + 1).tolist())
-
-
-def _read_pair(id, prediction_path, reference_path):
-    """(prediction, reference, spacing_mm) as uint8 label maps on one grid."""
-    arrays = []
-    for path in (prediction_path, reference_path):
-        try:
-            array, affine = volume.read_nifti(path)
-        except ValueError as error:
-            raise UserError(f"case {id}: {error}") from error
-        if array.min() < 0 or array.max() > 255 or not np.array_equal(array, np.round(array)):
-            raise UserError(f"case {id}: {path}: got values that are no classes, wanted whole numbers from 0 to 255")
-        arrays.append((array.astype(np.uint8), affine))
-    (prediction, affine), (reference, wanted) = arrays
-    reference, wanted = volume.to_axes_of(affine, reference, wanted)  # as it may be stored flipped
-    if prediction.shape != reference.shape:
-        raise UserError(
-            f"case {id}: {prediction_path} has shape {prediction.shape} and {reference_path} {reference.shape}, wanted equal ones"
-        )
-    distance = volume.grid_distance(reference.shape, affine, wanted)
-    if distance > 0.1 * min(volume.spacing(wanted)):
-        raise UserError(
-            f"case {id}: {prediction_path} lies up to {distance:.3g} mm off {reference_path}, wanted the same affine"
-        )
-    return prediction, reference, volume.spacing(wanted)
 
 
 def _mean_over_cases(rows, drawn):
@@ -215,22 +144,23 @@ def _mean_over_cases(rows, drawn):
 # ----------------------------------------------------------------------------------------- tables
 
 
-def _evaluate_table(table, predictions, references, column, resamples, seed, level, log):
-    columns, score = _columns(table), _score_column(table)
-    if score is None and any(name.startswith("probability_") for name in columns):
-        if column is not None:
-            raise UserError(f"--column: got {column}, and {predictions} has several labels, each with its own column")
-        return _multilabel(table, predictions, references, resamples, seed, level, log)
+def _evaluate_table(table, predictions, references, columns, resamples, seed, level, log):
+    there, score = scored.columns_of(table), _score_column(table)
+    if score is None and any(name.startswith("probability_") for name in there):
+        if columns.target is not None:
+            raise UserError(f"--column: got {columns.target}, and {predictions} has several labels, each with its own column")
+        return _multilabel(table, predictions, references, columns, resamples, seed, level, log)
     if score is None:
         raise UserError(
-            f"{predictions}: got the columns {', '.join(columns)[:500]}, wanted id and probability, or id and prediction"
+            f"{predictions}: got the columns {', '.join(there)[:500]}, wanted id and probability, or id and prediction"
         )
-    targets, subjects = _targets(references, table, column, masks=score == "probability")
-    _same_cases(table, targets, predictions, references)
+    targets, subjects = scored.targets_of(references, table, columns, scored.learned_by(predictions), score == "probability", log)
+    scored.check_same_cases(table, targets, predictions, references)
     ids = sorted(table)
     labels = np.array([targets[id] for id in ids])
-    scores = np.array([_number(table[id][score], predictions, id) for id in ids])
-    drawn = _drawn(ids, [_subjects(table), subjects], resamples, seed, level, log)
+    scores = np.array([scored.number(table[id][score], predictions, id) for id in ids])
+    known = [subjects, scored.subjects_of(table)] if columns.subject else [scored.subjects_of(table), subjects]
+    drawn = _drawn(ids, known, resamples, seed, level, log)
     try:
         if score == "probability":
             return _classification(ids, labels, scores, table, predictions, references, drawn)
@@ -243,8 +173,8 @@ def _evaluate_table(table, predictions, references, column, resamples, seed, lev
             return _with_intervals(metrics.regression_metrics(labels, values), ("mae", "mse", "r2", "pearson"), labels, values, drawn)
 
         summary = summarize(scores)
-        if "corrected" in columns:
-            corrected = np.array([_number(table[id]["corrected"], predictions, id, undefined=True) for id in ids])
+        if "corrected" in there:
+            corrected = np.array([scored.number(table[id]["corrected"], predictions, id, undefined=True) for id in ids])
             rows = [{**row, "corrected": value} for row, value in zip(rows, corrected.tolist())]
             if np.isnan(corrected).any():  # its line was fitted to predictions that did not vary
                 of_corrected = _with_intervals(dict.fromkeys(summary, np.nan), (), labels, corrected, drawn)
@@ -259,8 +189,8 @@ def _evaluate_table(table, predictions, references, column, resamples, seed, lev
 def _classification(ids, labels, scores, table, predictions, references, drawn):
     if not np.isin(labels, (0, 1)).all():
         raise UserError(f"{references}: got targets besides 0 and 1 for a table of probabilities")
-    decided = "decision" in _columns(table)
-    decisions = np.array([_zero_or_one(table[id]["decision"], predictions, id) for id in ids] if decided else scores >= 0.5)
+    decided = "decision" in scored.columns_of(table)
+    decisions = np.array([scored.zero_or_one(table[id]["decision"], predictions, id) for id in ids] if decided else scores >= 0.5)
     rows = [
         {"id": id, "target": int(y), "probability": p, "decision": int(d)}
         for id, y, p, d in zip(ids, labels, scores.tolist(), decisions)
@@ -283,10 +213,10 @@ def _at_half(count, of):
     return {"decided_at_half": {"value": count, "n": of}} if count else {}
 
 
-def _multilabel(table, predictions, references, resamples, seed, level, log):
-    """Of several labels: what a run reports of its volumes, and the AUROC of each label."""
-    wanted = _read_table(references, ("VolumeName", "id"), slices.stem)
-    columns, named = _columns(table), _columns(wanted)
+def _multilabel(table, predictions, references, names, resamples, seed, level, log):
+    """Of several labels: what a run reports of its volumes, and the AUROC of each label; names: the Columns of the references."""
+    wanted = scored.read_table(references, [names.id] if names.id else ("VolumeName", "id"), slices.stem, "--id-column")
+    columns, named = scored.columns_of(table), scored.columns_of(wanted)
     labels = [name for name in named if f"probability_{name.replace(' ', '_')}" in columns]
     lacking = {name for name in columns if name.startswith("probability_")} - {f"probability_{name.replace(' ', '_')}" for name in labels}
     if lacking:
@@ -302,16 +232,17 @@ def _multilabel(table, predictions, references, resamples, seed, level, log):
     task = tasks.build(dataclasses.replace(config.Config(), seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
     undecided = [name for name in task.names if f"decision_{name}" not in columns]
     common = "threshold" in columns  # the one of all labels together: in the tables of a run
-    of_table, of_references = _subjects(table), _subjects(wanted)
+    of_table, of_references = scored.subjects_of(table), scored.subjects_of(wanted, references, names.subject)
     known = [{name: of_table[id] for name, id in ids.items()}, of_references, {name: slices.patient_of(name) for name in ids}]
+    known = [of_references, *known] if names.subject else known
     drawn, rows = _drawn(list(ids), known, resamples, seed, level, log), []
     for (key, id), subject in zip(ids.items(), drawn["groups"] or ids):
         found = table[id]
-        threshold = _number(found["threshold"], predictions, id) if common else 0.5
+        threshold = scored.number(found["threshold"], predictions, id) if common else 0.5
         row = {"id": id, "subject": subject, "scan": None, "threshold": threshold}
         for label, name in zip(labels, task.names):
-            target, p = _zero_or_one(wanted[key][label], references, f"{id}: {label}"), _number(found[f"probability_{name}"], predictions, id)
-            decision = p >= 0.5 if name in undecided else _zero_or_one(found[f"decision_{name}"], predictions, f"{id}: {label}")
+            target, p = scored.zero_or_one(wanted[key][label], references, f"{id}: {label}"), scored.number(found[f"probability_{name}"], predictions, id)
+            decision = p >= 0.5 if name in undecided else scored.zero_or_one(found[f"decision_{name}"], predictions, f"{id}: {label}")
             row.update({f"target_{name}": target, f"probability_{name}": p, f"decision_{name}": int(decision)})
         rows.append(row)
     scores = {name: value for name, value in task.score(rows).items() if common or not name.endswith("_common")}
@@ -338,102 +269,7 @@ def _with_intervals(values, names, labels, scores, drawn):
     return summary
 
 
-def _table_of(place):
-    """The CSV `place`, or place/predictions_volumes.csv or else place/predictions.csv, see _read_table; None without one."""
-    path = place
-    if os.path.isdir(place):
-        volumes = os.path.join(place, "predictions_volumes.csv")
-        path = volumes if os.path.exists(volumes) else os.path.join(place, "predictions.csv")
-    return _read_table(path, ("id",)) if os.path.isfile(path) else None
-
-
-def _read_table(path, keys, name=str):
-    """{name(id): {column: text}} of a CSV, with the ids in the first of the columns `keys` that is there; each once."""
-    rows, found, lines = table_module.read_rows(path, {}, "table"), {}, {}
-    key = next((key for key in keys if key in rows[0].cells), None)
-    if key is None:
-        raise UserError(f"{path}: got the columns {', '.join(rows[0].cells)[:500]}, wanted {' or '.join(keys)} and a line per case")
-    for line, cells in rows:
-        id = name(cells[key])
-        if lines.setdefault(id, line) != line:
-            raise UserError(f"{path}: line {line}: got the case {id} as in line {lines[id]}, wanted each once")
-        found[id] = cells
-    return found
-
-
-def _columns(table):
-    return list(next(iter(table.values())))
-
-
-def _subjects(table):
-    return {id: cells.get("subject") for id, cells in table.items()}
-
-
 def _score_column(table):
-    return next((name for name in ("probability", "prediction") if name in _columns(table)), None)
+    return next((name for name in ("probability", "prediction") if name in scored.columns_of(table)), None)
 
 
-def _targets(place, ids, column, masks):
-    """({case id: number}, {case id: subject}) of a CSV, or of a folder's label.txt files and, with `masks`, masks."""
-    if os.path.isdir(place):
-        stated = _stated(place, ids, masks)
-        if stated:
-            return {id: value for id, (value, _) in stated.items()}, {id: file.subject for id, (_, file) in stated.items()}
-        place = os.path.join(place, "targets.csv")
-    table = _read_table(place, ("id",))
-    columns = _columns(table)
-    there = [name for name in ([column] if column else ("target", "label", "age")) if name in columns]
-    if len(there) != 1:
-        wanted = f"id and {column} (--column)" if column else "id and target" if not there else "one of them: name it, as --column target"
-        got = " and ".join(there) or ", ".join(columns)[:500]
-        raise UserError(f"{place}: got the columns {got}, wanted {wanted}")
-    return {id: _number(cells[there[0]], place, id) for id, cells in table.items()}, _subjects(table)
-
-
-def _stated(place, ids, masks):
-    """{case id: (number, _File)} of the label.txt files and masks below `place`, which must agree; ids: of the predictions."""
-    found = {}
-
-    def state(id, value, file):
-        first = found.setdefault(id, (value, file))
-        if first[0] != value:
-            raise UserError(f"case {id}: {first[1].path} says {first[0]:g} and {file.path} says {value:g}; correct one")
-
-    for name, file in _files(place, lambda name: name == "label.txt").items():
-        try:
-            with open(file.path, encoding="utf-8") as opened:
-                value = _number(opened.read(), file.path, name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the label {file.path}: {error}") from error
-        sessions = [id for id in ids if id == name or (name == file.subject and id.startswith(f"{name}_"))]
-        for id in sessions or [name]:
-            state(id, value, file)
-    for id, file in _files(place, _SEGMENTATIONS.__contains__).items() if masks else ():
-        state(id, float(any_foreground(Volume(file.path), id)), file)
-    return found
-
-
-def _number(text, path, id, undefined=False):
-    """undefined: NaN, or a blank, is a value."""
-    try:
-        value = float(text or "nan") if undefined else float(text)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: case {id}: got {text[:80]!r}, wanted a number") from None
-    if not (np.isfinite(value) or undefined and np.isnan(value)):
-        raise UserError(f"{path}: case {id}: got {text}, wanted a finite number")
-    return value
-
-
-def _zero_or_one(text, path, id):
-    value = _number(text, path, id)
-    if value not in (0, 1):
-        raise UserError(f"{path}: case {id}: got {value:g}, wanted 0 or 1")
-    return int(value)
-
-
-def _same_cases(found, wanted, found_place, wanted_place):
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing:
-        raise UserError(f"{found_place}: {len(missing)} cases of {wanted_place} are missing: {', '.join(missing[:5])}")
-    if extra:
-        raise UserError(f"{found_place}: {len(extra)} cases are not in {wanted_place}: {', '.join(extra[:5])}")

@@ -1,6 +1,6 @@
 """The folder of predictions: which checkpoints and scans they are of, and what is in it already and stays.
 
-settings.json names the checkpoints; in the tables the column `input` stands for the files that a row was predicted from.
+settings.json names the checkpoints, and what they learned; in the tables the column `input` stands for the files that a row was predicted from.
 """
 
 import os
@@ -32,10 +32,23 @@ def start(output, members, table, again):
             os.remove(path)
         elif len(rows) < len(there):  # before what they are of is replaced: an interruption leaves no row that is wrong
             tables.write_csv(path, list(rows.values()))
-    task = members[0].config.task
-    classes = {"classes": task.classes} if task.type == "segmentation" else {}
-    tables.write_json(settings, {"checkpoints": own, "paths": [m.path for m in members], **classes})
+    tables.write_json(settings, {"checkpoints": own, "paths": [m.path for m in members], **_learned(members[0])})
     return rows
+
+
+def _learned(member):
+    """{key: value} of settings.json that tools/evaluate.py reads references by: what the columns and classes are called.
+
+    targets: columns of the training table, [] of a source without one. classes: their number, of masks. class_names: of
+    each class in the network's order, or a list of them for each of several targets.
+    """
+    task = member.config.task
+    found = {"targets": list(task.targets)}
+    if task.type == "segmentation":
+        found["classes"] = task.classes
+    if task.type == "classification":
+        found["class_names"] = member.task.state["classes"]
+    return found
 
 
 def describe(members):

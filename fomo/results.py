@@ -61,6 +61,7 @@ def aggregate(config, folder, splits, finished, log):
         "folds": len(splits),
         "cases": len(rows),
         "headline": task.select,
+        **({"classes": _class_names(folder)} if isinstance(task, tasks.Classification) else {}),
         "metrics": {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated},
     }
     tables.write_json(os.path.join(folder, "summary.json"), summary)
@@ -70,6 +71,10 @@ def aggregate(config, folder, splits, finished, log):
         if name in intervals:
             shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
     log("cv", folds=len(fold_rows), of=len(splits), cases=len(rows), **shown)
+
+
+def _class_names(folder):
+    return tasks.coverage.class_names(tables.read_json(os.path.join(folder, "splits.json"), "cases")["cases"])
 
 
 def _stored_scores(fold_folder):

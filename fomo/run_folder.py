@@ -107,8 +107,6 @@ def check_splits(config, splits, cases):
 def _columns(config, task, cases):
     """(ids, subjects, strata) of cases."""
     strata = task.strata(cases)
-    if task.stratum_kind == "class":
-        strata = [int(target[0] if isinstance(target, tuple) else target) for target in strata]
     if not config.cv.stratify:
         strata = [(0,) if task.stratum_kind == "multilabel" else 0] * len(cases)
     return [case.id for case in cases], [case.subject for case in cases], strata
@@ -150,6 +148,9 @@ def _fold_values(config, cases):
 def read_or_make_splits(config, task, cases, path):
     """The splits of splits.json, made and written there the first time; they are never reused for other cases."""
     now = {case.id: {"subject": case.subject, "target": _plain(case.target)} for case in cases}
+    for case in cases:
+        if case.labels:  # a class that is renamed may keep its number
+            now[case.id]["labels"] = list(case.labels)
     for name, decides in (("group", config.cv.kind == "leave_one_group_out"), ("fold", _by_fold_column(config))):
         for case in cases if decides else ():
             now[case.id][name] = getattr(case, name)
@@ -158,6 +159,9 @@ def read_or_make_splits(config, task, cases, path):
         tables.write_json(path, {"cases": now, "folds": splits})
         return splits
     saved = tables.read_json(path, "cases", "folds")
+    if not any("labels" in case for case in saved["cases"].values()):  # begun before they were kept
+        for case in now.values():
+            case.pop("labels", None)
     if saved["cases"] != now:
         changed = sorted(i for i in saved["cases"].keys() | now.keys() if saved["cases"].get(i) != now.get(i))
         raise UserError(

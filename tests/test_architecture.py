@@ -19,7 +19,7 @@ LEVELS = {
     1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables", "progress", "postprocess", "probe"],
     2: ["data", "checkpoint", "inference", "listing", "memory", "optimization", "saliency", "selection", "soup", "tracking"],
     3: ["tasks"],
-    4: ["engine", "run_folder", "results", "report", "overlays", "prediction_folder"],
+    4: ["engine", "run_folder", "results", "report", "overlays", "prediction_folder", "scored"],
     5: ["crossval", "predict", "predict_slices", "evaluation", "cli"],
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}

@@ -39,9 +39,10 @@ def test_auroc_is_compared_by_delong(pairs):
     rows, runs = report.compare(pairs["classification"], resamples=200)
     a, b = runs.values()
     labels = [int(row["target"]) for row in a.rows]
-    expected = metrics.delong_test(
-        labels, [row["probability"] for row in b.rows], [row["probability"] for row in a.rows]
-    )
+    scores = [[row["probability"] for row in run.rows] for run in (b, a)]
+    subjects = [row["subject"] for row in a.rows]
+    expected = metrics.delong_test(labels, *scores, groups=subjects)
+    assert len(set(subjects)) < len(subjects) and expected.p != metrics.delong_test(labels, *scores).p
     row = next(row for row in rows if row["metric"] == "auroc")
     assert (row["difference"], row["low"], row["high"], row["p"]) == (
         expected.difference,
@@ -151,6 +152,7 @@ def test_text_csv_and_page_hold_the_same_numbers(pairs, task, tmp_path):
     per_case = {"regression": "Absolute error", "segmentation": "Dice"}.get(task, "Squared error")
     assert "Neither " in shown.text or " is better. " in shown.text  # the first thing that it says
     assert ("has no test here" in shown.text) == (task in ("targets", "multilabel"))
+    assert ("DeLong's test for AUROCs, its terms summed per subject" in shown.text) == (task in ("classification", "targets", "multilabel"))
     keys = [[cell.text for cell in row] for row in shown.table("Keys of the config")[1:]]
     assert ["data.root", *(str(run.config.data.root) for run in runs.values())] in keys
     assert all(len(set(values)) == 2 for _, *values in keys)

@@ -4,13 +4,14 @@ import csv
 import json
 import os
 import re
+import shutil
 
 import nibabel
 import numpy as np
 import pytest
 
 from conftest import tool
-from fomo import evaluation, metrics
+from fomo import evaluation, metrics, scored, tables
 from fomo.config import UserError
 
 
@@ -83,7 +84,10 @@ def test_references_of_other_classes_are_errors(masks, tmp_path):
 
 
 class Warnings(list):
-    """A log whose warnings are kept."""
+    """A log whose warnings are kept, and the column of the targets."""
+
+    def __call__(self, event, **values):
+        self.column = values["column"]
 
     def warn(self, message, **values):
         self.append(message)
@@ -194,13 +198,137 @@ def test_a_mask_of_the_layout_is_a_label(tmp_path):
 def test_which_column_is_the_target_is_not_guessed(tmp_path):
     predictions = write_table(tmp_path / "p.csv", [{"id": "a", "prediction": 60}, {"id": "b", "prediction": 70}])
     references = write_table(tmp_path / "t.csv", [{"id": "a", "label": 0, "age": 61}, {"id": "b", "label": 1, "age": 71}])
-    with pytest.raises(UserError, match="t.csv: got the columns label and age, wanted one of them: name it, as --column"):
+    with pytest.raises(UserError, match="t.csv: got the columns label and age, wanted one of them: name it, as --column label"):
         evaluation.evaluate(predictions, references)
-    assert evaluation.evaluate(predictions, references, column="age")[2]["mae"]["value"] == 1
-    with pytest.raises(UserError, match="t.csv: got the columns id, label, age, wanted id and years .--column"):
-        evaluation.evaluate(predictions, references, column="years")
-    with pytest.raises(UserError, match="--column: got age, and .* is no table"):
-        evaluation.evaluate(predictions, str(tmp_path), column="age")
+    assert evaluation.evaluate(predictions, references, columns=scored.Columns("age"))[2]["mae"]["value"] == 1
+    with pytest.raises(UserError, match="t.csv: got the columns id, label, age, wanted years .--column"):
+        evaluation.evaluate(predictions, references, columns=scored.Columns("years"))
+    for flag, columns in (("column", ("age",)), ("id-column", (None, "age")), ("subject-column", (None, None, "age"))):
+        with pytest.raises(UserError, match=f"--{flag}: got age, and .* is no table"):
+            evaluation.evaluate(predictions, str(tmp_path), columns=scored.Columns(*columns))
+
+
+def test_the_column_that_was_learned_is_the_target(tmp_path):
+    predictions = write_table(tmp_path / "predictions.csv", [{"id": "a", "prediction": 20}, {"id": "b", "prediction": 30}])
+    rows = [{"id": "a", "age": 61, "bmi": 21, "target": 5}, {"id": "b", "age": 71, "bmi": 31, "target": 5}]
+    references = write_table(tmp_path / "t.csv", rows)
+
+    def error(trained, *columns):
+        """(MAE, the column that was logged, warnings) where the networks learned `trained`, and the table has id and `columns`."""
+        (tmp_path / "settings.json").write_text(json.dumps({"targets": trained}))
+        write_table(references, [{name: row[name] for name in ("id", *columns)} for row in rows])
+        log = Warnings()
+        *_, summary = evaluation.evaluate(predictions, references, resamples=0, log=log)
+        return summary["mae"]["value"], getattr(log, "column", None), log
+
+    assert error(["bmi"], "age", "bmi", "target") == (1, "bmi", [])
+    assert error(["bmi"], "age", "target") == (20, "target", [])
+    mae, column, warnings = error([], "age", "bmi")  # learned from files of labels, or by an older version
+    assert (mae, column) == (41, None) and "the targets' column was guessed by its name" in warnings[0]
+    with pytest.raises(UserError, match="t.csv: got the columns id, age, wanted bmi or target, or the name .*--column NAME"):
+        error(["bmi"], "age")
+    with pytest.raises(UserError, match="got the columns target and age, wanted one of them: .*--column target"):
+        error([], "age", "target")
+
+
+def test_names_of_ids_subjects_and_classes(tmp_path):
+    found = [{"id": id, "probability": p, "decision": int(p > 0.5)} for id, p in zip("abcd", (0.1, 0.6, 0.7, 0.2))]
+    predictions = write_table(tmp_path / "predictions.csv", found)
+    classes = ("CN", "very mild", "CN", "very mild")
+    rows = [{"accession": id, "patient": id in "ab", "cohort": text} for id, text in zip("abcd", classes)]
+    references, columns = write_table(tmp_path / "t.csv", rows), scored.Columns(id="accession", subject="patient")
+
+    def targets(names, texts, columns=columns):
+        (tmp_path / "settings.json").write_text(json.dumps({"targets": ["cohort"], "class_names": names}))
+        write_table(references, [{**row, "cohort": text} for row, text in zip(rows, texts)])
+        return [row["target"] for row in evaluation.evaluate(predictions, references, resamples=20, columns=columns)[1]]
+
+    assert targets(["CN", "very_mild"], classes) == [0, 1, 0, 1]
+    assert targets(["very_mild", "CN"], classes) == [1, 0, 1, 0]
+    assert targets(["CN", "very_mild"], (0, "1.0", 0, 1)) == [0, 1, 0, 1], "numbers are the classes' own"
+    assert targets(["1", "2"], (1, 2, 1, 2)) == [0, 1, 0, 1]
+    assert targets(["0", "1"], ("0", "1.0", "0.0", "1")) == [0, 1, 0, 1]
+    with pytest.raises(UserError, match="t.csv: case b: got 'MCI', wanted one of the classes CN, very_mild$"):
+        targets(["CN", "very_mild"], ("CN", "MCI", "CN", "CN"))
+    with pytest.raises(UserError, match="t.csv: case a: got '0', wanted one of the classes 1, 2$"):
+        targets(["1", "2"], (0, 1, 0, 1))
+    with pytest.raises(UserError, match="t.csv: case a: got 'CN', wanted a number: names of classes are known where"):
+        targets([], classes)
+    with pytest.raises(UserError, match="got the columns accession, patient, cohort, wanted id .--id-column. and a line per case"):
+        targets(["CN", "very_mild"], classes, scored.Columns())
+    with pytest.raises(UserError, match="got the columns accession, patient, cohort, wanted pid .--subject-column"):
+        targets(["CN", "very_mild"], classes, columns._replace(subject="pid"))
+
+
+def test_intervals_are_over_the_subjects_of_the_column_that_is_named(tmp_path):
+    values = np.random.default_rng(0).random(24)
+    pairs, fours = ([f"{i // size}" for i in range(24)] for size in (2, 4))
+    found = [{"id": f"{i:02d}", "subject": pairs[i], "prediction": repr(float(v))} for i, v in enumerate(values)]
+    predictions = write_table(tmp_path / "p.csv", found)
+    references = write_table(tmp_path / "t.csv", [{"id": f"{i:02d}", "target": i, "patient": fours[i]} for i in range(24)])
+    for name, groups in ((None, pairs), ("patient", fours)):
+        _, _, summary = evaluation.evaluate(predictions, references, columns=scored.Columns(subject=name))
+        assert summary["mae"]["ci_low"] == metrics.bootstrap_ci(metrics.mae, np.arange(24), values, groups=groups).low
+    found = [{"id": f"v{i}", "probability_x": i / 24, "subject": pairs[i]} for i in range(24)]
+    predictions = write_table(tmp_path / "p.csv", found)
+    rows = [{"scan": f"v{i}.nii.gz", "x": i % 2, "patient": fours[i]} for i in range(24)]
+    references = write_table(tmp_path / "t.csv", rows)
+    _, rows, _ = evaluation.evaluate(predictions, references, columns=scored.Columns(id="scan", subject="patient"))
+    assert [row["subject"] for row in rows] == fours
+
+
+def test_a_subjects_label_is_not_that_of_another_whose_name_begins_alike(tmp_path):
+    def label(place, value):
+        (tmp_path / "labels" / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "labels" / place / "label.txt").write_text(f"{value}\n")
+
+    def targets(*ids):
+        predictions = write_table(tmp_path / "p.csv", [{"id": id, "prediction": 60} for id in ids])
+        return [row["target"] for row in evaluation.evaluate(predictions, str(tmp_path / "labels"), resamples=0)[1]]
+
+    label("sub_1", 61)
+    assert targets("sub_1_ses_1", "sub_1_ses-2_run-1", "sub_1_baseline", "sub_1_session_1_ses_2") == [61] * 4
+    with pytest.raises(UserError, match="1 cases are not in .*labels: sub_1_2_ses_1"):
+        targets("sub_1_ses_1", "sub_1_2_ses_1")
+    label("sub_1_2/ses_1", 71)
+    assert targets("sub_1_2_ses_1", "sub_1_ses_1") == [71, 61]
+    with pytest.raises(UserError, match="1 cases are not in .*labels: sub_1_2_followup"):
+        targets("sub_1_2_ses_1", "sub_1_2_followup", "sub_1_ses_1")
+    label("sub_1_2", 71)
+    assert targets("sub_1_2_followup", "sub_1_2_ses_1", "sub_1_ses_1") == [71, 71, 61]
+
+
+def test_links_are_followed_and_hidden_entries_left_out(masks, tmp_path):
+    wanted = evaluation.evaluate(*masks)[1]
+    (tmp_path / "labels/s_2").rename(tmp_path / "elsewhere")
+    (tmp_path / "labels/s_2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "labels")
+    write_mask(tmp_path / "labels/.ipynb_checkpoints/seg.nii.gz", [1])
+    write_mask(tmp_path / "labels/s_1/ses_1/.old/seg.nii.gz", [1])
+    write_mask(tmp_path / "answers/masks/._s_1_ses_1.nii.gz", [1])
+    assert str(evaluation.evaluate(*masks)[1]) == str(wanted)
+
+
+def test_the_masks_of_a_run_are_those_of_its_folds(trained, scans, tmp_path):
+    run, root = trained("segmentation"), str(scans("segmentation"))
+    wanted = tables.read_csv(os.path.join(run, "predictions.csv"))
+    kind, rows, _ = evaluation.evaluate(str(run), root, resamples=0)
+    assert kind == "segmentation" and [row["id"] for row in rows] == [row["id"] for row in wanted]
+    for name in ("predicted_voxels", "reference_voxels", "dice", "surface_dice"):
+        assert [row[name] for row in rows] == pytest.approx([float(row[name] or "nan") for row in wanted], nan_ok=True)
+    labels = tmp_path / "labels"
+    shutil.copytree(os.path.join(root, "labels"), labels)
+    path = min(labels.glob("*/*/seg.nii.gz"))
+    mask = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.full(mask.shape, 2, np.uint8), mask.affine), path)
+    with pytest.raises(UserError, match="got the labels 2, wanted whole numbers below 2, the classes of the predictions"):
+        evaluation.evaluate(str(run), str(labels))
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.pt"))
+    (copy / "fold_1/masks" / f"{rows[0]['id']}.nii.gz").write_bytes(b"")
+    (copy / "fold_2/masks" / f"{rows[0]['id']}.nii.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=f"two masks of the case {rows[0]['id']}: .*fold_1.* and .*fold_2"):
+        evaluation.evaluate(str(copy), root)
 
 
 def test_an_undefined_correction_is_nan(tmp_path):
@@ -246,7 +374,7 @@ def test_bad_tables_are_errors(tmp_path):
     two = write_table(tmp_path / "two.csv", [{"id": f"v.{end}", "probability_x": 0.1} for end in ("nii.gz", "npy")])
     with pytest.raises(UserError, match="two.csv: got v.nii.gz and v.npy, which are one volume"):
         evaluation.evaluate(two, write_table(tmp_path / "once.csv", [{"VolumeName": "v", "x": 0}]))
-    with pytest.raises(UserError, match="wanted id and target"):
+    with pytest.raises(UserError, match="got the columns id, probability, wanted target, or the name of the targets'"):
         evaluation.evaluate(write_table(tmp_path / "p.csv", [{"id": "a", "probability": 1}]), str(tmp_path / "p.csv"))
     with pytest.raises(UserError, match="no masks"):
         evaluation.evaluate(str(tmp_path / "nowhere"), references)

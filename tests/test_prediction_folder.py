@@ -9,8 +9,27 @@ from fomo.config import UserError
 
 
 def member(sha256):
-    task = SimpleNamespace(type="segmentation", classes=2)
-    return SimpleNamespace(sha256=sha256, path=f"{sha256}.pt", network=None, config=SimpleNamespace(task=task))
+    return member_of(sha256, "segmentation")
+
+
+def member_of(sha256, kind, targets=(), classes=("0", "1")):
+    config = SimpleNamespace(task=SimpleNamespace(type=kind, targets=targets, classes=2))
+    task = SimpleNamespace(state={"classes": list(classes)})
+    return SimpleNamespace(sha256=sha256, path=f"{sha256}.pt", network=None, config=config, task=task)
+
+
+@pytest.mark.parametrize(
+    "member, said",
+    [
+        (member_of("a", "segmentation"), {"targets": [], "classes": 2}),
+        (member_of("a", "regression", ("bmi",)), {"targets": ["bmi"]}),
+        (member_of("a", "classification", ("cohort",), ("CN", "AD")), {"targets": ["cohort"], "class_names": ["CN", "AD"]}),
+    ],
+)
+def test_what_was_learned_is_in_the_settings(tmp_path, member, said):
+    prediction_folder.start(str(tmp_path), [member], "predictions.csv", None)
+    settings = tables.read_json(tmp_path / "settings.json")
+    assert settings == {"checkpoints": [{"sha256": "a", "mirror_axes": []}], "paths": ["a.pt"], **said}
 
 
 def test_masks_of_other_checkpoints_go_with_their_rows(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import crossval, predict, tables, tasks, volume
+from fomo import crossval, predict, run_folder, tables, tasks, volume
 from fomo.config import UserError
 from fomo.data import cache, sources
 from fomo.data.cases import Case
@@ -162,6 +163,25 @@ def test_one_class_in_all_cases_is_refused_before_anything_is_prepared(tiny_conf
     task = build(tiny_config, "classification")
     with pytest.raises(UserError, match="target: got the class 1 in all 2 labelled cases, wanted two classes"):
         task.inspect([Case(name, name, (), None, 1.0, None) for name in "ab"])
+
+
+def test_classes_are_named_as_in_the_table():
+    recorded = {"a": {"target": 1.0, "labels": ["CN"]}, "b": {"target": 0.0, "labels": ["AD"]}, "c": {"target": None}}
+    assert tasks.coverage.class_names(recorded) == ["AD", "CN"]
+    assert tasks.coverage.class_names({"a": {"target": 1.0}}) == ["0", "1"]
+
+
+@pytest.mark.parametrize("empties, split", [(3, {"with foreground": 15}), (5, {"with foreground": 10, "without foreground": 5})])
+def test_too_few_empty_masks_are_no_reason_to_refuse(tiny_config, empties, split):
+    config = config_module.load(tiny_config("segmentation", cv={"folds": 5, "stratify": True}))
+    count = sum(split.values())
+    cases = [Case(f"c{i:02}", f"s{i:02}", (), None, float(i >= empties), None) for i in range(count)]
+    task = tasks.build(config)
+    assert Counter(task.strata(cases)) == split
+    splits = run_folder.make_splits(config, task, cases)
+    assert sorted(name for one in splits for name in one["test"]) == [case.id for case in cases]
+    if empties == 5:
+        assert all(any(name < "c05" for name in one["test"]) for one in splits)
 
 
 def test_voxel_class_weights_ignore_which_case_a_voxel_is_in(tiny_config):

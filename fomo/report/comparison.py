@@ -1,7 +1,8 @@
 """Is one run better than another on the same cases: paired differences, intervals and tests.
 
-Every pair of runs is compared on every metric of the task. AUROC by DeLong's test; the mean of any per-case value by
-sign flips of whole subjects, its interval by the bootstrap over subjects. The p values of the whole table are
+Every pair of runs is compared on every metric of the task. AUROC by DeLong's test, summed per subject
+where subjects have several cases (clustered DeLong, Obuchowski 1997); the mean of any per-case value by sign flips of whole
+subjects, its interval by the bootstrap over subjects. The p values of the whole table are
 corrected together (Holm, Scand J Stat 6:65, 1979).
 """
 
@@ -90,9 +91,9 @@ def _check(runs):
 
 def _pair(a, b, resamples, seed):
     found, view = [], views.of(a)
-    of_b = view.ranked(b)
+    of_b, subjects = view.ranked(b), np.array([row["subject"] for row in view.units(a)])
     for metric, (labels, scores) in view.ranked(a).items():
-        result = metrics.delong_test(labels.astype(int), of_b[metric][1], scores)
+        result = metrics.delong_test(labels.astype(int), of_b[metric][1], scores, groups=subjects)
         found.append(
             {
                 "metric": metric,
@@ -108,7 +109,6 @@ def _pair(a, b, resamples, seed):
                 "higher_is_better": True,
             }
         )
-    subjects = np.array([row["subject"] for row in view.units(a)])
     for name, (value_of, higher_is_better, _) in view.per_case.items():
         first, second = (np.array([value_of(row) for row in view.units(run)]) for run in (a, b))
         kept = np.isfinite(first) & np.isfinite(second)

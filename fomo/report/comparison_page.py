@@ -68,7 +68,7 @@ def _document(rows, runs):
     parts = [
         tag("header", [tag("h1", title), tag("p", what, class_="sub")]),
         tag("div", tag("div", said, class_="say"), class_="hero"),
-        page.alert(_notes(rows, runs, subjects)),
+        page.alert(_notes(rows, runs)),
         page.section("Differences", _tables(rows), "differences"),
         page.section("Case by case", _pictures(runs), "pictures"),
         page.section("Cases", [_cases(runs)], "cases"),
@@ -95,7 +95,7 @@ def _sentence(row):
     return tag("p", [tag("b", verdict), f" {values}, p\u00a0=\u00a0{number(row['p_holm'], 2)} after correction."])
 
 
-def _notes(rows, runs, subjects):
+def _notes(rows, runs):
     first = next(iter(runs.values()))
     found = []
     if _headline(rows, first) != first.headline:
@@ -104,15 +104,14 @@ def _notes(rows, runs, subjects):
         found.append(f"{metric}, by which the runs select their epochs, has no test here; it is {values}.")
     if any(run.splits != first.splits for run in runs.values()):
         found.append("The runs have other folds: part of the difference is in what each was trained on.")
-    if subjects < len(first.rows) and views.of(first).ranked(first):
-        found.append("Some subjects have several cases, which DeLong's test takes as independent: its p is somewhat too small.")
     if any(row["left_out"] for row in rows):
         found.append("Left out: cases whose value is undefined (both masks empty) or infinite (one empty) in either run.")
     return found
 
 
 def _tables(rows):
-    of_aurocs = "by DeLong's test for AUROCs, for the rest " if any(row["test"] == "DeLong" for row in rows) else ""
+    ranked = any(row["test"] == "DeLong" for row in rows)
+    of_aurocs = "by DeLong's test for AUROCs, its terms summed per subject (Obuchowski 1997), for the rest " if ranked else ""
     better = f"better: p below 0.05 after Holm's correction over all {len(rows)} tests"
     found = [page.note(f"p {of_aurocs}by permutation of whole subjects; {better}.")]
     for of_pair in _pairs(rows):

@@ -18,6 +18,7 @@ class Run:
     config: Config
     task: object  # of tasks.TASKS
     splits: list  # {part: ids} of each fold
+    classes: list  # names of classes 0 and 1; empty where it does not tell two classes apart
     finished: list  # numbers of the finished folds, from 1
     rows: list  # out-of-fold cases of the finished folds, by id
     volumes: list  # the scans, where the rows are slices of scans
@@ -62,7 +63,9 @@ def read(folder):
         raise UserError(f"{folder}: got no splits.json in it, so the run has not begun: wait until its first fold does")
     config = config_module.load(os.path.join(folder, "config.yaml"))
     task = tasks.build(config)
-    splits = tables.read_json(os.path.join(folder, "splits.json"), "folds")["folds"]
+    recorded = tables.read_json(os.path.join(folder, "splits.json"), "cases", "folds")
+    splits = recorded["folds"]
+    classes = tasks.coverage.class_names(recorded["cases"]) if isinstance(task, tasks.Classification) else []
     numbers = range(1, len(splits) + 1)
     finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
     rows = [row for n in finished for row in _numeric(_in_fold(folder, n, "predictions.csv"))]
@@ -77,7 +80,7 @@ def read(folder):
         fold_scores.append({"fold": n, "cases": len(splits[n - 1][config.task.tested_part]), **scores})
     histories = {n: _in_fold(folder, n, "history.csv") for n in numbers}
     histories = {n: _numeric(path) for n, path in histories.items() if os.path.exists(path)}
-    return Run(folder, config, task, splits, finished, rows, volumes, fold_scores, metrics, histories, read_log(folder))
+    return Run(folder, config, task, splits, classes, finished, rows, volumes, fold_scores, metrics, histories, read_log(folder))
 
 
 def _in_fold(folder, number, name):

@@ -20,6 +20,9 @@ class Classification(Task):
         self.out_channels = config.task.classes
         self.state = {"classes": ["0", "1"], "class_weights": [1.0] * config.task.classes, "threshold": 0.5}
 
+    def strata(self, cases):
+        return [coverage.class_of(case)[1] for case in cases]
+
     def inspect(self, cases):
         unknown = sorted({case.target for case in cases} - {0, 1})
         if unknown:

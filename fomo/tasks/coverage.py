@@ -25,6 +25,12 @@ def class_of(case, place=0):
     return int(number), (case.labels[place] if case.labels else f"{number:g}").replace(" ", "_")
 
 
+def class_names(recorded):
+    """Names of classes 0 and 1 of one target; recorded: the `cases` of splits.json, which have the table's texts."""
+    names = {int(case["target"]): case["labels"][0] for case in recorded.values() if case.get("labels")}
+    return [names.get(number, str(number)) for number in (0, 1)]
+
+
 def known_class(case, column, classes, place=0):
     """The number among `classes`, names in the network's order, of a case's class, by its name.
 

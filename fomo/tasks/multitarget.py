@@ -26,9 +26,9 @@ class Multitarget(Task):
         self.state = {"classes": None, "class_weights": None}  # a list per target; names of classes in their order
 
     def strata(self, cases):
-        """Of several targets all classes at once."""
+        """Of one target the classes' names, of several all classes at once."""
         if self.stratum_kind == "class":
-            return super().strata(cases)
+            return [coverage.class_of(case)[1] for case in cases]
         targets = np.array([case.target for case in cases]).T
         return np.column_stack([target[:, None] == np.unique(target) for target in targets]).astype(int).tolist()
 

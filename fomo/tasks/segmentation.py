@@ -28,6 +28,11 @@ class Segmentation(Task):
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
 
+    def strata(self, cases):
+        """Whether there is foreground; empty masks of fewer subjects than there are parts lie where they come to lie."""
+        few = len({case.subject for case in cases if not case.target}) < max(4, self.config.cv.folds)
+        return ["with foreground" if case.target or few else "without foreground" for case in cases]
+
     def fit(self, train, val):
         """Inverse-frequency class weights over the voxels of the training masks, with mean 1 over the classes that they have.
 
@@ -92,6 +97,7 @@ class Segmentation(Task):
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
         reference, affine = sources.read_volume(case.case.mask, like=np.array(case.geometry.native_affine))
+        reference = np.rint(reference).astype(np.int32)  # as in the cache
         if self._candidates:
             row["candidates"] = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
             return row
@@ -100,8 +106,7 @@ class Segmentation(Task):
         spacing_mm, tolerance_mm = volume.spacing(affine), self.config.eval.surface_tolerance_mm
         row["predicted_voxels"] = int(np.count_nonzero(prediction))
         row["reference_voxels"] = int(np.count_nonzero(reference))
-        labels = reference.astype(np.int32), prediction
-        row.update(_with_mean(segmentation_metrics_per_class(*labels, spacing_mm, self.config.task.classes, tolerance_mm)))
+        row.update(_with_mean(segmentation_metrics_per_class(reference, prediction, spacing_mm, self.config.task.classes, tolerance_mm)))
         return row
 
     def _dice_after(self, candidate, reference, prediction, affine):

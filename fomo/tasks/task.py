@@ -28,7 +28,7 @@ class Task:
         self.state = {}
 
     def strata(self, cases):
-        """What the parts of a split shall have equal shares of: of each case a class, a number, or a row of 0/1."""
+        """What the parts of a split shall have equal shares of: of each case a class's name, a number, or a row of 0/1."""
         return [case.target for case in cases]
 
     # ---------------------------------------------------------------------------------------- training

@@ -47,6 +47,43 @@ def test_delong_equals_the_definition(seed, n):
         assert 0 <= interval.low <= a <= interval.high <= 1
 
 
+@pytest.mark.parametrize("mixed", (False, True), ids=("subjects of one class", "subjects of both classes"))
+def test_false_positives_of_clustered_delong(mixed):
+    """Four sessions a subject, alike among themselves, and two models that do not differ: p < 0.05 in 5% of the studies."""
+
+    def study(seed, clustered, subjects=40):
+        rng = np.random.default_rng(seed)
+        subject = np.repeat(np.arange(subjects), 4)
+        labels = rng.permuted(np.tile([0, 0, 1, 1], (subjects, 1)), axis=1).ravel() if mixed else subject % 2
+        scores = [rng.normal(size=subjects)[subject] + 0.8 * labels + 0.3 * rng.normal(size=4 * subjects) for _ in range(2)]
+        return metrics.delong_test(labels, *scores, groups=subject if clustered else None).p
+
+    share = {clustered: np.mean([study(seed, clustered) < 0.05 for seed in range(1000)]) for clustered in (True, False)}
+    assert 0.035 < share[True] < 0.075
+    assert share[False] < 0.01 if mixed else share[False] > 0.25, "what it is without, or the test would show nothing"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 9999), st.integers(6, 40))
+def test_clustered_delong_of_one_case_each_is_delongs(seed, n):
+    rng = np.random.default_rng(seed)
+    labels = np.append([0, 0, 1, 1], rng.integers(0, 2, n))
+    first, second = rng.normal(labels, 1).round(1), rng.normal(labels, 2).round(1)
+    wanted = metrics.delong_test(labels, first, second)
+    assert str(metrics.delong_test(labels, first, second, groups=rng.permutation(n + 4))) == str(wanted)
+    # every case twice, as two sessions of one subject: nothing is learned from the second one
+    twice = metrics.delong_test(*(np.repeat(values, 2) for values in (labels, first, second)), groups=np.arange(2 * n + 8) // 2)
+    assert twice == pytest.approx(wanted, nan_ok=True, abs=1e-12)
+
+
+def test_clustered_delong_of_few_subjects():
+    labels, scores = [0, 0, 0, 1, 1, 1], np.array([0.1, 0.4, 0.3, 0.2, 0.5, 0.6])
+    one_positive = metrics.delong_test(labels, scores, scores[::-1], groups=list("abcddd"))
+    assert one_positive.first == pytest.approx(metrics.auroc(labels, scores)) and np.isnan([one_positive.p, one_positive.low]).all()
+    with pytest.raises(ValueError, match=r"groups: got shape \(2,\), wanted \(6,\), the shape of labels"):
+        metrics.delong_test(labels, scores, scores, groups=list("ab"))
+
+
 def test_delong_without_variance():
     labels, scores = [0, 0, 1, 1], np.array([0.1, 0.3, 0.2, 0.4])
     assert metrics.delong_test(labels, scores, scores * 2).p == 1

@@ -41,6 +41,18 @@ def test_two_bars_by_hand(swap):
     assert metrics.surface_dice(*masks, spacing, tolerance_mm=8) == 1
 
 
+@pytest.mark.parametrize("kind", ["voxels", "surfels"])
+@pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
+def test_rounding_of_the_voxel_size_does_not_put_a_surface_beyond_the_tolerance(kind, size):
+    reference, prediction = box((12, 12, 12), (2, 10), (2, 10), (2, 10)), box((12, 12, 12), (3, 11), (2, 10), (2, 10))
+    exact = metrics.surface_dice(reference, prediction, (size,) * 3, size, surface=kind)
+    for rounding in (6.7e-9, 1e-7, -1e-7):  # of affines in float32
+        spacing = (size * (1 + rounding),) * 3
+        assert metrics.surface_dice(reference, prediction, spacing, size, surface=kind) == pytest.approx(exact)
+    larger = metrics.surface_dice(reference, prediction, (size * 1.0001,) * 3, size, surface=kind)
+    assert larger < exact - 0.1, "a size that is another one"
+
+
 def test_anisotropic_axes_are_not_swapped():
     one, other = box((9, 9, 9), (1, 2), (1, 2), (1, 2)), box((9, 9, 9), (3, 4), (4, 5), (5, 6))
     assert np.isclose(metrics.hausdorff(one, other, (0.5, 2.0, 7.0)), np.sqrt(1**2 + 6**2 + 28**2))

@@ -55,7 +55,8 @@ def _confusion(run):
     table = confusion_table([[tp, fn], [fp, tn]], ["class 1", "class 0"], ["1", "0"])
     rule = run.config.eval.threshold
     where = "at 0.5" if rule == "half" else f"at its own threshold, chosen on its inner validation cases ({rule})"
-    return page.figure(table, "Confusion matrix.", f"Each fold decides {where}.")
+    named = "" if run.classes == ["0", "1"] else f" Class 0 is {run.classes[0]}, class 1 {run.classes[1]}: in sorted order."
+    return page.figure(table, "Confusion matrix.", f"Each fold decides {where}.{named}")
 
 
 def _pictures(run, listed):
