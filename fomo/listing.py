@@ -16,6 +16,23 @@ def describe(config, listed, log):
     log("data", **values, example=listed[0].images[0].path)
     if config.data.source != "slices":
         warn_without_geometry(listed, log)
+    _warn_of_unused_folds(config, listed, log)
+
+
+def _warn_of_unused_folds(config, cases, log):
+    """A `warn` line where a table has folds, and others are made."""
+    data = config.data
+    named = data.train_folds or data.val_folds or data.test_folds
+    if data.source != "table" or config.cv.kind != "kfold" or named or config.task.pretrains:
+        return
+    folds = {case.fold for case in cases}
+    if None not in folds:
+        log.warn(
+            "the table's folds are not used, new ones are made (cv.kind=kfold): cv.kind=fold_column tests on each of them, "
+            "data.fold_column=none leaves them out",
+            column=data.fold_column,
+            folds=len(folds),
+        )
 
 
 def warn_without_geometry(cases, log):

@@ -194,12 +194,11 @@ def subjects_of(table, path=None, column=None):
 
 def number(text, path, id, undefined=False):
     """undefined: NaN, or a blank, is a value."""
-    try:
-        value = float(text or "nan") if undefined else float(text)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: case {id}: got {text[:80]!r}, wanted a number") from None
-    if not (np.isfinite(value) or undefined and np.isnan(value)):
-        raise UserError(f"{path}: case {id}: got {text}, wanted a finite number")
+    if undefined and text.lower() in ("", "nan"):
+        return float("nan")
+    value = table_module.number(text)
+    if value is None:
+        raise UserError(f"{path}: case {id}: got {text[:80]!r}, wanted a number")
     return value
 
 
@@ -259,20 +258,12 @@ def _class_number(text, names, path, id):
     called = text.replace(" ", "_")  # as in checkpoints
     if called in names:
         return float(names.index(called))
-    numbered = all(name in ("0", "1") or not _is_number(name) for name in names)  # else a 1 might be the name of class 0
-    if numbered and _is_number(text):
+    numbered = all(name in ("0", "1") or table_module.number(name) is None for name in names)  # else a 1 might be the name of class 0
+    if numbered and table_module.number(text) is not None:
         return number(text, path, id)
     unnamed = "a number: names of classes are known where settings.json of tools/predict.py lies beside the predictions"
     wanted = f"one of the classes {', '.join(names)}" if names else unnamed
     raise UserError(f"{path}: case {id}: got {text[:80]!r}, wanted {wanted}")
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _stated(place, ids, masks):
@@ -286,8 +277,8 @@ def _stated(place, ids, masks):
 
     for name, file in _files(place, lambda name: name == "label.txt").items():
         try:
-            with open(file.path, encoding="utf-8") as opened:
-                value = number(opened.read(), file.path, name)
+            with open(file.path, encoding="utf-8-sig") as opened:
+                value = number(opened.read().strip(), file.path, name)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the label {file.path}: {error}") from error
         sessions = [id for id in ids if id == name or (name == file.subject and _subject_of(id, subjects) == name)]

@@ -71,8 +71,13 @@ def test_resolved_config_written_and_read_again_is_the_same(write):
         ("seed: true", "wanted a whole number"),
         ("seed: 010", "seed: got '010' (str), wanted a whole number"),
         ("seed: 1:30", "seed: got '1:30' (str), wanted a whole number"),
+        ("train: {epochs: 1_000}", "train.epochs: got '1_000' (str), wanted a whole number"),
+        ("optim: {lr: 1_0}", "optim.lr: got '1_0' (str), wanted a number"),
+        ("optim: {lr: 1_0.5}", "optim.lr: got '1_0.5' (str), wanted a number"),
         ("optim: {lr: 1:30.5}", "optim.lr: got '1:30.5' (str), wanted a number"),
         ("seed: -1", "wanted at least 0"),
+        ("train: {compile: yes}", "train.compile: got 'yes' (str), wanted true or false"),
+        ("seed: 0x1f", "seed: got '0x1f' (str), wanted a whole number"),
         ("optim: {lr: fast}", "optim.lr: got 'fast' (str), wanted a number"),
         ("optim: {lr: .nan}", "wanted a finite number"),
         ("optim: {lr: 0}", "wanted more than 0"),
@@ -169,9 +174,62 @@ def test_identity_ignores_what_changes_no_result(write):
     assert config.identity(one) != config.identity(three)
 
 
+def test_off_is_no_false(write):
+    assert config.load(write(MINIMAL + "train: {amp: off}")).train.amp == "off"
+
+
 def test_digits_of_a_name_stay_as_they_are_written(write):
-    loaded = config.load(write("data: {channels: [t1], test_folds: [1, 07, 010, 08, 1:30]}"))
-    assert loaded.data.test_folds == ("1", "07", "010", "08", "1:30")
+    loaded = config.load(write("data: {channels: [t1], test_folds: [1, 07, 010, 08, 1:30, 1_0, 1_0.5]}\nname: 2026_11_21"))
+    assert loaded.data.test_folds == ("1", "07", "010", "08", "1:30", "1_0", "1_0.5") and loaded.name == "2026_11_21"
+    assert config.load(write(yaml.safe_dump(config.to_dict(loaded)))) == loaded
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("data.pattern", "*T1w.nii.gz", "*T1w.nii.gz"),
+        ("data.pattern", "[ab]*", "[ab]*"),
+        ("data.id_column", "none", "none"),
+        ("data.id_column", "null", "null"),
+        ("data.id_column", "x #1", "x #1"),
+        ("data.fold_column", "none", None),
+        ("data.fold_column", "null", None),
+        ("data.fold_column", "w: 1/x", "w: 1/x"),
+        ("data.fold_column", " 'a b' ", "a b"),
+        ("data.fold_column", '"null"', "null"),
+        ("data.fold_column", "", None),
+        ("data.fold_column", "it's", "it's"),
+        ("weights.path", "/w #1/t: 2.pt", "/w #1/t: 2.pt"),
+        ("name", "2026_11_21", "2026_11_21"),
+        ("name", "2026-11-21", "2026-11-21"),
+        ("name", "1_000", "1_000"),
+        ("name", "1e5", "1e5"),
+        ("name", "yes", "yes"),
+        ("train.amp", "off", "off"),
+        ("data.test_folds", "[1_0, 010]", ("1_0", "010")),
+        ("train.patience", "none", None),
+        ("optim.lr", "3e-4 # the best", 3e-4),
+    ],
+)
+def test_text_on_the_command_line_is_taken_as_it_is(write, key, text, value):
+    loaded = {name: value for name, _, value in config.fields(config.load(write(MINIMAL), [f"{key}={text}"]))}
+    assert loaded[key] == value
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("name=", "name: got None (NoneType), wanted text"),
+        ("name=a\0b", "name: not valid YAML"),
+        ("name='a' or 'b'", "name: not valid YAML"),
+        ("train.epochs=1_000", "train.epochs: got '1_000' (str), wanted a whole number"),
+        ("data.channels=*", "data.channels: not valid YAML"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_one_line(write, override, said):
+    with pytest.raises(UserError) as caught:
+        config.load(write(MINIMAL), [override])
+    assert str(caught.value).startswith(f"command line: {said}") and "\n" not in str(caught.value)
 
 
 def test_keys_that_nothing_reads_are_named(write):

@@ -337,7 +337,7 @@ def test_an_undefined_correction_is_nan(tmp_path):
     _, _, summary = evaluation.evaluate(write_table(tmp_path / "p.csv", rows), references)
     assert summary["mae"]["value"] == 1
     assert all(np.isnan(summary[f"corrected_{name}"]["value"]) for name in ("mae", "r2", "pearson"))
-    with pytest.raises(UserError, match="case a: got nan, wanted a finite number"):
+    with pytest.raises(UserError, match="case a: got 'nan', wanted a number"):
         evaluation.evaluate(write_table(tmp_path / "p.csv", [{**row, "prediction": "nan"} for row in rows]), references)
 
 

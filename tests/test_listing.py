@@ -1,9 +1,8 @@
 """The `data` line: what was found, by kind of target, and what the files do not say."""
 
-from types import SimpleNamespace
-
 import pytest
 
+from fomo import config as config_module
 from fomo import listing
 from fomo.data.cases import Case, Volume
 
@@ -24,7 +23,7 @@ def described(kind, targets, columns=(), labels=None, source="table", suffix=".n
         Case(f"c{i}", f"s{i // 2}", (Volume(f"c{i}{suffix}"),), None, target, None, labels=labels[i] if labels else ())
         for i, target in enumerate(targets)
     ]
-    config = SimpleNamespace(data=SimpleNamespace(source=source), task=SimpleNamespace(type=kind, targets=columns))
+    config = config_module.Config(data=config_module.Data(source=source), task=config_module.Task(type=kind, targets=columns))
     log = Log()
     listing.describe(config, cases, log)
     [(event, values)] = log.lines
@@ -47,6 +46,23 @@ def described(kind, targets, columns=(), labels=None, source="table", suffix=".n
 )
 def test_what_was_found(kind, targets, columns, labels, found):
     assert described(kind, targets, columns, labels) == (found, [])
+
+
+def test_folds_of_a_table_that_are_not_used_are_said():
+    def warned(folds=("a", "b", "a"), source="table", kind="kfold", task="regression", **data):
+        cases = [Case(f"c{i}", f"c{i}", (Volume("c.nii"),), None, 1.0, None, fold) for i, fold in enumerate(folds)]
+        config = config_module.Config(
+            data=config_module.Data(source=source, **data), cv=config_module.Cv(kind=kind), task=config_module.Task(type=task)
+        )
+        log = Log()
+        listing.describe(config, cases, log)
+        return log.warnings
+
+    ((message, values),) = warned(fold_column="site")
+    assert values == {"column": "site", "folds": 2}
+    assert "not used" in message and "cv.kind=fold_column" in message and "data.fold_column=none" in message
+    assert not warned(folds=(None, None)) and not warned(folds=("a", None))
+    assert not warned(source="phantom") and not warned(kind="fold_column") and not warned(test_folds=("a",)) and not warned(task="mae")
 
 
 def test_files_without_geometry_are_said_and_counted():

@@ -55,6 +55,25 @@ def test_replaced_images_are_warned_of(tmp_path, capsys):
     assert json.loads(pathlib.Path(path).read_text())["entries"] == {"a": "a-1", "b": "b-1"}
 
 
+def test_splits_are_not_reused_for_classes_of_other_names(tmp_path):
+    config = config_module.from_dict({"data": {"source": "table", "csv": "t.csv", "channels": ["t1"]}, "task": {"targets": ["y"]}, "cv": {"folds": 3}}, "here")
+    task, path = tasks.build(config), tmp_path / "splits.json"
+
+    def splits(*names):
+        cases = [Case(f"c{n}", f"c{n}", (Volume(f"{n}.nii"),), None, n % 2, None, labels=(names[n % 2],)) for n in range(24)]
+        return run_folder.read_or_make_splits(config, task, cases, str(path))
+
+    first = splits("healthy", "ill")
+    assert splits("healthy", "ill") == first
+    with pytest.raises(UserError, match=r"made for other cases \(12 differ: c1, "):
+        splits("healthy", "mild")  # sorted, it has the same number
+    saved = json.loads(path.read_text())
+    for case in saved["cases"].values():
+        assert case.pop("labels") in (["healthy"], ["ill"])
+    path.write_text(json.dumps(saved))
+    assert splits("healthy", "ill") == first, "begun before the names were kept"
+
+
 @pytest.mark.parametrize("kind, column", [("fold_column", "fold"), ("leave_one_group_out", "group"), ("kfold", None)])
 def test_splits_are_not_reused_for_other_folds_or_groups(tmp_path, kind, column):
     config = config_module.from_dict({"data": {"source": "table", "csv": "t.csv", "channels": ["t1"], "groups": "g.csv"}, "task": {"targets": ["y"]}, "cv": {"kind": kind, "folds": 3}}, "here")

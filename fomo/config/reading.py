@@ -48,12 +48,12 @@ def _unique_mapping(loader, node, deep=False):
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
-_NOT_BASE_10 = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # to YAML 1.1 010 is 8, and 1:30 is 90
+_AS_WRITTEN = re.compile(r"[-+]?0[0-9a-zA-Z]+|.*[:_].*")  # to YAML 1.1 010 is 8, 0x1f is 31, 1:30 is 90 and 1_0 is 10
 
 
 def _whole_number(loader, node):
-    if _NOT_BASE_10.fullmatch(node.value):
-        return node.value  # text, as of a fold or a time of day
+    if _AS_WRITTEN.fullmatch(node.value):
+        return node.value  # text, as of a fold, a date or a time of day
     value = yaml.SafeLoader.construct_yaml_int(loader, node)
     if abs(value) >= 2**63:
         raise yaml.constructor.ConstructorError(None, None, "a whole number is beyond 64 bits", node.start_mark)
@@ -61,10 +61,16 @@ def _whole_number(loader, node):
 
 
 def _number(loader, node):
-    return node.value if ":" in node.value else yaml.SafeLoader.construct_yaml_float(loader, node)
+    return node.value if _AS_WRITTEN.fullmatch(node.value) else yaml.SafeLoader.construct_yaml_float(loader, node)
+
+
+def _truth(loader, node):
+    """on, off, yes and no are text, as of `train.amp`."""
+    return node.value if node.value.lower() not in ("true", "false") else yaml.SafeLoader.construct_yaml_bool(loader, node)
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_StrictLoader.add_constructor("tag:yaml.org,2002:bool", _truth)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _StrictLoader.add_constructor("tag:yaml.org,2002:float", _number)
 
@@ -127,7 +133,28 @@ def override(values, text):
         if not isinstance(tree, dict):
             raise UserError(f"command line: {_cut(name)}: '{_cut(section)}' is a value, not a section")
     where = "command line"
-    tree[last] = Sourced(_parse_yaml(value, f"{where}: {name}"), where, os.getcwd())
+    tree[last] = Sourced(_command_line_value(value, _hint(name), f"{where}: {name}"), where, os.getcwd())
+
+
+def _hint(name):
+    """The type of the key with a dotted name; None where there is no such key."""
+    hint = Config
+    for part in name.split("."):
+        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
+_YAML_NULL = ("null", "Null", "NULL")
+_CONTROL = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")  # YAML folds line breaks and refuses the rest
+
+
+def _command_line_value(text, hint, where):
+    """What a value on the command line stands for: YAML, but of a key that is text itself: *, #, : and _ mean nothing in it."""
+    plain = text.strip()
+    quoted = plain[:1] in ("'", '"') and plain[-1:] == plain[:1]
+    if hint not in (str, str | None) or not plain or quoted or _CONTROL.search(plain):
+        return _parse_yaml(text, where)
+    return None if plain in _YAML_NULL and hint != str else plain
 
 
 def shown(value):
@@ -233,7 +260,7 @@ def _convert(value, hint, where):
         if options[-1] is not Ellipsis and len(value) != len(options):
             raise UserError(f"{where}: got {len(value)} values {shown(value)}, wanted {len(options)}")
         return tuple(_convert(item, options[0], where) for item in value)
-    if hint is float and not isinstance(value, bool):
+    if hint is float and not isinstance(value, bool) and "_" not in str(value):  # to Python 1_0 is 10, as it was to YAML
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):

@@ -7,8 +7,9 @@
 
     <cache>/index-<hash>.jsonl          the same facts of all entries of one preprocessing, see index.py
 
-The hash covers the preprocessing settings and every source file's path, size and time, so a change makes a new entry
-and never a wrong one. An entry appears by a rename, whole or not at all; whatever is there already is not done again.
+The hash covers the preprocessing settings and every source file's path, size and time (of a link also where it leads),
+so a change makes a new entry and never a wrong one. An entry appears by a rename, whole or not at all; whatever is there
+already is not done again.
 
 A start looks at every source file, unless the cases are many (data.rescan): then a case whose paths are in the index is
 taken from there, and only the names of the entries are listed. New, renamed and removed cases and removed entries are
@@ -31,7 +32,7 @@ import numpy as np
 from .. import volume
 from ..config import UserError, fingerprint
 from . import index, slices, sources
-from .cases import looks_at_files
+from .cases import digits, looks_at_files, rounded
 
 _VERSION = 1  # raise it when preprocessing changes its results
 _FOREGROUND_VOXELS = 10_000  # kept per class
@@ -203,11 +204,16 @@ def _stamps(files):
 
 def stamp(path):
     """What changes when a file, or any file of a folder, does."""
-    status = os.stat(path)
+    status, target = os.stat(path), _target(path, os.path.islink(path))
     if not stat.S_ISDIR(status.st_mode):
-        return [status.st_size, status.st_mtime_ns]
-    files = sorted((entry.name, entry.stat()) for entry in os.scandir(path) if entry.is_file())
-    return [[name, status.st_size, status.st_mtime_ns] for name, status in files]
+        return [status.st_size, status.st_mtime_ns, *target]
+    files = sorted((entry.name, entry.stat(), _target(entry.path, entry.is_symlink())) for entry in os.scandir(path) if entry.is_file())
+    return [*([name, status.st_size, status.st_mtime_ns, *target] for name, status, target in files), *target]
+
+
+def _target(path, is_link):
+    """[where a link leads]: another file there may have the same size and time. [] of what is no link, as its key was always."""
+    return [os.path.realpath(path)] if is_link else []
 
 
 def _key(files):
@@ -322,8 +328,8 @@ def _read(case, settings):
             if distance > 0.1 * min(volume.spacing(affine)):
                 raise ValueError(f"{source.path} lies up to {distance:.3g} mm off {first.path}, wanted the same affine (the axes may run otherwise)")
         if source is case.mask:
-            _check_classes(source.path, array, settings["classes"])
-            mask = array
+            mask = rounded(array)
+            _check_classes(source.path, mask, settings["classes"])
         else:
             arrays.append(array)
     return arrays, affine, mask
@@ -331,9 +337,9 @@ def _read(case, settings):
 
 def _check_classes(path, array, classes):
     values = np.unique(array)
-    wrong = [f"{value:g}" for value in values if value != int(value) or not 0 <= value < classes]
-    if wrong:
-        shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+    wrong = values[(values != np.rint(values)) | (values < 0) | (values >= classes)]
+    if wrong.size:
+        shown = ", ".join(map(digits, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise ValueError(f"{path}: got the mask values {shown}, wanted whole numbers below task.classes={classes}")
 
 

@@ -18,6 +18,7 @@ from . import dicom
 
 MANY = 2000  # cases: above, data.rescan=auto trusts the index
 ID_BYTES = 150  # of a case's id: with the names around it, what any file system takes
+ROUNDING = 1e-4  # how far a resampling, or the scale factor of a header, moves the whole numbers of a mask
 ID_WANTED = f"printable text without / and \\, without . or ~ in front, at most {ID_BYTES} bytes: files are named by it"
 
 
@@ -87,12 +88,26 @@ def _read_array(source):
 
 
 def any_foreground(mask, case):
-    """Whether the Volume `mask` of the case with the id `case` has a voxel above 0."""
+    """Whether the Volume `mask` of the case with the id `case` has a voxel above 0; UserError unless it holds whole numbers."""
     try:
-        array, _ = read_volume(mask)
+        array = rounded(read_volume(mask)[0])
     except ValueError as error:
         raise UserError(f"case {case}: mask: {error}") from error
+    broken = array[array != np.rint(array)]
+    if broken.size:
+        raise UserError(f"case {case}: mask: {mask.path}: got the value {digits(broken[0])}, wanted whole numbers")
     return bool((array > 0).any())
+
+
+def rounded(array):
+    """The voxels of a mask, those next to a whole number (ROUNDING) as that number and any others as they are."""
+    whole = np.rint(array)
+    return np.where(np.abs(array - whole) <= ROUNDING, whole, array)
+
+
+def digits(value):
+    """A number in as many digits as tell it from its neighbours: 0.9998 is not shown as 1."""
+    return np.format_float_positional(value, trim="-")
 
 
 def looks_at_files(data, count):

@@ -17,41 +17,36 @@ must have all sessions that the raw one has (an error; for arrays a warning, as 
 """
 
 import csv
-import math
+import functools
 import os
 import re
 from dataclasses import dataclass, replace
 
 from ..config import UserError
 from . import phantom, slices, table, volumes
-from .cases import ID_WANTED, Case, Volume, any_foreground, count_volumes, names_a_file, read_volume
+from .cases import ID_WANTED, Case, Volume, any_foreground, count_volumes, looks_at_files, names_a_file, read_volume
 
 _SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII | re.IGNORECASE)
 _SUBJECT = re.compile(r".*?sub[_-][0-9a-z]+", re.ASCII | re.IGNORECASE)
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|\.0+$", re.ASCII)  # in front of a number, and those that make 1 a 1.0
+_SHOWN = 5  # pairs of subjects that a warning names
 
 
 def list_cases(data, task, labels=True, log=None):
     """The cases under `data.root`, sorted by id, with the label that `task.type` needs; data, task: config sections.
 
     labels=False: images only, for prediction. log: for warnings, needed with labels. Raises UserError for an empty
-    folder, a missing or ambiguous channel, a missing, malformed or contradictory label, and for ids that are not unique
-    or cannot name a file.
+    folder, a missing or ambiguous channel, a missing, malformed or contradictory label, for ids that are not unique or
+    cannot name a file, and (with labels) for an image file in cases of several subjects.
     """
     cases = _SOURCES[data.source](data, task, labels)
     if not cases:
         raise UserError(f"{data.csv or data.root}: no cases found, wanted the {data.source} layout (see README, data layouts)")
     if data.source == "slices" and labels:
         cases = slices.labelled(cases, data, log)
-    seen = {}
-    for case in cases:
-        if not names_a_file(case.id):
-            raise UserError(f"{case.images[0].path!r}: got the id {case.id!r}, wanted {ID_WANTED}; rename the file or folder")
-        if case.id in seen:
-            raise UserError(
-                f"two cases have the id '{case.id}': {seen[case.id].images[0].path} and {case.images[0].path}; "
-                "rename one"
-            )
-        seen[case.id] = case
+    _check_ids(cases)
+    if labels:
+        _check_images(data, cases)
     if data.groups is not None:
         groups = _read_groups(data.groups)
         for case in cases:
@@ -63,6 +58,48 @@ def list_cases(data, task, labels=True, log=None):
     return sorted(cases, key=lambda case: case.id)
 
 
+def _check_ids(cases):
+    """Refuse ids that cannot name a file, are not unique, or differ only in capitals: some systems have one file for both."""
+    seen = {}
+    for case in cases:
+        if not names_a_file(case.id):
+            raise UserError(f"{case.images[0].path!r}: got the id {case.id!r}, wanted {ID_WANTED}; rename the file or folder")
+        first = seen.setdefault(case.id.lower(), case)
+        if first is not case:
+            same = first.id == case.id
+            got = f"two cases have the id '{case.id}'" if same else f"two cases have the ids '{first.id}' and '{case.id}', which differ only in capitals"
+            raise UserError(f"{got}: {first.images[0].path} and {case.images[0].path}; rename one")
+
+
+def _check_images(data, cases):
+    """Refuse an image in cases of several subjects: folds would train and test on it.
+
+    Links are followed only where a start looks at the files, see data.rescan.
+    """
+    real_path = _real_path(functools.cache(os.path.realpath)) if looks_at_files(data, len(cases)) else lambda path: path
+    first = {}
+    for case in cases:
+        for image in case.images:
+            other, path = first.setdefault((real_path(image.path), image.index), (case, image.path))
+            if other.subject != case.subject:
+                where = image.path if path == image.path else f"{path} and {image.path}, which are one file"
+                raise UserError(
+                    f"case {other.id} of subject '{other.subject}' and case {case.id} of subject '{case.subject}' have the same image: "
+                    f"got {where}, wanted every file in one subject's cases: correct it, or give both the same subject"
+                )
+
+
+def _real_path(real_folder):
+    """os.path.realpath of a file with `real_folder` for its folder, which looks at each part of a path, and so only once."""
+
+    def resolve(path):
+        folder, name = os.path.split(os.path.abspath(path))
+        place = os.path.join(real_folder(folder), name)
+        return os.path.realpath(place) if os.path.islink(place) else place
+
+    return resolve
+
+
 def _warn(data, cases, log):
     """What may be wrong with the cases and is no error."""
     if data.root is not None and data.source in ("table", "slices"):
@@ -71,6 +108,7 @@ def _warn(data, cases, log):
         _warn_of_the_rest(data.root, cases, log)
     if data.source == "fomo2" or (data.source == "table" and data.subject_column is None):
         _warn_of_subjects(cases, log)
+    _warn_of_spellings(cases, log)
 
 
 def _warn_of_the_rest(root, cases, log):
@@ -92,18 +130,33 @@ def _warn_of_the_rest(root, cases, log):
 
 
 def _warn_of_subjects(cases, log):
-    """Subjects that are told by names were perhaps not, where all differ and names begin alike."""
+    """Subjects that are told by names were perhaps not, where the names of several begin alike."""
     alike = {}
     for case in cases:
         beginning = _SUBJECT.match(case.id)
         if beginning:
-            alike.setdefault(beginning[0].lower(), []).append(case.id)
-    several = [ids for ids in alike.values() if len(ids) > 1]
-    if several and len({case.subject for case in cases}) == len(cases):
+            alike.setdefault(beginning[0].lower(), {}).setdefault(case.subject, case.id)
+    several = [list(ids.values()) for ids in alike.values() if len(ids) > 1]
+    if several:
         log.warn(
-            "every case is its own subject, though names begin alike: sessions of one subject are told by _ses_ in the name, "
+            "cases count as different subjects, though their names begin alike: sessions of one subject are told by _ses_ in the name, "
             "or by data.subject_column",
+            beginnings=len(several),
             example=several[0][:2],
+        )
+
+
+def _warn_of_spellings(cases, log):
+    """Subjects that are perhaps one, written in several ways."""
+    alike = {}
+    for subject in sorted({case.subject for case in cases}):
+        alike.setdefault(_ZEROS.sub("", subject.lower()), []).append(subject)
+    several = ["/".join(subjects) for subjects in alike.values() if len(subjects) > 1]
+    if several:
+        log.warn(
+            "subjects that differ only in capitals, leading zeros or .0 count as different ones: write those that are one in one way",
+            count=len(several),
+            subjects=several[:_SHOWN],
         )
 
 
@@ -257,7 +310,8 @@ def _target(kind, case, mask, texts, places):
     """The label of a case from all files that state it, which must agree; `places`: where it may be, for the error."""
     if kind == "segmentation":
         if mask is None:
-            raise UserError(f"case {case}: no mask, wanted one of {', '.join(places)}")
+            wanted = [place for place in places if not place.endswith(".txt")]
+            raise UserError(f"case {case}: no mask, wanted {' or '.join(wanted) or 'another data.source: this layout has none'}")
         return float(any_foreground(mask, case))
     values = [(_number(path, case), path) for path in texts]
     if kind == "classification":
@@ -277,15 +331,13 @@ def _target(kind, case, mask, texts, places):
 
 def _number(path, case):
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read().strip()
-        value = float(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"case {case}: cannot read the label {path}: {error}") from error
-    except ValueError:
-        raise UserError(f"case {case}: {path}: got the label {text[:40]!r}, wanted a number") from None
-    if not math.isfinite(value):
-        raise UserError(f"case {case}: {path}: got the label {text}, wanted a finite number")
+    value = table.number(text)
+    if value is None:
+        raise UserError(f"case {case}: {path}: got the label {text[:40]!r}, wanted a number")
     return value
 
 

@@ -14,6 +14,7 @@ none, - or ? (in capitals, too) is missing, which only pretraining allows.
 
 import csv
 import difflib
+import itertools
 import math
 import os
 import re
@@ -37,24 +38,49 @@ def read_rows(path, required, key):
     """The Rows of a CSV with a header; required: columns, by the config key that names each ({key: column}).
 
     key: the config key of `path`. Raises UserError for an unreadable file, a missing column (with the nearest that is
-    there), a column named twice and a line with more or fewer cells than the header.
+    there), a column named twice and a line with more or fewer cells than the header. Columns without a name at the end,
+    which spreadsheets append, are left out; where they are several, their cells must be blank.
     """
     rows = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            columns = [name.strip() for name in next(reader, ())]
+            first = next(file, "")
+            _check_separator(path, first)
+            reader = csv.reader(itertools.chain([first], file), strict=True)
+            header = [name.strip() for name in next(reader, ())]
+            columns = _without_blank_end(header)
             _check_columns(path, columns, required)
             for cells in reader:
-                if len(cells) != len(columns) and cells:
-                    raise UserError(f"{path}: line {reader.line_num}: got {len(cells)} cells, wanted {len(columns)} as in the header")
+                cells = [cell.strip() for cell in cells]
                 if any(cells):
-                    rows.append(Row(reader.line_num, dict(zip(columns, map(str.strip, cells)))))
+                    _check_cells(f"{path}: line {reader.line_num}", cells, header, cells[len(columns) :])
+                    rows.append(Row(reader.line_num, dict(zip(columns, cells))))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{key}: cannot read {path}: {error}") from error
     if not rows:
         raise UserError(f"{path}: got no lines below the header, wanted one for each case")
     return rows
+
+
+def _check_separator(path, header):
+    """Refuse a header without a comma that is separated otherwise: quoted, it would only be a broken CSV."""
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if mark in header and "," not in header:
+            raise UserError(f"{path}: line 1: got columns that are separated by {name}, wanted commas: save it as comma-separated CSV")
+
+
+def _check_cells(where, cells, header, nameless):
+    if len(cells) != len(header):
+        raise UserError(f"{where}: got {len(cells)} cells, wanted {len(header)} as in the header")
+    if header.count("") > 1 and any(nameless):
+        raise UserError(f"{where}: got '{''.join(nameless)[:80]}' below a column without a name, wanted a name in line 1")
+
+
+def _without_blank_end(columns):
+    named = len(columns)
+    while named and not columns[named - 1]:
+        named -= 1
+    return columns[:named]
 
 
 def _check_columns(path, columns, required):
@@ -154,6 +180,11 @@ def _volume(path, row, column, look):
 # ------------------------------------------------------------------------------------------- targets
 
 
+def number(text):
+    """The finite number that a text is, or None: in digits, without what Python reads besides (1_0, inf, other scripts)."""
+    return float(text) if _NUMBER.fullmatch(text) and math.isfinite(float(text)) else None
+
+
 def _targets(path, task, rows, name):
     """[(value, text of the class or None)] of a target's column, in the rows' order; None for what need not be labelled."""
     numeric = task.type in ("regression", "multilabel")
@@ -165,7 +196,7 @@ def _targets(path, task, rows, name):
         if missing and not optional:
             wanted = "a number" if numeric else "a class"
             _refuse(path, row, name, f"'{text}', which is a missing value" if text else "a blank cell", f"{wanted}, or no such line")
-        if numeric and not (_NUMBER.fullmatch(text) and math.isfinite(float(text))):
+        if numeric and number(text) is None:
             _refuse(path, row, name, f"'{text}'", "a number")
         if task.type == "multilabel" and float(text) not in (0, 1):
             _refuse(path, row, name, f"'{text}'", "0 or 1")

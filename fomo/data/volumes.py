@@ -2,7 +2,8 @@
 
 A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without a
 suffix), which the root may be itself; suffixes may be in capitals. Names that begin with a dot are left out, and so are
-paths below the root that `data.pattern` does not match, such as masks. The list (`data.csv`) is a text file with a path a
+paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed, but not back into a
+folder that they are in. The list (`data.csv`) is a text file with a path a
 line, relative to `data.root`, or else to the list's folder; blank lines and lines that begin with # are left out. Nothing
 is opened but the first file of a folder of files without a suffix.
 
@@ -43,19 +44,24 @@ def scans_below(root):
     """[(path below the root, path)] of every scan in the tree; of the root, where it is one itself, (its name, path)."""
     if not os.path.isdir(root):
         raise UserError(f"data.root: got {root}, which is not a folder, wanted the folder of the scans")
-    found, open_folders = [], [""]
+    found, open_folders = [], [("", (os.path.realpath(root),))]
     try:
         while open_folders:
-            below = open_folders.pop()
-            names, folders = [], []
+            below, parents = open_folders.pop()  # parents: the real paths of the folders from the root down to this one
+            names = []
             with os.scandir(os.path.join(root, below)) as entries:
                 for entry in entries:
-                    if not entry.name.startswith("."):
-                        (folders if entry.is_dir() else names).append(entry.name)
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir():
+                        names.append(entry.name)
+                        continue
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
+                    if real not in parents:  # else a cycle: what is in it is listed already
+                        open_folders.append((os.path.join(below, entry.name), (*parents, real)))
             found += [os.path.join(below, name) for name in names if name.lower().endswith(_SUFFIXES)]
             if _holds_dicom(os.path.join(root, below), names):
                 found.append(below)
-            open_folders += [os.path.join(below, name) for name in folders]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     return [(name or os.path.basename(os.path.abspath(root)), os.path.join(root, name)) for name in sorted(found)]
@@ -99,11 +105,13 @@ def _from_list(data):
 
 
 def _ids(relatives):
-    """File names made of the paths, unique: where two are alike, or one is too long, a checksum of the path is added."""
+    """File names made of the paths, unique even where capitals do not count: where two are alike, or one is too long, a
+    checksum of the path is added.
+    """
     names = [_without_suffix(path).replace(os.sep, "_").lstrip(".~") for path in relatives]
-    count = collections.Counter(names)
+    count = collections.Counter(name.lower() for name in names)
     for place, (name, path) in enumerate(zip(names, relatives)):
-        if count[name] > 1 or len(os.fsencode(name)) > ID_BYTES:
+        if count[name.lower()] > 1 or len(os.fsencode(name)) > ID_BYTES:
             short = os.fsencode(name)[: ID_BYTES - 9].decode(errors="ignore")
             names[place] = f"{short}-{zlib.crc32(os.fsencode(path)):08x}"
     return names

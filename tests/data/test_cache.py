@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 
 import nibabel
 import numpy as np
@@ -103,6 +104,44 @@ def test_changed_settings_or_files_make_new_entries(data):
     assert len(folders & changed) == 2, "only b is prepared again"
 
 
+def test_a_link_that_leads_elsewhere_makes_a_new_entry(data, tmp_path):
+    file, store = file_of(data, "b", "swi"), [tmp_path / f"{name}.nii.gz" for name in "xy"]
+    plain = cache.stamp(file)
+    assert plain == [file.stat().st_size, file.stat().st_mtime_ns], "entries of files that are no links stay valid"
+    for place in store:
+        shutil.copy2(file, place)
+    file.unlink()
+    entries = []
+    for place in store:
+        file.unlink(missing_ok=True)
+        file.symlink_to(place)
+        assert cache.stamp(file)[:2] == plain
+        entries.append([case.folder for case in prepare(data)])
+    assert [one == two for one, two in zip(*entries)] == [True, False, True]
+
+
+def test_a_link_in_a_folder_of_files_counts_too(tmp_path):
+    series, store = tmp_path / "series", [tmp_path / "x", tmp_path / "y"]
+    series.mkdir()
+    for place in (*store, series / "1.dcm"):
+        place.write_text("a")
+        os.utime(place, ns=(5, 5))
+    assert cache.stamp(series) == [["1.dcm", 1, 5]]
+    stamps = []
+    for place in store:
+        (series / "1.dcm").unlink()
+        (series / "1.dcm").symlink_to(place)
+        stamps.append(cache.stamp(series))
+    assert stamps == [[["1.dcm", 1, 5, str(place)]] for place in store]
+    (tmp_path / "link").symlink_to(series)
+    assert cache.stamp(tmp_path / "link") == [*stamps[1], str(series)]
+
+
+def test_values_next_to_a_class_are_that_class(data):
+    spoil(seg=lambda a, m: (a * np.float32(0.99999), m))(data, "b")
+    assert prepare(data)[1].class_voxels == prepare(data)[0].class_voxels
+
+
 def test_float16_moves_values_by_its_rounding_only(data):
     exact = prepare(data)[0].image()
     half = prepare(dataclasses.replace(data, cache_dtype="float16"))[0]
@@ -191,6 +230,7 @@ def nan(array, affine):
         (spoil(swi=lambda a, m: (np.zeros_like(a), m)), ["swi.nii.gz", "constant volume"]),
         (spoil(swi=lambda a, m: (np.stack([a, a], -1), m)), ["swi.nii.gz", "12x14x10x2", "3D"]),
         (spoil(seg=lambda a, m: (a * 3, m)), ["seg.nii.gz", "mask values 3", "task.classes=2"]),
+        (spoil(seg=lambda a, m: (a - 2.0, m)), ["seg.nii.gz", "mask values -2, -1, wanted"]),
         (spoil(seg=lambda a, m: (a[:, :-1], m)), ["seg.nii.gz has shape"]),
         (spoil(seg=lambda a, m: (a, np.diag([2.0, 2.0, -2.0, 1.0]))), ["seg.nii.gz lies up to"]),
         (lambda data, s: file_of(data, s, "swi").write_bytes(b"broken"), ["swi.nii.gz", "cannot read"]),

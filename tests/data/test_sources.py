@@ -1,6 +1,7 @@
 """Each layout is found, each mistake in one is named, and no pickle gets to run."""
 
 import os
+import shutil
 
 import nibabel
 import numpy as np
@@ -198,7 +199,7 @@ def test_missing_and_ambiguous_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "label, words", [("2", "got the label 2, wanted 0 or 1"), ("yes", "'yes', wanted a number"), ("", "wanted a number"), ("nan", "finite")]
+    "label, words", [("2", "got the label 2, wanted 0 or 1"), ("yes", "'yes', wanted a number"), ("", "wanted a number"), ("nan", "'nan', wanted a number"), ("0_1", "'0_1', wanted a number"), ("\u0661", "wanted a number")]
 )
 def test_bad_class_labels(tmp_path, label, words):
     task1_case(tmp_path, "sub_1", label=label)
@@ -208,7 +209,14 @@ def test_bad_class_labels(tmp_path, label, words):
 def test_missing_labels_and_masks(tmp_path):
     task1_case(tmp_path, "sub_1")
     refused(["case sub_1_ses_1", "no label", "label.txt"], tmp_path, 1)
-    refused(["case sub_1_ses_1", "no mask", "seg_masked.nii.gz"], tmp_path, 1, kind="segmentation")
+    with pytest.raises(config.UserError) as caught:
+        listed(tmp_path, 1, kind="segmentation")
+    assert str(caught.value) == (
+        f"case sub_1_ses_1: no mask, wanted {tmp_path}/labels_masked/sub_1/ses_1/seg_masked.nii.gz or {tmp_path}/labels/sub_1/ses_1/seg.nii.gz"
+    )
+    for name in ("t1", "t2"):
+        write(tmp_path / "preprocessed_2" / "sub_1" / "ses_1" / f"ss_{name}.nii.gz")
+    refused(["no mask, wanted another data.source: this layout has none"], tmp_path, 3, kind="segmentation")
 
 
 def test_contradicting_labels(tmp_path):
@@ -216,10 +224,88 @@ def test_contradicting_labels(tmp_path):
     refused(["case sub_1_ses_1", "label.txt says 0", "seg_masked.nii.gz says 1"], tmp_path, 1)
 
 
+def test_a_label_may_begin_with_the_mark_of_its_encoding(tmp_path):
+    task1_case(tmp_path, "sub_1", label="\ufeff1\r\n")
+    assert listed(tmp_path, 1)[0].target == 1.0
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+@pytest.mark.parametrize(
+    "background, lesion, target", [(1e-9, 1e-9, 0.0), (-1e-5, 1.00005, 1.0), (0.0, 0.5, "0.5"), (0.0, 0.9998, "0.9998"), (0.001, 3.0, "0.001")]
+)
+def test_a_mask_holds_whole_numbers(tmp_path, kind, background, lesion, target):
+    """A resampled mask that is not quite 0 has no lesion, and one of fractions is none."""
+    task1_case(tmp_path, "sub_1")
+    array = np.full((2, 2, 2), background, np.float32)
+    array[1] = lesion
+    write(tmp_path / "labels_masked/sub_1/ses_1/seg_masked.nii.gz", array)
+    if isinstance(target, float):
+        assert [case.target for case in listed(tmp_path, 1, kind=kind)] == [target]
+    else:
+        refused(["case sub_1_ses_1: mask: ", f"seg_masked.nii.gz: got the value {target}, wanted whole numbers"], tmp_path, 1, kind=kind)
+
+
 def test_two_cases_of_one_id(tmp_path):
     task1_case(tmp_path, "a_b", "c", label="0")
     task1_case(tmp_path, "a", "b_c", label="0")
     refused(["two cases have the id 'a_b_c'"], tmp_path, 1)
+
+
+def test_ids_that_some_systems_would_write_to_one_file(tmp_path):
+    for subject in ("sub_a", "sub_A"):
+        task1_case(tmp_path, subject, label="0")
+    if len(os.listdir(tmp_path / "skull_stripped")) == 1:
+        pytest.skip("this file system is one of them")
+    refused(["the ids 'sub_A_ses_1' and 'sub_a_ses_1', which differ only in capitals", "rename one"], tmp_path, 1)
+
+
+def test_an_image_of_two_subjects_is_refused_however_it_is_reached(tmp_path):
+    task1_case(tmp_path, "sub_1", label="0")
+    task1_case(tmp_path, "sub_2", label="1")
+    assert len(listed(tmp_path, 1)) == 2
+    base = tmp_path / "skull_stripped"
+    file = base / "sub_2" / "ses_1" / "ss_adc.nii.gz"
+    file.unlink()
+    file.symlink_to(base / "sub_1" / "ses_1" / "ss_adc.nii.gz")
+    said = ["case sub_1_ses_1 of subject 'sub_1' and case sub_2_ses_1 of subject 'sub_2' have the same image", str(file)]
+    refused(said, tmp_path, 1)
+    shutil.rmtree(base / "sub_2")
+    (base / "sub_2").symlink_to(base / "sub_1")
+    refused(said[:1], tmp_path, 1)
+    assert len(listed(tmp_path, 1, labels=False)) == 2, "nothing is trained on"
+    assert len(listed(tmp_path, 1, rescan="never")) == 2, "the files are not looked at"
+    (base / "sub_2").unlink()
+    (base / "sub_1" / "ses_2").symlink_to(base / "sub_1" / "ses_1")
+    write(tmp_path / "labels" / "sub_1" / "ses_2" / "label.txt", text="0")
+    assert [case.subject for case in listed(tmp_path, 1)] == ["sub_1", "sub_1"]
+
+
+def test_an_array_of_two_subjects_is_refused(tmp_path):
+    arrays(tmp_path, "sub_1")
+    assert len({image.path for image in listed(tmp_path, 2)[0].images}) == 1
+    (tmp_path / "preprocessed_2" / "sub_2.npy").symlink_to(tmp_path / "preprocessed_2" / "sub_1.npy")
+    refused(["case sub_1 of subject 'sub_1' and case sub_2", "which are one file"], tmp_path, 2)
+
+
+def test_each_folder_is_resolved_once(tmp_path, monkeypatch):
+    """60,000 files are few folders, or few folders deep: what is looked at is each file, and each folder's path once."""
+    for scan in range(30):
+        write(tmp_path / f"sub_{scan % 3}" / f"{scan}.nii.gz", text="")
+    looked, real = [], os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path, *rest, **options: looked.append(path) or real(path, *rest, **options))
+    data = config.Data(source="volumes", root=str(tmp_path), channels=("mri",))
+    assert len(sources.list_cases(data, config.Task(type="mae"))) == 30
+    assert len(looked) <= 30 + 4 * len(tmp_path.parts) + 3
+
+
+def test_subjects_that_are_perhaps_one_are_a_warning(tmp_path):
+    log = Log()
+    for subject in ("s_1", "S_01", "s_10", "s_1.05", "s_1.5", "p2", "p2.0", "p002"):
+        task1_case(tmp_path, subject, f"ses_{subject}", label="0")
+    listed(tmp_path, 1, log=log)
+    ((message, values),) = log.warnings
+    assert message.startswith("subjects that differ only in capitals, leading zeros or .0 count as different ones")
+    assert values == {"count": 2, "subjects": ["S_01/s_1", "p002/p2/p2.0"]}
 
 
 def test_a_derived_folder_that_lacks_sessions_is_refused(tmp_path):
@@ -277,7 +363,12 @@ def test_subjects_that_are_perhaps_not_recognised_are_a_warning(tmp_path):
     arrays(tmp_path, "sub_2_day2")
     listed(tmp_path, 2, log=log)
     ((message, values),) = log.warnings
-    assert message.startswith("every case is its own subject, though names begin alike") and values == {"example": ["sub_2_day1", "sub_2_day2"]}
+    assert message.startswith("cases count as different subjects, though their names begin alike")
+    assert values == {"beginnings": 1, "example": ["sub_2_day1", "sub_2_day2"]}
+    log.warnings.clear()
+    arrays(tmp_path, "sub_3_ses_1", "sub_3_ses_2")  # the others' sessions being told does not tell these
+    listed(tmp_path, 2, log=log)
+    assert log.warnings == [(message, values)]
 
 
 def test_arrays_that_are_fewer_than_their_sessions_are_a_warning(tmp_path):

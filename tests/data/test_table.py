@@ -60,7 +60,7 @@ def test_one_target_is_a_number_and_prediction_needs_no_labels(folder):
 
 
 def test_numbers_are_sorted_as_numbers_and_zero_and_one_are_themselves(folder):
-    lines = [f"c{i},s{i},images/a.nii.gz,,,{text},,," for i, text in enumerate(("10", "2", "1", "0", "2"))]
+    lines = [f"c{i},s,images/a.nii.gz,,,{text},,," for i, text in enumerate(("10", "2", "1", "0", "2"))]
     cases = listed(folder, *lines, fold_column=None, classes=4)
     assert [case.target for case in cases] == [3.0, 2.0, 1.0, 0.0, 2.0] and cases[0].labels == ("10",)
     assert table.class_index({"1"}, "") == {"1": 1} and table.class_index({"2", "1"}, "") == {"1": 0, "2": 1}
@@ -69,7 +69,7 @@ def test_numbers_are_sorted_as_numbers_and_zero_and_one_are_themselves(folder):
 
 
 def test_more_classes_than_there_should_be_are_named_with_their_lines(folder):
-    lines = [f"c{i},s{i},images/a.nii.gz,,,{text},,,1" for i, text in enumerate(("0", "1", "0", "-1", "1"))]
+    lines = [f"c{i},s,images/a.nii.gz,,,{text},,,1" for i, text in enumerate(("0", "1", "0", "-1", "1"))]
     refused(["'cohort'", "3 classes", "'-1' (1, first in line 5), '0' (2, first in line 2)", "task.classes=2"], folder, *lines, classes=2)
     assert len(listed(folder, *lines)) == 5
 
@@ -93,7 +93,17 @@ def test_a_root_that_is_not_used_is_said(folder):
     said.clear()
     listed(folder, A.replace("a_0", "sub-1_a"), B.replace("b_0", "sub-1_b"), subject_column=None, log=Log())
     ((message, values),) = said
-    assert "every case is its own subject" in message and "data.subject_column" in message
+    assert "cases count as different subjects" in message and "data.subject_column" in message
+
+
+def test_an_image_in_lines_of_two_subjects_is_refused(folder):
+    twin = A.replace("a_0,a", "a_9,z").replace("mild", "severe")
+    for rescan in ("always", "never"):
+        refused(["case a_0 of subject 'a' and case a_9 of subject 'z'", "a.nii.gz", "wanted every file in one"], folder, A, B, twin, rescan=rescan)
+    refused(["case a_0 of subject 'a_0'"], folder, A, B, twin, subject_column=None)
+    assert len(listed(folder, A, B, twin.replace("a_9,z", "a_9,a"))) == 3, "of one subject"
+    assert len(listed(folder, A, B, twin, labels=False)) == 3, "to predict"
+    assert len(listed(folder, A, B, kind="segmentation", targets=())) == 2, "masks may be shared"
 
 
 def test_segmentation_takes_the_mask_and_its_presence(folder):
@@ -166,6 +176,22 @@ def test_a_wrong_header_is_named(folder):
     with pytest.raises(config.UserError, match="cannot read"):
         table.read_rows(str(folder / "latin.csv"), {}, "data.csv")
     assert [case.subject for case in listed(folder, A, B, subject_column=None)] == ["a_0", "b_0"]
+
+
+@pytest.mark.parametrize("mark, name", [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_another_separator_is_named(folder, mark, name, quote):
+    header, line = (mark.join(f"{quote}{cell}{quote}" for cell in text.split(",")) for text in (HEADER, A))
+    refused(["table.csv: line 1: ", f"separated by {name}, wanted commas"], folder, line, header=header)
+
+
+def test_columns_without_a_name_at_the_end_are_left_alone_where_they_are_blank(folder):
+    header = HEADER + ",,"
+    assert [case.id for case in listed(folder, A + ",,", B + ", ,", header=header)] == ["a_0", "b_0"]
+    refused(["line 3: got 'x' below a column without a name"], folder, A + ",,", B + ",,x", header=header)
+    refused(["line 2: got 9 cells, wanted 11"], folder, A, B, header=header)
+    refused(["column '' twice"], folder, "," + A + ",", header="," + HEADER.replace("age", ""))
+    assert len(listed(folder, A + ",note", header=HEADER + ",")) == 1
 
 
 def test_the_config_says_what_a_table_needs(folder):

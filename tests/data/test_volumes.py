@@ -55,6 +55,31 @@ def test_ids_are_unique_and_short_enough_for_a_file_name(tmp_path):
     assert ids == [case.id for case in listed(tmp_path)]
 
 
+def test_ids_differ_in_more_than_capitals(tmp_path):
+    touch(tmp_path, "sub-0/x.nii.gz", "sub-0/X.nii.gz", "sub-0/y.nii.gz")
+    if len(os.listdir(tmp_path / "sub-0")) == 2:
+        pytest.skip("this file system does not tell them apart")
+    ids = [case.id for case in listed(tmp_path)]
+    assert len({id.lower() for id in ids}) == 3 and "sub-0_y" in ids and sum(id.lower().startswith("sub-0_x-") for id in ids) == 2
+
+
+def test_a_cycle_of_links_is_walked_once(tmp_path):
+    root = tmp_path / "data"
+    touch(root, "sub-1/ses-1/a.nii.gz", "sub-2/b.nii.gz")
+    touch(tmp_path, "other/in/c.nii.gz", "far/sub-3/d.nii.gz")
+    (root / "sub-1" / "loop").symlink_to(root)
+    (root / "sub-1" / "ses-1" / "up").symlink_to("..")
+    (root / "link").symlink_to(tmp_path / "other" / "in")  # followed
+    (tmp_path / "other" / "in" / "back").symlink_to(tmp_path / "other")
+    (root / "far").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "sub-3" / "home").symlink_to(root)
+    assert {os.path.relpath(case.images[0].path, root) for case in listed(root)} == {
+        "sub-1/ses-1/a.nii.gz", "sub-2/b.nii.gz", "link/c.nii.gz", "far/sub-3/d.nii.gz"
+    }  # fmt: skip
+    (tmp_path / "alias").symlink_to(root)
+    assert len(listed(tmp_path / "alias")) == 4
+
+
 def test_a_name_that_is_not_text_is_refused(tmp_path):
     try:
         touch(tmp_path, os.fsdecode(b"sub_\xe9/t1.nii.gz"))
