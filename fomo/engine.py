@@ -199,11 +199,13 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
 
     if step < last_step:
         log("early_stop", epoch=len(history), step=step, patience=train.patience)
-    if dist.on_main(lambda: not os.path.exists(best_path)):
+    if selection.best_row(task, history) is None:
         raise UserError(
             f"{folder}: val_{task.select} was undefined in every epoch, so no best epoch exists; "
             "its validation cases lack a class: raise cv.val_fraction or lower cv.folds"
         )
+    if dist.on_main(lambda: not os.path.exists(best_path)):
+        raise UserError(f"{best_path}: is gone, and its epoch is trained: delete {folder} to train this fold again")
 
 
 @dataclass

@@ -142,9 +142,9 @@ def test_the_network(name):
 def test_features_are_standardised_by_running_statistics():
     network, views = make_network(), make_views()[:1]
     features = network(views)[2]
-    network.move_statistics(features.mean(0), features.square().mean(0), 0.0)
+    network.move_statistics(features.double().mean(0), features.double().square().mean(0), 0.0)
     scaled = (features - features.mean(0)) / features.std(0, correction=0).clamp(min=1e-3)
-    torch.testing.assert_close(network(views)[1], network.teacher["head"](scaled), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(network(views)[1], network.teacher["head"](scaled), rtol=1e-3, atol=1e-4)
     before = network.feature_mean.clone()
     network.move_statistics(before + 1, (before + 1).square(), 0.75)  # no variance: as little as is allowed
     torch.testing.assert_close(network.feature_mean, before + 0.25)
@@ -350,8 +350,7 @@ def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     shutil.copytree(tmp_path / "one", tmp_path / "again")
     again = tmp_path / "again" / "run" / "fold_1"
     (again / "last.previous.pt").replace(again / "last.pt")
-    for name in ("results.csv", "best.pt"):
-        (again / name).unlink()
+    (again / "results.csv").unlink()
     assert re.search(r" resume fold=1 epoch=2 step=3\b", finished(run_command("train.py", path, f"output={tmp_path}/again")))
     state = torch.load(again / "last.pt", weights_only=True)
     assert all(torch.equal(value, states[0]["model"][key]) for key, value in state["model"].items())

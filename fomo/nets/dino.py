@@ -80,7 +80,7 @@ class Dino(nn.Module):
 
     @torch.no_grad()
     def move_statistics(self, mean, square, momentum):
-        """mean, square: (F,) of the teacher's features and of their squares over a whole step, the same on all ranks."""
+        """mean, square: (F,) float64, of the teacher's features and of their squares over a whole step, the same on all ranks."""
         std = (square - mean.square()).clamp(min=_SMALL**2).sqrt()
         self.feature_mean.lerp_(mean.to(self.feature_mean), 1 - momentum)
         self.feature_std.lerp_(std.to(self.feature_std), 1 - momentum)

@@ -84,10 +84,10 @@ class Dino(Task):
 
     def _add(self, teacher, features, centre, temperature):
         """Of the teacher's views of a micro-batch, what the step's update and the watch need."""
-        teacher, features = teacher.float(), features.float()
+        teacher, features = teacher.float(), features.double()  # whose variance is a small difference of its moments
         entropy = _entropy(losses.dino_target(teacher, centre, temperature))
         parts = [features, features.square(), teacher, _unit(teacher), entropy[:, None], torch.ones_like(entropy)[:, None]]
-        sums = torch.cat([part.sum(0) for part in parts])
+        sums = torch.cat([part.double().sum(0) for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def after_step(self, network, step, last_step):
