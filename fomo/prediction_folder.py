@@ -1,6 +1,7 @@
 """The folder of predictions: which checkpoints and scans they are of, and what is in it already and stays.
 
-settings.json names the checkpoints, and what they learned; in the tables the column `input` stands for the files that a row was predicted from.
+settings.json names the checkpoints, and what they learned; in the tables the column `input` stands for the files that a
+row was predicted from.
 """
 
 import os

@@ -3,9 +3,9 @@
 A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without a
 suffix), which the root may be itself; suffixes may be in capitals. Names that begin with a dot are left out, and so are
 paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed, but not back into a
-folder that they are in. The list (`data.csv`) is a text file with a path a
-line, relative to `data.root`, or else to the list's folder; blank lines and lines that begin with # are left out. Nothing
-is opened but the first file of a folder of files without a suffix.
+folder that they are in. The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the
+list's folder; blank lines and lines that begin with # are left out. Nothing is opened but the first file of a folder of
+files without a suffix.
 
 The id is the path below the root without its suffix, its parts joined by _. The subject is, with what lies above it,
 - the first folder named sub-X or sub_X (BIDS, FOMO-60K), or what the file's name begins with, if that is sub-X_ or sub_X_;

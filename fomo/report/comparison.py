@@ -1,9 +1,9 @@
 """Is one run better than another on the same cases: paired differences, intervals and tests.
 
-Every pair of runs is compared on every metric of the task. AUROC by DeLong's test, summed per subject
-where subjects have several cases (clustered DeLong, Obuchowski 1997); the mean of any per-case value by sign flips of whole
-subjects, its interval by the bootstrap over subjects. The p values of the whole table are
-corrected together (Holm, Scand J Stat 6:65, 1979).
+Every pair of runs is compared on every metric of the task. AUROC by DeLong's test, summed per subject where subjects
+have several cases (clustered DeLong, Obuchowski 1997); the mean of any per-case value by sign flips of whole subjects,
+its interval by the bootstrap over subjects. The p values of the whole table are corrected together (Holm, Scand J Stat
+6:65, 1979).
 """
 
 import itertools
