@@ -55,7 +55,9 @@ def read_rows(path, required, key):
                 if any(cells):
                     _check_cells(f"{path}: line {reader.line_num}", cells, header, cells[len(columns) :])
                     rows.append(Row(reader.line_num, dict(zip(columns, cells))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise UserError(f"{key}: cannot read {path}: line {reader.line_num}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key}: cannot read {path}: {error}") from error
     if not rows:
         raise UserError(f"{path}: got no lines below the header, wanted one for each case")

@@ -182,15 +182,15 @@ def make_table(folder, rng):
     """(what the table is for, path)."""
     kind = "table" if rng is None else pick(rng, _TABLES)
     header, rows = {
-        "table": (["id", "subject", "t1", "mask", "age", "fold"], [[f"c{i}", f"s{i % 3}", f"scan_{i % 2}.npy", "", str(40 + i), str(i % 2)] for i in range(6)]),
+        "table": (["id", "subject", "t1", "mask", "age", "fold"], [[f"c{i}", f"s{i % 3}", f"scan_{i % 3}.npy", "", str(40 + i), str(i % 2)] for i in range(6)]),
         "groups": (["subject", "group"], [[f"s{i}", f"g{i % 2}"] for i in range(6)]),
         "labels": (["label"], []),
         "cases": (["id", "t1"], [[f"c{i}", f"scan_{i % 2}.npy"] for i in range(4)]),
         "predictions": (["id", "probability", "decision"], [[f"c{i}", f"{i / 8}", str(i // 3)] for i in range(6)]),
         "paths": (["scan_0.npy"], [["scan_1.npy"]]),
     }[kind]
-    volumes = np.arange(2 * 5 * 4 * 3, dtype=np.float32).reshape(2, 5, 4, 3)
-    for i in range(2):
+    volumes = np.arange(3 * 5 * 4 * 3, dtype=np.float32).reshape(3, 5, 4, 3)
+    for i in range(3):
         np.save(folder / f"scan_{i}.npy", volumes[i] + i)
     if rng is not None and rng.random() < 0.7:
         for _ in range(int(rng.integers(1, 4))):
