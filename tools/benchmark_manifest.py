@@ -107,7 +107,7 @@ def start(folder):
     task = tasks.build(config)
     os.makedirs(config.output, exist_ok=True)
     listed = dist.on_main(lambda: sources.list_cases(config.data, config.task))
-    listing.describe(config, task, listed, log)
+    listing.describe(config, listed, log)
     mark("list_s")
     path = os.path.join(config.output, "splits.json")
     splits = dist.on_main(lambda: run_folder.read_or_make_splits(config, task, listed, path))
