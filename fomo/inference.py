@@ -44,11 +44,11 @@ def sliding_window(
     """Blend a network's dense outputs over a volume.
 
     network: (B, C, *patch) -> (B, K, *patch). volume: array, memory map or tensor (C, X, Y, Z), read window by window (for a
-    GPU at once where it fits there) and given to the network in the type of its parameters (where it has none, in its own). patch: window in voxels.
-    overlap: smallest overlap of neighbours, as a fraction of the patch. background: value (one, or one per channel) outside
-    the volume. windows: windows per forward pass. weights: a mode of `window_weights`, or positive weights (X, Y, Z).
-    device: where the network runs (None: where the volume is); accumulate: where the outputs are added up (None: the same
-    device, or the CPU when they do not fit there). autocast: context manager for the forward pass.
+    GPU at once where it fits there) and given to the network in the type of its parameters (where it has none, in its own).
+    patch: window in voxels. overlap: smallest overlap of neighbours, as a fraction of the patch. background: value (one, or
+    one per channel) outside the volume. windows: windows per forward pass. weights: a mode of `window_weights`, or positive
+    weights (X, Y, Z). device: where the network runs (None: where the volume is); accumulate: where the outputs are added up
+    (None: the same device, or the CPU when they do not fit there). autocast: context manager for the forward pass.
     Returns float32 (K, X, Y, Z) on the accumulating device: the weighted mean of the outputs, whatever their precision.
     """
     shape = tuple(volume.shape[1:])
