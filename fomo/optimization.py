@@ -42,7 +42,8 @@ class Average:
 
     @torch.no_grad()
     def update(self, network):
-        pairs = list(zip(self.module.state_dict().values(), network.state_dict().values(), strict=True))
+        tensors = ([*module.parameters(), *module.buffers()] for module in (self.module, network))
+        pairs = list(zip(*tensors, strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         if self.begun:
             torch._foreach_lerp_(*map(list, zip(*floats)), 1 - self.decay)

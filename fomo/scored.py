@@ -9,7 +9,7 @@ import numpy as np
 from . import config, tables, tasks, volume
 from .config import UserError
 from .data import table as table_module
-from .data.cases import Volume, any_foreground
+from .data.cases import Volume, any_foreground, rounded
 
 _SUFFIXES = (".nii.gz", ".nii")
 _TABLES = ("predictions_volumes.csv", "predictions.csv")  # of tools/predict.py and of runs, the first that is there
@@ -43,7 +43,7 @@ def learned_by(place):
     path = os.path.join(folder, "settings.json")
     try:
         said = tables.read_json(path) if os.path.exists(path) else {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     return Learned(tuple(said.get("targets", ())), said.get("classes"), tuple(said.get("class_names", ())))
 
@@ -136,6 +136,7 @@ def read_pair(id, prediction_path, reference_path):
             array, affine = volume.read_nifti(path)
         except ValueError as error:
             raise UserError(f"case {id}: {error}") from error
+        array = rounded(array)  # as in training
         if array.min() < 0 or array.max() > 255 or not np.array_equal(array, np.round(array)):
             raise UserError(f"case {id}: {path}: got values that are no classes, wanted whole numbers from 0 to 255")
         arrays.append((array.astype(np.uint8), affine))

@@ -138,6 +138,16 @@ def test_missing_extra_and_misplaced_masks_are_errors(masks, tmp_path):
         evaluation.evaluate(masks[0], str(tmp_path / "nowhere"))
 
 
+def test_masks_next_to_whole_numbers_are_read_as_in_training(tmp_path):
+    for name, value in (("predicted", 1.0), ("reference", 0.99995)):
+        mask = np.zeros((6, 6, 6), np.float32)
+        mask[2:4, 2:4, 2:4] = value
+        (tmp_path / name).mkdir()
+        nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / name / "a.nii.gz")
+    _, [row], _ = evaluation.evaluate(str(tmp_path / "predicted"), str(tmp_path / "reference"))
+    assert row["dice"] == 1 and row["reference_voxels"] == 8
+
+
 def test_tables_are_scored_as_the_metrics_say(tmp_path):
     generator = np.random.default_rng(0)
     y, p = np.arange(20) % 2, generator.random(20)

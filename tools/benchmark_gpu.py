@@ -9,6 +9,7 @@ data, 1/2 with each one's own pipeline; batch 8 at 35% of the matrix rate; at 12
 0.7 with checkpointed activations. Without a GPU everything runs at toy size, for its correctness only.
 """
 
+import functools
 import gc
 import os
 import tempfile
@@ -235,6 +236,7 @@ def _in_float32(norm):
     norm.forward = lambda x: own(x.float())
 
 
+@functools.cache
 def count_operations(case, device):
     """Floating-point operations of one forward and backward pass, by torch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
