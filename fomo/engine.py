@@ -144,9 +144,9 @@ def fit(config, task, network, train_cases, val_cases, folder, fold, log, progre
             # ---- step
             waiting = time.perf_counter()
             with memory.explained(lambda: memory.advise_training(config, task, network, optimizer, autocast, plan, one_batch)):
-                micro_batches = [to_device(next(batches), device, augment, layout) for _ in range(plan.micro_batches)]
+                micro_batches = [next(batches) for _ in range(plan.micro_batches)]
                 data_s = time.perf_counter() - waiting
-                micro_batches = [task.prepare(batch) for batch in micro_batches]
+                micro_batches = [task.prepare(to_device(batch, device, augment, layout)) for batch in micro_batches]
                 torch.manual_seed(seeds.integer(config.seed, "dropout", fold, step, dist.rank()))
                 pending.append(train_step(forward, task, micro_batches, optimizer, scaler, autocast, config.optim.clip_norm))
             if average is not None:

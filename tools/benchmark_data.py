@@ -305,8 +305,9 @@ def bench_waiting(options, say, batch_size=2, steps=12):
         autocast, times = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"), []
         for _ in range(steps + 4):
             start = time.perf_counter()
-            batch = engine.to_device(next(batches), device, augment, layout)
+            batch = next(batches)
             waited = time.perf_counter() - start
+            batch = engine.to_device(batch, device, augment, layout)
             engine.train_step(network, task, [batch], optimizer, scaler, autocast, None).read()
             times.append((waited, time.perf_counter() - start))
         data_s, step_s = np.mean(times[4:], axis=0)

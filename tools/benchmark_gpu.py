@@ -32,9 +32,10 @@ STEPS = (  # task, network, channels in and out, batch, edge of the patch in vox
     ("mae", "unet_b_lw_dec", 1, 1, 2, 96),
     ("slices", "resnet50", 1, 18, 64, 224),
 )
+PATHS = {"naive": dict(naive=True), "torch_norm": dict(torch_norm=True), "checkpointed": dict(recompute=True)}  # held against ours
 KERNELS = {  # class: parts of the names of its kernels; the first that matches counts
     "optimizer": ("multi_tensor", "adam", "l2norm", "lpnorm"),
-    "normalisation": ("norm", "welford", "bn_"),
+    "normalisation": ("norm", "welford", "bn_", "reduce_kernel", "addcmul"),
     "convolution": ("conv", "gemm", "cutlass", "xmma", "cudnn", "dgrad", "wgrad", "fprop", "nchwtonhwc", "nhwctonchw", "vol2col", "col2vol"),
     "copies": ("memcpy", "memset", "copy", "cat", "fill"),
     "pooling and activation": ("pool", "leaky", "relu"),
@@ -79,7 +80,7 @@ def bench_gpu(options, say, peer):
     if "fed" in options.parts:
         attempt(dict(part="fed"), bench_fed, device, say)
     if "parity" in options.parts:
-        attempt(dict(part="parity"), bench_parity, device, say, {"naive": dict(naive=True), "checkpointed": dict(recompute=True)})
+        attempt(dict(part="parity"), bench_parity, device, say, PATHS)
     if "inference" in options.parts and device.type == "cuda":  # target: 20 s
         attempt(dict(part="inference"), bench_full, types.SimpleNamespace(full=5, mirror=[0, 1, 2]), say, device)
     if "compile" in options.parts:  # last: a minute or so for each case
@@ -98,6 +99,7 @@ def variants(case, device):
     found = {"naive": dict(naive=True), "fomo": {}}
     if case[1].startswith("unet"):
         found["fomo_checkpointed"] = dict(recompute=True)
+        found["fomo_torch_norm"] = dict(torch_norm=True)
     if device.type == "cuda":
         found["fomo_other_layout"] = dict(other_layout=True)
         found["fomo_cudnn_benchmark"] = dict(search=True)
@@ -151,7 +153,7 @@ def sizes(case, device):
     return case[4:] if device.type == "cuda" else (2, 32)
 
 
-def make_step(case, device, naive=False, recompute=False, compiled=False, other_layout=False, search=False, edge=None):
+def make_step(case, device, naive=False, recompute=False, compiled=False, torch_norm=False, other_layout=False, search=False, edge=None):
     """A function that does one optimizer step, on a fixed batch or on the one that it is fed, and returns its loss."""
     from fomo import engine, losses, nets, optimization
 
@@ -170,9 +172,11 @@ def make_step(case, device, naive=False, recompute=False, compiled=False, other_
     if other_layout:
         layout = _to_other_layout(network, layout)
     if naive:
-        for module in network.modules():
-            if isinstance(module, torch.nn.InstanceNorm3d):
-                _in_float32(module)
+        for module in instance_norms(network):
+            _in_float32(module)
+    if torch_norm:
+        for module in instance_norms(network):
+            module.forward = functools.partial(torch.nn.InstanceNorm3d.forward, module)
     if recompute:
         network.checkpoint_activations(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda" and not naive)
@@ -195,6 +199,10 @@ def make_step(case, device, naive=False, recompute=False, compiled=False, other_
         return engine.train_step(forward, task, [given], optimizer, scaler, autocast, 1.0).loss
 
     return step
+
+
+def instance_norms(network):
+    return [module for module in network.modules() if isinstance(module, torch.nn.InstanceNorm3d)]
 
 
 def _to_other_layout(network, layout):
@@ -295,9 +303,9 @@ def bench_fed(device, say, steps=40):
                     _wait(device)
                     start, waited_s = time.perf_counter(), 0.0
                 clock = time.perf_counter()
-                feed = engine.to_device(next(batches), device, augment)
+                feed = next(batches)
                 waited_s += time.perf_counter() - clock
-                step(feed)
+                step(engine.to_device(feed, device, augment))
             _wait(device)
             seconds[who] = (time.perf_counter() - start) / steps
             line = dict(workers=workers, batch=batch, patch=edge, step_s=seconds[who], data_s=waited_s / steps)
@@ -309,7 +317,7 @@ def bench_parity(device, say, paths, steps=50):
     """Losses of 50 steps on one batch: each of `paths` {name: how, for make_step} against the plain one, in bf16."""
     losses = {}
     for label, how in {"plain": {}, **paths}.items():
-        step = make_step(STEPS[0], device, **how, edge=32)
+        step = make_step(STEPS[0], device, **how, edge=48 if device.type == "cuda" else 32)
         losses[label] = [float(step()) for _ in range(steps)]
     for label in paths:
         largest = max(abs(a - b) for a, b in zip(losses["plain"], losses[label]))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import checks
+from . import checks, norm
 
 _MODES = ("segmentation", "classification", "regression")
 _STRIDE = 16  # the encoder halves each axis four times
@@ -83,7 +83,7 @@ def _level(channels_in, channels_out, convolutions=2):
         blocks[f"conv{i}"] = nn.Sequential(
             OrderedDict(
                 conv=nn.Conv3d(channels_in, channels_out, 3, padding=1),
-                norm=nn.InstanceNorm3d(channels_out, eps=1e-5, affine=True),
+                norm=norm.InstanceNorm(channels_out, eps=1e-5, affine=True),
                 activation=nn.LeakyReLU(0.01, inplace=True),
             )
         )

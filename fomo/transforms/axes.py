@@ -108,5 +108,8 @@ def spline_coefficients(size):
 
 
 def tensors(matrices, device, dtype=torch.float32):
-    """numpy matrices (or None) as tensors on the device, without waiting for it, as a plain copy to a GPU does."""
-    return [None if m is None else torch.as_tensor(m, dtype=dtype).to(device, non_blocking=True) for m in matrices]
+    """numpy matrices (or None) as tensors on the device, without waiting for it, as a GPU's copy of unpinned memory may do."""
+    own = [None if m is None else torch.as_tensor(m, dtype=dtype) for m in matrices]
+    if device.type == "cuda":
+        own = [None if m is None else m.pin_memory() for m in own]
+    return [None if m is None else m.to(device, non_blocking=True) for m in own]
