@@ -161,20 +161,21 @@ def _zeros(shape, device):
 def _divide_by_coverage(total, weights, starts):
     """Divide `total` (K, X, Y, Z), in place, by the sum of the weights of all windows at each voxel.
 
-    The starts are a grid, so the sum is built one axis after the other, and along x slab by slab: a map of one window's
-    thickness instead of the whole volume's.
+    The starts are a grid, so the sum is built one axis after the other; a few planes at a time, which stay in a core's cache.
     """
-    xs, ys, zs = (np.unique(starts[:, axis]) for axis in range(3))
-    cover = weights
-    for axis, begins in ((1, ys), (2, zs)):
-        size = list(cover.shape)
-        length, size[axis] = size[axis], total.shape[1 + axis]
-        wider = _zeros(size, cover.device)
-        for begin in begins:
-            wider.narrow(axis, int(begin), length).add_(cover)
-        cover = wider
-    thickness = len(cover)
-    edges = np.unique([*xs, *(xs + thickness)])
-    for low, high in zip(edges, edges[1:]):  # between two edges the same windows cover all of x
-        parts = [cover[low - x : high - x] for x in xs if x <= low and high <= x + thickness]
-        total[:, low:high].div_(sum(parts[1:], parts[0]))
+    xs, ys, zs = (np.unique(starts[:, axis]).tolist() for axis in range(3))
+    for low in range(0, total.shape[1], 4):
+        planes = total[:, low : low + 4]
+        cover = weights.new_zeros(planes.shape[1], *weights.shape[1:])
+        for x in xs:
+            first, last = max(low, x), min(low + len(cover), x + len(weights))
+            if first < last:
+                cover[first - low : last - low].add_(weights[first - x : last - x])
+        for axis, begins in ((1, ys), (2, zs)):
+            size = list(cover.shape)
+            length, size[axis] = size[axis], total.shape[1 + axis]
+            wider = cover.new_zeros(size)
+            for begin in begins:
+                wider.narrow(axis, begin, length).add_(cover)
+            cover = wider
+        planes.div_(cover)
