@@ -22,7 +22,8 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     label, too: 1 if it has a voxel above 0. Missing or extra cases are a UserError, and so are a mask on another grid than
     its reference, and references of other classes.
     A table of several labels (probability_LABEL) is scored by a CSV with VolumeName (or id) and a column of 0 and 1 per
-    label, which may have further volumes: the summary's `not_predicted`. Where a table of probabilities has no column of
+    label, which may have further volumes: the summary's `not_predicted`. One of several targets (decision_TARGET and its
+    probability_TARGET_CLASS) is scored by a CSV with id and a column of class names per target. Where a table of probabilities has no column of
     decisions (or no decision_LABEL), they are made at 0.5: the summary's `decided_at_half` counts them.
     Intervals are over the subjects: of a column `subject` of either table, or else the folders SUB, or the patients of CT
     volumes by their names. Where none of these knows all, they are over the cases, and `log` (fomo.log's Log) warns.
@@ -146,6 +147,10 @@ def _mean_over_cases(rows, drawn):
 
 def _evaluate_table(table, predictions, references, columns, resamples, seed, level, log):
     there, score = scored.columns_of(table), _score_column(table)
+    several = [name.removeprefix("decision_") for name in there if name.startswith("decision_")]
+    several = [name for name in several if f"probability_{name}" not in there and tasks.multitarget.classes_of(name, there)]
+    if score is None and several:
+        return _multitarget(table, several, predictions, references, columns, resamples, seed, level, log)
     if score is None and any(name.startswith("probability_") for name in there):
         if columns.target is not None:
             raise UserError(f"--column: got {columns.target}, and {predictions} has several labels, each with its own column")
@@ -256,6 +261,44 @@ def _multilabel(table, predictions, references, names, resamples, seed, level, l
     summary["not_predicted"] = {"value": len(wanted) - len(rows), "n": len(wanted)}
     summary.update(_at_half(len(undecided) * len(rows), len(labels) * len(rows)))
     return "multilabel", [{k: v for k, v in row.items() if k not in ("scan", "threshold")} for row in rows], summary
+
+
+def _multitarget(table, targets, predictions, references, names, resamples, seed, level, log):
+    """Of one or several targets with a softmax each: what a run reports of them; names: the Columns of the references."""
+    wanted = scored.read_table(references, (names.id or "id",), flag="--id-column")
+    scored.check_same_cases(table, wanted, predictions, references)
+    named = {name.replace(" ", "_"): name for name in scored.columns_of(wanted)}
+    if names.target is not None:
+        if len(targets) > 1 or names.target not in named.values():
+            raise UserError(f"--column: got {names.target}, wanted a column of {references} for the one target of {predictions}: {', '.join(targets)}")
+        named = {targets[0]: names.target}
+    lacking = [name for name in targets if name not in named]
+    if lacking:
+        got = ", ".join(scored.columns_of(wanted))[:500]
+        raise UserError(f"{references}: got the columns {got}, and none for {', '.join(lacking)[:200]} of {predictions}")
+    classes = {name: tasks.multitarget.classes_of(name, scored.columns_of(table)) for name in targets}
+    known = [scored.subjects_of(table), scored.subjects_of(wanted, references, names.subject)]
+    ids = sorted(table)
+    drawn, rows = _drawn(ids, known[::-1] if names.subject else known, resamples, seed, level, log), []
+    for id, subject in zip(ids, drawn["groups"] or ids):
+        row = {"id": id, "subject": subject}
+        for name in targets:
+            text = wanted[id][named[name]].replace(" ", "_")
+            if text not in classes[name]:
+                raise UserError(f"{references}: case {id}: {named[name]}: got {text[:80]!r}, wanted one of the classes {', '.join(classes[name])}")
+            decision = scored.number(table[id][f"decision_{name}"], predictions, id)
+            if decision not in range(len(classes[name])):
+                raise UserError(f"{predictions}: case {id}: decision_{name}: got {decision:g}, wanted the number of a class, below {len(classes[name])}")
+            row.update({f"target_{name}": classes[name].index(text), f"decision_{name}": int(decision)})
+            columns = [f"probability_{name}_{text}" for text in classes[name]]
+            row.update({column: scored.number(table[id][column], predictions, id) for column in columns})
+        rows.append(row)
+    section = config.Task(targets=tuple(targets), classes=max(map(len, classes.values())))
+    task = tasks.Multitarget(dataclasses.replace(config.Config(), task=section))
+    summary = {name: {"value": value, "n": len(rows)} for name, value in task.score(rows).items()}
+    for name, interval in task.intervals(rows, resamples, seed).items() if resamples else ():
+        summary[name].update(ci_low=interval.low, ci_high=interval.high)
+    return "multitarget", rows, summary
 
 
 def _with_intervals(values, names, labels, scores, drawn):

@@ -172,20 +172,29 @@ def case_from_channels(channels, given, id=None, subject=None):
     return Case(id, subject or id, tuple(Volume(path) for path in paths), None, None, None)
 
 
-def cases_from_table(path, channels):
-    """Cases of a CSV with the columns id, subject (optional) and one per channel; relative paths start from the table's folder."""
-    rows = table.read_rows(path, {"--cases": "id"}, "--cases")
-    names = {name for text in channels for name in text.split("|")}
+def cases_from_table(path, data):
+    """Cases of a CSV with a column of ids, of subjects (optional) and one per channel; relative paths start from its folder.
+
+    data: the checkpoint's config.data. The columns are called as in its training table, or else id and subject.
+    """
+    rows = table.read_rows(path, {}, "--cases")
+    there = rows[0].cells
+    id_column = next((name for name in (data.id_column, "id") if name in there), None)
+    subject_column = data.subject_column if data.subject_column in there else "subject"
+    if id_column is None:
+        wanted = "id" if data.id_column == "id" else f"{data.id_column} or id"
+        raise UserError(f"{path}: line 1: got the columns {', '.join(there)[:500]}, wanted {wanted} and one for each channel")
+    names = {name for text in data.channels for name in text.split("|")}
     cases, seen = [], set()
     for line, row in rows:
-        id = row["id"]
+        id = row[id_column]
         if id in seen:
             raise UserError(f"{path}: line {line}: got the id {id!r} again, wanted one for each case")
         seen.add(id)
         folder = os.path.dirname(os.path.abspath(path))
         given = {name: os.path.join(folder, row[name]) for name in names if row.get(name)}
         try:
-            cases.append(case_from_channels(channels, given, id, row.get("subject")))
+            cases.append(case_from_channels(data.channels, given, id, row.get(subject_column)))
         except UserError as error:
             raise UserError(f"{path}: line {line}: {error}") from error
     return cases

@@ -83,7 +83,12 @@ def _stored_scores(fold_folder):
 
 def _rows(folder, name):
     rows = tables.read_csv(os.path.join(folder, name))
-    return [{name: value if name in ("id", "subject", "scan") else float(value) for name, value in row.items()} for row in rows]
+    return [{name: value if name in ("id", "subject", "scan") else _number(value) for name, value in row.items()} for row in rows]
+
+
+def _number(text):
+    """As it was before it was written: folds, classes and decisions are whole numbers."""
+    return int(text) if text.isdecimal() else float(text)
 
 
 def write_rows(folder, task, rows, volumes=()):

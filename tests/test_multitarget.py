@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import run_command
 
-from fomo import checkpoint, engine, run_folder, tables, tasks
+from fomo import checkpoint, engine, evaluation, run_folder, scored, tables, tasks
 from fomo import config as config_module
 from fomo.config import UserError
 from fomo.data.cases import Case
@@ -188,3 +188,60 @@ def test_a_run_of_two_folds_writes_rows_tables_and_a_checkpoint_that_predicts(lo
     assert sum(int(row["cases"]) for row in confusion) == 48
     state = checkpoint.load(run / "fold_1" / "best.pt")["task"]
     assert state["classes"] == [["both", "bright", "dark"], ["f", "m"]]
+    # tools/evaluate.py finds the same figures, from a table that calls the classes by their names
+    path = write_references(tmp_path / "t.csv", rows, state["classes"])
+    done = run_command("tools/evaluate.py", "--predictions", run, "--references", path, "--output", tmp_path / "scores", "--bootstrap", 50)
+    assert done.returncode == 0, done.stderr
+    scores = tables.read_json(tmp_path / "scores" / "evaluation.json")
+    assert scores["kind"] == "multitarget" and scores["cases"] == 24
+    for name, values in scores["metrics"].items():
+        pooled = summary["metrics"][name]
+        assert values["value"] == pytest.approx(pooled["pooled"], nan_ok=True), name
+        if "ci_low" in values:
+            assert (values["ci_low"], values["ci_high"]) == pytest.approx((pooled["pooled_low"], pooled["pooled_high"]), nan_ok=True)
+
+
+def write_references(path, rows, classes, **others):
+    """A table of the true classes' names of the two targets, with `others` {column: function of a row}."""
+    wanted = {"cohort": lambda row: classes[0][int(row["target_cohort"])], "gender": lambda row: classes[1][int(row["target_gender"])]}
+    columns = {"id": lambda row: row["id"], **wanted, **others}
+    tables.write_csv(str(path), [{name: of(row) for name, of in columns.items()} for row in rows])
+    return str(path)
+
+
+def test_evaluation_of_a_table_of_several_targets(load, tmp_path):
+    task, rng = inspected(load), np.random.default_rng(0)
+    cases = [case((float(a), float(b)), (("core", "pair", "ring")[a], "fm"[b]), f"c{i:02d}") for i, (a, b) in enumerate(rng.integers([3, 2], size=(30, 2)))]
+    rows = task.predict_batch(torch.tensor(rng.normal(size=(30, 5))).float(), cached(cases))
+    for place, row in enumerate(rows):
+        row["subject"] = f"s{place // 2}"
+    found = [{name: value for name, value in row.items() if not name.startswith(("target", "loss"))} for row in rows]
+    tables.write_csv(str(tmp_path / "p.csv"), found)
+    classes = task.state["classes"]
+    references = write_references(tmp_path / "t.csv", rows, classes)
+    kind, scored_rows, summary = evaluation.evaluate(str(tmp_path / "p.csv"), references, resamples=50)
+    wanted, intervals = task.score(rows), task.intervals(rows, 50, 0)
+    assert kind == "multitarget" and {name: values["value"] for name, values in summary.items()} == pytest.approx(wanted)
+    assert summary["cohort_accuracy"]["ci_low"] == intervals["cohort_accuracy"].low
+    assert [row["target_cohort"] for row in scored_rows] == [row["target_cohort"] for row in sorted(rows, key=lambda row: row["id"])]
+    # of one target the column may be named; of several not
+    one = [{name: value for name, value in row.items() if "gender" not in name} for row in found]
+    tables.write_csv(str(tmp_path / "one.csv"), one)
+    renamed = write_references(tmp_path / "u.csv", rows, classes, truth=lambda row: classes[0][int(row["target_cohort"])])
+    found_one = evaluation.evaluate(str(tmp_path / "one.csv"), renamed, resamples=0, columns=scored.Columns("truth"))[2]
+    assert found_one["cohort_auroc"]["value"] == pytest.approx(wanted["cohort_auroc"])
+    for predictions, columns, said in (
+        ("p.csv", scored.Columns("cohort"), "--column: got cohort, wanted a column of .* for the one target of .*: cohort, gender"),
+        ("one.csv", scored.Columns("nothing"), "--column: got nothing, wanted a column"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluation.evaluate(str(tmp_path / predictions), renamed, resamples=0, columns=columns)
+    write_references(references, rows, [["core", "pair", "other"], ["f", "m"]])
+    with pytest.raises(UserError, match="t.csv: case c..: cohort: got 'other', wanted one of the classes core, pair, ring"):
+        evaluation.evaluate(str(tmp_path / "p.csv"), references, resamples=0)
+    tables.write_csv(references, [{"id": row["id"], "cohort": "core"} for row in rows])
+    with pytest.raises(UserError, match="t.csv: got the columns id, cohort, and none for gender of .*p.csv"):
+        evaluation.evaluate(str(tmp_path / "p.csv"), references, resamples=0)
+    tables.write_csv(str(tmp_path / "p.csv"), [{**row, "decision_gender": 2} for row in found])
+    with pytest.raises(UserError, match="p.csv: case c00: decision_gender: got 2, wanted the number of a class, below 2"):
+        evaluation.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)

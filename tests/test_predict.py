@@ -15,7 +15,7 @@ import torch
 
 from conftest import TINY, channel_paths, members_of, one_line_error, run_command, tool
 from fomo import checkpoint, config as config_module, postprocess, predict, prediction_folder, tables, tasks, volume
-from fomo.config import UserError
+from fomo.config import Data, UserError
 from fomo.data import cache
 from fomo.data.cases import Case
 from fomo.log import Log
@@ -169,7 +169,7 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(trained, table,
         members = members_of(trained("classification") / fold)
         predict.predict(
             members,
-            predict.cases_from_table(table(ids), TINY["classification"]),
+            predict.cases_from_table(table(ids), members[0].config.data),
             str(tmp_path / "out"),
             Log(),
             **options,
@@ -290,7 +290,7 @@ def test_a_case_that_is_too_large_for_the_gpu_is_one_line_and_the_others_are_the
         return infer(self, *arguments)
 
     monkeypatch.setattr(type(members[0].task), "infer", limited)
-    cases = predict.cases_from_table(table(IDS), members[0].config.data.channels)
+    cases = predict.cases_from_table(table(IDS), members[0].config.data)
     with pytest.raises(UserError, match=rf"{IDS[1]}: out of memory on cpu: predicting case {IDS[1]} of \d+x\d+x\d+ voxels"):
         predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
     assert [row["id"] for row in tables.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], *IDS[2:]]
@@ -333,7 +333,7 @@ def test_wrong_channels_are_refused_with_the_names_wanted():
 
 def test_bad_tables_are_refused(tmp_path):
     for text, said in (
-        ("name,t1\na,b\n", "no column 'id'"),
+        ("name,t1\na,b\n", "line 1: got the columns name, t1, wanted id and one for each channel"),
         ("id,t1\n", "no lines below the header"),
         ("id,t1\na,x,y\n", "line 2: got 3 cells, wanted 2"),
         ("id,t1\na,x\na,y\n", "line 3: got the id 'a'"),
@@ -342,9 +342,26 @@ def test_bad_tables_are_refused(tmp_path):
     ):
         (tmp_path / "t.csv").write_text(text)
         with pytest.raises(UserError, match=re.escape(said)):
-            predict.cases_from_table(str(tmp_path / "t.csv"), ("t1",))
+            predict.cases_from_table(str(tmp_path / "t.csv"), Data(channels=("t1",)))
     with pytest.raises(UserError, match="--cases: cannot read"):
-        predict.cases_from_table(str(tmp_path / "none.csv"), ("t1",))
+        predict.cases_from_table(str(tmp_path / "none.csv"), Data(channels=("t1",)))
+
+
+def test_a_table_has_the_columns_of_the_training_table_or_the_usual_ones(tmp_path):
+    data = Data(channels=("t1",), id_column="accession", subject_column="patient")
+    for header, id, subject in (
+        ("accession,t1", "a", "a"),
+        ("accession,t1,patient", "a", "c"),
+        ("accession,t1,subject", "a", "c"),
+        ("id,t1,patient", "a", "c"),
+        ("id,t1,accession", "c", "c"),
+    ):
+        (tmp_path / "t.csv").write_text(f"{header}\na,b.nii{',c' * (header.count(',') - 1)}\n")
+        (case,) = predict.cases_from_table(str(tmp_path / "t.csv"), data)
+        assert (case.id, case.subject, case.images[0].path) == (id, subject, str(tmp_path / "b.nii")), header
+    (tmp_path / "t.csv").write_text("name,t1\na,b.nii\n")
+    with pytest.raises(UserError, match="got the columns name, t1, wanted accession or id and one for each channel"):
+        predict.cases_from_table(str(tmp_path / "t.csv"), data)
 
 
 def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):

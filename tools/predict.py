@@ -34,7 +34,7 @@ def main(arguments):
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--input", nargs="+", metavar="CHANNEL=PATH", help="one case")
-    which.add_argument("--cases", metavar="TABLE.csv", help="columns id and the channels")
+    which.add_argument("--cases", metavar="TABLE.csv", help="columns: the ids, as in training or id, and the channels")
     which.add_argument(
         "--source", choices=("fomo1", "fomo2", "fomo3", "volumes", "phantom"), help="a data set in this layout, see --root"
     )
@@ -86,7 +86,7 @@ def main(arguments):
             given[name] = path
         cases = [predict.case_from_channels(config.data.channels, given, options.id)]
     elif options.cases:
-        cases = predict.cases_from_table(options.cases, config.data.channels)
+        cases = predict.cases_from_table(options.cases, config.data)
     else:
         cases = predict.cases_from_source(config, options.source, options.root)
     if options.ids:

@@ -4,6 +4,8 @@ The network's outputs are the classes of the first target, then those of the sec
 the names of their classes, as the table has them, so that a checkpoint can be tested on another table.
 """
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -200,11 +202,14 @@ class Multitarget(Task):
 
 def _columns(rows, name):
     """(classes (n,), probabilities (n, k), names of the k classes) of a target, from the columns of its rows."""
-    columns = list(rows[0])
-    start = columns.index(f"decision_{name}") + 1
-    end = start
-    while end < len(columns) and columns[end].startswith(f"probability_{name}_"):
-        end += 1
+    classes = classes_of(name, list(rows[0]))
     labels = np.array([int(row[f"target_{name}"]) for row in rows])
-    probabilities = np.array([[row[column] for column in columns[start:end]] for row in rows])
-    return labels, probabilities, [column.removeprefix(f"probability_{name}_") for column in columns[start:end]]
+    probabilities = np.array([[row[f"probability_{name}_{text}"] for text in classes] for row in rows])
+    return labels, probabilities, classes
+
+
+def classes_of(name, columns):
+    """The names of a target's classes: those whose probabilities stand behind its decision in the columns of a table."""
+    behind = columns[columns.index(f"decision_{name}") + 1 :]
+    found = itertools.takewhile(lambda column: column.startswith(f"probability_{name}_"), behind)
+    return [column.removeprefix(f"probability_{name}_") for column in found]

@@ -246,7 +246,7 @@ def check_table(folder, given):
         config = _table_config(folder, source="fomo3", root=str(folder / "root"), **groups)
         sources.list_cases(config.data, config.task)
     elif kind == "cases":
-        listed = predict.cases_from_table(str(path), ("t1",))
+        listed = predict.cases_from_table(str(path), config_module.Data(channels=("t1",)))
         assert all(os.path.basename(case.id) == case.id and case.id not in (".", "..") for case in listed)
     else:
         evaluation.evaluate(str(path), str(folder / "targets.csv"), resamples=10)
