@@ -11,6 +11,7 @@ data, 1/2 with each one's own pipeline; batch 8 at 35% of the matrix rate; at 12
 
 import functools
 import gc
+import math
 import os
 import tempfile
 import time
@@ -57,7 +58,7 @@ def bench_gpu(options, say, peer):
     say("versions", torch=torch.__version__, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), device=name)
     for message in optimization.doubts(device):
         say("doubt", message=message)
-    end, rates, naive = time.monotonic() + 60 * options.minutes, {}, {}
+    end, rates, measured = time.monotonic() + 60 * options.minutes, {}, {}
 
     def attempt(where, function, *arguments, **given):
         """What fails, or has no time left, is one line, and the rest is measured."""
@@ -74,7 +75,7 @@ def bench_gpu(options, say, peer):
         rates = attempt(dict(part="chip"), bench_chip, device, say) or {}
     for case in STEPS if "steps" in options.parts else ():
         for who, how in variants(case, device).items():
-            attempt(dict(part="steps", **where_of(case), who=who), bench_step, case, who, how, device, options, rates, naive, say)
+            attempt(dict(part="steps", **where_of(case), who=who), bench_step, case, who, how, device, options, rates, measured, say)
     for case in STEPS if "breakdown" in options.parts and device.type == "cuda" else ():
         attempt(dict(part="breakdown", **where_of(case)), breakdown, case, device, say)
     if "fed" in options.parts:
@@ -87,7 +88,7 @@ def bench_gpu(options, say, peer):
         attempt(dict(part="compile"), bench_parity, device, say, {"compiled": dict(compiled=True)})
         for case in STEPS:
             where = dict(part="compile", **where_of(case))
-            attempt(where, bench_step, case, "fomo_compiled", dict(compiled=True), device, options, rates, naive, say)
+            attempt(where, bench_step, case, "fomo_compiled", dict(compiled=True), device, options, rates, measured, say)
 
 
 def where_of(case):
@@ -122,8 +123,8 @@ def bench_chip(device, say):
 # ----------------------------------------------------------------------------------------- one step
 
 
-def bench_step(case, who, how, device, options, rates, naive, say):
-    """Time and memory of one step; naive: {case: (seconds, peak GB)} of the naive steps, which is added to."""
+def bench_step(case, who, how, device, options, rates, measured, say):
+    """Time and memory of one step; measured: {(case, who): (seconds, peak GB)} of the steps before, which is added to."""
     batch, edge = sizes(case, device)
     operations = count_operations(case, device)
     step = make_step(case, device, **how)
@@ -136,15 +137,17 @@ def bench_step(case, who, how, device, options, rates, naive, say):
     step_s = best_seconds(step, device, repeat=8 if device.type == "cuda" else 1, turns=options.turns)
     peak_gb = _peak_gb(device)
     torch.backends.cudnn.benchmark = False
-    if who == "naive":
-        naive[case] = step_s, peak_gb
+    measured[case, who] = step_s, peak_gb
     line = dict(first_s=first_s, step_s=step_s, samples_per_s=batch / step_s, peak_gb=peak_gb)
     if rates:
         tflops = operations / step_s / 1e12
         line |= dict(tflops=tflops, of_matrix_rate=tflops / rates["tflops"])
-    if case in naive:
-        naive_s, naive_gb = naive[case]
+    if (case, "naive") in measured:
+        naive_s, naive_gb = measured[case, "naive"]
         line |= dict(faster_than_naive=naive_s / step_s, memory_of_naive=peak_gb / naive_gb if naive_gb else None)
+    if how.get("compiled") and (case, "fomo") in measured:  # steps after which a run with it is ahead of one without
+        gained_s = measured[case, "fomo"][0] - step_s
+        line |= dict(earned_back_after_steps=math.ceil((first_s - step_s) / gained_s) if gained_s > 0 else math.inf)
     say("step", **{**where_of(case), "batch": batch, "patch": edge}, who=who, **line)
 
 
