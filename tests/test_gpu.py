@@ -1,0 +1,158 @@
+"""What only a GPU can show: it gives what the CPU gives, and nothing in a step waits for it. Skipped without one."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from fomo import config as config_module
+from fomo import engine, inference, losses, nets, optimization
+from fomo.data import loader
+from fomo.nets import norm
+from fomo.transforms import KEYS, build
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+GPU = torch.device("cuda", 0)
+PATCH = (64, 64, 64)
+
+
+class Task:
+    def loss(self, outputs, batch):
+        return losses.dice_ce(outputs, batch["mask"])
+
+
+def make_batch(samples=2, channels=3):
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randn(samples, channels, *PATCH, generator=draw)
+    return {"image": image, "mask": (image[:, 0] > 1).to(torch.uint8), "id": [f"case{i}" for i in range(samples)]}
+
+
+def make_step(config, amp="bf16", **arguments):
+    """(function of a batch on the CPU: one training step on the GPU, its network)."""
+    torch.manual_seed(0)
+    network = nets.build("unet_b", 3, 2, width=8)
+    network.checkpoint_activations(arguments.get("recompute", False))
+    layout = optimization.lay_out(network, GPU)
+    optimizer, augment = optimization.build_optimizer(config, network, GPU), loader.augmentation(config)
+    autocast, scaler = optimization.precision(amp, GPU)
+
+    def step(batch):
+        batch = engine.to_device(batch, GPU, augment, layout)
+        return engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0)
+
+    return step, network
+
+
+@contextlib.contextmanager
+def nothing_waits():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def config(tiny_config):
+    return config_module.load(tiny_config("segmentation", data={"patch": list(PATCH)}, augment={"preset": "strong"}))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
+def test_a_step_with_its_augmentation_waits_for_nothing(config, amp):
+    step, network = make_step(config, amp)
+    average = optimization.Average(network, 0.9)
+    augment = loader.augmentation(config)
+
+    def batch(index):
+        plans = augment.draw([np.random.default_rng([index, slot]) for slot in range(2)], 2, 3)
+        given = make_batch()
+        return {**given, "image": given["image"].pin_memory(), "mask": given["mask"].pin_memory(), "plans": plans}
+
+    batches = [batch(index) for index in range(12)]
+    for one in batches[:6]:  # memory is reserved, kernels are loaded
+        step(dict(one))
+        average.update(network)
+    with nothing_waits():
+        for one in batches:
+            taken = step(dict(one))
+            average.update(network)
+    assert np.isfinite(taken.read())
+
+
+def test_the_split_norm_is_as_exact_as_torchs():
+    draw = torch.Generator().manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16):
+        x = (2 * torch.randn(2, 8, 64, 64, 48, generator=draw) + 1).to(GPU, dtype)
+        module = norm.InstanceNorm(8, affine=True, device=GPU)
+        torch.nn.init.normal_(module.weight), torch.nn.init.normal_(module.bias)
+        gradient = torch.randn(x.shape, generator=draw).to(GPU, dtype)
+        found = []
+        for function, given in (
+            (module, x),
+            (lambda x: torch.nn.InstanceNorm3d.forward(module, x), x),
+            (lambda x: torch.nn.InstanceNorm3d.forward(module.double(), x), x.double()),  # last: the module is double now
+        ):
+            given, module.weight.grad, module.bias.grad = given.clone().requires_grad_(), None, None
+            y = function(given)
+            y.backward(gradient.to(y.dtype))
+            found.append([tensor.double() for tensor in (y.detach(), given.grad, module.weight.grad, module.bias.grad)])
+        for own, torchs, true in zip(*found):
+            assert (own - true).abs().max() <= (torchs - true).abs().max() + 1e-3 * true.abs().max()
+
+
+def test_losses_are_those_of_the_cpu_and_of_recomputed_activations(config):
+    def run(step):
+        return [step(make_batch()).read() for _ in range(8)]
+
+    torch.manual_seed(0)
+    network = nets.build("unet_b", 3, 2, width=8)
+    optimizer = optimization.build_optimizer(config, network, torch.device("cpu"))
+    autocast, scaler = optimization.precision("off", torch.device("cpu"))
+    on_cpu = run(lambda batch: engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0))
+    assert run(make_step(config, "off")[0]) == pytest.approx(on_cpu, abs=2e-3)
+    plain = run(make_step(config)[0])
+    assert plain == pytest.approx(on_cpu, abs=2e-2)
+    assert run(make_step(config, recompute=True)[0]) == pytest.approx(plain, abs=2e-3)
+
+
+def test_recomputed_activations_take_less_memory(config):
+    peaks = []
+    for recompute in (False, True):
+        step, _ = make_step(config, recompute=recompute)
+        step(make_batch())
+        torch.cuda.reset_peak_memory_stats()
+        step(make_batch())
+        peaks.append(torch.cuda.max_memory_allocated())
+        del step
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+@pytest.mark.parametrize("name", [name for name in KEYS if name != "resample" and "noise" not in name])
+def test_each_transform_gives_what_it_gives_on_the_cpu(name):
+    augment, batch = build("none", PATCH, {name: {"p": 1.0}}), make_batch()
+    plans = augment.draw([np.random.default_rng(slot) for slot in range(2)], 2, 3)
+    on_cpu = augment.apply(batch, plans)
+    on_gpu = augment.apply({key: value.to(GPU) if torch.is_tensor(value) else value for key, value in batch.items()}, plans)
+    assert (on_gpu["image"].cpu() - on_cpu["image"]).abs().max() < 5e-3
+    assert (on_gpu["mask"].cpu() != on_cpu["mask"]).float().mean() < 1e-4  # voxels halfway between two
+
+
+@pytest.mark.parametrize("name", ["noise", "multiplicative_noise", "rician_noise"])
+def test_noise_has_the_same_size_as_on_the_cpu(name):
+    augment, batch = build("none", PATCH, {name: {"p": 1.0}}), make_batch()
+    plans = augment.draw([np.random.default_rng(slot) for slot in range(2)], 2, 3)
+    change = [(augment.apply({"image": image}, plans)["image"] - image).std() for image in (batch["image"], batch["image"].to(GPU))]
+    assert float(change[1]) == pytest.approx(float(change[0]), rel=0.02) and float(change[0]) > 0
+
+
+@pytest.mark.parametrize("accumulate", [None, "cpu"])
+def test_windows_give_what_they_give_on_the_cpu(accumulate):
+    torch.manual_seed(0)
+    network, volume = nets.build("unet_b", 3, 2, width=4).eval(), make_batch(1)["image"][0].numpy()
+    optimization.precision("off", GPU)  # without the 10 bits of TF32
+    on_cpu = inference.sliding_window(network, volume, (32, 32, 32), windows=4)
+    on_gpu = inference.sliding_window(network.to(GPU), volume, (32, 32, 32), windows=4, device=GPU, accumulate=accumulate)
+    assert on_gpu.device.type == (accumulate or "cuda")
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=1e-3)
