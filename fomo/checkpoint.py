@@ -80,6 +80,8 @@ def load(path):
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             damaged = archive.testzip()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file, wanted a checkpoint") from error
     except _UNREADABLE as error:
         raise UserError(f"{path}: not a readable checkpoint: {_one_line(error)}") from error
     if damaged:
@@ -117,9 +119,6 @@ class LoadReport:
     def counts(self):
         """{"loaded": .., "new": .., "adapted": .., "ignored": ..}: the values of the log's `weights` line."""
         return {name: len(getattr(self, name)) for name in ("loaded", "new", "adapted", "ignored")}
-
-    def line(self):
-        return "weights " + " ".join(f"{name}={count}" for name, count in self.counts().items())
 
 
 def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, trust=False):

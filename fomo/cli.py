@@ -1,6 +1,6 @@
 """What every command shares: the argument forms, one line for the user's mistakes, and the exit codes.
 
-0 done; 2 the user's configuration or data is wrong; 1 anything else.
+0 done; 2 the user's configuration or data is wrong; 75 stopped by a signal, saved; 130 interrupted; 1 anything else.
 """
 
 import argparse

@@ -29,7 +29,9 @@ def run(config, dry_run=False, one_split=False):
             f"cv.py: got one split (task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}), wanted folds: run "
             "train.py" + ("" if config.task.pretrains else ", or leave data.{train,val,test}_folds empty")
         )
-    if config.cv.parallel == "ddp":
+    if one_split and config.cv.folds_to_run not in ((), (1,)):
+        raise UserError(f"cv.folds_to_run: got {list(config.cv.folds_to_run)}, wanted none for train.py, which runs the first fold: run cv.py")
+    if config.cv.parallel == "ddp" or config.cv.final == "refit":  # which trains on all ranks
         engine.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
     team_size(config)
     optimization.precision(config.train.amp, dist.device())
@@ -207,10 +209,10 @@ def choose_parallel(config, open_folds):
     world, asked, teams = dist.world_size(), config.cv.parallel, dist.world_size() // team_size(config)
     if asked != "auto":
         return asked, "as configured"
+    if teams > 1 and config.train.batch_size % world:  # however few are open: with ddp it could not go on
+        return "folds", f"batch {config.train.batch_size} does not divide over {world} ranks"
     if teams == 1 or len(open_folds) < teams:
         return "ddp", f"{len(open_folds)} open folds for {world} ranks"
-    if config.train.batch_size % world:
-        return "folds", f"batch {config.train.batch_size} does not divide over {world} ranks"
     own = config.train.batch_size * teams // world
     voxels = min(config.train.micro_batch or own, own) * math.prod(config.data.patch)
     if voxels > _ALONE_VOXELS:

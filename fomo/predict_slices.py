@@ -19,7 +19,8 @@ from .data.cases import Case, Volume, read_volume
 
 _TOP = 5  # findings of a scan that stand in predictions.json, whatever their probability
 _BATCH = 64  # slices per forward pass
-_SAVE_S = 60  # of predicting volumes, which are there when it goes on
+_CHUNK = 2048  # slices that are read ahead of the networks together
+_SAVE_S = 60  # of predicting, which is there when it goes on
 
 
 def check(members):
@@ -76,7 +77,10 @@ def _each_once(listed, what):
 
 
 def predict_slices(members, listed, output, log, overwrite=False):
-    """Predict listed slices into the folder `output`, see `_write`. A scan of which the same slices are there is kept unless `overwrite`."""
+    """Predict listed slices into the folder `output`, see `_write`. A scan of which the same slices are there is kept unless `overwrite`.
+
+    One of which a slice fails is logged; the others are predicted, and then one UserError names those that failed.
+    """
     ids = {}
     for id, scan, _ in listed:
         ids.setdefault(scan, set()).add(id)
@@ -90,17 +94,50 @@ def predict_slices(members, listed, output, log, overwrite=False):
     prediction_folder.check_inputs(output, rows, files)
     cases = [Case(id, scan, (Volume(path),), None, None, None, scan=scan) for id, scan, path in listed if scan not in rows]
     log("predict", slices=len(listed), kept=len(listed) - len(cases), **prediction_folder.describe(members), output=output)
-    begin, places = time.perf_counter(), {}
-    if cases:
-        keys = {scan: prediction_folder.key_of(files[scan]) for scan in files if scan not in rows}
-        parts = [_of_files(member, cases) for member in members]
-        for place, case in enumerate(cases):
-            places.setdefault(case.scan, []).append(place)
-        for scan, where in places.items():
-            of_scan = [part[where] for part in parts]
-            of_slices[scan], rows[scan] = _answer(members, scan, keys[scan], [cases[place].id for place in where], of_scan)
+    keys = {scan: prediction_folder.key_of(files[scan]) for scan in files if scan not in rows}
+    begin = saved = time.perf_counter()
+    of_scan, failures = {}, []
+    for case in cases:
+        of_scan.setdefault(case.scan, []).append(case)
+    for scans in _together(of_scan):
+        for scan, own, parts in _of_scans(members, {scan: of_scan[scan] for scan in scans}, failures, log):
+            of_slices[scan], rows[scan] = _answer(members, scan, keys[scan], [case.id for case in own], parts)
+        if time.perf_counter() - saved >= _SAVE_S:
+            _write(members, of_slices, rows, output)
+            saved = time.perf_counter()
+    if len(failures) < len(of_scan):
         _write(members, of_slices, rows, output)
-    log("predict", finished=True, predicted=len(places), slices=len(cases), seconds=time.perf_counter() - begin)
+    predicted = len(of_scan) - len(failures)
+    log("predict", finished=True, predicted=predicted, failed=len(failures), slices=len(cases), seconds=time.perf_counter() - begin)
+    prediction_folder.refuse("scan", failures, output)
+
+
+def _together(of_scan):
+    """The scans of {scan: slices} in lists of at least _CHUNK slices, for which the loader's workers start once."""
+    chunk, count = [], 0
+    for scan, cases in of_scan.items():
+        chunk.append(scan)
+        count += len(cases)
+        if count >= _CHUNK:
+            yield chunk
+            chunk, count = [], 0
+    if chunk:
+        yield chunk
+
+
+def _of_scans(members, of_scan, failures, log):
+    """[(scan, cases, of each member the probabilities (slices, labels))] of {scan: cases}; one that fails is logged instead."""
+    try:
+        parts = [_of_files(member, [case for cases in of_scan.values() for case in cases]) for member in members]
+    except UserError as error:
+        listed, half = list(of_scan.items()), len(of_scan) // 2
+        if half:  # which of them it is
+            return [found for part in (listed[:half], listed[half:]) for found in _of_scans(members, dict(part), failures, log)]
+        failures.append((*of_scan, str(error)))
+        log.warn("scan failed", scan=failures[-1][0], error=failures[-1][1])
+        return []
+    ends = np.cumsum([len(cases) for cases in of_scan.values()])[:-1]
+    return [(scan, cases, of_one) for (scan, cases), *of_one in zip(of_scan.items(), *(np.split(part, ends) for part in parts))]
 
 
 def predict_volumes(members, listed, output, log, overwrite=False):

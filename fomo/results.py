@@ -16,9 +16,9 @@ def aggregate(config, folder, splits, finished, log):
     rows, volumes, fold_rows = [], [], []
     for number in finished:
         fold_folder = os.path.join(folder, f"fold_{number}")
-        fold_part, of_scans = _rows(fold_folder, "predictions.csv"), {}
+        fold_part, of_scans = tables.read_numbers(os.path.join(fold_folder, "predictions.csv")), {}
         if os.path.exists(os.path.join(fold_folder, "predictions_volumes.csv")):
-            of_scans = {"volumes": _rows(fold_folder, "predictions_volumes.csv")}
+            of_scans = {"volumes": tables.read_numbers(os.path.join(fold_folder, "predictions_volumes.csv"))}
             volumes += of_scans["volumes"]
         part = config.task.tested_part
         if [row["id"] for row in fold_part] != sorted(splits[number - 1][part]):
@@ -78,17 +78,7 @@ def _class_names(folder):
 
 
 def _stored_scores(fold_folder):
-    return {row["metric"]: float(row["value"]) for row in tables.read_csv(os.path.join(fold_folder, "results.csv"))}
-
-
-def _rows(folder, name):
-    rows = tables.read_csv(os.path.join(folder, name))
-    return [{name: value if name in ("id", "subject", "scan") else _number(value) for name, value in row.items()} for row in rows]
-
-
-def _number(text):
-    """As it was before it was written: folds, classes and decisions are whole numbers."""
-    return int(text) if text.isdecimal() else float(text)
+    return {row["metric"]: row["value"] for row in tables.read_numbers(os.path.join(fold_folder, "results.csv"))}
 
 
 def write_rows(folder, task, rows, volumes=()):

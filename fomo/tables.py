@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import uuid
 
 
 class Damaged(ValueError):
@@ -19,7 +20,7 @@ class Damaged(ValueError):
 def write_csv(path, rows):
     """Rows (dicts) under all their keys, in order of appearance; missing values stay empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with _replacing(path) as file:
+    with replacing(path) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -31,9 +32,28 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def read_numbers(path):
+    """Rows of a CSV that was written here, with numbers; an empty field is undefined. Damaged where it is not as it was written."""
+    try:
+        rows = [{name: value if name in _TEXT else _number(value) for name, value in row.items()} for row in read_csv(path)]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise Damaged(path, error) from error
+    if not rows:
+        raise Damaged(path, "it has no lines below a header")
+    return rows
+
+
+_TEXT = ("id", "subject", "scan", "metric")  # columns that are no numbers
+
+
+def _number(text):
+    """As it was before it was written: folds, classes and decisions are whole numbers."""
+    return int(text) if text.isdecimal() else float(text or "nan")
+
+
 def write_json(path, value):
     """Indented JSON that any parser reads: an undefined number (NaN) is null, an infinite one the text "inf"."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         json.dump(_plain(value), file, indent=1, allow_nan=False)
         file.write("\n")
 
@@ -54,15 +74,17 @@ def read_json(path, *names):
 
 
 def write_text(path, text):
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(text)
 
 
 @contextlib.contextmanager
-def _replacing(path):
-    temporary = path + ".tmp"
+def replacing(path):
+    """A text file to write, which takes the place of `path` when all is written."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")  # its own: another process may write the same file
     try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with open(temporary, "x", newline="", encoding="utf-8") as file:
             yield file
         os.replace(temporary, path)
     finally:

@@ -178,7 +178,6 @@ def test_every_wrapping_loads_every_tensor(tmp_path, kind):
     state = randomized(model)
     report = checkpoint.load_weights(model, write(tmp_path, WRAPPED[kind](state)))
     assert report.counts() == {"loaded": 82, "new": 0, "adapted": 0, "ignored": 0}
-    assert report.line() == "weights loaded=82 new=0 adapted=0 ignored=0"
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 

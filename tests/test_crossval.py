@@ -15,6 +15,8 @@ import torch
 import yaml
 
 from conftest import ROOT, one_line_error, run_command
+from fomo import config as config_module
+from fomo import crossval, dist
 
 
 def read(path):
@@ -194,6 +196,9 @@ def test_a_finished_run_is_not_run_again_and_folds_can_be_run_apart(tiny_config)
     assert (folder / "fold_1" / "best.pt").stat().st_mtime_ns == first
     again = finished(run_command("cv.py", path))
     assert " train " not in again.stdout
+    one_line_error(run_command("train.py", path, "cv.folds_to_run=[2]"), "cv.folds_to_run: got [2], wanted none for train.py")
+    (folder / "fold_2" / "predictions.csv").unlink()
+    one_line_error(run_command("cv.py", path), "fold_2/predictions.csv", "No such file", "restore it")
 
 
 def test_gradual_unfreezing_trains_the_encoder_from_its_epoch_on(tiny_config):
@@ -314,6 +319,7 @@ def test_splits_are_not_reused_for_other_cases(tiny_config):
         (["train.amp=fp16"], "fp16 on the CPU"),
         (["augment.parameters.rotate.degrees=[30,-30]"], "augment.parameters.rotate.degrees"),
         (["augment.parameters.resample=3"], "augment.parameters.resample: got 3"),
+        (["cv.final=ensemble", "train.mode=evaluate"], "cv.final: got ensemble, wanted none for train.mode=evaluate"),
         (["augment.device=gpu"], "augment.device"),
     ],
 )
@@ -328,6 +334,18 @@ def test_mistakes_end_with_one_line_before_anything_is_trained(tiny_config, argu
 def test_a_batch_that_does_not_divide_over_the_ranks(tiny_config):
     done = run_command("cv.py", tiny_config(train={"batch_size": 3}), ranks=2)
     assert done.returncode != 0 and done.stderr.count("a multiple of the 2 ranks") == 1
+    path = tiny_config(train={"batch_size": 3}, cv={"parallel": "folds", "final": "refit"})  # which all ranks share
+    done = run_command("cv.py", path, ranks=2)
+    assert done.returncode != 0 and "a multiple of the 2 ranks" in done.stderr and " train " not in done.stdout
+
+
+def test_what_is_chosen_for_the_open_folds_can_always_go_on(tiny_config, monkeypatch):
+    config = config_module.load(tiny_config(train={"batch_size": 2}, cv={"folds": 5, "parallel": "auto"}))
+    for world, chosen in ((4, "folds"), (2, "ddp")):
+        monkeypatch.setattr(dist, "world_size", lambda: world)
+        assert crossval.choose_parallel(config, [1])[0] == chosen, "a batch of 2 does not divide over 4 ranks"
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    assert crossval.choose_parallel(config, [1, 2])[0] == "folds"
 
 
 def test_leave_one_group_out_tests_each_site_once(tiny_config, tmp_path):

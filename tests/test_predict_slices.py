@@ -163,6 +163,27 @@ def test_the_command_predicts_a_folder_of_slices_and_names_a_volume_that_fails(s
     assert list(rows_of(tmp_path / "o" / "predictions_volumes.csv")) == [good.name]
 
 
+def test_a_scan_with_a_damaged_slice_is_named_and_the_others_are_there(scans, runs, tmp_path, monkeypatch):
+    listed = []
+    for folder in sorted((scans / "out" / "slices").iterdir())[:4]:
+        shutil.copytree(folder, tmp_path / "in" / folder.name)
+    listed = predict_slices.listed_slices(str(tmp_path / "in"))
+    names = list(dict.fromkeys(scan for _, scan, _ in listed))
+    bad = next(path for _, scan, path in listed if scan == names[1])
+    with open(bad, "r+b") as file:
+        file.truncate(200)
+    members, log = members_of(runs[0]), Log(active=False)
+    for chunk in (2048, 4, 1):  # all four at once, two by two, one by one
+        monkeypatch.setattr(predict_slices, "_CHUNK", chunk)
+        with pytest.raises(UserError, match=f"scan {names[1]}: .*; the results of the other scans are in"):
+            predict_slices.predict_slices(members, listed, str(tmp_path / f"out_{chunk}"), log)
+        found = rows_of(tmp_path / f"out_{chunk}" / "predictions_volumes.csv")
+        assert list(found) == [names[0], *names[2:]]
+        stored = rows_of(runs[0] / "fold_1" / "predictions_volumes.csv")
+        for name in found.keys() & stored.keys():
+            assert float(found[name]["probability_Atelectasis"]) == pytest.approx(float(stored[name]["probability_Atelectasis"]), abs=1e-6)
+
+
 def test_folders_are_scans_of_their_own_name(tmp_path):
     for name in ("p1/ct/a.npy", "p2/mr/b.NPY", "p2/notes/ct/text.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

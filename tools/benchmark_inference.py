@@ -23,7 +23,7 @@ def add_arguments(command):
         type=int,
         default=0,
         metavar="FOLDS",
-        help="also one 240x240x155 case of 4 channels, UNet-B, so many folds (5)",
+        help="also one 240x240x155 case of 4 channels, UNet-B, FOLDS networks (0: left out)",
     )
     command.add_argument("--mirror", nargs="*", type=int, default=[0, 1, 2], help="axes of --full's mirroring (0 1 2)")
 

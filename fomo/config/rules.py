@@ -101,6 +101,8 @@ def check(config, where):
         refuse("eval.saliency", config.eval.saliency, f"0 for task.type={task.type}")
     if cv.final == "soup" and config.weights.path is None:
         refuse("cv.final", "soup", "ensemble or refit while weights.path is none: networks without a common start cannot be averaged")
+    if cv.final != "none" and train.mode == "evaluate":
+        refuse("cv.final", cv.final, "none for train.mode=evaluate, which makes no model")
     if optim.min_lr > optim.lr:
         refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
     if optim.warmup_epochs > train.epochs:
@@ -145,9 +147,14 @@ def unread(config):
     """Names of the keys that are not as by default, and that nothing reads, since other keys are not what they are for."""
     values = {name: value for name, _, value in fields(config)}
     for name, field, value in fields(config):
-        conditions = [condition.split("=") for condition in field.metadata["only"].split()]
-        if value != field.default and any(values[other] not in wanted.split("|") for other, wanted in conditions):
+        if value != field.default and not all(_holds(condition, values) for condition in field.metadata["only"].split()):
             yield name
+
+
+def _holds(condition, values):
+    """condition: key=a|b, or key!=a."""
+    name, _, wanted = condition.partition("=")
+    return (values[name.rstrip("!")] in wanted.split("|")) != name.endswith("!")
 
 
 def _check_dino(config, refuse):

@@ -87,7 +87,7 @@ class Data:
     id_column: str = key("id", "column of the case's id", only="data.source=table|phantom")
     subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: each line its own)", only="data.source=table|phantom")
     mask_column: str = key("mask", "column of the mask's path", only="data.source=table|phantom task.type=segmentation")
-    fold_column: str | None = key("fold", "column of the fold, where there is one (none: there is none); of slices unset: fold, or else split", only="data.source=table|phantom|slices")
+    fold_column: str | None = key("fold", "column of the fold, if the table has it (none: do not use one); of slices, if unset: fold, or else split", only="data.source=table|phantom|slices")
     pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz", only="data.source=volumes")
     rescan: str = key(
         "auto",
@@ -101,7 +101,7 @@ class Data:
     spacing_mm: tuple[float, float, float] | None = key(
         (1.0, 1.0, 1.0), "resample to this voxel size (none: keep each case's own)", above=0.0
     )
-    crop: bool = key(True, "crop to the box of non-zero voxels")
+    crop: bool = key(True, "crop to the box of non-zero voxels", only="data.source!=slices")
     normalize: str = key(
         "zscore",
         "intensities, per channel; slices, which are 0 to 1: none, or as pretrained 2D networks saw them (imagenet)",
@@ -112,11 +112,12 @@ class Data:
     cache_dtype: str = key(
         "float32",
         "number type of the cached images; float16 halves disk and memory and moves values by at most 0.05%",
+        only="data.source!=slices",
         choices=("float32", "float16"),
     )
     prepare_workers: int = key(2, "processes that preprocess (0: this one)", low=0, identity=False)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground", only="task.type=segmentation", low=0.0, high=1.0)
-    crop_position: str = key("random", "training patch", only="task.type=classification|multilabel|regression|mae|dino", choices=("random", "center"))
+    crop_position: str = key("random", "where the training patch is taken", only="task.type!=segmentation data.source!=slices", choices=("random", "center"))
     phantom_layout: str = key("fomo", "fomo: the layout of the task; table: a table of heads with several targets", only="data.source=phantom", choices=("fomo", "table"))
     phantom_cases: int = key(60, "number of phantom cases", only="data.source=phantom", low=4)
     phantom_size: int = key(48, "voxels along the longest axis of a phantom", only="data.source=phantom", low=16)
@@ -182,7 +183,7 @@ class Train:
         identity=False,
     )
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
-    keep_best: int = key(1, "checkpoints of the so many best epochs: best.pt, which is tested, best_2.pt, ...", low=1)
+    keep_best: int = key(1, "how many of the best epochs keep a checkpoint: best.pt, which is tested, best_2.pt, ...", low=1)
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
     micro_batch: int | None = key(
@@ -212,7 +213,7 @@ class Augment:
     parameters: dict | None = key(
         None, "values that replace the preset's, {transform: {key: value}}, for example augment.parameters.rotate.p=0.5"
     )
-    mix: str = key("none", "mix training samples (classification, multilabel): with a box of another, or its average", choices=("none", "cutmix", "mixup"))
+    mix: str = key("none", "(multilabel) classification: cutmix puts a box of another training sample into each, mixup takes the weighted mean of both", choices=("none", "cutmix", "mixup"))
     mix_p: float = key(0.5, "share of the samples that are mixed with another of their batch", only="augment.mix=cutmix|mixup", low=0.0, high=1.0)
     device: str = key("auto", "where patches are augmented; auto: on the GPU where there is one", choices=("auto", "cpu", "gpu"))
 
@@ -245,10 +246,10 @@ class Cv:
 
 @dataclass(frozen=True)
 class Eval:
-    overlap: float = key(0.5, "overlap of neighbouring windows when a case is larger than the patch", low=0.0, high=0.95)
+    overlap: float = key(0.5, "overlap of neighbouring windows when a case is larger than the patch", only="data.source!=slices", low=0.0, high=0.95)
     windows: int = key(2, "windows per forward pass (cases of one window: as many as in training, if that is more)", low=1, identity=False)
     pool_windows: str = key(
-        "mean", "how the windows of one case are pooled", only="task.type=classification|multilabel|regression", choices=("mean", "max")
+        "mean", "how the windows of one case are pooled", only="task.type=classification|multilabel|regression data.source!=slices", choices=("mean", "max")
     )
     threshold: str = key(
         "youden",
@@ -257,10 +258,10 @@ class Eval:
     )
     pool_slices: str = key(
         "auto",
-        "how those of a scan are pooled; auto: what is best on the inner validation cases", only="task.type=multilabel data.source=slices",
+        "how the probabilities of a scan's slices are pooled; auto: what is best on the inner validation cases", only="task.type=multilabel data.source=slices",
         choices=("auto", "mean", "max", "topk", "noisy_or"),
     )
-    top_slices: int = key(3, "the mean of so many slices with the highest probability", only="eval.pool_slices=topk|auto", low=1)
+    top_slices: int = key(3, "how many slices with the highest probability are averaged", only="task.type=multilabel data.source=slices eval.pool_slices=topk|auto", low=1)
     mirror_axes: tuple[int, ...] = key((), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2)
     postprocess: str = key(
         "none", "segmentation: auto chooses hole filling and component sizes on the inner validation cases", choices=("none", "auto")

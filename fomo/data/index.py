@@ -6,9 +6,9 @@ entries are looked up again.
 """
 
 import json
-import os
-import tempfile
 from typing import NamedTuple
+
+from .. import tables
 
 
 class Facts(NamedTuple):
@@ -36,12 +36,5 @@ def read(path):
 
 def write(path, facts):
     """Replace the index by {key: Facts}."""
-    handle, temporary = tempfile.mkstemp(prefix=".index-", dir=os.path.dirname(path))
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps([key, *values]) + "\n" for key, values in facts.items())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with tables.replacing(path) as file:
+        file.writelines(json.dumps([key, *values]) + "\n" for key, values in facts.items())

@@ -118,7 +118,7 @@ class Samples(torch.utils.data.Dataset):
 
     def _read(self, slot):
         case = self.cases[self.order[slot]]
-        if case.geometry is None:  # a slice: it is the patch
+        if self.data.source == "slices":  # each is a patch
             return {"image": torch.from_numpy(case.distinct()), "id": case.case.id, "slot": slot, "target": case.case.target}
         image, mask, foreground = _open(case, self.segmentation)
         generator = seeds.generator(self.seed, "crop", self.fold, slot)

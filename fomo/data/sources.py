@@ -20,7 +20,7 @@ import csv
 import functools
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..config import UserError
 from . import phantom, slices, table, volumes
@@ -30,6 +30,7 @@ _SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII 
 _SUBJECT = re.compile(r".*?sub[_-][0-9a-z]+", re.ASCII | re.IGNORECASE)
 _ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|\.0+$", re.ASCII)  # in front of a number, and those that make 1 a 1.0
 _SHOWN = 5  # pairs of subjects that a warning names
+_ELSEWHERE = "another data.source: this layout has none"
 
 
 def list_cases(data, task, labels=True, log=None):
@@ -199,15 +200,7 @@ def _phantom(data, task, labels):
         columns = dict(id_column="id", subject_column="PatientID", mask_column="mask", fold_column="fold")
         return table.list_table(replace(data, csv=os.path.join(folder, "table.csv"), **columns), task, labels)
     source = (_fomo1, _fomo2, _fomo3)[kind - 1]
-    return source(_WithRoot(folder, data.channels), task, labels and not pretrains)
-
-
-@dataclass(frozen=True)
-class _WithRoot:
-    """The two fields of config.Data that the layouts need."""
-
-    root: str
-    channels: tuple[str, ...]
+    return source(replace(data, root=folder), task, labels)
 
 
 _SOURCES = {
@@ -243,7 +236,7 @@ def _sessions(data, task, labels, folders, masks):
                 f"{base}: lacks {len(lacking)} sessions that {other} has, as {'/'.join(lacking[0])}, wanted all: "
                 "derive them too, or move one of the two folders away"
             )
-    cases = []
+    cases, labels = [], labels and not task.pretrains
     for subject, session in chosen:
         name = f"{subject}_{session}"
         images = tuple(_channel(os.path.join(base, subject, session), prefix, text, name) for text in data.channels)
@@ -270,7 +263,7 @@ def _sessions_below(base):
 
 def _arrays(data, task, labels, folder):
     """Cases of a folder of .npy files, each with the channels and then the mask; subject: the name without session."""
-    cases = []
+    cases, labels = [], labels and not task.pretrains
     for name in sorted(os.listdir(folder)):
         if name.startswith(".") or not name.endswith(".npy"):
             continue
@@ -311,7 +304,7 @@ def _target(kind, case, mask, texts, places):
     if kind == "segmentation":
         if mask is None:
             wanted = [place for place in places if not place.endswith(".txt")]
-            raise UserError(f"case {case}: no mask, wanted {' or '.join(wanted) or 'another data.source: this layout has none'}")
+            raise UserError(f"case {case}: no mask, wanted {' or '.join(wanted) or _ELSEWHERE}")
         return float(any_foreground(mask, case))
     values = [(_number(path, case), path) for path in texts]
     if kind == "classification":
@@ -322,7 +315,7 @@ def _target(kind, case, mask, texts, places):
             values.append((float(any_foreground(mask, case)), mask.path))
     if not values:
         wanted = [place for place in places if kind == "classification" or place.endswith(".txt")]
-        raise UserError(f"case {case}: no label, wanted one of {', '.join(wanted)}")
+        raise UserError(f"case {case}: no label, wanted {' or '.join(wanted) or _ELSEWHERE}")
     for value, path in values[1:]:
         if value != values[0][0]:
             raise UserError(f"case {case}: {values[0][1]} says {values[0][0]:g} and {path} says {value:g}; correct one")

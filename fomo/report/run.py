@@ -1,6 +1,5 @@
 """Reading a run folder, finished or not."""
 
-import csv
 import datetime
 import json
 import math
@@ -68,18 +67,18 @@ def read(folder):
     classes = tasks.coverage.class_names(recorded["cases"]) if isinstance(task, tasks.Classification) else []
     numbers = range(1, len(splits) + 1)
     finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
-    rows = [row for n in finished for row in _numeric(_in_fold(folder, n, "predictions.csv"))]
+    rows = [row for n in finished for row in tables.read_numbers(_in_fold(folder, n, "predictions.csv"))]
     volumes = [path for n in finished if os.path.exists(path := _in_fold(folder, n, "predictions_volumes.csv"))]
-    volumes = [row for path in volumes for row in _numeric(path)]
+    volumes = [row for path in volumes for row in tables.read_numbers(path)]
     metrics = _metrics(folder, config, task, finished, rows, volumes)
     rows.sort(key=lambda row: row["id"])
     volumes.sort(key=lambda row: row["id"])
     fold_scores = []
     for n in finished:
-        scores = {row["metric"]: row["value"] for row in _numeric(_in_fold(folder, n, "results.csv"))}
+        scores = {row["metric"]: row["value"] for row in tables.read_numbers(_in_fold(folder, n, "results.csv"))}
         fold_scores.append({"fold": n, "cases": len(splits[n - 1][config.task.tested_part]), **scores})
     histories = {n: _in_fold(folder, n, "history.csv") for n in numbers}
-    histories = {n: _numeric(path) for n, path in histories.items() if os.path.exists(path)}
+    histories = {n: tables.read_numbers(path) for n, path in histories.items() if os.path.exists(path)}
     return Run(folder, config, task, splits, classes, finished, rows, volumes, fold_scores, metrics, histories, read_log(folder))
 
 
@@ -99,7 +98,7 @@ def _metrics(folder, config, task, finished, rows, volumes):
     of_scans = {"volumes": volumes} if volumes else {}
     intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
     if config.task.pretrains:  # also scored on features, which no table holds
-        scores = {row["metric"]: row["value"] for row in _numeric(_in_fold(folder, finished[0], "results.csv"))}
+        scores = {row["metric"]: row["value"] for row in tables.read_numbers(_in_fold(folder, finished[0], "results.csv"))}
     else:
         scores = task.score(rows, **of_scans)
     found = {name: {"pooled": float(value), "cases": len(rows)} for name, value in scores.items()}
@@ -111,21 +110,6 @@ def _metrics(folder, config, task, finished, rows, volumes):
 def _number(value):
     """Of summary.json: null is undefined, "inf" infinite."""
     return math.nan if value is None else float(value)
-
-
-_TEXT = ("id", "subject", "scan", "metric")
-
-
-def _numeric(path):
-    """Rows of a CSV file with numbers; an empty field is undefined. Damaged where it is not as it was written."""
-    try:
-        rows = tables.read_csv(path)
-        rows = [{name: value if name in _TEXT else float(value or "nan") for name, value in row.items()} for row in rows]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise tables.Damaged(path, error) from error
-    if not rows:
-        raise tables.Damaged(path, "it has no lines below a header")
-    return rows
 
 
 # -------------------------------------------------------------------------------------------- log

@@ -76,6 +76,9 @@ class Segmentation(Task):
         native = volume.to_native(sum(parts[1:], parts[0]) / np.float32(len(parts)), geometry, order=1)
         if tasks[0].sigmoid:
             native = np.concatenate([1 - native.max(0, keepdims=True), native])
+        outside = np.ones(native.shape[1:], bool)
+        outside[geometry.native_box] = False
+        native[0][outside] = 1  # the network has seen nothing there: background
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
         mask = postprocess.apply(native.argmax(0).astype(np.uint8), volume.spacing(geometry.native_affine), **chosen)
         return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": native}

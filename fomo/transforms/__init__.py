@@ -44,6 +44,7 @@ def build_views(
     views are mirrored left-right with probability 0.5. sizes: voxels (x, y, z) of a view. resample.spacing_mm is that of
     the patch. Raises ValueError that names the wrong key.
     """
+    resolve(preset, parameters)
     parameters = {**(parameters or {}), "mirror": {"p": 0.5, **(parameters or {}).get("mirror", {})}}
     spacing = resolve(preset, parameters)["resample"]["spacing_mm"]
     augment = {}

@@ -406,3 +406,20 @@ def test_groups(tmp_path):
         table.write_text(text)
         refused(["groups.csv", words], tmp_path, 1, groups=str(table))
     refused(["absent.csv"], tmp_path, 1, groups=str(tmp_path / "absent.csv"))
+
+
+@pytest.mark.parametrize("task", ["mae", "dino"])
+def test_pretraining_asks_for_no_labels(tmp_path, task):
+    for number in (1, 3):
+        folder = tmp_path / str(number)
+        write(folder / "preprocessed" / "sub_1" / "ses_1" / "t1.nii.gz", text="")
+        data = config.Data(source=f"fomo{number}", root=str(folder), channels=("t1",))
+        (case,) = sources.list_cases(data, config.Task(type=task))
+        assert case.target is None and case.mask is None
+        with pytest.raises(config.UserError, match="no label, wanted .*label.txt"):
+            sources.list_cases(data, config.Task(type="regression"))
+    arrays(tmp_path, "sub_1")
+    data = config.Data(source="fomo2", root=str(tmp_path), channels=("a", "b", "c"))
+    assert sources.list_cases(data, config.Task(type=task))[0].target is None
+    with pytest.raises(config.UserError, match="no label, wanted another data.source: this layout has none"):
+        sources.list_cases(data, config.Task(type="regression"))

@@ -111,3 +111,5 @@ def test_what_is_refused():
         make().apply({"image": torch.zeros(1, 1, 16, 16, 16)}, [[]])
     with pytest.raises(ValueError, match="rotate.angle: unknown key"):
         make(parameters={"rotate": {"angle": 3}})
+    with pytest.raises(ValueError, match="mirror: got 3"):
+        make(parameters={"mirror": 3})

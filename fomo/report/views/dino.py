@@ -39,7 +39,7 @@ def _curves(run, options):
     largest = math.log(run.config.task.out_dim), f"ln({run.config.task.out_dim}): all outputs equal"
     wanted = {
         "teacher_entropy": (largest, (0, 1.1 * largest[0]), "Near the line or near 0 the teacher has collapsed."),
-        "teacher_std": (None, (0, 1), "Of the teacher's features over the cases; near 0 all cases look the same to it."),
+        "teacher_std": (None, (0, 1), "Spread of the teacher's answers over the cases; near 0 all cases look the same to it."),
         "probe_auroc": ((0.5, "chance"), None, "A linear probe on frozen features of the labelled cases."),
         "knn_auroc": ((0.5, "chance"), None, "Votes of the nearest neighbours among the labelled cases."),
     }
