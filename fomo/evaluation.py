@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from .data import slices
 from .log import Log
 
 
-def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, level=0.95, columns=scored.Columns(), log=None):
+def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, columns=scored.Columns(), log=None):
     """(kind, rows, summary): per-case rows and {metric: {...}} of whatever the two places hold.
 
     predictions: what tools/predict.py wrote, a run folder, a folder of masks, or a table. references: a folder of masks or of
@@ -35,7 +36,7 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     for flag, name in (("--column", columns.target), ("--id-column", columns.id), ("--subject-column", columns.subject)):
         if name is not None and not os.path.isfile(references):
             raise UserError(f"{flag}: got {name}, and {references} is no table to have one")
-    log = Log(active=False) if log is None else log
+    how = _How(columns, resamples, seed, Log(active=False) if log is None else log)
     table = scored.table_of(predictions)
     masks = scored.predicted_masks(predictions)
     if masks and table and _score_column(table):
@@ -43,11 +44,11 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     if masks:
         wanted = scored.masks_in(references)
         rows = _mask_rows(masks, wanted, predictions, references, tolerance_mm)
-        known = [scored.subjects_of(table or {}), scored.subjects_of_files(wanted), scored.subjects_of_files(masks)]
-        return "segmentation", rows, _mean_over_cases(rows, _drawn([row["id"] for row in rows], known, resamples, seed, level, log))
+        folders = scored.subjects_of_files(wanted), scored.subjects_of_files(masks)
+        return "segmentation", rows, _mean_over_cases(rows, _drawn([row["id"] for row in rows], how, scored.subjects_of(table or {}), *folders))
     if table is None:
         raise UserError(f"{predictions}: no masks (*.nii.gz) and no predictions.csv in it")
-    return _evaluate_table(table, predictions, references, columns, resamples, seed, level, log)
+    return _evaluate_table(table, predictions, references, how)
 
 
 def write(kind, rows, summary, output):
@@ -65,15 +66,26 @@ def write(kind, rows, summary, output):
         raise UserError(f"cannot write to {output}: {error}") from error
 
 
-def _drawn(ids, known, resamples, seed, level, log):
-    """Keywords of bootstrap_ci. groups: the subjects of `ids`, of the first of `known` ({id: subject}) that knows all."""
-    groups = next(([subject_of[id] for id in ids] for subject_of in known if all(map(subject_of.get, ids))), None)
-    if groups is None and resamples:
-        log.warn(
+class _How(NamedTuple):
+    columns: scored.Columns  # of the references
+    resamples: int
+    seed: int
+    log: Log
+
+
+def _drawn(ids, how, of_predictions, of_references, *others):
+    """Keywords of bootstrap_ci. groups: the subjects of `ids`, of the first {id: subject} that knows all.
+
+    The predictions' come first, unless the references' column of subjects was named.
+    """
+    known = [of_references, of_predictions] if how.columns.subject else [of_predictions, of_references]
+    groups = next(([subject_of[id] for id in ids] for subject_of in (*known, *others) if all(map(subject_of.get, ids))), None)
+    if groups is None and how.resamples:
+        how.log.warn(
             "intervals are over cases, which are too narrow where a subject has several: "
             "no column `subject` (--subject-column), no folders SUB/SES say whose they are"
         )
-    return dict(resamples=resamples, seed=seed, level=level, groups=groups)
+    return dict(resamples=how.resamples, seed=how.seed, groups=groups)
 
 
 # ------------------------------------------------------------------------------------------ masks
@@ -145,27 +157,28 @@ def _mean_over_cases(rows, drawn):
 # ----------------------------------------------------------------------------------------- tables
 
 
-def _evaluate_table(table, predictions, references, columns, resamples, seed, level, log):
+def _evaluate_table(table, predictions, references, how):
     there, score = scored.columns_of(table), _score_column(table)
     several = [name.removeprefix("decision_") for name in there if name.startswith("decision_")]
     several = [name for name in several if f"probability_{name}" not in there and tasks.multitarget.classes_of(name, there)]
     if score is None and several:
-        return _multitarget(table, several, predictions, references, columns, resamples, seed, level, log)
+        return _multitarget(table, several, predictions, references, how)
     if score is None and any(name.startswith("probability_") for name in there):
-        if columns.target is not None:
-            raise UserError(f"--column: got {columns.target}, and {predictions} has several labels, each with its own column")
-        return _multilabel(table, predictions, references, columns, resamples, seed, level, log)
+        if how.columns.target is not None:
+            raise UserError(f"--column: got {how.columns.target}, and {predictions} has several labels, each with its own column")
+        return _multilabel(table, predictions, references, how)
     if score is None:
         raise UserError(
             f"{predictions}: got the columns {', '.join(there)[:500]}, wanted id and probability, or id and prediction"
         )
-    targets, subjects = scored.targets_of(references, table, columns, scored.learned_by(predictions), score == "probability", log)
+    targets, subjects = scored.targets_of(
+        references, table, how.columns, scored.learned_by(predictions), score == "probability", how.log
+    )
     scored.check_same_cases(table, targets, predictions, references)
     ids = sorted(table)
     labels = np.array([targets[id] for id in ids])
     scores = np.array([scored.number(table[id][score], predictions, id) for id in ids])
-    known = [subjects, scored.subjects_of(table)] if columns.subject else [scored.subjects_of(table), subjects]
-    drawn = _drawn(ids, known, resamples, seed, level, log)
+    drawn = _drawn(ids, how, scored.subjects_of(table), subjects)
     try:
         if score == "probability":
             return _classification(ids, labels, scores, table, predictions, references, drawn)
@@ -200,15 +213,8 @@ def _classification(ids, labels, scores, table, predictions, references, drawn):
         {"id": id, "target": int(y), "probability": p, "decision": int(d)}
         for id, y, p, d in zip(ids, labels, scores.tolist(), decisions)
     ]
-    counts = [int(np.sum((decisions == d) & (labels == y))) for d, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
     labels = labels.astype(int)
-    values = {
-        "auroc": metrics.auroc(labels, scores),
-        "average_precision": metrics.average_precision(labels, scores),
-        **metrics.decision_metrics(*counts),
-        "brier": metrics.brier(labels, scores),
-        "ece": metrics.ece(labels, scores),
-    }
+    values = metrics.binary_metrics(labels, scores, decisions=decisions)
     summary = _with_intervals(values, ("auroc", "average_precision"), labels, scores, drawn)
     return "classification", rows, {**summary, **_at_half(0 if decided else len(rows), len(rows))}
 
@@ -218,9 +224,9 @@ def _at_half(count, of):
     return {"decided_at_half": {"value": count, "n": of}} if count else {}
 
 
-def _multilabel(table, predictions, references, names, resamples, seed, level, log):
-    """Of several labels: what a run reports of its volumes, and the AUROC of each label; names: the Columns of the references."""
-    wanted = scored.read_table(references, [names.id] if names.id else ("VolumeName", "id"), slices.stem, "--id-column")
+def _multilabel(table, predictions, references, how):
+    """Of several labels: what a run reports of its volumes, and the AUROC of each label."""
+    wanted = scored.read_table(references, [how.columns.id] if how.columns.id else ("VolumeName", "id"), slices.stem, "--id-column")
     columns, named = scored.columns_of(table), scored.columns_of(wanted)
     labels = [name for name in named if f"probability_{name.replace(' ', '_')}" in columns]
     lacking = {name for name in columns if name.startswith("probability_")} - {f"probability_{name.replace(' ', '_')}" for name in labels}
@@ -234,13 +240,12 @@ def _multilabel(table, predictions, references, names, resamples, seed, level, l
     if unknown:
         raise UserError(f"{references}: no line for {unknown[0]} of {predictions} (and for {len(unknown) - 1} more)")
     section = config.Task(type="multilabel", targets=tuple(labels))
-    task = tasks.build(dataclasses.replace(config.Config(), seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
+    task = tasks.build(dataclasses.replace(config.Config(), seed=how.seed, task=section, eval=config.Eval(bootstrap=how.resamples)))
     undecided = [name for name in task.names if f"decision_{name}" not in columns]
     common = "threshold" in columns  # the one of all labels together: in the tables of a run
-    of_table, of_references = scored.subjects_of(table), scored.subjects_of(wanted, references, names.subject)
-    known = [{name: of_table[id] for name, id in ids.items()}, of_references, {name: slices.patient_of(name) for name in ids}]
-    known = [of_references, *known] if names.subject else known
-    drawn, rows = _drawn(list(ids), known, resamples, seed, level, log), []
+    of_table, of_references = scored.subjects_of(table), scored.subjects_of(wanted, references, how.columns.subject)
+    of_predictions, patients = {name: of_table[id] for name, id in ids.items()}, {name: slices.patient_of(name) for name in ids}
+    drawn, rows = _drawn(list(ids), how, of_predictions, of_references, patients), []
     for (key, id), subject in zip(ids.items(), drawn["groups"] or ids):
         found = table[id]
         threshold = scored.number(found["threshold"], predictions, id) if common else 0.5
@@ -252,34 +257,33 @@ def _multilabel(table, predictions, references, names, resamples, seed, level, l
         rows.append(row)
     scores = {name: value for name, value in task.score(rows).items() if common or not name.endswith("_common")}
     summary = {name.removeprefix("volume_"): {"value": value, "n": len(rows)} for name, value in scores.items()}
-    if resamples:
-        interval = task.intervals(rows, resamples, seed)["volume_auroc_macro"]
+    if how.resamples:
+        interval = task.intervals(rows, how.resamples, how.seed)["volume_auroc_macro"]
         summary["auroc_macro"].update(ci_low=interval.low, ci_high=interval.high)
     for row, name in zip(task.tables(rows)["labels"], task.names):
-        limits = {f"ci_{end}": row[f"auroc_{end}"] for end in ("low", "high")} if resamples else {}
+        limits = {f"ci_{end}": row[f"auroc_{end}"] for end in ("low", "high")} if how.resamples else {}
         summary[f"auroc_{name}"] = {"value": row["auroc"], **limits, "n": row["n"], "positives": row["positives"]}
     summary["not_predicted"] = {"value": len(wanted) - len(rows), "n": len(wanted)}
     summary.update(_at_half(len(undecided) * len(rows), len(labels) * len(rows)))
     return "multilabel", [{k: v for k, v in row.items() if k not in ("scan", "threshold")} for row in rows], summary
 
 
-def _multitarget(table, targets, predictions, references, names, resamples, seed, level, log):
-    """Of one or several targets with a softmax each: what a run reports of them; names: the Columns of the references."""
-    wanted = scored.read_table(references, (names.id or "id",), flag="--id-column")
+def _multitarget(table, targets, predictions, references, how):
+    """Of one or several targets with a softmax each: what a run reports of them."""
+    wanted, asked = scored.read_table(references, (how.columns.id or "id",), flag="--id-column"), how.columns.target
     scored.check_same_cases(table, wanted, predictions, references)
     named = {name.replace(" ", "_"): name for name in scored.columns_of(wanted)}
-    if names.target is not None:
-        if len(targets) > 1 or names.target not in named.values():
-            raise UserError(f"--column: got {names.target}, wanted a column of {references} for the one target of {predictions}: {', '.join(targets)}")
-        named = {targets[0]: names.target}
+    if asked is not None:
+        if len(targets) > 1 or asked not in named.values():
+            raise UserError(f"--column: got {asked}, wanted a column of {references} for the one target of {predictions}: {', '.join(targets)}")
+        named = {targets[0]: asked}
     lacking = [name for name in targets if name not in named]
     if lacking:
         got = ", ".join(scored.columns_of(wanted))[:500]
         raise UserError(f"{references}: got the columns {got}, and none for {', '.join(lacking)[:200]} of {predictions}")
     classes = {name: tasks.multitarget.classes_of(name, scored.columns_of(table)) for name in targets}
-    known = [scored.subjects_of(table), scored.subjects_of(wanted, references, names.subject)]
     ids = sorted(table)
-    drawn, rows = _drawn(ids, known[::-1] if names.subject else known, resamples, seed, level, log), []
+    drawn, rows = _drawn(ids, how, scored.subjects_of(table), scored.subjects_of(wanted, references, how.columns.subject)), []
     for id, subject in zip(ids, drawn["groups"] or ids):
         row = {"id": id, "subject": subject}
         for name in targets:
@@ -296,7 +300,7 @@ def _multitarget(table, targets, predictions, references, names, resamples, seed
     section = config.Task(targets=tuple(targets), classes=max(map(len, classes.values())))
     task = tasks.Multitarget(dataclasses.replace(config.Config(), task=section))
     summary = {name: {"value": value, "n": len(rows)} for name, value in task.score(rows).items()}
-    for name, interval in task.intervals(rows, resamples, seed).items() if resamples else ():
+    for name, interval in task.intervals(rows, how.resamples, how.seed).items() if how.resamples else ():
         summary[name].update(ci_low=interval.low, ci_high=interval.high)
     return "multitarget", rows, summary
 

@@ -131,17 +131,10 @@ def _near(volume, device):
 
 def _read(volume, start, patch, background):
     """One window (C, *patch): a view of the volume where that is a tensor and the window lies inside."""
-    if torch.is_tensor(volume):
-        if all(0 <= begin and begin + length <= size for begin, length, size in zip(start, patch, volume.shape[1:])):
-            return volume[(slice(None), *(slice(begin, begin + length) for begin, length in zip(start, patch)))]
-        fill = torch.as_tensor(background, dtype=volume.dtype, device=volume.device).reshape(-1, 1, 1, 1)
-        box = fill.expand(len(volume), *patch).clone()
-        low = [max(begin, 0) for begin in start]
-        high = [min(begin + length, size) for begin, length, size in zip(start, patch, volume.shape[1:])]
-        target = tuple(slice(a - begin, b - begin) for a, b, begin in zip(low, high, start))
-        box[(slice(None), *target)] = volume[(slice(None), *(slice(a, b) for a, b in zip(low, high)))]
-        return box
-    return torch.from_numpy(patches.read(volume, start, patch, background))
+    inside = all(0 <= begin and begin + length <= size for begin, length, size in zip(start, patch, volume.shape[1:]))
+    if inside and torch.is_tensor(volume):
+        return volume[(slice(None), *(slice(begin, begin + length) for begin, length in zip(start, patch)))]
+    return torch.as_tensor(patches.read(volume, start, patch, background))
 
 
 def _where_it_fits(shape, device):

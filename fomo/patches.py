@@ -27,6 +27,11 @@ def centred(size, length):
     return (size - length) // 2
 
 
+def thinnest(patch):
+    """The axis across which a patch is thinnest, of equals the last: slices across it are the largest."""
+    return 2 - int(np.argmin(patch[::-1]))
+
+
 def draw_start(shape, patch, generator, position="random", voxel=None):
     """Start (3,) of a training patch.
 
@@ -63,7 +68,7 @@ def read(array, start, patch, fill, dtype=None):
         target.append(slice(low - begin, high - begin))
     box, shape = array[(..., *inside)], (*array.shape[:-3], *patch)
     if isinstance(array, torch.Tensor):
-        result, fill = torch.empty(shape, dtype=dtype or array.dtype), torch.as_tensor(fill).to(array.dtype)
+        result, fill = array.new_empty(shape, dtype=dtype), torch.as_tensor(fill).to(array)
     else:
         result, fill = np.empty(shape, dtype or array.dtype), np.asarray(fill, array.dtype)
     if tuple(box.shape) != shape:

@@ -7,15 +7,15 @@ Without --image a synthetic head is drawn. Several images are channels; --mask i
 """
 
 import argparse
-import os
+import pathlib
 import sys
 
 import numpy as np
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, volume
+from fomo import cli, patches, volume
 from fomo.config import UserError
 from fomo.transforms import KEYS, PRESETS, build, masking, mixing, resolve
 
@@ -81,11 +81,8 @@ def phantom(size=96):
 
 def crop(image, patch):
     """The central `patch` of (C, X, Y, Z), padded with the minimum where the volume is smaller."""
-    starts = [max(0, (size - want) // 2) for size, want in zip(image.shape[1:], patch)]
-    image = image[(slice(None), *(slice(start, start + want) for start, want in zip(starts, patch)))]
-    missing = [want - size for size, want in zip(image.shape[1:], patch)]
-    around = [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)]
-    return torch.nn.functional.pad(image, around, value=float(image.min()))
+    start = [patches.centred(size, want) for size, want in zip(image.shape[1:], patch)]
+    return patches.read(image, start, patch, image.min())
 
 
 WEAK_END_LAST = ("zoom", "cutoff")  # ranges whose lower end is the strong one

@@ -7,13 +7,14 @@ volume that cannot be used is listed and makes the exit code 1; the others are d
 """
 
 import argparse
-import os
+import pathlib
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, log
+from fomo import cli
 from fomo.data import extract
+from fomo.log import Log
 
 
 def main(arguments):
@@ -41,7 +42,7 @@ def main(arguments):
     options = vars(parser.parse_args(arguments))
     options["window"] = tuple(options["window"])
     settings = extract.Settings(**{name: options.pop(name) for name in vars(default)})
-    extract.extract(options.pop("volumes"), options.pop("output"), settings, log.Log(), **options)
+    extract.extract(options.pop("volumes"), options.pop("output"), settings, Log(), **options)
 
 
 if __name__ == "__main__":

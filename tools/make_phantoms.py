@@ -6,9 +6,10 @@
 
 import argparse
 import os
+import pathlib
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli, config
 from fomo.data import phantom, phantom_ct

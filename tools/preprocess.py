@@ -4,22 +4,23 @@ Training does the same on its first start; this is for preparing on another mach
 (data.prepare_workers=16). Running it again does only what is missing.
 """
 
-import os
+import pathlib
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, log
+from fomo import cli, listing
 from fomo.data import cache, sources
+from fomo.log import Log
 
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
-    output = log.Log()
-    cases = sources.list_cases(config.data, config.task, log=output)
-    output("data", source=config.data.source, cases=len(cases), subjects=len({case.subject for case in cases}))
+    log = Log()
+    cases = sources.list_cases(config.data, config.task, log=log)
+    listing.describe(config, cases, log)
     if not dry_run:
-        cache.prepare(cases, config.data, config.task, output)
+        cache.prepare(cases, config.data, config.task, log)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def make(root, volumes, size=64, seed=0):
             code = _CODES[int(scan.integers(len(_CODES)))]
             _write(os.path.join(folder, "volumes", name), hounsfield, affine, code)
             bits = sum(mask.astype(np.int32) << k for k, mask in enumerate(masks))
-            _write(os.path.join(folder, "masks", name), bits + np.zeros(hounsfield.shape, np.int32), affine, code)
+            _write(os.path.join(folder, "masks", name), bits, affine, code)
             rows.append({"VolumeName": name, **{label: int(there) for label, there in zip(LABELS, findings)}})
         tables.write_csv(os.path.join(folder, "multi_abnormality_labels.csv"), rows)
 

@@ -134,9 +134,9 @@ def labels_and_probabilities(labels, probabilities, dimensions=1):
     return labels, probabilities
 
 
-def probability_range(probabilities, name="probabilities"):
+def probability_range(probabilities):
     if probabilities.min() < 0 or probabilities.max() > 1:
-        fail(name, f"values from {probabilities.min():g} to {probabilities.max():g}", "0 to 1")
+        fail("probabilities", f"values from {probabilities.min():g} to {probabilities.max():g}", "0 to 1")
 
 
 def real_pair(first, second, first_name, second_name):

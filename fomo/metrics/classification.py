@@ -48,17 +48,17 @@ def matthews(confusion):
     return checks.ratio(np.trace(confusion) * n - true @ predicted, np.sqrt(spread_true) * np.sqrt(spread_predicted))
 
 
-def binary_metrics(labels, probabilities, threshold=0.5):
+def binary_metrics(labels, probabilities, threshold=0.5, decisions=None):
     """All metrics of a binary classifier as a dict.
 
-    labels (n,) 0/1; probabilities (n,) of class 1, in [0, 1]; positive means probability >= threshold. Keys: auroc
-    average_precision, those of `decision_metrics`, brier log_loss ece.
+    labels (n,) 0/1; probabilities (n,) of class 1, in [0, 1]; positive means probability >= threshold, or a 1 in
+    `decisions` (n,). Keys: auroc average_precision, those of `decision_metrics`, brier log_loss ece.
     """
     labels, probabilities = checks.labels_and_probabilities(labels, probabilities)
     return dict(
         auroc=ranking.auroc(labels, probabilities),
         average_precision=ranking.average_precision(labels, probabilities),
-        **_decisions(labels, probabilities >= threshold),
+        **_decisions(labels, probabilities >= threshold if decisions is None else np.asarray(decisions) == 1),
         brier=calibration.brier(labels, probabilities),
         log_loss=calibration.log_loss(labels, probabilities),
         ece=calibration.ece(labels, probabilities),

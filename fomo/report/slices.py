@@ -107,11 +107,6 @@ def in_plane(spacing_mm, axis):
     return (1.0, 1.0) if spacing_mm is None else tuple(mm for other, mm in enumerate(spacing_mm) if other != axis)
 
 
-def thinnest(patch):
-    """The axis across which a patch is thinnest, of equals the last: slices across it are the largest."""
-    return 2 - int(np.argmin(patch[::-1]))
-
-
 def mosaic(rows, spacings_mm, alt, overlay=None, pixels=200):
     """Html of one PNG with the planes in `rows` of equal length, each in the grey values of the first one of its row.
 

@@ -5,7 +5,7 @@ import torch
 
 from .. import inference, losses
 from ..config import UserError
-from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, decision_metrics, ece, log_loss
+from ..metrics import auroc, average_precision, binary_metrics, bootstrap_ci, choose_threshold
 from . import coverage
 from .task import Task
 
@@ -86,16 +86,7 @@ class Classification(Task):
 
     def score(self, rows):
         labels, scores = _columns(rows)
-        decisions = np.array([row["decision"] for row in rows])
-        counts = [int(np.sum((decisions == d) & (labels == y))) for d, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
-        return {
-            "auroc": auroc(labels, scores),
-            "average_precision": average_precision(labels, scores),
-            **decision_metrics(*counts),
-            "brier": brier(labels, scores),
-            "log_loss": log_loss(labels, scores),
-            "ece": ece(labels, scores),
-        }
+        return binary_metrics(labels, scores, decisions=[row["decision"] for row in rows])
 
     def intervals(self, rows, resamples, seed):
         """Of the ranking metrics, and of the shares of right decisions: of all cases, of class 1, of class 0."""

@@ -149,7 +149,7 @@ class Dino(Task):
             "_label": _label(case),
         }
         if folder is not None:
-            axis = 2 - int(np.argmin(config.data.patch[::-1]))  # the thinnest axis, else the last
+            axis = patches.thinnest(config.data.patch)
             row["_slice"], row["_folder"] = patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(), folder
         return row
 

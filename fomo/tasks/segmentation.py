@@ -49,9 +49,7 @@ class Segmentation(Task):
         return list(coverage.lacking("masks", range(self.config.task.classes), of_train, of_val))
 
     def loss(self, outputs, batch):
-        if isinstance(outputs, list):
-            return losses.deep_supervision(self._loss, outputs, batch["mask"])
-        return self._loss(outputs, batch["mask"])
+        return losses.deep_supervision(self._loss, outputs, batch["mask"])
 
     def _loss(self, logits, mask):
         task = self.config.task

@@ -5,7 +5,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from fomo.transforms import build, spatial
+from fomo.transforms import KEYS, build, spatial
 
 CPU = torch.device("cpu")
 
@@ -245,7 +245,7 @@ def test_label_follows_the_image():
         assert overlap > (0.999 if labels == "linear" else 0.95)
 
 
-@pytest.mark.parametrize("border", spatial.BORDERS)
+@pytest.mark.parametrize("border", KEYS["resample"]["border"][1])
 @pytest.mark.parametrize("shape", [(24, 18, 1), (9, 9, 1)])
 def test_the_short_way_for_slices_gives_what_the_long_way_gives(border, shape, monkeypatch):
     parameters = {name: {"p": 1.0} for name in ("rotate", "scale", "translate")} | {"resample": {"border": border}}

@@ -30,8 +30,8 @@ def rocs(curves):
     return panel(draw, "ROC curves: " + ", ".join(f"{name} {area}" for name, area in areas))
 
 
-def roc_band(labels, scores, subjects, seed, resamples=500, level=0.95):
-    """(false-positive rates, low, high): pointwise bootstrap band of the true-positive rate, whole subjects drawn.
+def roc_band(labels, scores, subjects, seed, resamples=500):
+    """(false-positive rates, low, high): pointwise 95% bootstrap band of the true-positive rate, whole subjects drawn.
 
     labels, scores: (n,), or (n, K) for the mean over K labels (in a resample: over those that have both classes).
     """
@@ -50,7 +50,7 @@ def roc_band(labels, scores, subjects, seed, resamples=500, level=0.95):
                 curves.append(np.interp(grid, np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])))
         if curves:
             found.append(np.mean(curves, axis=0))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(found, [0.025, 0.975], axis=0)
     return grid, low, high
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 
+from ... import patches
 from .. import page, slices
 from ..figures.training import curves
 from ..page import number, tag
@@ -59,7 +60,7 @@ def _pictures(run, listed):
     if not os.path.exists(path):
         return [page.note("The run has stored no neighbours.")]
     stored = slices.arrays(path)
-    spacing = slices.in_plane(run.config.data.spacing_mm, slices.thinnest(run.config.data.patch))
+    spacing = slices.in_plane(run.config.data.spacing_mm, patches.thinnest(run.config.data.patch))
     found = []
     for i, (query, *names) in enumerate(stored["ids"]):
         near = [f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, stored["similarity"][i].tolist())]

@@ -1,9 +1,8 @@
 """Classification of several targets at once, or into more than two classes: a block per target."""
 
-import itertools
-
 import numpy as np
 
+from ...tasks.multitarget import classes_of
 from .. import overlays, page
 from ..cases import finish
 from ..figures.classification import calibration, roc, rocs
@@ -104,9 +103,8 @@ def _squared_error(row):
     errors, columns = [], list(row)
     for target in _columns(row, "target"):
         name = target.removeprefix("target_")
-        after = columns[columns.index(f"decision_{name}") + 1 :]
-        probabilities = itertools.takewhile(lambda column: column.startswith(f"probability_{name}_"), after)
-        errors.append(sum((row[column] - (k == row[target])) ** 2 for k, column in enumerate(probabilities)))
+        classes = enumerate(classes_of(name, columns))
+        errors.append(sum((row[f"probability_{name}_{text}"] - (k == row[target])) ** 2 for k, text in classes))
     return sum(errors) / len(errors)
 
 
