@@ -223,7 +223,7 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
     shape = (16, 16, 8)
     mask = np.random.default_rng(1).integers(2, size=shape).astype(np.uint8)
     case, options = segmentation_case(shape, mask), dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None)
-    monkeypatch.setattr(sources, "read_volume", lambda source, like: (source, np.eye(4)))
+    monkeypatch.setattr(segmentation, "read_volume", lambda source, like: (source, np.eye(4)))
     (tmp_path / "masks").mkdir()
     networks = {"sigmoid": lambda x: x, "softmax": lambda x: torch.cat([-x / 2, x / 2], 1)}
     found, native = {}, {}

@@ -32,7 +32,7 @@ import numpy as np
 from .. import volume
 from ..config import UserError, fingerprint
 from . import index, slices, sources
-from .cases import digits, looks_at_files, rounded
+from .cases import digits, looks_at_files, read_volume, rounded
 
 _VERSION = 1  # raise it when preprocessing changes its results
 _FOREGROUND_VOXELS = 10_000  # kept per class
@@ -316,7 +316,7 @@ def _read(case, settings):
     arrays, affine, first = [], None, case.images[0]
     mask = None
     for source in _sources(case, settings["classes"] is not None):
-        array, own = sources.read_volume(source, like=affine)
+        array, own = read_volume(source, like=affine)
         if affine is None:
             affine = own
         elif array.shape != arrays[0].shape:

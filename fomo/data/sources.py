@@ -1,7 +1,7 @@
 """Sources: the layouts of data sets on disk, each a function from a folder or table to a list of cases.
 
-A case is one session of one subject. Listing touches names, labels and masks only; images are read by `read_volume`
-when the cache asks. A new data set is one more function in `_SOURCES`.
+A case is one session of one subject. Listing touches names, labels and masks only; images are read
+(`cases.read_volume`) when the cache asks. A new data set is one more function in `_SOURCES`.
 
     fomo1    skull_stripped/SUB/SES/ss_NAME.nii.gz   labels_masked/SUB/SES/seg_masked.nii.gz and/or label.txt
     fomo2    preprocessed_2/*.npy (channels, then the mask)
@@ -24,7 +24,8 @@ from dataclasses import replace
 
 from ..config import UserError
 from . import phantom, slices, table, volumes
-from .cases import ID_WANTED, Case, Volume, any_foreground, count_volumes, looks_at_files, names_a_file, read_volume
+from .cases import ID_WANTED, Case, Volume, any_foreground, looks_at_files, names_a_file
+from .npy import count_volumes
 
 _SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII | re.IGNORECASE)
 _SUBJECT = re.compile(r".*?sub[_-][0-9a-z]+", re.ASCII | re.IGNORECASE)

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from .. import volume
-from ..data import sources
+from ..data.cases import read_volume
 from .page import Html, escape
 
 _REFERENCE, _PREDICTED = "#56b4e9", "#ffb000"
@@ -31,7 +31,7 @@ def planes(case, channels, mask_path):
     the patient's right is on the right. Raises ValueError for files that are missing or unreadable.
     """
     predicted, affine = volume.read_nifti(mask_path)
-    reference, *images = (sources.read_volume(source, like=affine)[0] for source in (case.mask, *case.images))
+    reference, *images = (read_volume(source, like=affine)[0] for source in (case.mask, *case.images))
     channel = int(np.argmax([_contrast(image, reference > 0) for image in images]))
     image, ras_affine = volume.to_ras(images[channel], affine)
     reference, predicted = ((volume.to_ras(mask, affine)[0] > 0) for mask in (reference, predicted))

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from .. import inference, losses, postprocess, volume
-from ..data import sources
-from ..data.cases import rounded
+from ..data.cases import read_volume, rounded
 from ..metrics import bootstrap_ci, dice, over_classes, segmentation_metrics_per_class, summarize
 from . import coverage
 from .task import Task
@@ -98,7 +97,7 @@ class Segmentation(Task):
             return row
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
-        reference, affine = sources.read_volume(case.case.mask, like=np.array(case.geometry.native_affine))
+        reference, affine = read_volume(case.case.mask, like=np.array(case.geometry.native_affine))
         reference = rounded(reference).astype(np.int32)  # as in the cache
         if self._candidates:
             row["candidates"] = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]

@@ -6,6 +6,7 @@ import pytest
 
 from fomo import volume
 from fomo.data import dicom, sources
+from fomo.data.cases import read_volume
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -64,7 +65,7 @@ def refused(words, folder):
 def test_slices_in_order_with_their_place_in_the_patient(tmp_path):
     stored = values()
     folder = write(tmp_path / "a", stored)
-    array, affine = sources.read_volume(sources.Volume(folder))
+    array, affine = read_volume(sources.Volume(folder))
     assert array.shape == (5, 3, 4) and array.dtype == np.float32
     assert np.array_equal(array, 2.0 * stored.transpose(2, 1, 0) - 1024)
     # column 4, row 2, slice 3 by the standard's formula (C.7.6.2.1.1), from LPS to RAS
@@ -110,7 +111,7 @@ def test_a_multi_frame_file_equals_its_single_slices(tmp_path):
     (tmp_path / "multi").mkdir()
     enhanced(tmp_path / "multi" / "all.dcm", stored)
     for source in (tmp_path / "multi", tmp_path / "multi" / "all.dcm"):
-        array, own = sources.read_volume(sources.Volume(str(source)))
+        array, own = read_volume(sources.Volume(str(source)))
         assert np.array_equal(array, single) and np.allclose(own, affine, atol=1e-5)
     (tmp_path / "one").mkdir()
     enhanced(tmp_path / "one" / "all.dcm", stored, order=(1,), thickness=3.0)

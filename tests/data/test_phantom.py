@@ -10,6 +10,7 @@ from conftest import run_command, tool
 
 from fomo import config
 from fomo.data import phantom, sources
+from fomo.data.cases import read_volume
 from fomo.metrics import auroc
 
 CHANNELS = {1: ("dwi_b1000", "flair", "adc", "swi|t2s"), 2: ("dwi_b1000", "flair", "swi|t2s"), 3: ("t1", "t2")}
@@ -32,7 +33,7 @@ def shortcuts(case):
     """What a rule that looks at intensities alone could use, for each channel."""
     values = []
     for image in case.images:
-        array, _ = sources.read_volume(image)
+        array, _ = read_volume(image)
         inside = array[array > 0]
         median = np.median(inside)
         values += [inside.mean(), inside.max(), inside.max() / inside.mean(), np.percentile(inside, 99) / median]
@@ -101,7 +102,7 @@ def test_what_does_tell_the_infarct_is_in_the_image(heads):
     """Bright on DWI where dark on ADC: the rule that a network has to find."""
     labels, scores = [], []
     for case in heads[1][1]:
-        dwi, adc = (sources.read_volume(case.images[channel])[0] for channel in (0, 2))
+        dwi, adc = (read_volume(case.images[channel])[0] for channel in (0, 2))
         inside = dwi > 0
         both = (dwi > 1.5 * np.median(dwi[inside])) & (adc < 0.6 * np.median(adc[inside])) & inside
         labels.append(case.target == 1)
@@ -121,8 +122,8 @@ def test_age_is_not_an_intensity_but_the_share_of_fluid_follows_it(heads):
 
 def test_the_tumour_touches_the_surface_and_the_mask_its_voxels(heads):
     for case in heads[2][1][:20]:
-        mask = sources.read_volume(case.mask)[0] > 0
-        head = sources.read_volume(case.images[0])[0] > 0
+        mask = read_volume(case.mask)[0] > 0
+        head = read_volume(case.images[0])[0] > 0
         assert not (mask & ~head).any()
         if case.target:
             grown = np.zeros_like(mask)
@@ -193,7 +194,7 @@ def test_the_lesions_look_as_the_cohort_says(table):
     data, cases = table
     cohorts = {case.id: case.labels[0] for case in cases}
     for case in sources.list_cases(data, config.Task(type="segmentation"))[:24]:
-        image, mask = sources.read_volume(case.images[0])[0], sources.read_volume(case.mask)[0]
+        image, mask = read_volume(case.images[0])[0], read_volume(case.mask)[0]
         assert set(np.unique(mask)) == {0, 1, 2} and image[mask > 0].min() > 0, "within the head"
         parts, count = scipy.ndimage.label(mask == 2)
         means = [image[parts == part].mean() / np.median(image[image > 0]) for part in range(1, count + 1)]
@@ -208,5 +209,5 @@ def test_pretraining_has_other_heads_without_labels(tmp_path):
         cases = sources.list_cases(data, config.Task(type=kind))
         assert [case.id for case in cases] == [case.id for case in tested] and {case.target for case in cases} == {None}
         for one, other in zip(cases, tested):
-            a, b = sources.read_volume(one.images[0])[0], sources.read_volume(other.images[0])[0]
+            a, b = read_volume(one.images[0])[0], read_volume(other.images[0])[0]
             assert a.shape != b.shape or not np.allclose(a, b)

@@ -9,6 +9,7 @@ import pytest
 
 from fomo import config
 from fomo.data import sources
+from fomo.data.cases import read_volume
 
 CHANNELS = {1: ("dwi_b1000", "flair", "adc", "swi|t2s"), 2: ("dwi_b1000", "flair", "swi|t2s"), 3: ("t1", "t2")}
 TYPES = {1: "classification", 2: "segmentation", 3: "regression"}
@@ -128,7 +129,7 @@ def test_task2_arrays_are_read_in_every_form(tmp_path, form):
     (case,) = listed(tmp_path, 2)
     assert (case.id, case.subject, case.target) == ("FOMO2_sub_7_ses_1", "FOMO2_sub_7", 1.0)
     for index, source in enumerate((*case.images, case.mask)):
-        array, affine = sources.read_volume(source)
+        array, affine = read_volume(source)
         assert array.dtype == np.float32 and not source.has_geometry
         np.testing.assert_allclose(array, volumes()[index])
         np.testing.assert_array_equal(affine, np.eye(4))
@@ -147,7 +148,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     holder[0] = Malicious(str(tmp_path / "executed"))
     np.save(tmp_path / "bad.npy", holder, allow_pickle=True)
     with pytest.raises(ValueError, match="bad.npy: refused: .*mkdir.*not a numpy array"):
-        sources.read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
+        read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
     assert not (tmp_path / "executed").exists()
 
 
@@ -158,7 +159,7 @@ def test_other_objects_in_an_array_are_refused(tmp_path, value):
     holder[1] = value
     np.save(tmp_path / "bad.npy", holder, allow_pickle=True)
     with pytest.raises(ValueError, match="bad.npy"):
-        sources.read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
+        read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
 
 
 def test_broken_arrays_are_named(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from fomo import config
 from fomo.data import sources, table
+from fomo.data.cases import read_volume
 
 HEADER = "id,subject,t1,flair,mask,cohort,gender,age,fold"
 
@@ -48,7 +49,7 @@ def test_text_labels_folds_subjects_and_paths(folder):
     assert [case.labels for case in cases] == [("mild", "f"), ("healthy", "m"), ("severe", "m")]
     assert [case.fold for case in cases] == ["1", "1", "x y"] and {case.mask for case in cases} == {None}
     assert cases[0].images == (sources.Volume(str(folder / "images" / "a.nii.gz")),)
-    array, affine = sources.read_volume(cases[2].images[0])
+    array, affine = read_volume(cases[2].images[0])
     assert array.shape == (2, 2, 2) and np.array_equal(affine, np.eye(4))
 
 

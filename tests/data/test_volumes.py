@@ -8,6 +8,7 @@ import pytest
 
 from fomo import config
 from fomo.data import sources
+from fomo.data.cases import read_volume
 
 
 def listed(root=None, **values):
@@ -114,7 +115,7 @@ def test_suffixes_in_capitals_are_read(tmp_path):
         np.save(file, array)
     cases = listed(tmp_path)
     assert [case.id for case in cases] == ["a", "b", "c"]
-    assert all(sources.read_volume(case.images[0])[0].shape == array.shape for case in cases)
+    assert all(read_volume(case.images[0])[0].shape == array.shape for case in cases)
 
 
 def test_a_list_of_paths(tmp_path):
@@ -147,4 +148,4 @@ def test_what_cannot_be_listed_or_read_is_one_line(tmp_path):
     np.save(tmp_path / "four.npy", np.zeros((2, 2, 2, 3)))
     for case in listed(tmp_path):
         with pytest.raises(ValueError, match="four.*got shape .*wanted .*x, y, z"):
-            sources.read_volume(case.images[0])
+            read_volume(case.images[0])
