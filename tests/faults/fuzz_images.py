@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 
 from fomo import volume
-from fomo.data import cases
+from fomo.data import cases, npy
 from fuzz_damage import CANARY, TOUCH, damage, pick
 
 nibabel.imageglobals.logger.setLevel(100)  # it says on stderr what it mends in a header
@@ -201,7 +201,7 @@ def make_array(folder, rng):
 
 
 def check_array(folder, path):
-    count = cases.count_volumes(str(path))
+    count = npy.count_volumes(str(path))
     for index in range(min(count, 5)):
         array, _ = cases.read_volume(cases.Volume(str(path), index))
         assert array.dtype == np.float32 and array.ndim == 3 and np.isfinite(array).all()
