@@ -14,7 +14,7 @@ import torch
 
 from . import engine, prediction_folder, tables
 from .config import UserError
-from .data import extract, slices, table, volumes
+from .data import ct, slices, table, volumes
 from .data.cases import Case, Volume, read_volume
 
 _TOP = 5  # findings of a scan that stand in predictions.json, whatever their probability
@@ -159,7 +159,7 @@ def predict_volumes(members, listed, output, log, overwrite=False):
         clock = time.perf_counter()
         try:
             key = prediction_folder.key_of([Volume(path)])  # before it is read
-            taken = extract.take_slices(*read_volume(Volume(path)), settings[0])
+            taken = ct.take_slices(*read_volume(Volume(path)), settings[0])
         except (ValueError, OSError) as error:
             failures.append((scan, " ".join(str(error).split())))
             log.warn("volume failed", volume=scan, error=failures[-1][1])
@@ -183,7 +183,7 @@ def extraction(member):
     found = member.task.state["extraction"]
     if found is None:
         raise UserError(f"{member.path}: it does not know how its slices were extracted (not by tools/extract_slices.py): wanted --slices")
-    return extract.Settings.from_dict(found)
+    return ct.Settings.from_dict(found)
 
 
 def _of_files(member, cases):

@@ -10,10 +10,10 @@ import pytest
 from conftest import run_command
 
 from fomo import config, volume
-from fomo.data import extract
+from fomo.data import ct, extract
 from fomo.log import Log
 
-SMALL = extract.Settings(slices=4, size=32)
+SMALL = ct.Settings(slices=4, size=32)
 
 
 def chest(shape=(40, 40, 20), spacing=(8.0, 8.0, 10.0), marker=None):
@@ -45,7 +45,7 @@ def rows_of(path):
 def test_a_pixel_keeps_its_side_in_every_orientation():
     """A marker at the patient's right front is at high x and high y, however the scanner stored it."""
     array, affine = chest(marker=np.s_[30:32, 24:26, 9:11])
-    reference = extract.take_slices(array, affine, extract.Settings(strategy="uniform", slices=100, size=40))
+    reference = ct.take_slices(array, affine, ct.Settings(strategy="uniform", slices=100, size=40))
     at = next(pixels for index, _, pixels in reference if index == 9)
     assert np.argwhere(at == 1).min(0).tolist() == [30, 24] and np.argwhere(at == 1).max(0).tolist() == [31, 25]
     for code in ("LPS", "ASR", "SPL"):
@@ -54,34 +54,34 @@ def test_a_pixel_keeps_its_side_in_every_orientation():
         )
         turned = nibabel.orientations.apply_orientation(array, turn)
         other = affine @ nibabel.orientations.inv_ornt_aff(turn, array.shape)
-        found = extract.take_slices(turned, other, extract.Settings(strategy="uniform", slices=100, size=40))
+        found = ct.take_slices(turned, other, ct.Settings(strategy="uniform", slices=100, size=40))
         assert [index for index, _, _ in found] == [index for index, _, _ in reference]
         assert all(np.array_equal(one, two) for (_, _, one), (_, _, two) in zip(found, reference))
 
 
 def test_millimetres_are_kept_not_stretched():
     """40 x 20 pixels of 8 x 16 mm and 40 x 20 of 8 x 8 mm: in both an isotropic square, in the latter padded with air."""
-    settings = extract.Settings(strategy="best_slice", size=40, window=(-1000.0, 0.0))
+    settings = ct.Settings(strategy="best_slice", size=40, window=(-1000.0, 0.0))
     array, affine = chest()
-    [(_, _, full)] = extract.take_slices(array, affine, settings)
+    [(_, _, full)] = ct.take_slices(array, affine, settings)
     wide, other = chest((40, 20, 20), (8.0, 16.0, 10.0))
-    [(_, _, square)] = extract.take_slices(wide, other, settings)
+    [(_, _, square)] = ct.take_slices(wide, other, settings)
     inside = lambda pixels: np.ptp(np.argwhere(pixels > 0.5), axis=0)
     assert np.abs(inside(square) - inside(full)).max() <= 2
-    [(_, _, padded)] = extract.take_slices(array[:, 8:32], affine, settings)
+    [(_, _, padded)] = ct.take_slices(array[:, 8:32], affine, settings)
     assert padded.shape == (40, 40) and not padded[:, :8].any() and not padded[:, 32:].any()
     np.testing.assert_allclose(padded[:, 8:32].astype(float), full[:, 8:32].astype(float), atol=2e-3)
 
 
 def test_window_types_and_averaging():
     array, affine = chest()
-    [(_, _, half)] = extract.take_slices(array, affine, extract.Settings(strategy="best_slice", size=40))
+    [(_, _, half)] = ct.take_slices(array, affine, ct.Settings(strategy="best_slice", size=40))
     assert half.dtype == np.float16 and sorted(np.unique(half)) == [0, np.float16(200 / 1400), np.float16(1040 / 1400)]
-    [(_, _, byte)] = extract.take_slices(array, affine, extract.Settings(strategy="best_slice", size=40, dtype="uint8"))
+    [(_, _, byte)] = ct.take_slices(array, affine, ct.Settings(strategy="best_slice", size=40, dtype="uint8"))
     assert byte.dtype == np.uint8 and sorted(np.unique(byte)) == [0, round(255 / 7), round(255 * 1040 / 1400)]
     checkered = array.copy()
     checkered[::2] = 400  # thinner than a pixel of the result: averaged, neither lost nor doubled
-    [(_, _, small)] = extract.take_slices(checkered, affine, extract.Settings(strategy="best_slice", size=20))
+    [(_, _, small)] = ct.take_slices(checkered, affine, ct.Settings(strategy="best_slice", size=20))
     assert small.shape == (20, 20) and np.abs(small[:, 0].astype(float) - 0.5).max() < 0.13
 
 
@@ -89,8 +89,8 @@ def test_slices_without_body_are_not_taken_and_strategies_choose_as_they_say():
     array, affine = chest()
     array[5:35, 1, :] = 100  # a couch that goes on where the body has ended
     chosen = {}
-    for strategy in extract.STRATEGIES:
-        taken = extract.take_slices(array, affine, extract.Settings(strategy=strategy, slices=8, size=32))
+    for strategy in ct.STRATEGIES:
+        taken = ct.take_slices(array, affine, ct.Settings(strategy=strategy, slices=8, size=32))
         chosen[strategy] = [index for index, _, _ in taken]
         assert all(2 <= index < 18 for index in chosen[strategy])
         assert [position for _, position, _ in taken] == pytest.approx([(index - 2) / 15 for index in chosen[strategy]])
@@ -101,17 +101,17 @@ def test_slices_without_body_are_not_taken_and_strategies_choose_as_they_say():
     levels = chosen["anatomical"]
     assert len(levels) == 6 and levels[0] in (5, 4) and levels[-1] in (13, 14) and levels == sorted(levels)
     with pytest.raises(ValueError, match="no lungs"):
-        extract.take_slices(np.where(array == -800, 40, array), affine, extract.Settings(strategy="anatomical"))
+        ct.take_slices(np.where(array == -800, 40, array), affine, ct.Settings(strategy="anatomical"))
     with pytest.raises(ValueError, match="no body"):
-        extract.take_slices(np.full((8, 8, 8), -1000.0), affine, extract.Settings(units="hu"))
+        ct.take_slices(np.full((8, 8, 8), -1000.0), affine, ct.Settings(units="hu"))
 
 
 def test_neighbours_are_the_slices_below_and_above():
     array, affine = chest()
-    plain = {index: pixels for index, _, pixels in extract.take_slices(array, affine, extract.Settings(strategy="uniform", slices=99, size=32))}
+    plain = {index: pixels for index, _, pixels in ct.take_slices(array, affine, ct.Settings(strategy="uniform", slices=99, size=32))}
     for distance_mm, step in ((None, 1), (21.0, 2)):
-        settings = extract.Settings(strategy="uniform", slices=99, size=32, neighbours=1, neighbour_mm=distance_mm)
-        for index, _, pixels in extract.take_slices(array, affine, settings):
+        settings = ct.Settings(strategy="uniform", slices=99, size=32, neighbours=1, neighbour_mm=distance_mm)
+        for index, _, pixels in ct.take_slices(array, affine, settings):
             assert pixels.shape == (3, 32, 32)
             for place, z in zip(pixels, (index - step, index, index + step)):
                 if z in plain:
@@ -120,19 +120,19 @@ def test_neighbours_are_the_slices_below_and_above():
 
 def test_units_are_detected_and_corrected():
     array, _ = chest()
-    assert extract.in_hounsfield(array) is not None
+    assert ct.in_hounsfield(array) is not None
     for offset, name, word in ((1024, "stored", "intercept"), (-1024, "twice", "twice")):
         with pytest.raises(ValueError, match=word):
-            extract.in_hounsfield(array + offset)
-        np.testing.assert_allclose(extract.in_hounsfield(array + offset, name), array)
+            ct.in_hounsfield(array + offset)
+        np.testing.assert_allclose(ct.in_hounsfield(array + offset, name), array)
         with pytest.raises(ValueError):
-            extract.in_hounsfield(array, name)
+            ct.in_hounsfield(array, name)
     padded = array.copy()
     padded[:8] = -2048  # what scanners write outside the round field of view
-    assert extract.in_hounsfield(padded) is not None
+    assert ct.in_hounsfield(padded) is not None
     with pytest.raises(ValueError, match="neither air"):
-        extract.in_hounsfield((array + 1000) / 1400)
-    assert extract.in_hounsfield(array / 7, "hu") is not None
+        ct.in_hounsfield((array + 1000) / 1400)
+    assert ct.in_hounsfield(array / 7, "hu") is not None
 
 
 def test_a_command_extracts_resumes_and_reports_bad_volumes(tmp_path):
@@ -267,7 +267,7 @@ def test_a_real_ct(shared_data, tmp_path):
         array, affine = volume.read_nifti(path)
         if array.min() > -900:
             continue  # a mask
-        taken = extract.take_slices(array, affine, extract.Settings(slices=6, size=64))
+        taken = ct.take_slices(array, affine, ct.Settings(slices=6, size=64))
         assert len(taken) == 6 and all(0.2 < pixels.mean() < 0.8 for _, _, pixels in taken)
         return
     pytest.skip("no CT there")

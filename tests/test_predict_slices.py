@@ -8,7 +8,7 @@ from conftest import run_command
 from fomo import config as config_module
 from fomo import crossval, evaluation, predict, predict_slices, tables
 from fomo.config import UserError
-from fomo.data import extract, phantom_ct
+from fomo.data import ct, extract, phantom_ct
 from fomo.log import Log
 
 LABELS = ["Cardiomegaly", "Atelectasis", "Lung nodule", "Pleural effusion"]
@@ -18,7 +18,7 @@ LABELS = ["Cardiomegaly", "Atelectasis", "Lung nodule", "Pleural effusion"]
 def scans(tmp_path_factory):
     root = tmp_path_factory.mktemp("ct")
     phantom_ct.make(str(root / "raw"), 16, 40)
-    settings = extract.Settings(slices=3, size=64, strategy="uniform")
+    settings = ct.Settings(slices=3, size=64, strategy="uniform")
     extract.extract(str(root / "raw" / "volumes"), str(root / "out"), settings, Log(active=False), workers=0)
     return root
 
@@ -97,7 +97,7 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(scans, runs, tm
     names = ("predictions.csv", "predictions_volumes.csv", "predictions.json")
     volumes = predict_slices.listed_volumes([str(path) for path in sorted((scans / "raw" / "volumes").iterdir())[:3]])
     listed = [one for one in predict_slices.listed_slices(str(scans / "out" / "splits" / "all_slices.csv")) if one[1] in dict(volumes)]
-    take, calls = extract.take_slices, []
+    take, calls = ct.take_slices, []
 
     def stop(*arguments):
         calls.append(arguments)
@@ -107,7 +107,7 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(scans, runs, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(predict_slices, "_SAVE_S", 0)
-        patch.setattr(extract, "take_slices", stop)
+        patch.setattr(ct, "take_slices", stop)
         with pytest.raises(KeyboardInterrupt):
             predict_slices.predict_volumes(members, volumes, str(tmp_path / "a"), log)
     assert list(rows_of(tmp_path / "a" / "predictions_volumes.csv")) == [volumes[0][0]]

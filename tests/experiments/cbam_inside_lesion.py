@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from fomo import metrics, predict, saliency, tables, tasks, volume
-from fomo.data import cases, extract, slices
+from fomo.data import cases, ct, slices
 from fomo.data.phantom_ct import LABELS
 
 
 def resampled(plane, spacing_mm, settings):
     """A mask (X, Y) on the pixels of the extracted slices."""
     low, high = settings.window
-    return extract._pixels(np.where(plane, high, low).astype(np.float32), spacing_mm, settings) > 0.5
+    return ct._pixels(np.where(plane, high, low).astype(np.float32), spacing_mm, settings) > 0.5
 
 
 def lesions_of(root, scan):
@@ -40,7 +40,7 @@ def lesions_of(root, scan):
 
 def measure(network, member, root, rows, labels):
     """[(patient, inside 0 or 1, share of the body, AUROC of the pixels)] of each slice with a lesion."""
-    settings, reading = extract.Settings.from_dict(member.task.state["extraction"]), slices.reading_of(member.config.data)
+    settings, reading = ct.Settings.from_dict(member.task.state["extraction"]), slices.reading_of(member.config.data)
     scaling, chosen = slices.scaling_of(reading), sum(1 << LABELS.index(label) for label in labels)
     found, kept = [], (None, None)
     for row in rows:
@@ -53,7 +53,7 @@ def measure(network, member, root, rows, labels):
         share = lesion[body].mean() if body.any() else 0.0
         if not 0 < share < 0.25:
             continue
-        pixels = extract._pixels(hounsfield[:, :, z], spacing_mm, settings)
+        pixels = ct._pixels(hounsfield[:, :, z], spacing_mm, settings)
         image = slices.as_image(torch.from_numpy(np.array(pixels, np.float32))[None], row["id"], reading, scaling)
         seen = saliency.attention_map(network, torch.from_numpy(image)).cpu().numpy()
         seen = seen.reshape(lesion.shape)
