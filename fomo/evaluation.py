@@ -45,7 +45,7 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
         wanted = scored.masks_in(references)
         rows = _mask_rows(masks, wanted, predictions, references, tolerance_mm)
         folders = scored.subjects_of_files(wanted), scored.subjects_of_files(masks)
-        return "segmentation", rows, _mean_over_cases(rows, _drawn([row["id"] for row in rows], how, scored.subjects_of(table or {}), *folders))
+        return "segmentation", rows, _mean_over_cases(rows, _subjects([row["id"] for row in rows], how, scored.subjects_of(table or {}), *folders), how)
     if table is None:
         raise UserError(f"{predictions}: no masks (*.nii.gz) and no predictions.csv in it")
     return _evaluate_table(table, predictions, references, how)
@@ -73,19 +73,31 @@ class _How(NamedTuple):
     log: Log
 
 
-def _drawn(ids, how, of_predictions, of_references, *others):
-    """Keywords of bootstrap_ci. groups: the subjects of `ids`, of the first {id: subject} that knows all.
+def _subjects(ids, how, of_predictions, of_references, *others):
+    """The subjects of `ids`, of the first {id: subject} that knows all; where none does, the ids themselves, and `how.log` warns.
 
     The predictions' come first, unless the references' column of subjects was named.
     """
     known = [of_references, of_predictions] if how.columns.subject else [of_predictions, of_references]
-    groups = next(([subject_of[id] for id in ids] for subject_of in (*known, *others) if all(map(subject_of.get, ids))), None)
-    if groups is None and how.resamples:
+    found = next(([subject_of[id] for id in ids] for subject_of in (*known, *others) if all(map(subject_of.get, ids))), None)
+    if found is None and how.resamples:
         how.log.warn(
             "intervals are over cases, which are too narrow where a subject has several: "
             "no column `subject` (--subject-column), no folders SUB/SES say whose they are"
         )
-    return dict(resamples=how.resamples, seed=how.seed, groups=groups)
+    return list(ids) if found is None else found
+
+
+def _summary(values, n, intervals):
+    """{metric: {value, ci_low, ci_high, n}} of {metric: value} and, of some of them, {metric: Interval}."""
+    nan = float("nan")
+    limits = {name: (intervals[name].low, intervals[name].high) if name in intervals else (nan, nan) for name in values}
+    return {name: {"value": value, "ci_low": limits[name][0], "ci_high": limits[name][1], "n": n} for name, value in values.items()}
+
+
+def _task(how, **section):
+    """The task of a config section `task`, whose scores and intervals are those of a run."""
+    return tasks.build(dataclasses.replace(config.Config(), seed=how.seed, task=config.Task(**section), eval=config.Eval(bootstrap=how.resamples)))
 
 
 # ------------------------------------------------------------------------------------------ masks
@@ -135,16 +147,16 @@ def _labels_in(array):
     return set((np.flatnonzero(np.bincount(array.ravel(order="K"), minlength=256)[1:]) + 1).tolist())
 
 
-def _mean_over_cases(rows, drawn):
+def _mean_over_cases(rows, subjects, how):
     """Of each metric the mean over the cases where it is finite, with its interval and the counts of the rest."""
     summary = {}
     for name in [name for name in rows[0] if name not in ("id", "predicted_voxels", "reference_voxels")]:
         values = np.array([row[name] for row in rows], float)
         facts = metrics.summarize(values)
         kept, interval = np.isfinite(values), None
-        if kept.any() and drawn["resamples"]:
-            groups = drawn["groups"] and [group for group, keep in zip(drawn["groups"], kept) if keep]
-            interval = metrics.bootstrap_ci(np.mean, values[kept], **{**drawn, "groups": groups})
+        if kept.any() and how.resamples:
+            groups = [subject for subject, keep in zip(subjects, kept) if keep]
+            interval = metrics.bootstrap_ci(np.mean, values[kept], resamples=how.resamples, seed=how.seed, groups=groups)
         summary[name] = {
             "value": facts["mean"],
             "ci_low": interval.low if interval else float("nan"),
@@ -178,45 +190,45 @@ def _evaluate_table(table, predictions, references, how):
     ids = sorted(table)
     labels = np.array([targets[id] for id in ids])
     scores = np.array([scored.number(table[id][score], predictions, id) for id in ids])
-    drawn = _drawn(ids, how, scored.subjects_of(table), subjects)
+    rows = [
+        {"id": id, "subject": subject, "target": y}
+        for id, subject, y in zip(ids, _subjects(ids, how, scored.subjects_of(table), subjects), labels.tolist())
+    ]
     try:
         if score == "probability":
-            return _classification(ids, labels, scores, table, predictions, references, drawn)
-        rows = [
-            {"id": id, "target": y, "prediction": p, "error": p - y}
-            for id, y, p in zip(ids, labels.tolist(), scores.tolist())
-        ]
-
-        def summarize(values):
-            return _with_intervals(metrics.regression_metrics(labels, values), ("mae", "mse", "r2", "pearson"), labels, values, drawn)
-
-        summary = summarize(scores)
-        if "corrected" in there:
-            corrected = np.array([scored.number(table[id]["corrected"], predictions, id, undefined=True) for id in ids])
-            rows = [{**row, "corrected": value} for row, value in zip(rows, corrected.tolist())]
-            if np.isnan(corrected).any():  # its line was fitted to predictions that did not vary
-                of_corrected = _with_intervals(dict.fromkeys(summary, np.nan), (), labels, corrected, drawn)
-            else:
-                of_corrected = summarize(corrected)
-            summary.update({f"corrected_{name}": values for name, values in of_corrected.items()})
-        return "regression", rows, summary
+            return _classification(rows, labels, scores, table, predictions, references, how)
+        return _regression(rows, labels, scores, table, predictions, how)
     except ValueError as error:
         raise UserError(f"{predictions}: {error}") from error
 
 
-def _classification(ids, labels, scores, table, predictions, references, drawn):
+def _classification(rows, labels, scores, table, predictions, references, how):
     if not np.isin(labels, (0, 1)).all():
         raise UserError(f"{references}: got targets besides 0 and 1 for a table of probabilities")
     decided = "decision" in scored.columns_of(table)
-    decisions = np.array([scored.zero_or_one(table[id]["decision"], predictions, id) for id in ids] if decided else scores >= 0.5)
+    decisions = scores >= 0.5
+    if decided:
+        decisions = [scored.zero_or_one(table[row["id"]]["decision"], predictions, row["id"]) for row in rows]
     rows = [
-        {"id": id, "target": int(y), "probability": p, "decision": int(d)}
-        for id, y, p, d in zip(ids, labels, scores.tolist(), decisions)
+        {**row, "target": int(row["target"]), "probability": p, "decision": int(d)} for row, p, d in zip(rows, scores.tolist(), decisions)
     ]
-    labels = labels.astype(int)
-    values = metrics.binary_metrics(labels, scores, decisions=decisions)
-    summary = _with_intervals(values, ("auroc", "average_precision"), labels, scores, drawn)
+    task = _task(how, type="classification")
+    intervals = task.intervals(rows, how.resamples, how.seed) if how.resamples else {}
+    summary = _summary(task.score(rows), len(rows), intervals)
     return "classification", rows, {**summary, **_at_half(0 if decided else len(rows), len(rows))}
+
+
+def _regression(rows, labels, scores, table, predictions, how):
+    rows = [{**row, "prediction": p, "error": p - row["target"]} for row, p in zip(rows, scores.tolist())]
+    values = metrics.regression_metrics(labels, scores)
+    if "corrected" in scored.columns_of(table):
+        corrected = [scored.number(table[row["id"]]["corrected"], predictions, row["id"], undefined=True) for row in rows]
+        rows = [{**row, "corrected": value} for row, value in zip(rows, corrected)]
+        # undefined: the correction was fitted to predictions that did not vary
+        of_corrected = dict.fromkeys(values, float("nan")) if np.isnan(corrected).any() else metrics.regression_metrics(labels, np.array(corrected))
+        values.update({f"corrected_{name}": value for name, value in of_corrected.items()})
+    intervals = _task(how, type="regression").intervals(rows, how.resamples, how.seed) if how.resamples else {}
+    return "regression", rows, _summary(values, len(rows), intervals)
 
 
 def _at_half(count, of):
@@ -239,14 +251,13 @@ def _multilabel(table, predictions, references, how):
     unknown = [id for name, id in ids.items() if name not in wanted]
     if unknown:
         raise UserError(f"{references}: no line for {unknown[0]} of {predictions} (and for {len(unknown) - 1} more)")
-    section = config.Task(type="multilabel", targets=tuple(labels))
-    task = tasks.build(dataclasses.replace(config.Config(), seed=how.seed, task=section, eval=config.Eval(bootstrap=how.resamples)))
+    task = _task(how, type="multilabel", targets=tuple(labels))
     undecided = [name for name in task.names if f"decision_{name}" not in columns]
     common = "threshold" in columns  # the one of all labels together: in the tables of a run
     of_table, of_references = scored.subjects_of(table), scored.subjects_of(wanted, references, how.columns.subject)
     of_predictions, patients = {name: of_table[id] for name, id in ids.items()}, {name: slices.patient_of(name) for name in ids}
-    drawn, rows = _drawn(list(ids), how, of_predictions, of_references, patients), []
-    for (key, id), subject in zip(ids.items(), drawn["groups"] or ids):
+    rows = []
+    for (key, id), subject in zip(ids.items(), _subjects(list(ids), how, of_predictions, of_references, patients)):
         found = table[id]
         threshold = scored.number(found["threshold"], predictions, id) if common else 0.5
         row = {"id": id, "subject": subject, "scan": None, "threshold": threshold}
@@ -282,9 +293,9 @@ def _multitarget(table, targets, predictions, references, how):
         got = ", ".join(scored.columns_of(wanted))[:500]
         raise UserError(f"{references}: got the columns {got}, and none for {', '.join(lacking)[:200]} of {predictions}")
     classes = {name: tasks.multitarget.classes_of(name, scored.columns_of(table)) for name in targets}
-    ids = sorted(table)
-    drawn, rows = _drawn(ids, how, scored.subjects_of(table), scored.subjects_of(wanted, references, how.columns.subject)), []
-    for id, subject in zip(ids, drawn["groups"] or ids):
+    ids, rows = sorted(table), []
+    of_references = scored.subjects_of(wanted, references, how.columns.subject)
+    for id, subject in zip(ids, _subjects(ids, how, scored.subjects_of(table), of_references)):
         row = {"id": id, "subject": subject}
         for name in targets:
             text = wanted[id][named[name]].replace(" ", "_")
@@ -297,23 +308,9 @@ def _multitarget(table, targets, predictions, references, how):
             columns = [f"probability_{name}_{text}" for text in classes[name]]
             row.update({column: scored.number(table[id][column], predictions, id) for column in columns})
         rows.append(row)
-    section = config.Task(targets=tuple(targets), classes=max(map(len, classes.values())))
-    task = tasks.Multitarget(dataclasses.replace(config.Config(), task=section))
-    summary = {name: {"value": value, "n": len(rows)} for name, value in task.score(rows).items()}
-    for name, interval in task.intervals(rows, how.resamples, how.seed).items() if how.resamples else ():
-        summary[name].update(ci_low=interval.low, ci_high=interval.high)
-    return "multitarget", rows, summary
-
-
-def _with_intervals(values, names, labels, scores, drawn):
-    """The summary of `values`, {metric: value}, with intervals of the metrics `names`; drawn: keywords of bootstrap_ci."""
-    summary = {}
-    for name, value in values.items():
-        summary[name] = {"value": value, "ci_low": float("nan"), "ci_high": float("nan"), "n": len(labels)}
-        if name in names and drawn["resamples"]:
-            interval = metrics.bootstrap_ci(getattr(metrics, name), labels, scores, **drawn)
-            summary[name].update(ci_low=interval.low, ci_high=interval.high)
-    return summary
+    task = _task(how, targets=tuple(targets), classes=max(3, *map(len, classes.values())))  # 3: also one target of two classes has a softmax
+    intervals = task.intervals(rows, how.resamples, how.seed) if how.resamples else {}
+    return "multitarget", rows, _summary(task.score(rows), len(rows), intervals)
 
 
 def _score_column(table):

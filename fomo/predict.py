@@ -276,6 +276,8 @@ def predict(members, cases, output, log, probabilities=False, overwrite=False):
     volumes = (
         ["mask", *(["probabilities"] if probabilities else [])] if members[0].config.task.type == "segmentation" else []
     )
+    for case in cases:
+        prediction_folder.key_of(case.images)  # a file that is not there is refused before anything is removed
     try:
         again = {case.id for case in cases} if overwrite else None
         rows = prediction_folder.start(output, members, "predictions.csv", again)

@@ -319,6 +319,23 @@ def test_links_are_followed_and_hidden_entries_left_out(masks, tmp_path):
     assert str(evaluation.evaluate(*masks)[1]) == str(wanted)
 
 
+def test_references_may_have_what_a_run_did_not_test_and_nothing_else(tmp_path):
+    run, ids = tmp_path / "run", [f"c{i}" for i in range(8)]
+    run.mkdir()
+    (run / "config.yaml").write_text("task: {type: regression}\ndata: {channels: [t1]}\n")
+    write_table(run / "predictions.csv", [{"id": id, "subject": id, "prediction": 60 + i} for i, id in enumerate(ids[:4])])
+    references = write_table(tmp_path / "t.csv", [{"id": id, "target": 60} for id in ids])
+
+    def split(*tested):
+        folds = [{"train": [], "val": [], "test": test} for test in tested]
+        (run / "splits.json").write_text(json.dumps({"cases": {id: {} for id in ids}, "folds": folds}))
+        return evaluation.evaluate(str(run), references, resamples=0)[1]
+
+    assert [row["id"] for row in split(ids[:4])] == ids[:4], "one split: the others were trained on"
+    with pytest.raises(UserError, match="4 cases of .*t.csv are missing: c4"):
+        split(ids[:4], ids[4:])  # the second fold is not finished
+
+
 def test_the_masks_of_a_run_are_those_of_its_folds(trained, scans, tmp_path):
     run, root = trained("segmentation"), str(scans("segmentation"))
     wanted = tables.read_csv(os.path.join(run, "predictions.csv"))

@@ -168,11 +168,11 @@ IDS = ["sub_001_ses_1", "sub_002_ses_1", "sub_003_ses_1", "sub_004_ses_1"]
 
 
 def test_what_is_there_is_kept_and_other_checkpoints_are_refused(trained, table, tmp_path, capsys):
-    def run(fold, ids, **options):
+    def run(fold, ids, replaced={}, **options):
         members = members_of(trained("classification") / fold)
         predict.predict(
             members,
-            predict.cases_from_table(table(ids), members[0].config.data),
+            predict.cases_from_table(table(ids, **replaced), members[0].config.data),
             str(tmp_path / "out"),
             Log(),
             **options,
@@ -189,6 +189,10 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(trained, table,
     assert list(over) == IDS[:1] and over[IDS[0]]["probability"] != first[IDS[0]]["probability"]
     kept = run("fold_2", IDS[1:2])[IDS[0]]
     assert run("fold_2", IDS[1:2], overwrite=True)[IDS[0]] == kept, "only what was asked for is predicted again"
+    before = (tmp_path / "out" / "predictions.csv").read_bytes()
+    with pytest.raises(UserError, match="cannot read .*gone.nii.gz"):
+        run("fold_2", IDS[:2], {IDS[1]: {"flair": "gone.nii.gz"}}, overwrite=True)
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == before, "what lacks a file replaces nothing"
 
 
 def test_an_answer_for_other_files_of_the_same_name_is_never_kept(trained, scans, tmp_path, monkeypatch, capsys):

@@ -89,12 +89,13 @@ def test_a_run_that_is_killed_and_continued(tmp_path, tiny_config):
 def test_the_recipe_for_other_trackers(tmp_path, monkeypatch):
     recipe = re.search(r"```python\n(import csv, .*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     rows = [{"epoch": 1, "step": 3, "val_loss": 0.5, "val_auroc": float("nan")}, {"epoch": 2, "step": 6, "val_loss": 0.25}]
-    tables.write_csv(str(tmp_path / "history.csv"), rows[:1])
-    sent = []
+    sent, slept = [], []
 
-    def sleep(seconds):  # meanwhile the fold ends
-        tables.write_csv(str(tmp_path / "history.csv"), rows)
-        tables.write_csv(str(tmp_path / "results.csv"), [{"metric": "auroc", "value": 1}])
+    def sleep(seconds):  # meanwhile an epoch is done, and then the fold
+        slept.append(seconds)
+        tables.write_csv(str(tmp_path / "history.csv"), rows[: len(slept)])
+        if len(slept) == 2:
+            tables.write_csv(str(tmp_path / "results.csv"), [{"metric": "auroc", "value": 1}])
 
     wandb = types.SimpleNamespace(init=lambda **values: None, log=lambda values, step: sent.append((step, values["val_loss"])))
     monkeypatch.setitem(sys.modules, "wandb", wandb)

@@ -101,11 +101,13 @@ class Regression(Task):
         return scores
 
     def intervals(self, rows, resamples, seed):
-        subjects = [row["subject"] for row in rows]
-        return {
-            metric.__name__: bootstrap_ci(metric, *_columns(rows), resamples, seed, groups=subjects)
-            for metric in (mae, r2, pearson)
-        }
+        """Of the raw predictions and, where they are defined, of the corrected ones."""
+        subjects, result = [row["subject"] for row in rows], {}
+        for prefix, column in (("", "prediction"), ("corrected_", "corrected")):
+            if column in rows[0] and np.isfinite(_columns(rows, column)[1]).all():
+                for metric in (mae, r2, pearson):
+                    result[prefix + metric.__name__] = bootstrap_ci(metric, *_columns(rows, column), resamples, seed, groups=subjects)
+        return result
 
 
 def _columns(rows, prediction="prediction"):
