@@ -11,18 +11,52 @@ _SUPREM = "suprem_unet3d"
 
 def check(config, where):
     """Raise UserError for a combination of keys that cannot work; where: what the config is from, for errors."""
-    data, task, model, cv, train, optim = config.data, config.task, config.model, config.cv, config.train, config.optim
 
     def refuse(name, got, wanted):
         raise UserError(f"{where}: {name}: got {show(got)[:300]}, wanted {wanted}")
 
     if not re.fullmatch(r"[\w.+-]+", config.name) or set(config.name) <= {"."}:
         refuse("name", config.name, "letters, digits and . _ + - only: it names a folder")
-    _check_source(data, task, refuse)
+    _check_source(config.data, config.task, refuse)
+    _check_data(config.data, refuse)
+    _check_network(config, refuse)
+    _check_task(config.task, config.data, refuse)
+    _check_training(config, refuse)
+    _check_folds(config, refuse)
+    _check_evaluation(config.eval, config.task, refuse)
+    if config.task.pretrains:
+        _check_pretraining(config, refuse)
+    if config.task.type == "dino":
+        _check_dino(config, refuse)
+
+
+def unread(config):
+    """Names of the keys that are not as by default, and that nothing reads, since other keys are not what they are for."""
+    values = {name: value for name, _, value in fields(config)}
+    for name, field, value in fields(config):
+        if value != field.default and not all(_holds(condition, values) for condition in field.metadata["only"].split()):
+            yield name
+
+
+def _holds(condition, values):
+    """condition: key=a|b, or key!=a."""
+    name, _, wanted = condition.partition("=")
+    return (values[name.rstrip("!")] in wanted.split("|")) != name.endswith("!")
+
+
+def _check_data(data, refuse):
     if not data.channels:
         refuse("data.channels", (), "the channel names in network order, for example [dwi_b1000, flair]")
     if len(set(data.channels)) != len(data.channels):
         refuse("data.channels", data.channels, "each channel once")
+    if data.percentiles[0] >= data.percentiles[1]:
+        refuse("data.percentiles", data.percentiles, "the lower one first")
+    if data.window[0] >= data.window[1]:
+        refuse("data.window", data.window, "the lower one first")
+
+
+def _check_network(config, refuse):
+    data, task, model, train = config.data, config.task, config.model, config.train
     if model.name in _SLICES:
         if data.patch[2] != 1 or min(data.patch[:2]) < 64:
             refuse("data.patch", data.patch, f"[x, y, 1] with x and y of at least 64 for model.name={model.name}: it sees slices")
@@ -36,10 +70,26 @@ def check(config, where):
         refuse("eval.windows", config.eval.windows, f"1 for model.name={_SUPREM}: it normalises by all windows of a pass together")
     if model.name == _SUPREM and model.width is not None and model.width % 2:
         refuse("model.width", model.width, f"an even number for model.name={_SUPREM}")
-    if data.percentiles[0] >= data.percentiles[1]:
-        refuse("data.percentiles", data.percentiles, "the lower one first")
-    if data.window[0] >= data.window[1]:
-        refuse("data.window", data.window, "the lower one first")
+    if model.name in _SLICES and (task.type == "segmentation" or task.pretrains):
+        refuse("model.name", model.name, f"a U-Net for task.type={task.type}: a 2D network has one output per slice")
+    if model.name not in _SLICES:
+        for name, value, plain in (
+            ("model.dropout", model.dropout, 0.0),
+            ("model.attention", model.attention, "none"),
+            ("model.multiscale", model.multiscale, False),
+            ("model.pooling", model.pooling, "mean"),
+        ):
+            if value != plain:
+                refuse(name, value, f"{show(plain)} for model.name={model.name}: of {', '.join(_SLICES)} only")
+    if model.name.endswith("lw_dec") and task.type not in ("segmentation", "mae"):
+        refuse("model.name", model.name, f"unet_b or unet_xl for task.type={task.type} (the light decoder has no head)")
+    if model.deep_supervision and task.type != "segmentation":
+        refuse("model.deep_supervision", True, f"false for task.type={task.type}")
+    if train.checkpoint_activations and (not config.model.name.startswith("unet") or task.type == "dino"):
+        refuse("train.checkpoint_activations", True, f"false for model.name={config.model.name}, task.type={task.type}")
+
+
+def _check_task(task, data, refuse):
     losses = {
         "classification": ("auto", "cross_entropy", "focal"),
         "multilabel": ("auto", "bce", "focal", "asymmetric"),
@@ -64,45 +114,24 @@ def check(config, where):
         refuse("task.class_weights", task.class_weights, "none for task.loss=asymmetric, which weighs positives and negatives itself")
     if task.label_smoothing and task.type != "multilabel":
         refuse("task.label_smoothing", task.label_smoothing, f"0 for task.type={task.type}")
-    if train.balanced and task.type != "classification":
-        refuse("train.balanced", train.balanced, f"false for task.type={task.type}")
-    if train.balanced and len(task.targets) > 1:
-        refuse("train.balanced", train.balanced, "false with several task.targets: their classes cannot all be drawn equally often")
-    if model.deep_supervision and task.type != "segmentation":
-        refuse("model.deep_supervision", True, f"false for task.type={task.type}")
-    if model.name in _SLICES and (task.type == "segmentation" or task.pretrains):
-        refuse("model.name", model.name, f"a U-Net for task.type={task.type}: a 2D network has one output per slice")
-    if model.name not in _SLICES:
-        for name, value, plain in (
-            ("model.dropout", model.dropout, 0.0),
-            ("model.attention", model.attention, "none"),
-            ("model.multiscale", model.multiscale, False),
-            ("model.pooling", model.pooling, "mean"),
-        ):
-            if value != plain:
-                refuse(name, value, f"{show(plain)} for model.name={model.name}: of {', '.join(_SLICES)} only")
-    if model.name.endswith("lw_dec") and task.type not in ("segmentation", "mae"):
-        refuse("model.name", model.name, f"unet_b or unet_xl for task.type={task.type} (the light decoder has no head)")
+    if task.type == "mae" and 2 * task.mask_cube > min(data.patch):
+        refuse("task.mask_cube", task.mask_cube, f"at most half of the shortest axis of data.patch={show(data.patch)}")
+
+
+def _check_training(config, refuse):
+    task, train, optim = config.task, config.train, config.optim
     if config.finetune.strategy in ("gradual", "stagewise") and config.finetune.unfreeze_epoch > train.epochs:
         refuse("finetune.unfreeze_epoch", config.finetune.unfreeze_epoch, f"at most train.epochs={train.epochs}")
     if config.finetune.strategy == "head_only" and config.weights.path is None:
         refuse("finetune.strategy", "head_only", "full or gradual while weights.path is none: a random encoder would stay random")
-    if train.checkpoint_activations and (not config.model.name.startswith("unet") or task.type == "dino"):
-        refuse("train.checkpoint_activations", True, f"false for model.name={config.model.name}, task.type={task.type}")
+    if train.balanced and task.type != "classification":
+        refuse("train.balanced", train.balanced, f"false for task.type={task.type}")
+    if train.balanced and len(task.targets) > 1:
+        refuse("train.balanced", train.balanced, "false with several task.targets: their classes cannot all be drawn equally often")
     if train.ema >= 1:
         refuse("train.ema", train.ema, "less than 1")
     if max(optim.betas) >= 1:
         refuse("optim.betas", optim.betas, "numbers less than 1")
-    if len(set(config.eval.mirror_axes)) != len(config.eval.mirror_axes):
-        refuse("eval.mirror_axes", config.eval.mirror_axes, "each axis once")
-    if config.eval.postprocess != "none" and task.type != "segmentation":
-        refuse("eval.postprocess", config.eval.postprocess, f"none for task.type={task.type}")
-    if config.eval.saliency and task.type not in ("classification", "multilabel"):
-        refuse("eval.saliency", config.eval.saliency, f"0 for task.type={task.type}")
-    if cv.final == "soup" and config.weights.path is None:
-        refuse("cv.final", "soup", "ensemble or refit while weights.path is none: networks without a common start cannot be averaged")
-    if cv.final != "none" and train.mode == "evaluate":
-        refuse("cv.final", cv.final, "none for train.mode=evaluate, which makes no model")
     if optim.min_lr > optim.lr:
         refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
     if optim.warmup_epochs > train.epochs:
@@ -113,6 +142,14 @@ def check(config, where):
         refuse("augment.mix", config.augment.mix, f"none for task.type={task.type}")
     if config.augment.mix != "none" and train.batch_size < 2:
         refuse("train.batch_size", train.batch_size, f"at least 2 for augment.mix={config.augment.mix}: a sample is mixed with another of its batch")
+    if train.checkpoint is not None and train.mode != "evaluate":
+        refuse("train.checkpoint", train.checkpoint, f"none for train.mode={train.mode}: weights.path is what training starts from")
+    if train.checkpoint is not None and config.weights.path is not None:
+        refuse("weights.path", config.weights.path, "none beside train.checkpoint: one of them is what is evaluated")
+
+
+def _check_folds(config, refuse):
+    data, task, train, cv = config.data, config.task, config.train, config.cv
     if len(set(cv.folds_to_run)) != len(cv.folds_to_run):
         refuse("cv.folds_to_run", cv.folds_to_run, "each fold once")
     if cv.kind == "kfold" and any(fold > cv.folds for fold in cv.folds_to_run):
@@ -123,38 +160,31 @@ def check(config, where):
     parts = [fold for part in (data.train_folds, data.val_folds, data.test_folds) for fold in part]
     if len(set(parts)) != len(parts):
         refuse("data.{train,val,test}_folds", tuple(parts), "each fold in one part")
-    if task.pretrains:
-        for name, value, wanted in (
-            ("data.test_folds", data.test_folds, ()),
-            ("eval.mirror_axes", config.eval.mirror_axes, ()),
-            ("cv.final", cv.final, "none"),
-        ):
-            if value != wanted:
-                refuse(name, value, f"{show(wanted)} for task.type={task.type}: pretraining tests nothing")
-    if task.type == "mae" and 2 * task.mask_cube > min(data.patch):
-        refuse("task.mask_cube", task.mask_cube, f"at most half of the shortest axis of data.patch={show(data.patch)}")
-    if task.type == "dino":
-        _check_dino(config, refuse)
-    if train.checkpoint is not None and train.mode != "evaluate":
-        refuse("train.checkpoint", train.checkpoint, f"none for train.mode={train.mode}: weights.path is what training starts from")
-    if train.checkpoint is not None and config.weights.path is not None:
-        refuse("weights.path", config.weights.path, "none beside train.checkpoint: one of them is what is evaluated")
     if cv.kind == "leave_one_group_out" and data.groups is None:
         refuse("data.groups", None, "a CSV with the columns subject,group for cv.kind=leave_one_group_out")
+    if cv.final == "soup" and config.weights.path is None:
+        refuse("cv.final", "soup", "ensemble or refit while weights.path is none: networks without a common start cannot be averaged")
+    if cv.final != "none" and train.mode == "evaluate":
+        refuse("cv.final", cv.final, "none for train.mode=evaluate, which makes no model")
 
 
-def unread(config):
-    """Names of the keys that are not as by default, and that nothing reads, since other keys are not what they are for."""
-    values = {name: value for name, _, value in fields(config)}
-    for name, field, value in fields(config):
-        if value != field.default and not all(_holds(condition, values) for condition in field.metadata["only"].split()):
-            yield name
+def _check_evaluation(evaluation, task, refuse):
+    if len(set(evaluation.mirror_axes)) != len(evaluation.mirror_axes):
+        refuse("eval.mirror_axes", evaluation.mirror_axes, "each axis once")
+    if evaluation.postprocess != "none" and task.type != "segmentation":
+        refuse("eval.postprocess", evaluation.postprocess, f"none for task.type={task.type}")
+    if evaluation.saliency and task.type not in ("classification", "multilabel"):
+        refuse("eval.saliency", evaluation.saliency, f"0 for task.type={task.type}")
 
 
-def _holds(condition, values):
-    """condition: key=a|b, or key!=a."""
-    name, _, wanted = condition.partition("=")
-    return (values[name.rstrip("!")] in wanted.split("|")) != name.endswith("!")
+def _check_pretraining(config, refuse):
+    for name, value, wanted in (
+        ("data.test_folds", config.data.test_folds, ()),
+        ("eval.mirror_axes", config.eval.mirror_axes, ()),
+        ("cv.final", config.cv.final, "none"),
+    ):
+        if value != wanted:
+            refuse(name, value, f"{show(wanted)} for task.type={config.task.type}: pretraining tests nothing")
 
 
 def _check_dino(config, refuse):
@@ -181,13 +211,14 @@ def _check_source(data, task, refuse):
     if data.source == "slices":
         _check_slices(data, task, refuse)
     for name, value, plain in (
-        ("data.normalize", data.normalize == "imagenet", False),
         ("data.labels_csv", data.labels_csv, None),
         ("data.missing_labels", data.missing_labels, "error"),
         ("data.neighbours", data.neighbours, 0),
     ):
         if value != plain and data.source != "slices":
-            refuse(name, "imagenet" if value is True else value, f"another value for data.source={data.source}: it is for slices")
+            refuse(name, value, f"another value for data.source={data.source}: it is for slices")
+    if data.normalize == "imagenet" and data.source != "slices":
+        refuse("data.normalize", "imagenet", f"another value for data.source={data.source}: it is for slices")
     if data.source.startswith("fomo") and data.root is None:
         refuse("data.root", None, f"the folder of the {data.source} data set, for example data.root=/data/{data.source}")
     if data.source not in ("table", "volumes", "slices") and data.csv is not None:
