@@ -24,8 +24,9 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     its reference, and references of other classes.
     A table of several labels (probability_LABEL) is scored by a CSV with VolumeName (or id) and a column of 0 and 1 per
     label, which may have further volumes: the summary's `not_predicted`. One of several targets (decision_TARGET and its
-    probability_TARGET_CLASS) is scored by a CSV with id and a column of class names per target. Where a table of probabilities has no column of
-    decisions (or no decision_LABEL), they are made at 0.5: the summary's `decided_at_half` counts them.
+    probability_TARGET_CLASS) is scored by a CSV with id and a column of class names per target. Where a table of
+    probabilities has no column of decisions (or no decision_LABEL), they are made at 0.5: the summary's `decided_at_half`
+    counts them.
     Intervals are over the subjects: of a column `subject` of either table, or else the folders SUB, or the patients of CT
     volumes by their names. Where none of these knows all, they are over the cases, and `log` (fomo.log's Log) warns.
     """
@@ -48,7 +49,12 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
         return "segmentation", rows, _mean_over_cases(rows, _subjects([row["id"] for row in rows], how, scored.subjects_of(table or {}), *folders), how)
     if table is None:
         raise UserError(f"{predictions}: no masks (*.nii.gz) and no predictions.csv in it")
-    return _evaluate_table(table, predictions, references, how)
+    try:
+        return _evaluate_table(table, predictions, references, how)
+    except UserError:
+        raise
+    except ValueError as error:  # of the metrics
+        raise UserError(f"{predictions}: {error}") from error
 
 
 def write(kind, rows, summary, output):
@@ -194,12 +200,9 @@ def _evaluate_table(table, predictions, references, how):
         {"id": id, "subject": subject, "target": y}
         for id, subject, y in zip(ids, _subjects(ids, how, scored.subjects_of(table), subjects), labels.tolist())
     ]
-    try:
-        if score == "probability":
-            return _classification(rows, labels, scores, table, predictions, references, how)
-        return _regression(rows, labels, scores, table, predictions, how)
-    except ValueError as error:
-        raise UserError(f"{predictions}: {error}") from error
+    if score == "probability":
+        return _classification(rows, labels, scores, table, predictions, references, how)
+    return _regression(rows, labels, scores, table, predictions, how)
 
 
 def _classification(rows, labels, scores, table, predictions, references, how):

@@ -242,6 +242,9 @@ def test_evaluation_of_a_table_of_several_targets(load, tmp_path):
     tables.write_csv(references, [{"id": row["id"], "cohort": "core"} for row in rows])
     with pytest.raises(UserError, match="t.csv: got the columns id, cohort, and none for gender of .*p.csv"):
         evaluation.evaluate(str(tmp_path / "p.csv"), references, resamples=0)
+    tables.write_csv(str(tmp_path / "p.csv"), [{**row, "probability_gender_f": 0.9} for row in found])
+    with pytest.raises(UserError, match="p.csv: probabilities: got .*"):
+        evaluation.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)
     tables.write_csv(str(tmp_path / "p.csv"), [{**row, "decision_gender": 2} for row in found])
     with pytest.raises(UserError, match="p.csv: case c00: decision_gender: got 2, wanted the number of a class, below 2"):
         evaluation.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)
