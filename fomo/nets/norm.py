@@ -4,6 +4,9 @@ torch's own, in half precision, gives each channel of each sample to one block o
 two samples 64 blocks, each for a million voxels, on a chip that runs hundreds at once. Here the statistics are torch's
 general reductions, which share a channel among blocks, and all else is batch norm with given statistics, for which each channel
 is cut into parts that count as channels of their own.
+
+That this pays is concluded from the sizes of torch's launches (aten/src/ATen/native/cuda/Normalization.cuh) and not measured yet:
+`tools/benchmark.py gpu` holds it against torch's own (`fomo_torch_norm`).
 """
 
 import math
@@ -13,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_LARGE = 2**16  # voxels per channel; with fewer, torch's one kernel beats a dozen small ones
+_LARGE = 2**16  # voxels per channel; with fewer, a dozen small kernels take longer than torch's few
 _BLOCKS = 4096  # parts in all, each the work of one block
 
 
@@ -60,7 +63,7 @@ class Split(torch.autograd.Function):
 
 
 def _pays(x):
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and x[0, 0].numel() >= _LARGE
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and math.prod(x.shape[2:]) >= _LARGE
 
 
 def _affine(planes, mean, var, weight, bias, eps):
