@@ -112,8 +112,9 @@ def _task(how, **section):
 def _mask_rows(masks, references, predictions_place, references_place, tolerance_mm):
     if not references:
         raise UserError(f"{references_place}: no masks (*.nii.gz) in it")
-    scored.check_same_cases(masks, references, predictions_place, references_place)
-    classes = scored.learned_by(predictions_place).classes
+    learned = scored.learned_by(predictions_place)
+    scored.check_same_cases(masks, references, predictions_place, references_place, learned)
+    classes = learned.classes
     rows, per_class, predicted, wanted = [], [], set(), set()
     for id in sorted(masks):
         prediction, reference, spacing_mm = scored.read_pair(id, masks[id].path, references[id].path)
@@ -189,10 +190,9 @@ def _evaluate_table(table, predictions, references, how):
         raise UserError(
             f"{predictions}: got the columns {', '.join(there)[:500]}, wanted id and probability, or id and prediction"
         )
-    targets, subjects = scored.targets_of(
-        references, table, how.columns, scored.learned_by(predictions), score == "probability", how.log
-    )
-    scored.check_same_cases(table, targets, predictions, references)
+    learned = scored.learned_by(predictions)
+    targets, subjects = scored.targets_of(references, table, how.columns, learned, score == "probability", how.log)
+    scored.check_same_cases(table, targets, predictions, references, learned)
     ids = sorted(table)
     labels = np.array([targets[id] for id in ids])
     scores = np.array([scored.number(table[id][score], predictions, id) for id in ids])
@@ -285,7 +285,7 @@ def _multilabel(table, predictions, references, how):
 def _multitarget(table, targets, predictions, references, how):
     """Of one or several targets with a softmax each: what a run reports of them."""
     wanted, asked = scored.read_table(references, (how.columns.id or "id",), flag="--id-column"), how.columns.target
-    scored.check_same_cases(table, wanted, predictions, references)
+    scored.check_same_cases(table, wanted, predictions, references, scored.learned_by(predictions))
     named = {name.replace(" ", "_"): name for name in scored.columns_of(wanted)}
     if asked is not None:
         if len(targets) > 1 or asked not in named.values():

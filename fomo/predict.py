@@ -276,12 +276,10 @@ def predict(members, cases, output, log, probabilities=False, overwrite=False):
     volumes = (
         ["mask", *(["probabilities"] if probabilities else [])] if members[0].config.task.type == "segmentation" else []
     )
-    for case in cases:
-        prediction_folder.key_of(case.images)  # a file that is not there is refused before anything is removed
+    inputs = {case.id: case.images for case in cases}
     try:
-        again = {case.id for case in cases} if overwrite else None
-        rows = prediction_folder.start(output, members, "predictions.csv", again)
-        prediction_folder.check_inputs(output, rows, {case.id: case.images for case in cases})
+        rows = prediction_folder.start(output, members, "predictions.csv", inputs, overwrite)
+        prediction_folder.check_inputs(output, rows, inputs)
         for name in volumes:
             os.makedirs(os.path.join(output, _FOLDERS[name]), exist_ok=True)
         failures = _predict(members, cases, output, log, volumes, rows)

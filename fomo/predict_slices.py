@@ -81,16 +81,14 @@ def predict_slices(members, listed, output, log, overwrite=False):
 
     One of which a slice fails is logged; the others are predicted, and then one UserError names those that failed.
     """
-    ids = {}
-    for id, scan, _ in listed:
+    ids, files = {}, {}
+    for id, scan, path in listed:
         ids.setdefault(scan, set()).add(id)
-    of_slices, rows = _start(members, output, set(ids) if overwrite else None)
+        files.setdefault(scan, []).append(Volume(path))
+    of_slices, rows = _start(members, output, files, overwrite)
     for scan in ids.keys() & rows.keys():
         if {row["id"] for row in of_slices[scan]} != ids[scan]:
             del rows[scan]
-    files = {}
-    for _, scan, path in listed:
-        files.setdefault(scan, []).append(Volume(path))
     prediction_folder.check_inputs(output, rows, files)
     cases = [Case(id, scan, (Volume(path),), None, None, None, scan=scan) for id, scan, path in listed if scan not in rows]
     log("predict", slices=len(listed), kept=len(listed) - len(cases), **prediction_folder.describe(members), output=output)
@@ -149,8 +147,9 @@ def predict_volumes(members, listed, output, log, overwrite=False):
     for member, own in zip(members, settings):
         if own != settings[0]:
             raise UserError(f"{member.path}: its slices were extracted otherwise than those of {members[0].path}: they cannot predict together")
-    of_slices, rows = _start(members, output, {scan for scan, _ in listed} if overwrite else None)
-    prediction_folder.check_inputs(output, rows, {scan: [Volume(path)] for scan, path in listed})
+    inputs = {scan: [Volume(path)] for scan, path in listed}
+    of_slices, rows = _start(members, output, inputs, overwrite)
+    prediction_folder.check_inputs(output, rows, inputs)
     todo = [one for one in listed if one[0] not in rows]
     log("predict", volumes=len(listed), kept=len(listed) - len(todo), **prediction_folder.describe(members), output=output)
     begin = saved = time.perf_counter()
@@ -219,10 +218,10 @@ def _answer(members, scan, key, ids, parts):
 # ------------------------------------------------------------------------------------- the folder
 
 
-def _start(members, output, again):
+def _start(members, output, inputs, overwrite):
     """({scan: rows of its slices}, {scan: its row}) that are in the folder and stay, see prediction_folder.start."""
     try:
-        rows = prediction_folder.start(output, members, "predictions_volumes.csv", again)
+        rows = prediction_folder.start(output, members, "predictions_volumes.csv", inputs, overwrite)
         of_slices = {scan: [] for scan in rows}
         for row in tables.read_csv(os.path.join(output, "predictions.csv")) if rows else ():
             of_slices.setdefault(row["scan"], []).append(row)

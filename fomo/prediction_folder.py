@@ -11,20 +11,23 @@ from .config import UserError
 from .data import cache
 
 
-def start(output, members, table, again):
+def start(output, members, table, inputs, overwrite):
     """Make the folder for `members`; {id: row} of its `table` that stay. OSError where it cannot be written.
 
-    again: ids that are predicted again whatever is there, and then the predictions of other checkpoints go; None: there
-    are none, and a folder of other checkpoints is a UserError.
+    inputs: {id: Volumes} of what is to be predicted; a file that is not there is a UserError before anything goes.
+    overwrite: they are predicted again whatever is there, and the predictions of other checkpoints go; without, a folder of
+    other checkpoints is a UserError.
     """
+    for files in inputs.values():
+        key_of(files)
     os.makedirs(output, exist_ok=True)
     settings, path, rows = os.path.join(output, "settings.json"), os.path.join(output, table), {}
     own = [{"sha256": m.sha256, "mirror_axes": list(getattr(m.network, "axes", ()))} for m in members]
     if os.path.exists(path):
         there = tables.read_csv(path)
         if _checkpoints(settings) == own:
-            rows = {row["id"]: row for row in there if row["id"] not in (again or ())}
-        elif again is None:
+            rows = {row["id"]: row for row in there if not (overwrite and row["id"] in inputs)}
+        elif not overwrite:
             raise UserError(f"{output} holds predictions of other checkpoints or options: choose another --output, or --overwrite")
         for row in there:
             if row["id"] not in rows:

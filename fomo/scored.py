@@ -55,9 +55,9 @@ def _is_run(place):
     return all(os.path.exists(os.path.join(place, name)) for name in ("config.yaml", "splits.json"))
 
 
-def check_same_cases(found, wanted, found_place, wanted_place):
+def check_same_cases(found, wanted, found_place, wanted_place, learned):
     """UserError unless the references `wanted` have all cases `found`, and no more than a run has not tested on."""
-    missing, extra = sorted(set(wanted) - set(found) - learned_by(found_place).untested), sorted(set(found) - set(wanted))
+    missing, extra = sorted(set(wanted) - set(found) - learned.untested), sorted(set(found) - set(wanted))
     if missing:
         raise UserError(f"{found_place}: {len(missing)} cases of {wanted_place} are missing: {', '.join(missing[:5])}")
     if extra:

@@ -135,6 +135,10 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(scans, runs, tm
     moved = [(id, scan, str(shutil.copy(path, tmp_path / f"{id}.npy"))) for id, scan, path in listed[:3]]
     with pytest.raises(UserError, match="holds an answer for .* that is not of"):
         predict_slices.predict_slices(members, moved, str(tmp_path / "c"), log)
+    before = (tmp_path / "c" / "predictions_volumes.csv").read_bytes()
+    with pytest.raises(UserError, match="cannot read .*gone.npy"):
+        predict_slices.predict_slices(members, [*listed, ("gone", "gone", "gone.npy")], str(tmp_path / "c"), log, overwrite=True)
+    assert (tmp_path / "c" / "predictions_volumes.csv").read_bytes() == before, "what lacks a file replaces nothing"
     with pytest.raises(UserError, match="2 volumes are called"):
         predict_slices.listed_volumes([volumes[0][1], volumes[0][1]])
 

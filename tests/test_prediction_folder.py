@@ -27,14 +27,15 @@ def member_of(sha256, kind, targets=(), classes=("0", "1")):
     ],
 )
 def test_what_was_learned_is_in_the_settings(tmp_path, member, said):
-    prediction_folder.start(str(tmp_path), [member], "predictions.csv", None)
+    prediction_folder.start(str(tmp_path), [member], "predictions.csv", {}, False)
     settings = tables.read_json(tmp_path / "settings.json")
     assert settings == {"checkpoints": [{"sha256": "a", "mirror_axes": []}], "paths": ["a.pt"], **said}
 
 
 def test_masks_of_other_checkpoints_go_with_their_rows(tmp_path):
-    def start(sha256, again=None):
-        return sorted(prediction_folder.start(str(tmp_path), [member(sha256)], "predictions.csv", again))
+    def start(sha256, again=()):
+        inputs = {name: () for name in again}
+        return sorted(prediction_folder.start(str(tmp_path), [member(sha256)], "predictions.csv", inputs, bool(again)))
 
     def masks():
         return sorted(path.name[0] for path in (tmp_path / "masks").iterdir())
