@@ -8,7 +8,8 @@
 The same command again continues a run that was stopped.
 """
 
-from fomo import cli, crossval
+from fomo import cli
+from fomo.runs import crossval
 
 
 def main(arguments):

@@ -9,7 +9,8 @@ The same command again continues a run that was stopped. Where the split is a fi
 later reuses it and runs the others.
 """
 
-from fomo import cli, crossval
+from fomo import cli
+from fomo.runs import crossval
 
 
 def main(arguments):

@@ -12,7 +12,7 @@ import time
 import traceback
 
 from . import config as config_module
-from . import dist, interrupt
+from .runtime import dist, interrupt
 
 
 def parse_config(description, arguments):
@@ -64,7 +64,9 @@ def run(main):
         time.sleep(_LAST_WORD_S)
     if dist.world_size() > 1:
         os._exit(code)  # torch's communication threads, still held by an error's frames, can abort a normal exit
-    for worker in multiprocessing.active_children():  # a loader's ignores the signal by which Python would end it and wait for it
+    for worker in (
+        multiprocessing.active_children()
+    ):  # a loader's ignores the signal by which Python would end it and wait for it
         worker.kill()
     sys.exit(code)
 

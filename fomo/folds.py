@@ -161,7 +161,9 @@ def _with_validation(parts, cases, val_fraction, kind, rng, names):
     for test, name in zip(parts, names):
         tested = {case[0] for case in test}
         rest = [case for case in cases if case[0] not in tested]
-        train, val = _hold_back(rest, val_fraction, kind, rng, f"{name}: training and validation", _classes(cases, kind))
+        train, val = _hold_back(
+            rest, val_fraction, kind, rng, f"{name}: training and validation", _classes(cases, kind)
+        )
         folds.append(
             {part: [case[0] for case in chosen] for part, chosen in (("train", train), ("val", val), ("test", test))}
         )

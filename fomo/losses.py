@@ -132,7 +132,9 @@ def dino(student, teacher, centre, student_temperature=0.1, teacher_temperature=
         shapes = ", ".join(str(tuple(x.shape)) for x in (student, teacher, centre))
         raise ValueError(f"student, teacher, centre: got shapes {shapes}, wanted (V, B, K), (G, B, K), (K,)")
     if not 1 <= others <= views or views < 2:
-        raise ValueError(f"student, teacher: got {views} and {others} views, wanted at least 2, and no more of the teacher")
+        raise ValueError(
+            f"student, teacher: got {views} and {others} views, wanted at least 2, and no more of the teacher"
+        )
     with torch.no_grad():
         target = dino_target(teacher, centre, teacher_temperature)
     log_p = (student.float() / student_temperature).log_softmax(-1)

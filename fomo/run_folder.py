@@ -6,8 +6,8 @@ import yaml
 
 from . import config as config_module
 from . import folds as folds_module
-from . import tables
 from .config import UserError
+from .runtime import files
 
 
 def results_path(folder, number):
@@ -28,7 +28,7 @@ def open_folder(config, folder, log):
         os.makedirs(folder, exist_ok=True)
         held = _lock(folder, log)
         if "splits.json" not in there:  # nothing is begun, whatever config came first
-            tables.write_text(path, yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
+            files.write_text(path, yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
     except OSError as error:
         raise UserError(f"cannot write the run folder {folder}: {error}; choose another `output`") from error
     old, new = config_module.identity(config_module.load(path)), config_module.identity(config)
@@ -156,9 +156,9 @@ def read_or_make_splits(config, task, cases, path):
             now[case.id][name] = getattr(case, name)
     if not os.path.exists(path):
         splits = make_splits(config, task, cases)
-        tables.write_json(path, {"cases": now, "folds": splits})
+        files.write_json(path, {"cases": now, "folds": splits})
         return splits
-    saved = tables.read_json(path, "cases", "folds")
+    saved = files.read_json(path, "cases", "folds")
     if not any("labels" in case for case in saved["cases"].values()):  # begun before they were kept
         for case in now.values():
             case.pop("labels", None)
@@ -177,9 +177,9 @@ def read_or_make_splits(config, task, cases, path):
 
 def warn_of_changed_images(path, entries, log):
     """entries: {id: name of the cache entry}, which says what a case was made from. splits.json keeps those of the first start."""
-    saved = tables.read_json(path)
+    saved = files.read_json(path)
     if "entries" not in saved:
-        tables.write_json(path, {**saved, "entries": entries})
+        files.write_json(path, {**saved, "entries": entries})
         return
     changed = [case_id for case_id, entry in entries.items() if saved["entries"][case_id] != entry]
     if changed:

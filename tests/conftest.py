@@ -99,7 +99,14 @@ def tiny_config(tmp_path, phantom_root):
             },
             "model": {"width": 2},
             "optim": {"lr": 1e-3},
-            "train": {"epochs": 2, "batch_size": 4, "steps_per_epoch": 3, "workers": 0, "patience": None, "log_every": 1},
+            "train": {
+                "epochs": 2,
+                "batch_size": 4,
+                "steps_per_epoch": 3,
+                "workers": 0,
+                "patience": None,
+                "log_every": 1,
+            },
             "augment": {"preset": "none"},
             # too few masks without foreground to have them in every part
             "cv": {"folds": 2, "val_fraction": 0.25, "stratify": task != "segmentation"},
@@ -117,7 +124,9 @@ def tiny_config(tmp_path, phantom_root):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, phantom_root):
     """Function: task -> the run folder of a tiny cross-validation, trained once, with a final model of another kind each."""
-    from fomo import checkpoint, config as config_module, crossval, nets
+    from fomo import checkpoint, nets
+    from fomo import config as config_module
+    from fomo.runs import crossval
 
     done = {}
     content = {
@@ -181,7 +190,7 @@ def scans(phantom_root, trained):
 
 def members_of(path, **arguments):
     """What predicts: the networks of a run folder, a folder of checkpoints or a checkpoint, on the CPU."""
-    from fomo import predict
+    from fomo.prediction import predict
 
     return predict.load_members(predict.find_checkpoints(str(path)), torch.device("cpu"), **arguments)
 

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import yaml
 
-from fomo import config as config_module, metrics, report, results, tables, tasks
-from fomo.log import Log
-from fomo.report import figures, views
+from fomo import config as config_module
+from fomo import metrics, report, tasks
+from fomo.pages import figures
+from fomo.runs import results
+from fomo.runtime import files
+from fomo.runtime.log import Log
+from fomo.tasks import views
 
 needs_figures = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
@@ -35,7 +39,11 @@ SECTIONS = {
         "finetune": {"strategy": "full"},
         "train": {"patience": None},
     },
-    "mae": {"data": {"source": "volumes", "channels": ["t1"]}, "model": {"name": "unet_b_lw_dec"}, "finetune": {"strategy": "full"}},
+    "mae": {
+        "data": {"source": "volumes", "channels": ["t1"]},
+        "model": {"name": "unet_b_lw_dec"},
+        "finetune": {"strategy": "full"},
+    },
 }
 LOG = """2026-01-01T10:00:00 INFO run name=run task=x ranks=2 device=cuda:0 torch=2.9.0 code=abc123 seed=0
 2026-01-01T10:00:10 INFO train fold=1 epoch=1 step=2 loss=1 lr=0.1 data_s=0.1 step_s=1
@@ -55,7 +63,12 @@ def case_rows(task, index, rng, skill=1.0):
     names = [name.replace(" ", "_") for name in SECTIONS["multilabel"]["task"]["targets"]]
     for place in range(5):
         scores = 1 / (1 + np.exp(-rng.normal(skill * (2 * present - 1) / 2 - 1, 1)))
-        row = {**scan, "id": f"{scan['id']}_{place}", "scan": scan["id"], "loss": float(np.mean((scores - present) ** 2))}
+        row = {
+            **scan,
+            "id": f"{scan['id']}_{place}",
+            "scan": scan["id"],
+            "loss": float(np.mean((scores - present) ** 2)),
+        }
         row.update({f"target_{name}": int(value) for name, value in zip(names, present)})
         rows.append({**row, **{f"probability_{name}": float(value) for name, value in zip(names, scores)}})
     return rows
@@ -143,7 +156,11 @@ def write_reconstructions(folder, rows, rng):
     os.makedirs(folder)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (40, 48, 36)), indexing="ij"))
     for row in rows:
-        volume = 2.0 * ((grid**2).sum(0) < 0.8) + 3 * (((grid - 0.3) ** 2).sum(0) < 0.05) + rng.normal(size=grid.shape[1:]) / 4
+        volume = (
+            2.0 * ((grid**2).sum(0) < 0.8)
+            + 3 * (((grid - 0.3) ** 2).sum(0) < 0.05)
+            + rng.normal(size=grid.shape[1:]) / 4
+        )
         hidden = np.kron(rng.random((10, 12, 9)) < 0.6, np.ones((4, 4, 4)))
         kinds = {"original": volume, "masked": volume * (1 - hidden), "reconstructed": volume * (1 - hidden / 3)}
         planes = {
@@ -162,7 +179,9 @@ def write_saliency(folder, rows, rng):
     heat = [np.exp(-((x - 0.4) ** 2 + y**2) / 0.1), np.exp(-((x + 0.4) ** 2 + y**2) / 0.1)]
     for row in rows:
         stored = {"id": row["id"], "scan": row["scan"] or "", "labels": ["Lung nodule", "Cardiomegaly"], "axes": [2]}
-        stored.update(probabilities=[0.9, 0.2], targets=[1, 0], image_2=image, grad_cam_2=heat, attention_2=0.5 + heat[0] / 9)
+        stored.update(
+            probabilities=[0.9, 0.2], targets=[1, 0], image_2=image, grad_cam_2=heat, attention_2=0.5 + heat[0] / 9
+        )
         np.savez_compressed(os.path.join(folder, f"{row['id']}.npz"), **stored)
 
 
@@ -185,7 +204,9 @@ def write_folds(config, folder, rows, folds, finished):
         part = task.finish(part) if config.task.type == "multilabel" else part
         part = [{"id": row["id"], "subject": row["subject"], "fold": fold, **row} for row in part]
         ids = [row["id"] for row in part]
-        splits.append({"train": [], "val": ids if config.task.pretrains else [], "test": [] if config.task.pretrains else ids})
+        splits.append(
+            {"train": [], "val": ids if config.task.pretrains else [], "test": [] if config.task.pretrains else ids}
+        )
         fold_folder = os.path.join(folder, f"fold_{fold}")
         os.makedirs(fold_folder, exist_ok=True)
         history = [
@@ -201,17 +222,21 @@ def write_folds(config, folder, rows, folds, finished):
         ]
         if config.task.type == "dino":
             for row in history:
-                row.update(val_teacher_entropy=4.1 - 0.4 * row["epoch"], val_teacher_std=0.2 * row["epoch"], val_probe_auroc=0.5)
-        tables.write_csv(os.path.join(fold_folder, "history.csv"), history)
+                row.update(
+                    val_teacher_entropy=4.1 - 0.4 * row["epoch"],
+                    val_teacher_std=0.2 * row["epoch"],
+                    val_probe_auroc=0.5,
+                )
+        files.write_csv(os.path.join(fold_folder, "history.csv"), history)
         if fold in finished:
-            tables.write_csv(os.path.join(fold_folder, "predictions.csv"), part)
+            files.write_csv(os.path.join(fold_folder, "predictions.csv"), part)
             if part[0].get("scan"):
-                tables.write_csv(os.path.join(fold_folder, "predictions_volumes.csv"), task.volumes(part))
+                files.write_csv(os.path.join(fold_folder, "predictions_volumes.csv"), task.volumes(part))
             found = {"dino_loss": 3.0, "teacher_entropy": 2.5, "teacher_std": 0.8, "probe_auroc": 0.7, "knn_auroc": 0.5}
             found = found if config.task.type == "dino" else task.score(part)
             scores = [{"metric": name, "value": value} for name, value in found.items()]
-            tables.write_csv(os.path.join(fold_folder, "results.csv"), scores)
-    tables.write_json(os.path.join(folder, "splits.json"), {"cases": {}, "folds": splits})
+            files.write_csv(os.path.join(fold_folder, "results.csv"), scores)
+    files.write_json(os.path.join(folder, "splits.json"), {"cases": {}, "folds": splits})
     with open(os.path.join(folder, "log.txt"), "w", encoding="utf-8") as file:
         file.write(LOG)
     if finished:

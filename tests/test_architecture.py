@@ -15,12 +15,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms by level: an import goes to a lower level only, and rooms of one level do not import each other.
 LEVELS = {
-    0: ["config", "dist", "log", "interrupt"],
-    1: ["nets", "transforms", "metrics", "losses", "schedule", "folds", "volume", "patches", "seeds", "tables", "progress", "postprocess", "probe"],
-    2: ["data", "checkpoint", "inference", "listing", "memory", "optimization", "saliency", "selection", "soup", "tracking"],
+    0: ["config", "runtime"],
+    1: ["nets", "transforms", "metrics", "losses", "folds", "schedule", "space"],
+    2: ["data", "checkpoint", "inference", "pages"],
     3: ["tasks"],
-    4: ["engine", "run_folder", "results", "report", "overlays", "prediction_folder", "scored"],
-    5: ["crossval", "predict", "predict_slices", "evaluation", "cli"],
+    4: ["kinds"],
+    5: ["training", "run_folder"],
+    6: ["report", "prediction"],
+    7: ["runs", "evaluation"],
+    8: ["cli"],
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 RUN_TIME = {"torch", "nibabel", "numpy", "scipy", "yaml"}
@@ -102,13 +105,16 @@ def test_no_inheritance_deeper_than_one():
 
 def test_top_level_of_the_repository():
     allowed = {"fomo", "train.py", "cv.py", "configs", "tests", "tools", "requirements.txt", "README.md", "LICENSE"}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     assert {line.split("/")[0] for line in tracked if line and not line.startswith(".")} <= allowed
 
 
 VENDORED = """
 import torch
-from {name} import checkpoint, engine, losses, nets, optimization
+from {name} import checkpoint, losses, nets
+from {name}.training import loop, optimization
 network = nets.build("unet_b", 1, 2, mode="classification", width=2)
 optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
 
@@ -119,9 +125,9 @@ class Task:
 batch = {{"image": torch.randn(2, 1, 32, 32, 32), "target": torch.tensor([0, 1]), "id": ["a", "b"]}}
 autocast, scaler = optimization.precision("off", torch.device("cpu"))
 before = [p.clone() for p in network.parameters()]
-engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, clip_norm=1.0)
+loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, clip_norm=1.0)
 assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters()))
-import {name}.crossval, {name}.cli, sys
+import {name}.runs.crossval, {name}.cli, sys
 assert "fomo" not in sys.modules
 """
 

@@ -6,9 +6,11 @@ import pytest
 from conftest import run_command
 from report_runs import Page, make_run
 
-from fomo import metrics, report, tables
+from fomo import metrics, report
 from fomo.config import UserError
-from fomo.report import comparison, page
+from fomo.pages import page
+from fomo.report import comparison
+from fomo.runtime import files
 
 
 def test_holms_correction_by_hand():
@@ -27,11 +29,11 @@ def pairs(tmp_path_factory):
         task: [make_run(folder / f"{task}_a", task, skill=0.3), make_run(folder / f"{task}_b", task, skill=3.0)]
         for task in ("classification", "segmentation", "regression", "targets", "multilabel")
     }
-    strong = tables.read_csv(os.path.join(found["segmentation"][1], "predictions.csv"))
+    strong = files.read_csv(os.path.join(found["segmentation"][1], "predictions.csv"))
     better = {row["id"]: {**row, "dice": min(1.0, float(row["dice"]) + 0.1)} for row in strong}
     for fold in (1, 2):
         path = os.path.join(found["segmentation"][1], f"fold_{fold}", "predictions.csv")
-        tables.write_csv(path, [better[row["id"]] for row in tables.read_csv(path)])
+        files.write_csv(path, [better[row["id"]] for row in files.read_csv(path)])
     return found
 
 
@@ -132,7 +134,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 def test_text_csv_and_page_hold_the_same_numbers(pairs, task, tmp_path):
     rows, runs = report.compare(pairs[task], resamples=200)
     shown = Page(open(report.write_comparison(rows, runs, str(tmp_path)), encoding="utf-8").read())
-    saved = tables.read_csv(tmp_path / "comparison.csv")
+    saved = files.read_csv(tmp_path / "comparison.csv")
     header, *lines = shown.table(f"{task}_b minus {task}_a")
     titles = [cell.text for cell in header]
     text = report.comparison_text(rows).splitlines()
@@ -152,7 +154,9 @@ def test_text_csv_and_page_hold_the_same_numbers(pairs, task, tmp_path):
     per_case = {"regression": "Absolute error", "segmentation": "Dice"}.get(task, "Squared error")
     assert "Neither " in shown.text or " is better. " in shown.text  # the first thing that it says
     assert ("has no test here" in shown.text) == (task in ("targets", "multilabel"))
-    assert ("DeLong's test for AUROCs, its terms summed per subject" in shown.text) == (task in ("classification", "targets", "multilabel"))
+    assert ("DeLong's test for AUROCs, its terms summed per subject" in shown.text) == (
+        task in ("classification", "targets", "multilabel")
+    )
     keys = [[cell.text for cell in row] for row in shown.table("Keys of the config")[1:]]
     assert ["data.root", *(str(run.config.data.root) for run in runs.values())] in keys
     assert all(len(set(values)) == 2 for _, *values in keys)

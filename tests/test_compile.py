@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, run_command
 
-from fomo import nets, optimization
+from fomo import nets
+from fomo.training import optimization
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,9 @@ def test_compiled_training_equals_the_plain_one(tiny_config, tmp_path, task):
         "compiled": train("compiled", "train.compile=true"),
         "ranks": train("ranks", "train.compile=true", ranks=2),
     }
-    losses = {name: [float(value) for value in re.findall(r" train .* loss=(\S+) lr", log)] for name, log in logs.items()}
+    losses = {
+        name: [float(value) for value in re.findall(r" train .* loss=(\S+) lr", log)] for name, log in logs.items()
+    }
     assert len(losses["plain"]) == 6
     np.testing.assert_allclose(losses["compiled"], losses["plain"], atol=1e-4)
     np.testing.assert_allclose(losses["ranks"], losses["plain"], atol=1e-4)
@@ -57,9 +60,13 @@ def test_compiled_training_equals_the_plain_one(tiny_config, tmp_path, task):
     assert epochs == (["1", "2"] if finetune else ["1"]) and " compile " not in logs["plain"]
 
     command = [sys.executable, str(ROOT / "cv.py"), str(path), f"output={tmp_path}/cut", "train.compile=true"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
         next(line for line in process.stdout if " train " in line and " step=5 " in line)
         process.kill()
     assert " resume " in train("cut", "train.compile=true")
-    whole, cut = (torch.load(tmp_path / name / "run/fold_1/last.pt", weights_only=True)["model"] for name in ("compiled", "cut"))
+    whole, cut = (
+        torch.load(tmp_path / name / "run/fold_1/last.pt", weights_only=True)["model"] for name in ("compiled", "cut")
+    )
     assert all(torch.equal(whole[key], cut[key]) for key in whole)

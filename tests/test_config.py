@@ -84,11 +84,20 @@ def test_resolved_config_written_and_read_again_is_the_same(write):
         ("train: {compile: 1}", "wanted true or false"),
         ("data: {channels: [t1], patch: [32, 32]}", "data.patch: got 2 values"),
         ("data: {channels: [t1], patch: [32, 32, 40]}", "multiples of 16"),
-        ("data: {channels: [t1], patch: [32, 32, 20]}\nmodel: {name: suprem_unet3d}\neval: {windows: 1}", "multiples of 8"),
+        (
+            "data: {channels: [t1], patch: [32, 32, 20]}\nmodel: {name: suprem_unet3d}\neval: {windows: 1}",
+            "multiples of 8",
+        ),
         ("data: {channels: [t1], patch: [32, 32, 40]}\nmodel: {name: suprem_unet3d}", "eval.windows: got 2, wanted 1"),
         ("data: {channels: [t1], patch: [16, 16, 16]}", "at least one axis of 32"),
-        ("data: {channels: [t1], patch: [64, 64, 16]}\nmodel: {name: resnet50}", "[x, y, 1] with x and y of at least 64"),
-        ("data: {channels: [t1], patch: [64, 32, 1]}\nmodel: {name: efficientnet_b0}", "[x, y, 1] with x and y of at least 64"),
+        (
+            "data: {channels: [t1], patch: [64, 64, 16]}\nmodel: {name: resnet50}",
+            "[x, y, 1] with x and y of at least 64",
+        ),
+        (
+            "data: {channels: [t1], patch: [64, 32, 1]}\nmodel: {name: efficientnet_b0}",
+            "[x, y, 1] with x and y of at least 64",
+        ),
         ("data: {channels: [t1], patch: [64, 64, 1]}", "multiples of 16 for model.name=unet_b"),
         ("model: {attention: cbam}", "model.attention: got cbam, wanted none for model.name=unet_b"),
         ("model: {multiscale: true}", "model.multiscale: got true, wanted false for model.name=unet_b"),
@@ -179,7 +188,9 @@ def test_off_is_no_false(write):
 
 
 def test_digits_of_a_name_stay_as_they_are_written(write):
-    loaded = config.load(write("data: {channels: [t1], test_folds: [1, 07, 010, 08, 1:30, 1_0, 1_0.5]}\nname: 2026_11_21"))
+    loaded = config.load(
+        write("data: {channels: [t1], test_folds: [1, 07, 010, 08, 1:30, 1_0, 1_0.5]}\nname: 2026_11_21")
+    )
     assert loaded.data.test_folds == ("1", "07", "010", "08", "1:30", "1_0", "1_0.5") and loaded.name == "2026_11_21"
     assert config.load(write(yaml.safe_dump(config.to_dict(loaded)))) == loaded
 
@@ -239,11 +250,21 @@ def test_keys_that_nothing_reads_are_named(write):
     assert list(config.unread(loaded)) == ["task.focal_gamma", "optim.plateau_patience", "eval.surface_tolerance_mm"]
     read = ["task.loss=focal", "optim.schedule=plateau", "eval.surface_tolerance_mm=1"]
     assert not list(config.unread(config.load(write(yaml.safe_dump(config.to_dict(loaded))), read)))
-    of_slices = ["data.source=slices", "data.patch=[64,64,1]", "data.normalize=none", "model.name=resnet50", "task.loss=auto"]
+    of_slices = [
+        "data.source=slices",
+        "data.patch=[64,64,1]",
+        "data.normalize=none",
+        "model.name=resnet50",
+        "task.loss=auto",
+    ]
     values = ["data.crop=false", "eval.overlap=0.1", "eval.top_slices=5", "data.crop_position=center"]
     plain = write("data: {channels: [t1], source: table, csv: a.csv}\ntask: {type: multilabel, targets: [a]}\n")
     assert list(config.unread(config.load(plain, values))) == ["eval.top_slices"]
-    assert list(config.unread(config.load(plain, of_slices + values))) == ["data.crop", "data.crop_position", "eval.overlap"]
+    assert list(config.unread(config.load(plain, of_slices + values))) == [
+        "data.crop",
+        "data.crop_position",
+        "eval.overlap",
+    ]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -256,4 +277,6 @@ def test_what_a_key_is_for_names_keys_and_values():
     for name, (field, _) in values.items():
         for condition in field.metadata["only"].split():
             other, wanted = condition.split("=")
-            assert set(wanted.split("|")) < set(values[other.rstrip("!")][0].metadata["choices"]), f"{name}: {condition}"
+            assert set(wanted.split("|")) < set(values[other.rstrip("!")][0].metadata["choices"]), (
+                f"{name}: {condition}"
+            )

@@ -11,11 +11,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-
 from conftest import ROOT, channel_paths, members_of, one_line_error, run_command, tool
-from fomo import predict
+
 from fomo.config import UserError
-from fomo.log import Log
+from fomo.prediction import predict
+from fomo.runtime.log import Log
 
 TASKS = ("classification", "segmentation", "regression")
 
@@ -26,12 +26,16 @@ def container(tmp_path_factory, trained):
     docker, definition = ((ROOT / "tools" / name).read_text() for name in ("Dockerfile", "fomo25.def"))
     files, post = (re.search(rf"%{name}\n(.*?)\n\n", definition, re.S)[1] for name in ("files", "post"))
     copies = re.findall(r"^COPY (\S+) /app/(\S+)$", docker, re.M)
-    assert [(s.replace("${CHECKPOINTS}", "{{ checkpoints }}"), t) for s, t in copies] == re.findall(r"^ +(.+) /app/(\S+)$", files, re.M)
+    assert [(s.replace("${CHECKPOINTS}", "{{ checkpoints }}"), t) for s, t in copies] == re.findall(
+        r"^ +(.+) /app/(\S+)$", files, re.M
+    )
     install, _, steps = re.findall(r"^RUN (.+)$", re.sub(r" \\\n +", " ", docker), re.M)
     assert " && ".join(re.findall(r"^ +([^#\s].*)$", post, re.M)) == f"{install} && {steps}"
     needed = (ROOT / "requirements.txt").read_text().split()
     assert re.findall(r'"(.+?)"', install) == [name for name in needed if not name.startswith("torch")]
-    assert "PYTHONNOUSERSITE=1" in docker and "PYTHONPATH= PYTHONNOUSERSITE=1" in definition, "packages of the caller's home"
+    assert "PYTHONNOUSERSITE=1" in docker and "PYTHONPATH= PYTHONNOUSERSITE=1" in definition, (
+        "packages of the caller's home"
+    )
     done = {}
 
     def build(task):

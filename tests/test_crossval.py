@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-
 from conftest import ROOT, one_line_error, run_command
+
 from fomo import config as config_module
-from fomo import crossval, dist
+from fomo.runs import crossval
+from fomo.runtime import dist
 
 
 def read(path):
@@ -77,7 +78,9 @@ def test_one_command_leaves_a_complete_run_folder(tiny_config, tmp_path, task):
     if task == "segmentation":
         check_masks(folder, rows)
     if task == "regression":
-        assert len(re.findall(r' WARN warn fold=\d message="age-bias correction from ', done.stdout)) == 2, "what calibrate says"
+        assert len(re.findall(r' WARN warn fold=\d message="age-bias correction from ', done.stdout)) == 2, (
+            "what calibrate says"
+        )
     check_log(folder, done.stdout)
 
 
@@ -85,7 +88,10 @@ def check_masks(folder, rows):
     """Masks lie in the space of the reference files, and the stored Dice follows from them."""
     import nibabel
 
-    [root] = [path for path in pathlib.Path(yaml.safe_load((folder / "config.yaml").read_text())["data"]["root"]).glob("task2*")]
+    [root] = [
+        path
+        for path in pathlib.Path(yaml.safe_load((folder / "config.yaml").read_text())["data"]["root"]).glob("task2*")
+    ]
     for row in rows:
         mask = nibabel.load(next(folder.glob(f"fold_*/masks/{row['id']}.nii.gz")))
         subject, session = re.fullmatch(r"(.+)_(ses_\d+)", row["id"]).groups()
@@ -135,7 +141,9 @@ def test_one_rank_and_two_ranks_agree(tiny_config, tmp_path, task):
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
     a, b = read(one / "predictions.csv"), read(two / "predictions.csv")
     assert [row["id"] for row in a] == [row["id"] for row in b]
-    for name in {"classification": ["probability"], "regression": ["prediction"], "segmentation": ["dice", "loss"]}[task]:
+    for name in {"classification": ["probability"], "regression": ["prediction"], "segmentation": ["dice", "loss"]}[
+        task
+    ]:
         scale = 100 if task == "regression" else 1  # ages in years
         np.testing.assert_allclose(*([float(row[name]) for row in rows] for rows in (a, b)), atol=1e-4 * scale)
 
@@ -196,7 +204,9 @@ def test_a_finished_run_is_not_run_again_and_folds_can_be_run_apart(tiny_config)
     assert (folder / "fold_1" / "best.pt").stat().st_mtime_ns == first
     again = finished(run_command("cv.py", path))
     assert " train " not in again.stdout
-    one_line_error(run_command("train.py", path, "cv.folds_to_run=[2]"), "cv.folds_to_run: got [2], wanted none for train.py")
+    one_line_error(
+        run_command("train.py", path, "cv.folds_to_run=[2]"), "cv.folds_to_run: got [2], wanted none for train.py"
+    )
     (folder / "fold_2" / "predictions.csv").unlink()
     one_line_error(run_command("cv.py", path), "fold_2/predictions.csv", "No such file", "restore it")
 
@@ -234,7 +244,9 @@ def test_stagewise_unfreezing_of_a_network_with_batch_norms_on_two_ranks(tiny_co
 
 
 def test_pretrained_weights_are_loaded_and_counted_and_only_they_are_frozen(tiny_config, tmp_path):
-    from fomo import config as config_module, crossval, nets, tasks
+    from fomo import config as config_module
+    from fomo import nets, tasks
+    from fomo.runs import crossval
 
     pretrained = nets.build("unet_b_lw_dec", 1, 1, width=2)
     state = {f"model._orig_mod.{name}": value for name, value in pretrained.state_dict().items()}
@@ -257,10 +269,12 @@ def test_pretrained_weights_are_loaded_and_counted_and_only_they_are_frozen(tiny
         assert re.search(rf" weights fold=1 loaded={loaded} new={new} adapted={adapted} ignored=\d+ ", log), log
         trained = torch.load(run_folder(path) / "fold_1" / "last.pt", weights_only=True)["model"]
         name = "encoder.encoder_conv4.conv2.conv.weight"
-        assert torch.equal(trained[name], pretrained.state_dict()[name]), "head_only leaves the encoder as it was loaded"
+        assert torch.equal(trained[name], pretrained.state_dict()[name]), (
+            "head_only leaves the encoder as it was loaded"
+        )
         assert "random weights" not in log
         if task == "segmentation":
-            assert "message=\"masks: no training case of class 2: not learned, " in log, "what fit says"
+            assert 'message="masks: no training case of class 2: not learned, ' in log, "what fit says"
             assert ",decoder.upsample4,decoder.decoder_conv4.conv1. " in log
             config = config_module.load(path)
             random = crossval.build_network(config, tasks.build(config), 1).state_dict()

@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import run_command
 
-from fomo import checkpoint, config as config_module, engine, losses, nets, optimization, schedule, tasks
+from fomo import checkpoint, losses, nets, schedule, tasks
+from fomo import config as config_module
 from fomo.data import loader
 from fomo.nets.dino import Dino as Network
+from fomo.training import loop, optimization
 
 CPU = torch.device("cpu")
 TASK = {
@@ -99,7 +101,10 @@ def test_two_views_that_agree_cost_the_entropy_of_the_teacher():
 
 
 def test_the_loss_is_float32_under_autocast_and_only_the_student_has_a_gradient():
-    student, teacher = torch.randn(4, 2, 8).bfloat16().requires_grad_(), torch.randn(2, 2, 8).bfloat16().requires_grad_()
+    student, teacher = (
+        torch.randn(4, 2, 8).bfloat16().requires_grad_(),
+        torch.randn(2, 2, 8).bfloat16().requires_grad_(),
+    )
     outside = losses.dino(student, teacher, torch.zeros(8))
     with torch.autocast("cpu", torch.bfloat16):
         inside = losses.dino(list(student), list(teacher), torch.zeros(8))
@@ -108,7 +113,10 @@ def test_the_loss_is_float32_under_autocast_and_only_the_student_has_a_gradient(
     assert student.grad.abs().sum() > 0 and teacher.grad is None
 
 
-@pytest.mark.parametrize("shapes", [((4, 2, 8), (2, 3, 8), 8), ((4, 2, 8), (2, 2, 8), 7), ((1, 2, 8), (1, 2, 8), 8), ((1, 2, 8), (2, 2, 8), 8)])
+@pytest.mark.parametrize(
+    "shapes",
+    [((4, 2, 8), (2, 3, 8), 8), ((4, 2, 8), (2, 2, 8), 7), ((1, 2, 8), (1, 2, 8), 8), ((1, 2, 8), (2, 2, 8), 8)],
+)
 def test_views_that_do_not_fit_are_refused(shapes):
     student, teacher, out_dim = shapes
     with pytest.raises(ValueError, match="student, teacher"):
@@ -185,7 +193,9 @@ def load(path, *overrides):
 
 
 def batch_of(config, slots, channels=2):
-    image = torch.stack([torch.randn(channels, *config.data.patch, generator=torch.Generator().manual_seed(s)) for s in slots])
+    image = torch.stack(
+        [torch.randn(channels, *config.data.patch, generator=torch.Generator().manual_seed(s)) for s in slots]
+    )
     collate = loader.Collate(config, 1)
     return collate([{"image": one, "id": f"case{s}", "slot": s} for one, s in zip(image, slots)])
 
@@ -200,7 +210,7 @@ def train_once(config, micro_batches, steps=3):
     autocast, scaler = optimization.precision("off", CPU)
     for step in range(steps):
         batches = [task.prepare(batch_of(config, [4 * step + slot for slot in part])) for part in micro_batches]
-        engine.train_step(network, task, batches, optimizer, scaler, autocast, 3.0)
+        loop.train_step(network, task, batches, optimizer, scaler, autocast, 3.0)
         task.after_step(network, step + 1, 10)
     return network, task
 
@@ -257,7 +267,9 @@ def test_the_last_layer_waits(write):
 def test_a_probe_that_will_not_be_is_said(write, targets, labels, counts):
     val = [SimpleNamespace(case=SimpleNamespace(subject=f"s{i}", target=label)) for i, label in enumerate(labels)]
     messages = tasks.build(load(write(task={"targets": targets}))).fit(val, val)
-    assert [f"among the 4 validation cases: {counts}; " in message for message in messages] == ([True] if counts else [])
+    assert [f"among the 4 validation cases: {counts}; " in message for message in messages] == (
+        [True] if counts else []
+    )
 
 
 def test_collapse_is_warned_of(write):
@@ -297,7 +309,10 @@ def test_the_last_epoch_is_kept_or_that_with_the_best_probe(write):
         ("task.local_scale=[0.4,0.1]", "task.local_scale: got [0.4,0.1], wanted the lower one first"),
         ("train.patience=3", "train.patience: got 3, wanted none for task.type=dino"),
         ("train.ema=0.9", "train.ema: got 0.9, wanted 0 for task.type=dino"),
-        ("finetune.strategy=gradual finetune.unfreeze_epoch=1", "finetune.strategy: got gradual, wanted full for task.type=dino"),
+        (
+            "finetune.strategy=gradual finetune.unfreeze_epoch=1",
+            "finetune.strategy: got gradual, wanted full for task.type=dino",
+        ),
         ("cv.final=ensemble", "cv.final"),
         ("task.targets=[gender,cohort]", "task.targets: got [gender,cohort], wanted at most one column, for the probe"),
         ("task.loss=focal", "task.loss: got focal, wanted one of auto for task.type=dino"),
@@ -319,10 +334,17 @@ def finished(done):
 def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     path = write()
     one = finished(run_command("train.py", path, f"output={tmp_path}/one"))
-    two = finished(run_command("train.py", path, f"output={tmp_path}/two", "train.workers=1", "train.micro_batch=1", ranks=2))
+    two = finished(
+        run_command("train.py", path, f"output={tmp_path}/two", "train.workers=1", "train.micro_batch=1", ranks=2)
+    )
     folder = tmp_path / "one" / "run" / "fold_1"
     values = [
-        np.array([[float(v) for v in line] for line in re.findall(r" train .* loss=(\S+) .*teacher_entropy=(\S+) teacher_std=(\S+)", text)])
+        np.array(
+            [
+                [float(v) for v in line]
+                for line in re.findall(r" train .* loss=(\S+) .*teacher_entropy=(\S+) teacher_std=(\S+)", text)
+            ]
+        )
         for text in (one, two)
     ]
     assert values[0].shape == (6, 3)
@@ -351,7 +373,9 @@ def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     again = tmp_path / "again" / "run" / "fold_1"
     (again / "last.previous.pt").replace(again / "last.pt")
     (again / "results.csv").unlink()
-    assert re.search(r" resume fold=1 epoch=2 step=3\b", finished(run_command("train.py", path, f"output={tmp_path}/again")))
+    assert re.search(
+        r" resume fold=1 epoch=2 step=3\b", finished(run_command("train.py", path, f"output={tmp_path}/again"))
+    )
     state = torch.load(again / "last.pt", weights_only=True)
     assert all(torch.equal(value, states[0]["model"][key]) for key, value in state["model"].items())
 
@@ -367,7 +391,11 @@ def test_the_teachers_weights_load_into_every_task(tmp_path, name, encoder, deco
             parameter.add_(1.0)
     state = network.state_dict()
     checkpoint.save(str(tmp_path / "best.pt"), {"model": state})
-    tensors = {key.removeprefix("teacher.backbone."): value for key, value in state.items() if key.startswith("teacher.backbone.")}
+    tensors = {
+        key.removeprefix("teacher.backbone."): value
+        for key, value in state.items()
+        if key.startswith("teacher.backbone.")
+    }
     assert checkpoint.downstream(state).keys() == tensors.keys() == network.trunk.state_dict().keys()
     for mode in ("classification", "regression", "segmentation"):
         model = nets.build(name, 2, 3, mode=mode, width=2)
@@ -401,9 +429,13 @@ def test_a_decoder_is_new_only_where_the_file_has_none_of_it(tmp_path):
 def test_pretrained_weights_start_student_and_teacher(write, tmp_path):
     torch.manual_seed(5)
     pretrained = nets.build("unet_b_lw_dec", 2, 1, width=2)
-    torch.save({"state_dict": {f"model.{key}": value for key, value in pretrained.state_dict().items()}}, tmp_path / "w.pt")
+    torch.save(
+        {"state_dict": {f"model.{key}": value for key, value in pretrained.state_dict().items()}}, tmp_path / "w.pt"
+    )
     network = make_network()
-    report = tasks.build(load(write())).load(network, lambda part: checkpoint.load_weights(part, str(tmp_path / "w.pt")))
+    report = tasks.build(load(write())).load(
+        network, lambda part: checkpoint.load_weights(part, str(tmp_path / "w.pt"))
+    )
     assert len(report.loaded) == 40 and not report.new
     for key, value in pretrained.encoder.state_dict().items():
         for who in ("student", "teacher"):

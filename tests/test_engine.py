@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
-
 from conftest import ROOT
-from fomo import checkpoint, engine, losses, nets, optimization
+
+from fomo import checkpoint, losses, nets
 from fomo import config as config_module
+from fomo.training import loop, optimization
 
 
 class Task:
@@ -44,17 +45,19 @@ def test_accumulation_equals_one_large_batch(tiny_config):
         network = make_network()
         optimizer = optimization.build_optimizer(config, network, CPU)
         autocast, scaler = optimization.precision("off", CPU)
-        loss = engine.train_step(network, Task(), micro_batches, optimizer, scaler, autocast, None)
+        loss = loop.train_step(network, Task(), micro_batches, optimizer, scaler, autocast, None)
         results.append((loss.read(), torch.cat([p.grad.flatten() for p in network.parameters()])))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)  # biases before a norm have noise only
+    torch.testing.assert_close(
+        results[0][1], results[1][1], rtol=1e-3, atol=1e-4
+    )  # biases before a norm have noise only
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_config):
     network, config = make_network(), load(tiny_config)
     optimizer = optimization.build_optimizer(config, network, CPU)
     autocast, scaler = optimization.precision("off", CPU)
-    engine.train_step(network, Task(), [make_batch(2)], optimizer, scaler, autocast, 1e-3)
+    loop.train_step(network, Task(), [make_batch(2)], optimizer, scaler, autocast, 1e-3)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in network.parameters()))
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
@@ -65,8 +68,8 @@ def test_a_loss_that_is_not_finite_names_its_cases(tiny_config):
     autocast, scaler = optimization.precision("off", CPU)
     batch = make_batch(4)
     batch["image"][2, 0, 5, 5, 5] = float("inf")
-    step = engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, None)
-    with pytest.raises(engine.NonFiniteLoss) as caught:
+    step = loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, None)
+    with pytest.raises(loop.NonFiniteLoss) as caught:
         step.read()
     assert "cases case2:" in str(caught.value) and "case1" not in str(caught.value)
 
@@ -85,7 +88,9 @@ def broken(self, outputs, batch):
 Regression.loss = broken
 cli.run(lambda arguments: crossval.run(cli.parse_config("", arguments)[0], one_split=True))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(path), "train.log_every=100"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), "train.log_every=100"], capture_output=True, text=True
+    )
     assert done.returncode == 1 and "loss=nan" in done.stderr and "step=3" not in done.stdout
     last = checkpoint.load(path.parent / "runs" / "run" / "fold_1" / "last.pt")
     assert last["step"] == 2 and all(value.isfinite().all() for value in last["model"].values())
@@ -104,16 +109,16 @@ def test_bf16_computes_the_loss_in_float32(tiny_config):
 
     network = make_network()
     optimizer = optimization.build_optimizer(load(tiny_config), network, CPU)
-    engine.train_step(network, Watching(), [make_batch(2)], optimizer, scaler, autocast, None)
+    loop.train_step(network, Watching(), [make_batch(2)], optimizer, scaler, autocast, None)
     assert seen == [torch.bfloat16]
     with pytest.raises(config_module.UserError):
         optimization.precision("fp16", CPU)
 
 
 def test_batches_that_do_not_divide_over_the_ranks_are_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(engine.dist, "world_size", lambda: 3)
+    monkeypatch.setattr(loop.dist, "world_size", lambda: 3)
     with pytest.raises(config_module.UserError, match="a multiple of the 3 ranks"):
-        engine.make_plan(load(tiny_config))
+        loop.make_plan(load(tiny_config))
 
 
 def test_batches_that_left_the_loader_unaugmented_are_augmented_on_the_device(tiny_config, monkeypatch):
@@ -122,12 +127,14 @@ def test_batches_that_left_the_loader_unaugmented_are_augmented_on_the_device(ti
 
     config = load(tiny_config, augment={"preset": "strong"}, data={"patch": [32, 16, 16]})
     generator = torch.Generator().manual_seed(0)
-    samples = [{"image": torch.randn(4, 32, 16, 16, generator=generator), "target": 1.0, "id": "a", "slot": s} for s in (3, 4)]
+    samples = [
+        {"image": torch.randn(4, 32, 16, 16, generator=generator), "target": 1.0, "id": "a", "slot": s} for s in (3, 4)
+    ]
     whole = loader.Collate(config, 1)(samples)
     monkeypatch.setattr(loader, "augments_on_gpu", lambda config: True)
     left = loader.Collate(config, 1)(samples)
     assert torch.equal(left["image"], torch.stack([sample["image"] for sample in samples]))
-    moved = engine.to_device(left, CPU, loader.augmentation(config))
+    moved = loop.to_device(left, CPU, loader.augmentation(config))
     assert torch.equal(moved["image"], whole["image"]) and not torch.equal(moved["image"], left["image"])
     assert "plans" not in moved
 
@@ -139,6 +146,6 @@ def test_the_loss_of_mixed_samples_is_that_of_both_targets_by_their_shares():
 
     batch = {"target": torch.tensor([1.0, 2.0, 3.0])}
     outputs = torch.tensor([0.0, 0.0, 1.0])
-    assert engine.loss_of(Squared(), outputs, batch).tolist() == [1, 4, 4]
+    assert loop.loss_of(Squared(), outputs, batch).tolist() == [1, 4, 4]
     mixed = {**batch, "partner_target": torch.tensor([3.0, 2.0, 9.0]), "own_share": torch.tensor([0.25, 0.5, 1.0])}
-    assert engine.loss_of(Squared(), outputs, mixed).tolist() == [0.25 * 1 + 0.75 * 9, 4, 4]
+    assert loop.loss_of(Squared(), outputs, mixed).tolist() == [0.25 * 1 + 0.75 * 9, 4, 4]

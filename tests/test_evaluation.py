@@ -9,10 +9,12 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-
 from conftest import tool
-from fomo import evaluation, metrics, scored, tables
+
+from fomo import metrics
 from fomo.config import UserError
+from fomo.evaluation import evaluate, scored
+from fomo.runtime import files
 
 
 def write_mask(path, voxels, value=1, shape=(12, 10, 8), affine=np.diag([1.0, 2.0, 3.0, 1.0])):
@@ -42,7 +44,7 @@ def masks(tmp_path):
 
 
 def test_masks_are_scored_case_by_case(masks, tmp_path):
-    kind, rows, summary = evaluation.evaluate(*masks)
+    kind, rows, summary = evaluate.evaluate(*masks)
     assert kind == "segmentation" and [row["id"] for row in rows] == ["s_1_ses_1", "s_2_ses_1"]
     first, empty = rows
     assert (first["predicted_voxels"], first["reference_voxels"]) == (27, 27)
@@ -55,7 +57,7 @@ def test_masks_are_scored_case_by_case(masks, tmp_path):
     )
     assert np.isnan(empty["dice"]) and empty["lesions"] == 0
     assert summary["dice"]["value"] == first["dice"] and summary["dice"]["undefined"] == 1 and summary["dice"]["n"] == 2
-    evaluation.write(kind, rows, summary, str(tmp_path / "scores"))
+    evaluate.write(kind, rows, summary, str(tmp_path / "scores"))
     written = json.loads((tmp_path / "scores/evaluation.json").read_text())
     assert written["cases"] == 2 and written["metrics"]["dice"]["value"] == first["dice"]
     with open(tmp_path / "scores/evaluation_cases.csv") as file:
@@ -65,7 +67,7 @@ def test_masks_are_scored_case_by_case(masks, tmp_path):
 def test_more_classes_have_their_own_columns(masks, tmp_path):
     write_mask(tmp_path / "answers/masks/s_3.nii.gz", [2], value=2)
     write_mask(tmp_path / "labels/s_3/seg.nii.gz", [2], value=2)
-    _, rows, summary = evaluation.evaluate(*masks)
+    _, rows, summary = evaluate.evaluate(*masks)
     assert rows[2]["dice_2"] == 1 and np.isnan(rows[2]["dice_1"]) and np.isnan(rows[0]["dice_2"])
     assert summary["dice_2"]["value"] == 1 and summary["dice_2"]["undefined"] == 2
 
@@ -74,13 +76,15 @@ def test_references_of_other_classes_are_errors(masks, tmp_path):
     for name in ("s_1", "s_2"):
         write_mask(tmp_path / f"labels/{name}/ses_1/seg.nii.gz", [2, 3, 6], value=255)
     with pytest.raises(UserError, match="got masks of the labels 255, and those of .* have 1: wanted the same classes"):
-        evaluation.evaluate(*masks)
+        evaluate.evaluate(*masks)
     write_mask(tmp_path / "labels/s_2/ses_1/seg.nii.gz", [1])
-    _, rows, _ = evaluation.evaluate(*masks)
+    _, rows, _ = evaluate.evaluate(*masks)
     assert [name for name in rows[0] if name.startswith("dice")] == ["dice_1", "dice_255"], "no class that is nowhere"
     (tmp_path / "answers/settings.json").write_text('{"classes": 2}')  # as tools/predict.py writes it
-    with pytest.raises(UserError, match="case s_1_ses_1: .*seg.nii.gz: got the labels 255, wanted whole numbers below 2"):
-        evaluation.evaluate(*masks)
+    with pytest.raises(
+        UserError, match="case s_1_ses_1: .*seg.nii.gz: got the labels 255, wanted whole numbers below 2"
+    ):
+        evaluate.evaluate(*masks)
 
 
 class Warnings(list):
@@ -101,17 +105,19 @@ def test_intervals_draw_subjects(tmp_path):
         for path in (f"flat/{subject}_{session}.nii.gz", f"tree/{subject}/{session}/seg.nii.gz"):
             write_mask(tmp_path / path, range(4))
     answers = str(tmp_path / "answers")
-    _, rows, by_subject = evaluation.evaluate(answers, str(tmp_path / "tree"), log=log)
+    _, rows, by_subject = evaluate.evaluate(answers, str(tmp_path / "tree"), log=log)
     assert not log
     dices = [row["dice"] for row in rows]
     wanted = metrics.bootstrap_ci(np.mean, dices, groups=[row["id"][:2] for row in rows])
     assert (by_subject["dice"]["ci_low"], by_subject["dice"]["ci_high"]) == (wanted.low, wanted.high)
-    _, _, by_case = evaluation.evaluate(answers, str(tmp_path / "flat"), log=log)
+    _, _, by_case = evaluate.evaluate(answers, str(tmp_path / "flat"), log=log)
     assert len(log) == 1 and "intervals are over cases" in log[0]
     assert by_case["dice"]["ci_low"] > by_subject["dice"]["ci_low"]
     predictions = write_table(tmp_path / "p.csv", [{"id": row["id"], "prediction": row["dice"]} for row in rows])
-    targets = write_table(tmp_path / "t.csv", [{"id": row["id"], "target": i, "subject": row["id"][:2]} for i, row in enumerate(rows)])
-    _, _, summary = evaluation.evaluate(predictions, targets, log=log)
+    targets = write_table(
+        tmp_path / "t.csv", [{"id": row["id"], "target": i, "subject": row["id"][:2]} for i, row in enumerate(rows)]
+    )
+    _, _, summary = evaluate.evaluate(predictions, targets, log=log)
     wanted = metrics.bootstrap_ci(metrics.mae, np.arange(12), dices, groups=[row["id"][:2] for row in rows])
     assert len(log) == 1 and summary["mae"]["ci_low"] == wanted.low
 
@@ -119,23 +125,23 @@ def test_intervals_draw_subjects(tmp_path):
 def test_missing_extra_and_misplaced_masks_are_errors(masks, tmp_path):
     write_mask(tmp_path / "labels/s_4/seg.nii.gz", [])
     with pytest.raises(UserError, match="1 cases of .* are missing: s_4"):
-        evaluation.evaluate(*masks)
+        evaluate.evaluate(*masks)
     write_mask(tmp_path / "answers/masks/s_4.nii.gz", [], shape=(12, 10, 9))
     with pytest.raises(UserError, match="case s_4: .*wanted equal ones"):
-        evaluation.evaluate(*masks)
+        evaluate.evaluate(*masks)
     write_mask(tmp_path / "answers/masks/s_4.nii.gz", [], affine=np.diag([1.0, 2.0, 3.5, 1.0]))
     with pytest.raises(UserError, match="case s_4: .* mm off .*wanted the same affine"):
-        evaluation.evaluate(*masks)
+        evaluate.evaluate(*masks)
     write_mask(tmp_path / "answers/masks/s_4.nii.gz", [])
     write_mask(tmp_path / "answers/masks/s_5.nii.gz", [])
     with pytest.raises(UserError, match="1 cases are not in .*: s_5"):
-        evaluation.evaluate(*masks)
+        evaluate.evaluate(*masks)
     (tmp_path / "answers/masks/s_5.nii.gz").write_bytes(b"nothing")
     write_mask(tmp_path / "labels/s_5/seg.nii.gz", [])
     with pytest.raises(UserError, match="case s_5: .*cannot read it as NIfTI"):
-        evaluation.evaluate(*masks)
+        evaluate.evaluate(*masks)
     with pytest.raises(UserError, match="no masks"):
-        evaluation.evaluate(masks[0], str(tmp_path / "nowhere"))
+        evaluate.evaluate(masks[0], str(tmp_path / "nowhere"))
 
 
 def test_masks_next_to_whole_numbers_are_read_as_in_training(tmp_path):
@@ -144,7 +150,7 @@ def test_masks_next_to_whole_numbers_are_read_as_in_training(tmp_path):
         mask[2:4, 2:4, 2:4] = value
         (tmp_path / name).mkdir()
         nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / name / "a.nii.gz")
-    _, [row], _ = evaluation.evaluate(str(tmp_path / "predicted"), str(tmp_path / "reference"))
+    _, [row], _ = evaluate.evaluate(str(tmp_path / "predicted"), str(tmp_path / "reference"))
     assert row["dice"] == 1 and row["reference_voxels"] == 8
 
 
@@ -154,17 +160,22 @@ def test_tables_are_scored_as_the_metrics_say(tmp_path):
     found = [{"id": f"c{i}", "probability": repr(float(v)), "decision": int(v > 0.3)} for i, v in enumerate(p)]
     predictions = write_table(tmp_path / "predictions.csv", found)
     references = write_table(tmp_path / "targets.csv", [{"id": f"c{i}", "target": v} for i, v in enumerate(y)])
-    kind, rows, summary = evaluation.evaluate(predictions, references)
+    kind, rows, summary = evaluate.evaluate(predictions, references)
     assert kind == "classification" and len(rows) == 20
     assert summary["auroc"]["value"] == metrics.auroc(y, p) and summary["auroc"]["ci_low"] < summary["auroc"]["value"]
     assert summary["accuracy"]["value"] == np.mean((p > 0.3) == y), "the table's own decisions"
     assert "decided_at_half" not in summary
-    undecided = write_table(tmp_path / "undecided.csv", [{k: v for k, v in row.items() if k != "decision"} for row in found])
-    _, _, summary = evaluation.evaluate(undecided, references)
-    assert summary["accuracy"]["value"] == np.mean((p >= 0.5) == y) and summary["decided_at_half"] == {"value": 20, "n": 20}
+    undecided = write_table(
+        tmp_path / "undecided.csv", [{k: v for k, v in row.items() if k != "decision"} for row in found]
+    )
+    _, _, summary = evaluate.evaluate(undecided, references)
+    assert summary["accuracy"]["value"] == np.mean((p >= 0.5) == y) and summary["decided_at_half"] == {
+        "value": 20,
+        "n": 20,
+    }
 
     subjects = [{**row, "subject": f"s{i // 2}"} for i, row in enumerate(found)]
-    _, _, of_subjects = evaluation.evaluate(write_table(tmp_path / "subjects.csv", subjects), references)
+    _, _, of_subjects = evaluate.evaluate(write_table(tmp_path / "subjects.csv", subjects), references)
     by_id = sorted(range(20), key=lambda i: f"c{i}")
     wanted = metrics.bootstrap_ci(metrics.auroc, y[by_id], p[by_id], 1000, 0, groups=[f"s{i // 2}" for i in by_id])
     assert (of_subjects["auroc"]["ci_low"], of_subjects["auroc"]["ci_high"]) == (wanted.low, wanted.high)
@@ -177,7 +188,7 @@ def test_tables_are_scored_as_the_metrics_say(tmp_path):
     for i, age in enumerate(ages):
         (tmp_path / f"labels/c{i}").mkdir(parents=True)
         (tmp_path / f"labels/c{i}/label.txt").write_text(f"{float(age)!r}\n")
-    kind, rows, summary = evaluation.evaluate(predictions, str(tmp_path / "labels"))
+    kind, rows, summary = evaluate.evaluate(predictions, str(tmp_path / "labels"))
     assert (
         kind == "regression"
         and summary["mae"]["value"] == pytest.approx(3)
@@ -195,31 +206,39 @@ def test_a_mask_of_the_layout_is_a_label(tmp_path):
         (tmp_path / "labels" / place / "label.txt").write_text(f"{value}\n")
     ids = ["a_ses_1", "b_ses_1", "c_ses_1", "d_ses_1", "d_ses_2"]
     predictions = write_table(tmp_path / "p.csv", [{"id": id, "probability": 0.5, "decision": 1} for id in ids])
-    _, rows, _ = evaluation.evaluate(predictions, str(tmp_path))
+    _, rows, _ = evaluate.evaluate(predictions, str(tmp_path))
     assert {row["id"]: row["target"] for row in rows} == dict(zip(ids, (1, 0, 1, 0, 0)))
     (tmp_path / "labels_masked/b/ses_1/seg_masked.nii.gz").unlink()
-    _, rows, _ = evaluation.evaluate(predictions, str(tmp_path / "labels"))
+    _, rows, _ = evaluate.evaluate(predictions, str(tmp_path / "labels"))
     assert [row["target"] for row in rows] == [1, 1, 1, 0, 0]
     write_mask(tmp_path / "labels/d/ses_2/seg.nii.gz", [2])
-    with pytest.raises(UserError, match="case d_ses_2: .*d/label.txt says 0 and .*d/ses_2/seg.nii.gz says 1; correct one"):
-        evaluation.evaluate(predictions, str(tmp_path / "labels"))
+    with pytest.raises(
+        UserError, match="case d_ses_2: .*d/label.txt says 0 and .*d/ses_2/seg.nii.gz says 1; correct one"
+    ):
+        evaluate.evaluate(predictions, str(tmp_path / "labels"))
 
 
 def test_which_column_is_the_target_is_not_guessed(tmp_path):
     predictions = write_table(tmp_path / "p.csv", [{"id": "a", "prediction": 60}, {"id": "b", "prediction": 70}])
-    references = write_table(tmp_path / "t.csv", [{"id": "a", "label": 0, "age": 61}, {"id": "b", "label": 1, "age": 71}])
-    with pytest.raises(UserError, match="t.csv: got the columns label and age, wanted one of them: name it, as --column label"):
-        evaluation.evaluate(predictions, references)
-    assert evaluation.evaluate(predictions, references, columns=scored.Columns("age"))[2]["mae"]["value"] == 1
+    references = write_table(
+        tmp_path / "t.csv", [{"id": "a", "label": 0, "age": 61}, {"id": "b", "label": 1, "age": 71}]
+    )
+    with pytest.raises(
+        UserError, match="t.csv: got the columns label and age, wanted one of them: name it, as --column label"
+    ):
+        evaluate.evaluate(predictions, references)
+    assert evaluate.evaluate(predictions, references, columns=scored.Columns("age"))[2]["mae"]["value"] == 1
     with pytest.raises(UserError, match="t.csv: got the columns id, label, age, wanted years .--column"):
-        evaluation.evaluate(predictions, references, columns=scored.Columns("years"))
+        evaluate.evaluate(predictions, references, columns=scored.Columns("years"))
     for flag, columns in (("column", ("age",)), ("id-column", (None, "age")), ("subject-column", (None, None, "age"))):
         with pytest.raises(UserError, match=f"--{flag}: got age, and .* is no table"):
-            evaluation.evaluate(predictions, str(tmp_path), columns=scored.Columns(*columns))
+            evaluate.evaluate(predictions, str(tmp_path), columns=scored.Columns(*columns))
 
 
 def test_the_column_that_was_learned_is_the_target(tmp_path):
-    predictions = write_table(tmp_path / "predictions.csv", [{"id": "a", "prediction": 20}, {"id": "b", "prediction": 30}])
+    predictions = write_table(
+        tmp_path / "predictions.csv", [{"id": "a", "prediction": 20}, {"id": "b", "prediction": 30}]
+    )
     rows = [{"id": "a", "age": 61, "bmi": 21, "target": 5}, {"id": "b", "age": 71, "bmi": 31, "target": 5}]
     references = write_table(tmp_path / "t.csv", rows)
 
@@ -228,14 +247,16 @@ def test_the_column_that_was_learned_is_the_target(tmp_path):
         (tmp_path / "settings.json").write_text(json.dumps({"targets": trained}))
         write_table(references, [{name: row[name] for name in ("id", *columns)} for row in rows])
         log = Warnings()
-        *_, summary = evaluation.evaluate(predictions, references, resamples=0, log=log)
+        *_, summary = evaluate.evaluate(predictions, references, resamples=0, log=log)
         return summary["mae"]["value"], getattr(log, "column", None), log
 
     assert error(["bmi"], "age", "bmi", "target") == (1, "bmi", [])
     assert error(["bmi"], "age", "target") == (20, "target", [])
     mae, column, warnings = error([], "age", "bmi")  # learned from files of labels, or by an older version
     assert (mae, column) == (41, None) and "the targets' column was guessed by its name" in warnings[0]
-    with pytest.raises(UserError, match="t.csv: got the columns id, age, wanted bmi or target, or the name .*--column NAME"):
+    with pytest.raises(
+        UserError, match="t.csv: got the columns id, age, wanted bmi or target, or the name .*--column NAME"
+    ):
         error(["bmi"], "age")
     with pytest.raises(UserError, match="got the columns target and age, wanted one of them: .*--column target"):
         error([], "age", "target")
@@ -251,7 +272,7 @@ def test_names_of_ids_subjects_and_classes(tmp_path):
     def targets(names, texts, columns=columns):
         (tmp_path / "settings.json").write_text(json.dumps({"targets": ["cohort"], "class_names": names}))
         write_table(references, [{**row, "cohort": text} for row, text in zip(rows, texts)])
-        return [row["target"] for row in evaluation.evaluate(predictions, references, resamples=20, columns=columns)[1]]
+        return [row["target"] for row in evaluate.evaluate(predictions, references, resamples=20, columns=columns)[1]]
 
     assert targets(["CN", "very_mild"], classes) == [0, 1, 0, 1]
     assert targets(["very_mild", "CN"], classes) == [1, 0, 1, 0]
@@ -264,7 +285,9 @@ def test_names_of_ids_subjects_and_classes(tmp_path):
         targets(["1", "2"], (0, 1, 0, 1))
     with pytest.raises(UserError, match="t.csv: case a: got 'CN', wanted a number: names of classes are known where"):
         targets([], classes)
-    with pytest.raises(UserError, match="got the columns accession, patient, cohort, wanted id .--id-column. and a line per case"):
+    with pytest.raises(
+        UserError, match="got the columns accession, patient, cohort, wanted id .--id-column. and a line per case"
+    ):
         targets(["CN", "very_mild"], classes, scored.Columns())
     with pytest.raises(UserError, match="got the columns accession, patient, cohort, wanted pid .--subject-column"):
         targets(["CN", "very_mild"], classes, columns._replace(subject="pid"))
@@ -275,15 +298,17 @@ def test_intervals_are_over_the_subjects_of_the_column_that_is_named(tmp_path):
     pairs, fours = ([f"{i // size}" for i in range(24)] for size in (2, 4))
     found = [{"id": f"{i:02d}", "subject": pairs[i], "prediction": repr(float(v))} for i, v in enumerate(values)]
     predictions = write_table(tmp_path / "p.csv", found)
-    references = write_table(tmp_path / "t.csv", [{"id": f"{i:02d}", "target": i, "patient": fours[i]} for i in range(24)])
+    references = write_table(
+        tmp_path / "t.csv", [{"id": f"{i:02d}", "target": i, "patient": fours[i]} for i in range(24)]
+    )
     for name, groups in ((None, pairs), ("patient", fours)):
-        _, _, summary = evaluation.evaluate(predictions, references, columns=scored.Columns(subject=name))
+        _, _, summary = evaluate.evaluate(predictions, references, columns=scored.Columns(subject=name))
         assert summary["mae"]["ci_low"] == metrics.bootstrap_ci(metrics.mae, np.arange(24), values, groups=groups).low
     found = [{"id": f"v{i}", "probability_x": i / 24, "subject": pairs[i]} for i in range(24)]
     predictions = write_table(tmp_path / "p.csv", found)
     rows = [{"scan": f"v{i}.nii.gz", "x": i % 2, "patient": fours[i]} for i in range(24)]
     references = write_table(tmp_path / "t.csv", rows)
-    _, rows, _ = evaluation.evaluate(predictions, references, columns=scored.Columns(id="scan", subject="patient"))
+    _, rows, _ = evaluate.evaluate(predictions, references, columns=scored.Columns(id="scan", subject="patient"))
     assert [row["subject"] for row in rows] == fours
 
 
@@ -294,7 +319,7 @@ def test_a_subjects_label_is_not_that_of_another_whose_name_begins_alike(tmp_pat
 
     def targets(*ids):
         predictions = write_table(tmp_path / "p.csv", [{"id": id, "prediction": 60} for id in ids])
-        return [row["target"] for row in evaluation.evaluate(predictions, str(tmp_path / "labels"), resamples=0)[1]]
+        return [row["target"] for row in evaluate.evaluate(predictions, str(tmp_path / "labels"), resamples=0)[1]]
 
     label("sub_1", 61)
     assert targets("sub_1_ses_1", "sub_1_ses-2_run-1", "sub_1_baseline", "sub_1_session_1_ses_2") == [61] * 4
@@ -309,27 +334,29 @@ def test_a_subjects_label_is_not_that_of_another_whose_name_begins_alike(tmp_pat
 
 
 def test_links_are_followed_and_hidden_entries_left_out(masks, tmp_path):
-    wanted = evaluation.evaluate(*masks)[1]
+    wanted = evaluate.evaluate(*masks)[1]
     (tmp_path / "labels/s_2").rename(tmp_path / "elsewhere")
     (tmp_path / "labels/s_2").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "labels")
     write_mask(tmp_path / "labels/.ipynb_checkpoints/seg.nii.gz", [1])
     write_mask(tmp_path / "labels/s_1/ses_1/.old/seg.nii.gz", [1])
     write_mask(tmp_path / "answers/masks/._s_1_ses_1.nii.gz", [1])
-    assert str(evaluation.evaluate(*masks)[1]) == str(wanted)
+    assert str(evaluate.evaluate(*masks)[1]) == str(wanted)
 
 
 def test_references_may_have_what_a_run_did_not_test_and_nothing_else(tmp_path):
     run, ids = tmp_path / "run", [f"c{i}" for i in range(8)]
     run.mkdir()
     (run / "config.yaml").write_text("task: {type: regression}\ndata: {channels: [t1]}\n")
-    write_table(run / "predictions.csv", [{"id": id, "subject": id, "prediction": 60 + i} for i, id in enumerate(ids[:4])])
+    write_table(
+        run / "predictions.csv", [{"id": id, "subject": id, "prediction": 60 + i} for i, id in enumerate(ids[:4])]
+    )
     references = write_table(tmp_path / "t.csv", [{"id": id, "target": 60} for id in ids])
 
     def split(*tested):
         folds = [{"train": [], "val": [], "test": test} for test in tested]
         (run / "splits.json").write_text(json.dumps({"cases": {id: {} for id in ids}, "folds": folds}))
-        return evaluation.evaluate(str(run), references, resamples=0)[1]
+        return evaluate.evaluate(str(run), references, resamples=0)[1]
 
     assert [row["id"] for row in split(ids[:4])] == ids[:4], "one split: the others were trained on"
     with pytest.raises(UserError, match="4 cases of .*t.csv are missing: c4"):
@@ -338,8 +365,8 @@ def test_references_may_have_what_a_run_did_not_test_and_nothing_else(tmp_path):
 
 def test_the_masks_of_a_run_are_those_of_its_folds(trained, scans, tmp_path):
     run, root = trained("segmentation"), str(scans("segmentation"))
-    wanted = tables.read_csv(os.path.join(run, "predictions.csv"))
-    kind, rows, _ = evaluation.evaluate(str(run), root, resamples=0)
+    wanted = files.read_csv(os.path.join(run, "predictions.csv"))
+    kind, rows, _ = evaluate.evaluate(str(run), root, resamples=0)
     assert kind == "segmentation" and [row["id"] for row in rows] == [row["id"] for row in wanted]
     for name in ("predicted_voxels", "reference_voxels", "dice", "surface_dice"):
         assert [row[name] for row in rows] == pytest.approx([float(row[name] or "nan") for row in wanted], nan_ok=True)
@@ -348,24 +375,26 @@ def test_the_masks_of_a_run_are_those_of_its_folds(trained, scans, tmp_path):
     path = min(labels.glob("*/*/seg.nii.gz"))
     mask = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(np.full(mask.shape, 2, np.uint8), mask.affine), path)
-    with pytest.raises(UserError, match="got the labels 2, wanted whole numbers below 2, the classes of the predictions"):
-        evaluation.evaluate(str(run), str(labels))
+    with pytest.raises(
+        UserError, match="got the labels 2, wanted whole numbers below 2, the classes of the predictions"
+    ):
+        evaluate.evaluate(str(run), str(labels))
     copy = tmp_path / "run"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.pt"))
     (copy / "fold_1/masks" / f"{rows[0]['id']}.nii.gz").write_bytes(b"")
     (copy / "fold_2/masks" / f"{rows[0]['id']}.nii.gz").write_bytes(b"")
     with pytest.raises(UserError, match=f"two masks of the case {rows[0]['id']}: .*fold_1.* and .*fold_2"):
-        evaluation.evaluate(str(copy), root)
+        evaluate.evaluate(str(copy), root)
 
 
 def test_an_undefined_correction_is_nan(tmp_path):
     rows = [{"id": id, "prediction": p, "corrected": "nan"} for id, p in (("a", 60), ("b", 70))]
     references = write_table(tmp_path / "t.csv", [{"id": "a", "target": 61}, {"id": "b", "target": 71}])
-    _, _, summary = evaluation.evaluate(write_table(tmp_path / "p.csv", rows), references)
+    _, _, summary = evaluate.evaluate(write_table(tmp_path / "p.csv", rows), references)
     assert summary["mae"]["value"] == 1
     assert all(np.isnan(summary[f"corrected_{name}"]["value"]) for name in ("mae", "r2", "pearson"))
     with pytest.raises(UserError, match="case a: got 'nan', wanted a number"):
-        evaluation.evaluate(write_table(tmp_path / "p.csv", [{**row, "prediction": "nan"} for row in rows]), references)
+        evaluate.evaluate(write_table(tmp_path / "p.csv", [{**row, "prediction": "nan"} for row in rows]), references)
 
 
 def test_bad_options_are_errors(masks):
@@ -375,7 +404,7 @@ def test_bad_options_are_errors(masks):
         ({"tolerance_mm": float("nan")}, "--tolerance-mm: got nan"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluation.evaluate(*masks, **options)
+            evaluate.evaluate(*masks, **options)
 
 
 def test_bad_tables_are_errors(tmp_path):
@@ -390,21 +419,21 @@ def test_bad_tables_are_errors(tmp_path):
         ([{"name": "a", "probability": 1}], "wanted id"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluation.evaluate(write_table(tmp_path / "p.csv", rows), references)
+            evaluate.evaluate(write_table(tmp_path / "p.csv", rows), references)
     twice = write_table(tmp_path / "twice.csv", [{"id": i, "target": 0} for i in "abb"])
     with pytest.raises(UserError, match="twice.csv: line 4: got the case b as in line 3, wanted each once"):
-        evaluation.evaluate(write_table(tmp_path / "p.csv", [{"id": i, "probability": 0.1} for i in "ab"]), twice)
+        evaluate.evaluate(write_table(tmp_path / "p.csv", [{"id": i, "probability": 0.1} for i in "ab"]), twice)
     found = write_table(tmp_path / "p.csv", [{"id": "v.nii.gz", "probability_x": 0.1}])
     twice = write_table(tmp_path / "twice.csv", [{"VolumeName": f"v.{end}", "x": 0} for end in ("nii.gz", "npy")])
     with pytest.raises(UserError, match="twice.csv: line 3: got the case v as in line 2"):
-        evaluation.evaluate(found, twice)
+        evaluate.evaluate(found, twice)
     two = write_table(tmp_path / "two.csv", [{"id": f"v.{end}", "probability_x": 0.1} for end in ("nii.gz", "npy")])
     with pytest.raises(UserError, match="two.csv: got v.nii.gz and v.npy, which are one volume"):
-        evaluation.evaluate(two, write_table(tmp_path / "once.csv", [{"VolumeName": "v", "x": 0}]))
+        evaluate.evaluate(two, write_table(tmp_path / "once.csv", [{"VolumeName": "v", "x": 0}]))
     with pytest.raises(UserError, match="got the columns id, probability, wanted target, or the name of the targets'"):
-        evaluation.evaluate(write_table(tmp_path / "p.csv", [{"id": "a", "probability": 1}]), str(tmp_path / "p.csv"))
+        evaluate.evaluate(write_table(tmp_path / "p.csv", [{"id": "a", "probability": 1}]), str(tmp_path / "p.csv"))
     with pytest.raises(UserError, match="no masks"):
-        evaluation.evaluate(str(tmp_path / "nowhere"), references)
+        evaluate.evaluate(str(tmp_path / "nowhere"), references)
 
 
 def test_the_command_writes_and_logs(masks, capsys):

@@ -6,11 +6,14 @@ import pathlib
 
 import pytest
 import torch
-
 from conftest import tool
-from fomo import checkpoint, config as config_module, crossval, nets, predict
+
+from fomo import checkpoint, nets
+from fomo import config as config_module
 from fomo.config import UserError
-from fomo.log import Log
+from fomo.prediction import predict
+from fomo.runs import crossval
+from fomo.runtime.log import Log
 
 
 def test_final_is_what_the_config_asks_for(trained, tmp_path):

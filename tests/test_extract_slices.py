@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import run_command
 
-from fomo import config, volume
+from fomo import config
 from fomo.data import ct, extract
-from fomo.log import Log
+from fomo.runtime.log import Log
+from fomo.space import volume
 
 SMALL = ct.Settings(slices=4, size=32)
 
@@ -25,7 +26,9 @@ def chest(shape=(40, 40, 20), spacing=(8.0, 8.0, 10.0), marker=None):
     array = np.full(shape, -1000.0, np.float32)
     array[(radius < 1) & (z >= 2) & (z < 18)] = 40
     for side in (-1, 1):
-        lung = np.hypot((x - centre[0] - side * 0.45 * reach[0]) / (0.35 * reach[0]), (y - centre[1]) / (0.6 * reach[1]))
+        lung = np.hypot(
+            (x - centre[0] - side * 0.45 * reach[0]) / (0.35 * reach[0]), (y - centre[1]) / (0.6 * reach[1])
+        )
         array[(lung < 1) & (z >= 4) & (z < 16)] = -800
     if marker:
         array[marker] = 400
@@ -108,7 +111,10 @@ def test_slices_without_body_are_not_taken_and_strategies_choose_as_they_say():
 
 def test_neighbours_are_the_slices_below_and_above():
     array, affine = chest()
-    plain = {index: pixels for index, _, pixels in ct.take_slices(array, affine, ct.Settings(strategy="uniform", slices=99, size=32))}
+    plain = {
+        index: pixels
+        for index, _, pixels in ct.take_slices(array, affine, ct.Settings(strategy="uniform", slices=99, size=32))
+    }
     for distance_mm, step in ((None, 1), (21.0, 2)):
         settings = ct.Settings(strategy="uniform", slices=99, size=32, neighbours=1, neighbour_mm=distance_mm)
         for index, _, pixels in ct.take_slices(array, affine, settings):
@@ -184,7 +190,10 @@ def test_splits_and_patients_from_names_or_columns(tmp_path):
 
     def run(**options):
         extract.extract(tmp_path / "ct", tmp_path / "out", SMALL, Log(active=False), workers=0, **options)
-        return {row["volume_name"]: (row["split"], row["patient"]) for row in rows_of(tmp_path / "out/splits/all_slices.csv")}
+        return {
+            row["volume_name"]: (row["split"], row["patient"])
+            for row in rows_of(tmp_path / "out/splits/all_slices.csv")
+        }
 
     given = dict(labels=labels, split="part", patients="who")
     assert run(**given) == {"x.nii": ("train", "p"), "y.nii": ("valid", "q"), "z.nii": ("valid", "q")}
@@ -215,7 +224,9 @@ def test_what_is_gone_changed_or_damaged_is_not_taken_for_done(tmp_path, monkeyp
         (tmp_path / "ct" / name).mkdir(parents=True)
         (tmp_path / "ct" / name / "1.dcm").write_bytes(b"as it was")
     read = []
-    monkeypatch.setattr(extract.cases, "read_volume", lambda source: read.append(os.path.basename(source.path)) or (array, affine))
+    monkeypatch.setattr(
+        extract.cases, "read_volume", lambda source: read.append(os.path.basename(source.path)) or (array, affine)
+    )
 
     def run():
         read.clear()
@@ -235,7 +246,9 @@ def test_what_is_gone_changed_or_damaged_is_not_taken_for_done(tmp_path, monkeyp
         assert run() == ["valid_2_a_1"], text
     shutil.rmtree(tmp_path / "ct" / "valid_2_a_1")
     assert (splits / "valid_slices.csv").exists() and run() == []
-    assert not (splits / "valid_slices.csv").exists() and rows_of(splits / "all_slices.csv") == rows_of(splits / "train_slices.csv")
+    assert not (splits / "valid_slices.csv").exists() and rows_of(splits / "all_slices.csv") == rows_of(
+        splits / "train_slices.csv"
+    )
     (tmp_path / "out" / "extract.json").write_text("{")
     with pytest.raises(config.UserError, match="cannot read .*extract.json"):
         run()

@@ -202,10 +202,7 @@ def test_what_cannot_be_divided_is_refused(change, words):
 
 
 def test_check_finds_every_overlap():
-    good = [
-        {"train": ["c"], "val": ["b"], "test": ["a", "d"]},
-        {"train": ["a"], "val": ["d"], "test": ["b", "c"]},
-    ]
+    good = [{"train": ["c"], "val": ["b"], "test": ["a", "d"]}, {"train": ["a"], "val": ["d"], "test": ["b", "c"]}]
     check(good)
     check(good, {"a": 1, "d": 2, "b": 3, "c": 4})
 

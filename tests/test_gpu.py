@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import engine, inference, losses, nets, optimization
+from fomo import inference, losses, nets
 from fomo.data import loader
 from fomo.nets import norm
+from fomo.training import loop, optimization
 from fomo.transforms import KEYS, build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -38,8 +39,8 @@ def make_step(config, amp="bf16", **arguments):
     autocast, scaler = optimization.precision(amp, GPU)
 
     def step(batch):
-        batch = engine.to_device(batch, GPU, augment, layout)
-        return engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0)
+        batch = loop.to_device(batch, GPU, augment, layout)
+        return loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0)
 
     return step, network
 
@@ -92,7 +93,10 @@ def test_the_split_norm_is_as_exact_as_torchs():
         for function, given in (
             (module, x),
             (lambda x: torch.nn.InstanceNorm3d.forward(module, x), x),
-            (lambda x: torch.nn.InstanceNorm3d.forward(module.double(), x), x.double()),  # last: the module is double now
+            (
+                lambda x: torch.nn.InstanceNorm3d.forward(module.double(), x),
+                x.double(),
+            ),  # last: the module is double now
         ):
             given, module.weight.grad, module.bias.grad = given.clone().requires_grad_(), None, None
             y = function(given)
@@ -110,7 +114,7 @@ def test_losses_are_those_of_the_cpu_and_of_recomputed_activations(config):
     network = nets.build("unet_b", 3, 2, width=8)
     optimizer = optimization.build_optimizer(config, network, torch.device("cpu"))
     autocast, scaler = optimization.precision("off", torch.device("cpu"))
-    on_cpu = run(lambda batch: engine.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0))
+    on_cpu = run(lambda batch: loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0))
     assert run(make_step(config, "off")[0]) == pytest.approx(on_cpu, abs=2e-3)
     plain = run(make_step(config)[0])
     assert plain == pytest.approx(on_cpu, abs=2e-2)
@@ -134,7 +138,9 @@ def test_each_transform_gives_what_it_gives_on_the_cpu(name):
     augment, batch = build("none", PATCH, {name: {"p": 1.0}}), make_batch()
     plans = augment.draw([np.random.default_rng(slot) for slot in range(2)], 2, 3)
     on_cpu = augment.apply(batch, plans)
-    on_gpu = augment.apply({key: value.to(GPU) if torch.is_tensor(value) else value for key, value in batch.items()}, plans)
+    on_gpu = augment.apply(
+        {key: value.to(GPU) if torch.is_tensor(value) else value for key, value in batch.items()}, plans
+    )
     assert (on_gpu["image"].cpu() - on_cpu["image"]).abs().max() < 5e-3
     assert (on_gpu["mask"].cpu() != on_cpu["mask"]).float().mean() < 1e-4  # voxels halfway between two
 
@@ -143,7 +149,10 @@ def test_each_transform_gives_what_it_gives_on_the_cpu(name):
 def test_noise_has_the_same_size_as_on_the_cpu(name):
     augment, batch = build("none", PATCH, {name: {"p": 1.0}}), make_batch()
     plans = augment.draw([np.random.default_rng(slot) for slot in range(2)], 2, 3)
-    change = [(augment.apply({"image": image}, plans)["image"] - image).std() for image in (batch["image"], batch["image"].to(GPU))]
+    change = [
+        (augment.apply({"image": image}, plans)["image"] - image).std()
+        for image in (batch["image"], batch["image"].to(GPU))
+    ]
     assert float(change[1]) == pytest.approx(float(change[0]), rel=0.02) and float(change[0]) > 0
 
 
@@ -153,6 +162,8 @@ def test_windows_give_what_they_give_on_the_cpu(accumulate):
     network, volume = nets.build("unet_b", 3, 2, width=4).eval(), make_batch(1)["image"][0].numpy()
     optimization.precision("off", GPU)  # without the 10 bits of TF32
     on_cpu = inference.sliding_window(network, volume, (32, 32, 32), windows=4)
-    on_gpu = inference.sliding_window(network.to(GPU), volume, (32, 32, 32), windows=4, device=GPU, accumulate=accumulate)
+    on_gpu = inference.sliding_window(
+        network.to(GPU), volume, (32, 32, 32), windows=4, device=GPU, accumulate=accumulate
+    )
     assert on_gpu.device.type == (accumulate or "cuda")
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=1e-3)

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from conftest import ROOT
+
 from fomo import inference
 
 
@@ -67,7 +67,7 @@ def test_the_blend_is_the_weighted_mean_by_hand():
 
 
 def brute_force(network, volume, patch, overlap, weights):
-    from fomo import patches
+    from fomo.space import patches
 
     total = torch.zeros(network(volume[None, :, : patch[0], : patch[1], : patch[2]]).shape[1], *volume.shape[1:])
     cover = torch.zeros(volume.shape[1:])
@@ -136,18 +136,22 @@ def test_outputs_that_do_not_fit_on_the_gpu_are_added_up_on_the_cpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 600)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert inference._where_it_fits((2, 131), gpu) == gpu and inference._where_it_fits((263,), gpu) == cpu
-    assert inference._where_it_fits((10**12,), cpu) == cpu
+    assert (
+        inference.windows._where_it_fits((2, 131), gpu) == gpu and inference.windows._where_it_fits((263,), gpu) == cpu
+    )
+    assert inference.windows._where_it_fits((10**12,), cpu) == cpu
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_an_array_goes_to_the_gpu_at_once_where_it_fits(monkeypatch):
     volume, cpu, other = np.ones((2, 4, 4, 4), np.float16), torch.device("cpu"), torch.device("meta")
-    assert inference._near(volume, None) is volume and inference._near(volume, "cpu") is volume
-    monkeypatch.setattr(inference, "_where_it_fits", lambda shape, device: other if shape == volume.shape else cpu)
-    near = inference._near(volume, other)
+    assert inference.windows._near(volume, None) is volume and inference.windows._near(volume, "cpu") is volume
+    monkeypatch.setattr(
+        inference.windows, "_where_it_fits", lambda shape, device: other if shape == volume.shape else cpu
+    )
+    near = inference.windows._near(volume, other)
     assert near.device == other and near.dtype == torch.float16 and near.shape == volume.shape
-    assert inference._near(volume[:1], other).base is volume, "it does not fit"
+    assert inference.windows._near(volume[:1], other).base is volume, "it does not fit"
 
 
 def test_peak_memory_stays_within_a_third_more_than_input_and_output(tmp_path):

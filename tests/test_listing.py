@@ -3,7 +3,7 @@
 import pytest
 
 from fomo import config as config_module
-from fomo import listing
+from fomo.data import listing
 from fomo.data.cases import Case, Volume
 
 
@@ -23,7 +23,9 @@ def described(kind, targets, columns=(), labels=None, source="table", suffix=".n
         Case(f"c{i}", f"s{i // 2}", (Volume(f"c{i}{suffix}"),), None, target, None, labels=labels[i] if labels else ())
         for i, target in enumerate(targets)
     ]
-    config = config_module.Config(data=config_module.Data(source=source), task=config_module.Task(type=kind, targets=columns))
+    config = config_module.Config(
+        data=config_module.Data(source=source), task=config_module.Task(type=kind, targets=columns)
+    )
     log = Log()
     listing.describe(config, cases, log)
     [(event, values)] = log.lines
@@ -37,7 +39,13 @@ def described(kind, targets, columns=(), labels=None, source="table", suffix=".n
     [
         ("classification", [0.0, 1.0, 1.0], (), None, {"class_0": 1, "class_1": 2}),
         ("classification", [0.0, 1.0, None], ("sex",), [("f",), ("m",), ()], {"class_f": 1, "class_m": 1}),
-        ("classification", [(1.0, 0.0), (0.0, 0.0)], ("grade II", "sex"), [("b", "f"), ("a", "f")], {"grade_II_a": 1, "grade_II_b": 1, "sex_f": 2}),
+        (
+            "classification",
+            [(1.0, 0.0), (0.0, 0.0)],
+            ("grade II", "sex"),
+            [("b", "f"), ("a", "f")],
+            {"grade_II_a": 1, "grade_II_b": 1, "sex_f": 2},
+        ),
         ("multilabel", [(1.0, 0.0), (1.0, 1.0)], ("Lung nodule", "Effusion"), None, {"Lung_nodule": 2, "Effusion": 1}),
         ("multilabel", [(1.0, 0.0, 1.0)], ("cases", "a b", "a_b"), None, {"cases_": 1, "a_b": 0, "a_b_": 1}),
         ("regression", [20.0, 50.0, 80.0], (), None, {"lowest": 20, "mean": 50, "highest": 80}),
@@ -52,7 +60,9 @@ def test_folds_of_a_table_that_are_not_used_are_said():
     def warned(folds=("a", "b", "a"), source="table", kind="kfold", task="regression", **data):
         cases = [Case(f"c{i}", f"c{i}", (Volume("c.nii"),), None, 1.0, None, fold) for i, fold in enumerate(folds)]
         config = config_module.Config(
-            data=config_module.Data(source=source, **data), cv=config_module.Cv(kind=kind), task=config_module.Task(type=task)
+            data=config_module.Data(source=source, **data),
+            cv=config_module.Cv(kind=kind),
+            task=config_module.Task(type=task),
         )
         log = Log()
         listing.describe(config, cases, log)
@@ -62,7 +72,12 @@ def test_folds_of_a_table_that_are_not_used_are_said():
     assert values == {"column": "site", "folds": 2}
     assert "not used" in message and "cv.kind=fold_column" in message and "data.fold_column=none" in message
     assert not warned(folds=(None, None)) and not warned(folds=("a", None))
-    assert not warned(source="phantom") and not warned(kind="fold_column") and not warned(test_folds=("a",)) and not warned(task="mae")
+    assert (
+        not warned(source="phantom")
+        and not warned(kind="fold_column")
+        and not warned(test_folds=("a",))
+        and not warned(task="mae")
+    )
 
 
 def test_files_without_geometry_are_said_and_counted():

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 from conftest import ROOT
-from fomo.log import Log, format_value
+
+from fomo.runtime.log import Log, format_value
 
 
 def test_line_form(tmp_path, capsys):
@@ -26,7 +27,7 @@ def test_warnings_and_errors_have_their_level(tmp_path, capsys):
     log.warn("careful", cases=2)
     log.error("stop")
     captured = capsys.readouterr()
-    assert 'WARN warn message=careful cases=2' in captured.out
+    assert "WARN warn message=careful cases=2" in captured.out
     assert "ERROR error message=stop" in captured.err
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
 
@@ -44,6 +45,8 @@ def test_a_value_never_breaks_its_line():
 def test_a_reader_that_has_gone_ends_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom fomo.log import Log\nlog = Log({str(tmp_path / 'log.txt')!r})\n"
     code += "for step in range(5000): log('train', step=step)"
-    done = subprocess.run(f"{sys.executable} -c {shlex.quote(code)} | head -n 1", shell=True, capture_output=True, text=True)
+    done = subprocess.run(
+        f"{sys.executable} -c {shlex.quote(code)} | head -n 1", shell=True, capture_output=True, text=True
+    )
     assert " train step=0" in done.stdout and done.stderr == ""
     assert (tmp_path / "log.txt").read_text().splitlines()[-1].endswith(" train step=4999")

@@ -88,7 +88,9 @@ def test_generalized_dice_by_hand():
     wanted = 1 - 2 * (0.9 + 2.1 / 9) / ((1.8 + 1) + (2.2 + 3) / 9)
     torch.testing.assert_close(losses.generalized_dice(two, target), torch.tensor([wanted]), atol=1e-5, rtol=0)
     wanted = 1 - 2 * 0.9 / (1.8 + 1)
-    torch.testing.assert_close(losses.generalized_dice(one, target, "sigmoid"), torch.tensor([wanted]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        losses.generalized_dice(one, target, "sigmoid"), torch.tensor([wanted]), atol=1e-5, rtol=0
+    )
     # nothing there: with sigmoid the mean probability; with softmax 1 - 2 * 2.2 / (2.2 + 4 + 1.8)
     torch.testing.assert_close(losses.generalized_dice(one, 0 * target, "sigmoid"), torch.tensor([0.45]))
     torch.testing.assert_close(losses.generalized_dice(two, 0 * target), torch.tensor([0.45]), atol=1e-5, rtol=0)
@@ -96,7 +98,9 @@ def test_generalized_dice_by_hand():
     p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
     logits, target = p.log().T.reshape(1, 3, 3, 1, 1), torch.tensor([0, 1, 0]).view(1, 3, 1, 1)
     both, each = (0.7 + 0.5) / 4 + 0.6, (1.3 + 2) / 4 + (1.05 + 1) + 0.65
-    torch.testing.assert_close(losses.generalized_dice(logits, target), torch.tensor([1 - 2 * both / each]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        losses.generalized_dice(logits, target), torch.tensor([1 - 2 * both / each]), atol=1e-5, rtol=0
+    )
     perfect = 60.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
     assert losses.generalized_dice(perfect, target).item() == pytest.approx(0, abs=1e-6)
 
@@ -219,7 +223,12 @@ def test_wrong_shapes_are_refused():
 PRESENT, ABSENT = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 0.0]])
 P = (0.8, 0.03)  # of the two labels
 X = torch.tensor([[log(0.8 / 0.2), log(0.03 / 0.97)]])
-MULTILABEL = [losses.bce, losses.focal_multilabel, losses.asymmetric, lambda x, y: losses.asymmetric(x, y, 0.5, 0.5, 0.0)]
+MULTILABEL = [
+    losses.bce,
+    losses.focal_multilabel,
+    losses.asymmetric,
+    lambda x, y: losses.asymmetric(x, y, 0.5, 0.5, 0.0),
+]
 
 
 def test_bce_is_torchs():

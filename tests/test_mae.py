@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from fomo import checkpoint, crossval, predict, tables, tasks
+from fomo import checkpoint, tasks
 from fomo import config as config_module
 from fomo.data import cache, loader, sources
+from fomo.prediction import predict
+from fomo.runs import crossval
+from fomo.runtime import files
 
 MRI = {"source": "volumes", "channels": ["mri"], "pattern": "*"}
 
 
 def build(tiny_config, /, **task):
-    return tasks.build(config_module.load(tiny_config("mae", task={"type": "mae", **task}, model={"name": "unet_b_lw_dec"})))
+    return tasks.build(
+        config_module.load(tiny_config("mae", task={"type": "mae", **task}, model={"name": "unet_b_lw_dec"}))
+    )
 
 
 def generators(count):
@@ -94,10 +99,10 @@ def test_only_the_first_cases_are_pictured(tiny_config, tmp_path):
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A run folder: two epochs on the scans of phantoms, one channel each."""
-    from fomo.data import phantom
+    from fomo.data.phantoms import heads
 
     place = tmp_path_factory.mktemp("mae")
-    phantom.make(place / "heads", "regression", 6, 24)
+    heads.make(place / "heads", "regression", 6, 24)
     content = {
         "name": "mae",
         "output": str(place / "runs"),
@@ -114,10 +119,10 @@ def pretrained(tmp_path_factory):
 
 
 def test_pretraining_leaves_scores_pictures_and_a_report(pretrained):
-    history = tables.read_csv(pretrained / "fold_1" / "history.csv")
+    history = files.read_csv(pretrained / "fold_1" / "history.csv")
     assert float(history[1]["val_reconstruction_mse"]) < float(history[0]["val_reconstruction_mse"])
-    rows = tables.read_csv(pretrained / "predictions.csv")
-    scores = {row["metric"]: float(row["value"]) for row in tables.read_csv(pretrained / "fold_1" / "results.csv")}
+    rows = files.read_csv(pretrained / "predictions.csv")
+    scores = {row["metric"]: float(row["value"]) for row in files.read_csv(pretrained / "fold_1" / "results.csv")}
     assert len(rows) == 2  # one of six subjects is held back, with its two scans
     assert scores["reconstruction_mse"] == pytest.approx(np.mean([float(row["loss"]) for row in rows]))
     assert len(os.listdir(pretrained / "fold_1" / "reconstructions")) == 2
@@ -142,9 +147,15 @@ def test_the_checkpoint_starts_unet_b_in_every_task(pretrained, tiny_config, tas
     with open(os.path.join(folder, "log.txt")) as file:
         assert f"weights fold=1 {COUNTS[task]} path={path}" in file.read()
     start, trained = checkpoint.load(path)["model"], checkpoint.load(os.path.join(folder, "fold_1", "best.pt"))["model"]
-    assert torch.allclose(trained["encoder.encoder_conv4.conv2.conv.weight"], start["encoder.encoder_conv4.conv2.conv.weight"], atol=1e-7)
+    assert torch.allclose(
+        trained["encoder.encoder_conv4.conv2.conv.weight"], start["encoder.encoder_conv4.conv2.conv.weight"], atol=1e-7
+    )
     if task == "segmentation":
-        assert torch.allclose(trained["decoder.decoder_conv4.conv1.conv.weight"], start["decoder.decoder_conv4.conv1.conv.weight"], atol=1e-7)
+        assert torch.allclose(
+            trained["decoder.decoder_conv4.conv1.conv.weight"],
+            start["decoder.decoder_conv4.conv1.conv.weight"],
+            atol=1e-7,
+        )
 
 
 def test_a_pretrained_network_predicts_nothing(pretrained):
@@ -161,7 +172,10 @@ def test_a_pretrained_network_predicts_nothing(pretrained):
         ({"task": {"type": "mae", "mask_cube": 17}}, "task.mask_cube: got 17, wanted at most half"),
         ({"model": {"name": "resnet50"}, "data": {"patch": [64, 64, 1]}}, "model.name: got resnet50, wanted a U-Net"),
         ({"model": {"deep_supervision": True}}, "model.deep_supervision"),
-        ({"task": {"type": "mae", "targets": ["age"]}, "data": {"phantom_layout": "table"}}, "task.targets: got .age., wanted none: no labels"),
+        (
+            {"task": {"type": "mae", "targets": ["age"]}, "data": {"phantom_layout": "table"}},
+            "task.targets: got .age., wanted none: no labels",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(tiny_config, sections, message):

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import engine, metrics, soup, tasks
+from fomo import metrics, tasks
 from fomo.data.cases import Case
+from fomo.runs import soup
 from fomo.tasks import pooling
+from fomo.training import loop
 
 LABELS = ["Lung nodule", "Emphysema", "Rare"]
 KEYS = ["Lung_nodule", "Emphysema", "Rare"]
@@ -20,7 +22,13 @@ KEYS = ["Lung_nodule", "Emphysema", "Rare"]
 def build(tiny_config):
     def build(**sections):
         sections["task"] = {"targets": LABELS, **sections.get("task", {})}
-        sections["data"] = {"source": "table", "csv": "t.csv", "channels": ["ct"], "patch": [64, 64, 1], "spacing_mm": None}
+        sections["data"] = {
+            "source": "table",
+            "csv": "t.csv",
+            "channels": ["ct"],
+            "patch": [64, 64, 1],
+            "spacing_mm": None,
+        }
         sections["model"] = {"name": "resnet50"}
         path = tiny_config("multilabel", **sections)
         return tasks.build(config_module.load(path))
@@ -29,7 +37,10 @@ def build(tiny_config):
 
 
 def labelled(*targets, scan=None):
-    return [SimpleNamespace(case=SimpleNamespace(id=f"c{i}", subject=f"s{i}", target=t, scan=scan)) for i, t in enumerate(targets)]
+    return [
+        SimpleNamespace(case=SimpleNamespace(id=f"c{i}", subject=f"s{i}", target=t, scan=scan))
+        for i, t in enumerate(targets)
+    ]
 
 
 def make_rows(task, scans=12, slices=4, seed=0, noise=1.0):
@@ -40,8 +51,16 @@ def make_rows(task, scans=12, slices=4, seed=0, noise=1.0):
         target = [int(scan % 2), int(scan % 3 == 0), 0]
         for place in range(slices):
             p = 1 / (1 + np.exp(-(np.array(target) * 2 - 1 + noise * rng.normal(size=3))))
-            row = {"id": f"v{scan}_{place}", "subject": f"s{scan // 2 if scan % 3 == 2 else scan}", "scan": f"v{scan}", "loss": 0.5}
-            row.update({f"target_{k}": t for k, t in zip(KEYS, target)}, **{f"probability_{k}": v for k, v in zip(KEYS, p.tolist())})
+            row = {
+                "id": f"v{scan}_{place}",
+                "subject": f"s{scan // 2 if scan % 3 == 2 else scan}",
+                "scan": f"v{scan}",
+                "loss": 0.5,
+            }
+            row.update(
+                {f"target_{k}": t for k, t in zip(KEYS, target)},
+                **{f"probability_{k}": v for k, v in zip(KEYS, p.tolist())},
+            )
             rows.append(row)
     return rows
 
@@ -62,7 +81,9 @@ def test_positive_weights_are_negatives_over_positives_and_set_the_focal_alpha(b
     task = build(task={"class_weights": "inverse_frequency"})
     messages = task.fit(cases, cases)
     assert task.state["pos_weight"] == [3, 1, 1]  # a label without positives has nothing to weigh
-    assert messages == ["labels that none or all of the 4 training cases have: Rare (0): not learned, and their positives not weighed"]
+    assert messages == [
+        "labels that none or all of the 4 training cases have: Rare (0): not learned, and their positives not weighed"
+    ]
     batch = {"target": torch.tensor([[1.0, 0.0, 0.0]])}
     assert task.loss(torch.zeros(1, 3), batch).item() == pytest.approx(math.log(2) * (3 + 1 + 1) / 3)
     focal = build(task={"class_weights": "inverse_frequency", "loss": "focal", "focal_gamma": 1.0})
@@ -73,7 +94,9 @@ def test_positive_weights_are_negatives_over_positives_and_set_the_focal_alpha(b
 @pytest.mark.parametrize("part", ["training", "validation"])
 def test_labels_that_all_or_no_cases_have_are_said_and_refused_where_there_are_no_others(build, part):
     task, cases = build(task={"class_weights": "inverse_frequency"}), labelled((1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
-    assert task.fit(cases, cases) == ["labels that none or all of the 2 training cases have: Lung nodule (2): not learned, and their positives not weighed"]
+    assert task.fit(cases, cases) == [
+        "labels that none or all of the 2 training cases have: Lung nodule (2): not learned, and their positives not weighed"
+    ]
     assert task.state["pos_weight"] == [1, 1, 1]
     alike = labelled((1.0, 0.0, 1.0), (1.0, 0.0, 1.0))
     with pytest.raises(config_module.UserError, match=f"{part} cases: got 2 that are alike in each of task.targets"):
@@ -86,10 +109,14 @@ def test_losses_follow_their_keys_and_smoothing_is_for_training_only(build):
     task = build(task={"loss": "focal", "focal_alpha": 0.85, "focal_gamma": 1.0})
     assert task.loss(logits, batch).item() == pytest.approx((0.85 + 0.15) * half / 3, rel=1e-4)
     task = build(task={"loss": "asymmetric", "gamma_neg": 1.0, "gamma_pos": 0.0, "clip": 0.5})
-    assert task.loss(logits, batch).item() == pytest.approx(math.log(2) / 3, rel=1e-4)  # negatives below the clip are free
+    assert task.loss(logits, batch).item() == pytest.approx(
+        math.log(2) / 3, rel=1e-4
+    )  # negatives below the clip are free
     task = build(task={"label_smoothing": 0.2})
     plain = build()._loss(logits, batch["target"])
-    assert task.loss(logits, batch) > plain and task._loss(logits, batch["target"]).item() == pytest.approx(plain.item())
+    assert task.loss(logits, batch) > plain and task._loss(logits, batch["target"]).item() == pytest.approx(
+        plain.item()
+    )
 
 
 def test_scores_equal_scikit_learn_at_both_levels_and_undefined_labels_are_counted(build):
@@ -102,9 +129,13 @@ def test_scores_equal_scikit_learn_at_both_levels_and_undefined_labels_are_count
         y = np.array([[row[f"target_{k}"] for k in KEYS] for row in part])
         p = np.array([[row[f"probability_{k}"] for k in KEYS] for row in part])
         d = p >= 0.5
-        assert scores[f"{level}_auroc_macro"] == pytest.approx(sklearn.roc_auc_score(y[:, :2], p[:, :2], average="macro"))
+        assert scores[f"{level}_auroc_macro"] == pytest.approx(
+            sklearn.roc_auc_score(y[:, :2], p[:, :2], average="macro")
+        )
         assert scores[f"{level}_auroc_micro"] == pytest.approx(sklearn.roc_auc_score(y, p, average="micro"))
-        assert scores[f"{level}_ap_macro"] == pytest.approx(sklearn.average_precision_score(y[:, :2], p[:, :2], average="macro"))
+        assert scores[f"{level}_ap_macro"] == pytest.approx(
+            sklearn.average_precision_score(y[:, :2], p[:, :2], average="macro")
+        )
         assert scores[f"{level}_ap_micro"] == pytest.approx(sklearn.average_precision_score(y, p, average="micro"))
         assert scores[f"{level}_f1_micro"] == pytest.approx(sklearn.f1_score(y, d, average="micro"))
         f1 = [sklearn.f1_score(y[:, k], d[:, k], zero_division=np.nan) for k in range(3)]
@@ -114,7 +145,9 @@ def test_scores_equal_scikit_learn_at_both_levels_and_undefined_labels_are_count
         assert scores[f"{level}_brier"] == pytest.approx(np.mean((y - p) ** 2))
         assert scores[f"{level}_labels_undefined"] == 1
     of_first = next(row for row in volumes if row["id"] == "v1")
-    assert of_first["probability_Lung_nodule"] == max(row["probability_Lung_nodule"] for row in rows if row["scan"] == "v1")
+    assert of_first["probability_Lung_nodule"] == max(
+        row["probability_Lung_nodule"] for row in rows if row["scan"] == "v1"
+    )
 
 
 def test_pooling_and_thresholds_are_chosen_on_validation_and_a_label_without_positives_takes_the_common_one(build):
@@ -122,9 +155,13 @@ def test_pooling_and_thresholds_are_chosen_on_validation_and_a_label_without_pos
     rows = make_rows(task, noise=2.0)
     for row in rows:  # only one slice of a scan tells: the maximum is the pooling that sees it
         told = row["id"].endswith("_0")
-        row["probability_Lung_nodule"] = 0.9 if told and row["target_Lung_nodule"] else 0.3 if told else 0.5 - 0.1 * row["target_Lung_nodule"]
+        row["probability_Lung_nodule"] = (
+            0.9 if told and row["target_Lung_nodule"] else 0.3 if told else 0.5 - 0.1 * row["target_Lung_nodule"]
+        )
     [message] = task.calibrate(lambda: rows)
-    assert message.startswith("labels that none or all of the 48 validation cases have: Rare (0): not seen when the epoch was chosen; they take")
+    assert message.startswith(
+        "labels that none or all of the 48 validation cases have: Rare (0): not seen when the epoch was chosen; they take"
+    )
     half = build(eval={"threshold": "half"}).calibrate(lambda: rows)
     assert len(half) == 1 and half[0].endswith("chosen")
     for row in rows:
@@ -134,11 +171,15 @@ def test_pooling_and_thresholds_are_chosen_on_validation_and_a_label_without_pos
         row["target_Rare"] = 0
     assert task.state["pooling"] == "max"
     levels = task.state["thresholds"]
-    assert levels["volume"]["each"][0] == pytest.approx(0.7) and levels["slice"]["each"][0] != levels["volume"]["each"][0]
+    assert (
+        levels["volume"]["each"][0] == pytest.approx(0.7) and levels["slice"]["each"][0] != levels["volume"]["each"][0]
+    )
     assert levels["volume"]["each"][2] == levels["volume"]["all"] and not math.isnan(levels["volume"]["all"])
     finished = task.finish(rows)
     scores = task.score(finished)
-    assert {"volume_f1_macro", "volume_f1_macro_common", "volume_f1_macro_half", "slice_exact_match_half"} <= set(scores)
+    assert {"volume_f1_macro", "volume_f1_macro_common", "volume_f1_macro_half", "slice_exact_match_half"} <= set(
+        scores
+    )
     assert scores["volume_f1_macro"] >= scores["volume_f1_macro_half"]
     labels = task.tables(finished)["labels"]
     assert [row["label"] for row in labels] == LABELS and labels[0]["threshold"] == pytest.approx(0.7)
@@ -161,7 +202,10 @@ def test_a_soup_has_the_mean_thresholds_and_the_pooling_of_most_folds():
         return {"pooling": pooling, "thresholds": {"volume": {"all": threshold, "each": [threshold, 0.5]}}}
 
     fitted = soup._fitted([state("max", 0.2), state("mean", 0.4), state("mean", 0.6)])
-    assert fitted["pooling"] == "mean" and fitted["thresholds"]["volume"] == {"all": pytest.approx(0.4), "each": pytest.approx([0.4, 0.5])}
+    assert fitted["pooling"] == "mean" and fitted["thresholds"]["volume"] == {
+        "all": pytest.approx(0.4),
+        "each": pytest.approx([0.4, 0.5]),
+    }
 
 
 def test_volumes_without_scans_are_their_own_level(build):
@@ -170,7 +214,9 @@ def test_volumes_without_scans_are_their_own_level(build):
     task.calibrate(lambda: rows)
     scores = task.score(task.finish(rows))
     assert task.volumes(rows) == [] and not any(name.startswith("slice_") for name in scores)
-    assert set(task.state["thresholds"]) == {"volume"} and set(task.intervals(task.finish(rows), 50, 0)) == {"volume_auroc_macro"}
+    assert set(task.state["thresholds"]) == {"volume"} and set(task.intervals(task.finish(rows), 50, 0)) == {
+        "volume_auroc_macro"
+    }
 
 
 def test_the_macro_interval_equals_one_resample_after_the_other():
@@ -197,14 +243,22 @@ class Stored:
 
 def small_network(seed=0):
     torch.manual_seed(seed)
-    layers = (torch.nn.Conv3d(1, 4, (3, 3, 1)), torch.nn.BatchNorm3d(4), torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten())
+    layers = (
+        torch.nn.Conv3d(1, 4, (3, 3, 1)),
+        torch.nn.BatchNorm3d(4),
+        torch.nn.AdaptiveAvgPool3d(1),
+        torch.nn.Flatten(),
+    )
     return torch.nn.Sequential(*layers, torch.nn.Linear(4, 3))
 
 
 def stored_cases(count=11, size=(60, 64, 1)):
     rng = np.random.default_rng(0)
     return [
-        Stored(i, rng.normal(size=(1, *size)).astype(np.float32), tuple(map(float, rng.integers(0, 2, 3))), f"v{i // 3}") for i in range(count)
+        Stored(
+            i, rng.normal(size=(1, *size)).astype(np.float32), tuple(map(float, rng.integers(0, 2, 3))), f"v{i // 3}"
+        )
+        for i in range(count)
     ]
 
 
@@ -214,19 +268,27 @@ def test_batches_give_the_rows_of_one_case_after_the_other_in_any_order(build, w
     if workers:
         task.config.train.__dict__["workers"] = workers
     network, cases = small_network().eval(), stored_cases(17 if workers else 11)  # smaller than the patch: padded
-    assert engine.can_batch(task.config, task, network, cases)
-    rows = engine.evaluate(task.config, task, network, cases)
-    again = engine.evaluate(task.config, task, network, cases[::-1])
+    assert loop.can_batch(task.config, task, network, cases)
+    rows = loop.evaluate(task.config, task, network, cases)
+    again = loop.evaluate(task.config, task, network, cases[::-1])
     assert rows == again  # to the bit
     options = dict(patch=task.config.data.patch, device=torch.device("cpu"))
     singles = task.finish([task.predict(network, case, options) for case in cases])
     for row, single in zip(rows, singles, strict=True):
         assert list(row) == list(single)
-        assert all(row[name] == pytest.approx(single[name], abs=1e-6) if name[0] in "lp" else row[name] == single[name] for name in row)
+        assert all(
+            row[name] == pytest.approx(single[name], abs=1e-6) if name[0] in "lp" else row[name] == single[name]
+            for name in row
+        )
 
 
 def test_a_new_case_gets_the_probabilities_of_its_evaluation_and_an_ensemble_their_mean(build):
-    task, other, network, case = build(), build(), small_network().eval(), stored_cases(1, size=(100, 64, 1))[0]  # several windows
+    task, other, network, case = (
+        build(),
+        build(),
+        small_network().eval(),
+        stored_cases(1, size=(100, 64, 1))[0],
+    )  # several windows
     task.state["thresholds"] = {"volume": {"all": 0.5, "each": [0.0, 1.0, 0.0]}}
     other.state["thresholds"] = {"volume": {"all": 0.5, "each": [0.0, 1.0, 1.0]}}
     options = dict(patch=(64, 64, 1), device=torch.device("cpu"))
@@ -240,6 +302,6 @@ def test_a_new_case_gets_the_probabilities_of_its_evaluation_and_an_ensemble_the
 
 def test_cases_of_several_windows_and_networks_that_mix_a_batch_are_not_batched(build):
     task, network = build(), small_network()
-    assert not engine.can_batch(task.config, task, network, stored_cases(size=(80, 64, 1)))
+    assert not loop.can_batch(task.config, task, network, stored_cases(size=(80, 64, 1)))
     network[1] = torch.nn.BatchNorm3d(4, track_running_stats=False)
-    assert not engine.can_batch(task.config, task, network, stored_cases())
+    assert not loop.can_batch(task.config, task, network, stored_cases())

@@ -7,12 +7,15 @@ import pytest
 import torch
 from conftest import run_command
 
-from fomo import checkpoint, engine, evaluation, run_folder, scored, tables, tasks
+from fomo import checkpoint, run_folder, tasks
 from fomo import config as config_module
 from fomo.config import UserError
 from fomo.data.cases import Case
+from fomo.evaluation import evaluate, scored
+from fomo.runtime import files
 from fomo.tasks.classification import Classification
 from fomo.tasks.multitarget import Multitarget
+from fomo.training import loop
 
 
 @pytest.fixture
@@ -67,7 +70,9 @@ def test_which_classification_a_config_is(load):
 
 def test_folds_have_equal_shares_of_the_classes_of_all_targets(load):
     config = load(task={"targets": ["sex", "stage"]}, cv={"folds": 4, "val_fraction": 0.25})
-    rows = [(sex, stage) for sex in (0, 1) for stage in (0, 1, 2) for _ in range(8)]  # sorted: the first target says nothing of the second
+    rows = [
+        (sex, stage) for sex in (0, 1) for stage in (0, 1, 2) for _ in range(8)
+    ]  # sorted: the first target says nothing of the second
     cases = [case(row, ("mf"[row[0]], "I" * (row[1] + 1)), f"c{i:02}") for i, row in enumerate(rows)]
     for split in run_folder.make_splits(config, tasks.build(config), cases):
         for part, each in (("test", 2), ("val", 1.5), ("train", 4.5)):
@@ -79,9 +84,13 @@ def test_folds_have_equal_shares_of_the_classes_of_all_targets(load):
 def test_a_class_that_a_part_lacks_is_said_and_one_class_of_each_target_is_refused(load):
     task = tasks.build(load(task={"class_weights": "inverse_frequency"}))
     task.inspect(CASES)
-    assert task.fit(cached(CASES[1:]), cached(CASES)) == ["cohort: no training case of class core: not learned, and of weight 1 in the loss"]
+    assert task.fit(cached(CASES[1:]), cached(CASES)) == [
+        "cohort: no training case of class core: not learned, and of weight 1 in the loss"
+    ]
     assert task.state["class_weights"] == [[1.0, 1.5, 0.75], [1.5, 0.75]]
-    assert task.fit(cached(CASES), cached(CASES[:2])) == ["cohort: no validation case of class ring: not seen when the epoch is chosen"]
+    assert task.fit(cached(CASES), cached(CASES[:2])) == [
+        "cohort: no validation case of class ring: not seen when the epoch is chosen"
+    ]
     for part, given in (("training", (CASES[2:], CASES)), ("validation", (CASES, CASES[2:]))):
         with pytest.raises(UserError, match=f"{part} cases: got 2 of one class of each of task.targets"):
             task.fit(*map(cached, given))
@@ -130,20 +139,30 @@ def test_scores_equal_scikit_learn_and_are_read_from_a_table(load, tmp_path):
     sklearn = pytest.importorskip("sklearn.metrics")
     task, rng = inspected(load), np.random.default_rng(0)
     classes = rng.integers([3, 2], size=(60, 2))
-    cases = [case((float(a), float(b)), (("core", "pair", "ring")[a], "fm"[b]), f"c{i:02d}") for i, (a, b) in enumerate(classes)]
-    logits = torch.tensor(rng.normal(size=(60, 5)) + np.hstack([np.eye(3)[classes[:, 0]], np.eye(2)[classes[:, 1]]])).float()
+    cases = [
+        case((float(a), float(b)), (("core", "pair", "ring")[a], "fm"[b]), f"c{i:02d}")
+        for i, (a, b) in enumerate(classes)
+    ]
+    logits = torch.tensor(
+        rng.normal(size=(60, 5)) + np.hstack([np.eye(3)[classes[:, 0]], np.eye(2)[classes[:, 1]]])
+    ).float()
     rows = task.predict_batch(logits, cached(cases))
     scores = task.score(rows)
     p = logits[:, :3].softmax(1).double().numpy()
     p /= p.sum(1, keepdims=True)
     assert scores["cohort_auroc"] == pytest.approx(sklearn.roc_auc_score(classes[:, 0], p, multi_class="ovr"), abs=1e-6)
     assert scores["cohort_auroc_ring"] == pytest.approx(sklearn.roc_auc_score(classes[:, 0] == 2, p[:, 2]), abs=1e-6)
-    assert scores["cohort_balanced_accuracy"] == pytest.approx(sklearn.balanced_accuracy_score(classes[:, 0], p.argmax(1)))
+    assert scores["cohort_balanced_accuracy"] == pytest.approx(
+        sklearn.balanced_accuracy_score(classes[:, 0], p.argmax(1))
+    )
     assert scores["auroc_macro"] == pytest.approx((scores["cohort_auroc"] + scores["gender_auroc"]) / 2)
     confusion = {(r["target"], r["class"], r["decided"]): r["cases"] for r in task.tables(rows)["confusion"]}
     assert confusion["gender", "m", "f"] == np.sum((classes[:, 1] == 1) & (logits[:, 3] > logits[:, 4]).numpy())
-    tables.write_csv(str(tmp_path / "rows.csv"), rows)
-    again = [{k: v if k in ("id", "subject") else float(v) for k, v in row.items()} for row in tables.read_csv(tmp_path / "rows.csv")]
+    files.write_csv(str(tmp_path / "rows.csv"), rows)
+    again = [
+        {k: v if k in ("id", "subject") else float(v) for k, v in row.items()}
+        for row in files.read_csv(tmp_path / "rows.csv")
+    ]
     fresh = tasks.build(task.config)
     assert fresh.score(again) == pytest.approx(scores)
     intervals = fresh.intervals(again, 100, 0)
@@ -161,12 +180,14 @@ def test_batches_equal_single_cases_and_members_are_averaged(load):
     for listed in CASES:
         image = rng.normal(size=(1, 32, 32, 32)).astype(np.float32)
         cases.append(Stored(listed, image))
-    rows = engine.evaluate(task.config, task, network, cases)
+    rows = loop.evaluate(task.config, task, network, cases)
     options = dict(patch=(32, 32, 32), device=torch.device("cpu"))
     for row, cached_case in zip(rows, cases):
         single = task.predict(network, cached_case, options)
         assert list(row) == list(single)
-        assert [row[k] for k in row if k != "subject" and k != "id"] == pytest.approx([single[k] for k in row if k not in ("subject", "id")], abs=1e-6)
+        assert [row[k] for k in row if k != "subject" and k != "id"] == pytest.approx(
+            [single[k] for k in row if k not in ("subject", "id")], abs=1e-6
+        )
     parts = [task.infer(network, cases[0].image(), (0.0,), options), torch.tensor([[1.0, 0, 0, 0, 1]])]
     answer, _ = task.answer([task, task], parts, None)
     assert answer["probability_cohort_core"] == pytest.approx((rows[0]["probability_cohort_core"] + 1) / 2, abs=1e-6)
@@ -179,72 +200,104 @@ def test_a_run_of_two_folds_writes_rows_tables_and_a_checkpoint_that_predicts(lo
     done = run_command("cv.py", path, "data.phantom_cases=24", "train.epochs=1", "train.steps_per_epoch=1")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "run"
-    rows = tables.read_csv(run / "predictions.csv")
+    rows = files.read_csv(run / "predictions.csv")
     assert len(rows) == 24 and list(rows[0])[:4] == ["id", "subject", "fold", "loss"]
     assert {"target_cohort", "decision_gender", "probability_cohort_dark"} <= set(rows[0])
-    summary = tables.read_json(run / "summary.json")
+    summary = files.read_json(run / "summary.json")
     assert summary["headline"] == "auroc_macro" and "pooled_low" in summary["metrics"]["auroc_macro"]
-    confusion = tables.read_csv(run / "confusion.csv")
+    confusion = files.read_csv(run / "confusion.csv")
     assert sum(int(row["cases"]) for row in confusion) == 48
     state = checkpoint.load(run / "fold_1" / "best.pt")["task"]
     assert state["classes"] == [["both", "bright", "dark"], ["f", "m"]]
     # tools/evaluate.py finds the same figures, from a table that calls the classes by their names
     path = write_references(tmp_path / "t.csv", rows, state["classes"])
-    done = run_command("tools/evaluate.py", "--predictions", run, "--references", path, "--output", tmp_path / "scores", "--bootstrap", 50)
+    done = run_command(
+        "tools/evaluate.py",
+        "--predictions",
+        run,
+        "--references",
+        path,
+        "--output",
+        tmp_path / "scores",
+        "--bootstrap",
+        50,
+    )
     assert done.returncode == 0, done.stderr
-    scores = tables.read_json(tmp_path / "scores" / "evaluation.json")
+    scores = files.read_json(tmp_path / "scores" / "evaluation.json")
     assert scores["kind"] == "multitarget" and scores["cases"] == 24
     for name, values in scores["metrics"].items():
         pooled = summary["metrics"][name]
         assert values["value"] == pytest.approx(pooled["pooled"], nan_ok=True), name
         if "ci_low" in values:
-            assert (values["ci_low"], values["ci_high"]) == pytest.approx((pooled["pooled_low"], pooled["pooled_high"]), nan_ok=True)
+            assert (values["ci_low"], values["ci_high"]) == pytest.approx(
+                (pooled["pooled_low"], pooled["pooled_high"]), nan_ok=True
+            )
 
 
 def write_references(path, rows, classes, **others):
     """A table of the true classes' names of the two targets, with `others` {column: function of a row}."""
-    wanted = {"cohort": lambda row: classes[0][int(row["target_cohort"])], "gender": lambda row: classes[1][int(row["target_gender"])]}
+    wanted = {
+        "cohort": lambda row: classes[0][int(row["target_cohort"])],
+        "gender": lambda row: classes[1][int(row["target_gender"])],
+    }
     columns = {"id": lambda row: row["id"], **wanted, **others}
-    tables.write_csv(str(path), [{name: of(row) for name, of in columns.items()} for row in rows])
+    files.write_csv(str(path), [{name: of(row) for name, of in columns.items()} for row in rows])
     return str(path)
 
 
 def test_evaluation_of_a_table_of_several_targets(load, tmp_path):
     task, rng = inspected(load), np.random.default_rng(0)
-    cases = [case((float(a), float(b)), (("core", "pair", "ring")[a], "fm"[b]), f"c{i:02d}") for i, (a, b) in enumerate(rng.integers([3, 2], size=(30, 2)))]
+    cases = [
+        case((float(a), float(b)), (("core", "pair", "ring")[a], "fm"[b]), f"c{i:02d}")
+        for i, (a, b) in enumerate(rng.integers([3, 2], size=(30, 2)))
+    ]
     rows = task.predict_batch(torch.tensor(rng.normal(size=(30, 5))).float(), cached(cases))
     for place, row in enumerate(rows):
         row["subject"] = f"s{place // 2}"
     found = [{name: value for name, value in row.items() if not name.startswith(("target", "loss"))} for row in rows]
-    tables.write_csv(str(tmp_path / "p.csv"), found)
+    files.write_csv(str(tmp_path / "p.csv"), found)
     classes = task.state["classes"]
     references = write_references(tmp_path / "t.csv", rows, classes)
-    kind, scored_rows, summary = evaluation.evaluate(str(tmp_path / "p.csv"), references, resamples=50)
+    kind, scored_rows, summary = evaluate.evaluate(str(tmp_path / "p.csv"), references, resamples=50)
     wanted, intervals = task.score(rows), task.intervals(rows, 50, 0)
-    assert kind == "multitarget" and {name: values["value"] for name, values in summary.items()} == pytest.approx(wanted)
+    assert kind == "multitarget" and {name: values["value"] for name, values in summary.items()} == pytest.approx(
+        wanted
+    )
     assert summary["cohort_accuracy"]["ci_low"] == intervals["cohort_accuracy"].low
-    assert [row["target_cohort"] for row in scored_rows] == [row["target_cohort"] for row in sorted(rows, key=lambda row: row["id"])]
+    assert [row["target_cohort"] for row in scored_rows] == [
+        row["target_cohort"] for row in sorted(rows, key=lambda row: row["id"])
+    ]
     # of one target the column may be named; of several not
     one = [{name: value for name, value in row.items() if "gender" not in name} for row in found]
-    tables.write_csv(str(tmp_path / "one.csv"), one)
-    renamed = write_references(tmp_path / "u.csv", rows, classes, truth=lambda row: classes[0][int(row["target_cohort"])])
-    found_one = evaluation.evaluate(str(tmp_path / "one.csv"), renamed, resamples=0, columns=scored.Columns("truth"))[2]
+    files.write_csv(str(tmp_path / "one.csv"), one)
+    renamed = write_references(
+        tmp_path / "u.csv", rows, classes, truth=lambda row: classes[0][int(row["target_cohort"])]
+    )
+    found_one = evaluate.evaluate(str(tmp_path / "one.csv"), renamed, resamples=0, columns=scored.Columns("truth"))[2]
     assert found_one["cohort_auroc"]["value"] == pytest.approx(wanted["cohort_auroc"])
     for predictions, columns, said in (
-        ("p.csv", scored.Columns("cohort"), "--column: got cohort, wanted a column of .* for the one target of .*: cohort, gender"),
+        (
+            "p.csv",
+            scored.Columns("cohort"),
+            "--column: got cohort, wanted a column of .* for the one target of .*: cohort, gender",
+        ),
         ("one.csv", scored.Columns("nothing"), "--column: got nothing, wanted a column"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluation.evaluate(str(tmp_path / predictions), renamed, resamples=0, columns=columns)
+            evaluate.evaluate(str(tmp_path / predictions), renamed, resamples=0, columns=columns)
     write_references(references, rows, [["core", "pair", "other"], ["f", "m"]])
-    with pytest.raises(UserError, match="t.csv: case c..: cohort: got 'other', wanted one of the classes core, pair, ring"):
-        evaluation.evaluate(str(tmp_path / "p.csv"), references, resamples=0)
-    tables.write_csv(references, [{"id": row["id"], "cohort": "core"} for row in rows])
+    with pytest.raises(
+        UserError, match="t.csv: case c..: cohort: got 'other', wanted one of the classes core, pair, ring"
+    ):
+        evaluate.evaluate(str(tmp_path / "p.csv"), references, resamples=0)
+    files.write_csv(references, [{"id": row["id"], "cohort": "core"} for row in rows])
     with pytest.raises(UserError, match="t.csv: got the columns id, cohort, and none for gender of .*p.csv"):
-        evaluation.evaluate(str(tmp_path / "p.csv"), references, resamples=0)
-    tables.write_csv(str(tmp_path / "p.csv"), [{**row, "probability_gender_f": 0.9} for row in found])
+        evaluate.evaluate(str(tmp_path / "p.csv"), references, resamples=0)
+    files.write_csv(str(tmp_path / "p.csv"), [{**row, "probability_gender_f": 0.9} for row in found])
     with pytest.raises(UserError, match="p.csv: probabilities: got .*"):
-        evaluation.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)
-    tables.write_csv(str(tmp_path / "p.csv"), [{**row, "decision_gender": 2} for row in found])
-    with pytest.raises(UserError, match="p.csv: case c00: decision_gender: got 2, wanted the number of a class, below 2"):
-        evaluation.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)
+        evaluate.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)
+    files.write_csv(str(tmp_path / "p.csv"), [{**row, "decision_gender": 2} for row in found])
+    with pytest.raises(
+        UserError, match="p.csv: case c00: decision_gender: got 2, wanted the number of a class, below 2"
+    ):
+        evaluate.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)

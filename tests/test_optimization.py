@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import engine, losses, nets, optimization
+from fomo import losses, nets
+from fomo.training import loop, optimization
 
 CPU = torch.device("cpu")
 LONG = {"train": {"epochs": 9}, "optim": {"weight_decay": 0.1}}
@@ -98,7 +99,7 @@ def test_frozen_is_frozen_to_the_bit_and_what_is_not_moves(tiny_config, tmp_path
         optimization.freeze(network, frozen)
         before = copy.deepcopy(network.state_dict())
         for step in range(2):
-            engine.train_step(network, Task(), [make_slices(4, 10 * epoch + step)], optimizer, scaler, autocast, 1.0)
+            loop.train_step(network, Task(), [make_slices(4, 10 * epoch + step)], optimizer, scaler, autocast, 1.0)
         moved = {n for n, value in network.state_dict().items() if not torch.equal(value, before[n])}
         assert not [n for n in moved if frozen and n.startswith(frozen)]
         assert any(n.startswith(network.head_prefixes) for n in moved)
@@ -122,7 +123,9 @@ def test_the_average_equals_torchs():
         theirs.update_parameters(network)
         wanted = theirs.module.state_dict()
         for name, value in own.module.state_dict().items():
-            wanted_value = wanted[name] if value.is_floating_point() else network.state_dict()[name]  # counts are not averaged
+            wanted_value = (
+                wanted[name] if value.is_floating_point() else network.state_dict()[name]
+            )  # counts are not averaged
             assert torch.equal(value, wanted_value), name
 
 
@@ -134,7 +137,11 @@ def test_on_a_gpu_instance_norms_decide_on_the_layout(monkeypatch, cudnn, last):
         network.to = lambda device: network
         layout = optimization.lay_out(network, torch.device(device))
         assert layout == (torch.channels_last_3d if wanted else torch.contiguous_format)
-        large = [m for m in network.modules() if isinstance(m, torch.nn.Conv3d) and max(m.kernel_size) > 1 and m.in_channels > 1]
+        large = [
+            m
+            for m in network.modules()
+            if isinstance(m, torch.nn.Conv3d) and max(m.kernel_size) > 1 and m.in_channels > 1
+        ]
         assert large and all(m.weight.is_contiguous(memory_format=layout) for m in large)
     assert len(list(optimization.doubts(torch.device("cuda")))) == last and not list(optimization.doubts(CPU))
 

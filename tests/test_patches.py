@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fomo import patches
+from fomo.space import patches
 
 
 def test_windows_touch_both_borders_and_cover_everything():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fomo import postprocess
+from fomo.space import postprocess
 
 # two components: a ring with a hole, and a pair of voxels; a third voxel touches the pair by a corner
 PICTURE = """

@@ -12,13 +12,17 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-
 from conftest import TINY, channel_paths, members_of, one_line_error, run_command, tool
-from fomo import checkpoint, config as config_module, postprocess, predict, prediction_folder, tables, tasks, volume
+
+from fomo import checkpoint, tasks
+from fomo import config as config_module
 from fomo.config import UserError
 from fomo.data import cache
 from fomo.data.cases import Case
-from fomo.log import Log
+from fomo.prediction import predict, prediction_folder
+from fomo.runtime import files
+from fomo.runtime.log import Log
+from fomo.space import postprocess, volume
 
 SOURCE = {"classification": "fomo1", "segmentation": "fomo2", "regression": "fomo3"}
 CPU = torch.device("cpu")
@@ -32,7 +36,7 @@ def test_a_folds_checkpoint_gives_its_test_cases_the_stored_numbers(trained, sca
     """To the last digit, from a copy of the checkpoint, a copy of the files and another working directory."""
     shutil.copy(trained(task) / "fold_2" / "best.pt", tmp_path / "elsewhere.pt")
     shutil.copytree(scans(task), tmp_path / "scans", ignore=shutil.ignore_patterns("labels*"))
-    stored = {row["id"]: row for row in tables.read_csv(trained(task) / "fold_2" / "predictions.csv")}
+    stored = {row["id"]: row for row in files.read_csv(trained(task) / "fold_2" / "predictions.csv")}
     arguments = ["elsewhere.pt", "--source", SOURCE[task], "--root", "scans", "--ids", *stored, "--output", "out"]
     monkeypatch.chdir(tmp_path)
     if task == "segmentation":  # as a user would
@@ -43,7 +47,7 @@ def test_a_folds_checkpoint_gives_its_test_cases_the_stored_numbers(trained, sca
         tool("predict", *arguments)
         said = capfd.readouterr().out
     assert " networks=1 device=cpu amp=off output=out" in said and "is no test" not in said
-    rows = tables.read_csv(tmp_path / "out" / "predictions.csv")
+    rows = files.read_csv(tmp_path / "out" / "predictions.csv")
     assert [row["id"] for row in rows] == sorted(stored)
     names = {
         "classification": ["probability", "decision"],
@@ -137,7 +141,7 @@ def test_mask_and_probabilities_lie_in_the_space_of_the_input(trained, scans, tm
         assert result.get_data_dtype() == dtype and (result.dataobj.slope, result.dataobj.inter) == (1, 0)
         for field in ("sform_code", "qform_code", "descrip", "xyzt_units", "pixdim"):
             assert np.array_equal(result.header[field], original.header[field]), field
-    [row] = tables.read_csv(tmp_path / "o" / "predictions.csv")
+    [row] = files.read_csv(tmp_path / "o" / "predictions.csv")
     assert int(row["predicted_voxels"]) == np.asarray(nibabel.load(tmp_path / "o" / "masks" / "a.nii.gz").dataobj).sum()
 
 
@@ -177,7 +181,7 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(trained, table,
             Log(),
             **options,
         )
-        return {row["id"]: row for row in tables.read_csv(tmp_path / "out" / "predictions.csv")}
+        return {row["id"]: row for row in files.read_csv(tmp_path / "out" / "predictions.csv")}
 
     first = run("fold_1", IDS[:2])
     again = run("fold_1", IDS[1:])
@@ -204,7 +208,9 @@ def test_an_answer_for_other_files_of_the_same_name_is_never_kept(trained, scans
     command = ["predict", trained("regression") / "fold_1", "--output", output, "--input"]
     tool(*command, *places[0])
     first = (output / "predictions.csv").read_bytes()
-    with pytest.raises(UserError, match="holds an answer for t1 that is not of .*s2/t1.nii.gz as it is now: .*--overwrite"):
+    with pytest.raises(
+        UserError, match="holds an answer for t1 that is not of .*s2/t1.nii.gz as it is now: .*--overwrite"
+    ):
         tool(*command, *places[1])
     assert (output / "predictions.csv").read_bytes() == first
     tool(*command, *places[0])
@@ -222,7 +228,7 @@ def test_an_answer_for_other_files_of_the_same_name_is_never_kept(trained, scans
             tool(*command, *places[1], "--overwrite")
     assert not (output / "predictions.csv").exists(), "what is replaced is not there while it is"
     tool(*command, *places[1])
-    [row] = tables.read_csv(output / "predictions.csv")
+    [row] = files.read_csv(output / "predictions.csv")
     assert row["prediction"].encode() not in first
 
 
@@ -236,7 +242,11 @@ def test_half_precision_is_left_out_on_the_cpu_and_said(trained, tmp_path):
 
 
 def test_a_final_model_that_is_not_finished_or_damaged_is_refused(tmp_path):
-    for text, said in (('{"finished": false}', "not finished"), ("{", "cannot read .*final.json .*restore it"), ("[]", "it is a list")):
+    for text, said in (
+        ('{"finished": false}', "not finished"),
+        ("{", "cannot read .*final.json .*restore it"),
+        ("[]", "it is a list"),
+    ):
         (tmp_path / "final.json").write_text(text)
         with pytest.raises(ValueError, match=said) as caught:
             predict.find_checkpoints(str(tmp_path))
@@ -244,8 +254,17 @@ def test_a_final_model_that_is_not_finished_or_damaged_is_refused(tmp_path):
 
 
 def test_cases_that_a_checkpoint_was_trained_on_are_said(trained, scans, tmp_path, capsys):
-    stored = tables.read_csv(trained("classification") / "fold_2" / "predictions.csv")
-    arguments = ["--source", "fomo1", "--root", scans("classification"), "--ids", stored[0]["id"], "--output", tmp_path / "out"]
+    stored = files.read_csv(trained("classification") / "fold_2" / "predictions.csv")
+    arguments = [
+        "--source",
+        "fomo1",
+        "--root",
+        scans("classification"),
+        "--ids",
+        stored[0]["id"],
+        "--output",
+        tmp_path / "out",
+    ]
     tool("predict", trained("classification"), *arguments)
     warned = [line for line in capsys.readouterr().out.splitlines() if "is no test" in line]
     assert len(warned) == 1 and "fold_1/best.pt" in warned[0], "fold 2 has not seen it"
@@ -260,7 +279,11 @@ def test_what_would_be_ignored_is_refused(trained, tmp_path):
         ([best, best.parent], both, "best.pt: the same checkpoint as .*best.pt"),
         ([run], ["--folds", 1, 1, *both], "best.pt: the same checkpoint as .*best.pt"),
         ([best], ["--mirror", 0, 0, *both], "--mirror: got 0 0, wanted each axis once"),
-        ([best], ["--input", "t1=a", "t1=b", "t2=c"], "--input: got t1=a t1=b t2=c, wanted CHANNEL=PATH, each channel once"),
+        (
+            [best],
+            ["--input", "t1=a", "t1=b", "t2=c"],
+            "--input: got t1=a t1=b t2=c, wanted CHANNEL=PATH, each channel once",
+        ),
         ([best], ["--input", "t1", "t2=c"], "wanted CHANNEL=PATH"),
         ([best], ["--id", "../../evil", *both], "got the id '../../evil'"),
         ([best], ["--probabilities", *both], "--probabilities: got checkpoints of task.type=regression"),
@@ -274,7 +297,7 @@ def test_what_would_be_ignored_is_refused(trained, tmp_path):
 
 
 def test_a_bad_case_is_one_line_and_the_others_are_there(trained, table, tmp_path):
-    rows = tables.read_csv(table(IDS))
+    rows = files.read_csv(table(IDS))
     whole = pathlib.Path(rows[1]["flair"]).read_bytes()
     (tmp_path / "half.nii.gz").write_bytes(whole[: len(whole) // 2])
     other = nibabel.load(rows[2]["adc"])
@@ -283,10 +306,12 @@ def test_a_bad_case_is_one_line_and_the_others_are_there(trained, table, tmp_pat
     done = run_command("tools/predict.py", trained("classification"), "--cases", path, "--output", tmp_path / "out")
     one_line_error(done, "half.nii.gz", "1 more failed", IDS[2])
     assert "smaller.nii.gz" in done.stdout, "every failing case has its line in the log"
-    assert [row["id"] for row in tables.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], IDS[3]]
+    assert [row["id"] for row in files.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], IDS[3]]
 
 
-def test_a_case_that_is_too_large_for_the_gpu_is_one_line_and_the_others_are_there(trained, table, tmp_path, monkeypatch):
+def test_a_case_that_is_too_large_for_the_gpu_is_one_line_and_the_others_are_there(
+    trained, table, tmp_path, monkeypatch
+):
     members = members_of(trained("classification") / "fold_1")
     infer, calls = type(members[0].task).infer, []
 
@@ -298,9 +323,11 @@ def test_a_case_that_is_too_large_for_the_gpu_is_one_line_and_the_others_are_the
 
     monkeypatch.setattr(type(members[0].task), "infer", limited)
     cases = predict.cases_from_table(table(IDS), members[0].config.data)
-    with pytest.raises(UserError, match=rf"{IDS[1]}: out of memory on cpu: predicting case {IDS[1]} of \d+x\d+x\d+ voxels"):
+    with pytest.raises(
+        UserError, match=rf"{IDS[1]}: out of memory on cpu: predicting case {IDS[1]} of \d+x\d+x\d+ voxels"
+    ):
         predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
-    assert [row["id"] for row in tables.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], *IDS[2:]]
+    assert [row["id"] for row in files.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], *IDS[2:]]
 
 
 def test_a_full_disk_leaves_nothing_partial(trained, scans, tmp_path, monkeypatch):
@@ -322,7 +349,7 @@ def test_a_full_disk_leaves_nothing_partial(trained, scans, tmp_path, monkeypatc
         predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
     masks = sorted(os.listdir(tmp_path / "out" / "masks"))
     assert len(masks) == len(cases) - 1 and not any(name.startswith(".") for name in masks)
-    assert [f"{row['id']}.nii.gz" for row in tables.read_csv(tmp_path / "out" / "predictions.csv")] == masks
+    assert [f"{row['id']}.nii.gz" for row in files.read_csv(tmp_path / "out" / "predictions.csv")] == masks
 
 
 def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
@@ -369,7 +396,7 @@ def test_reading_network_and_writing_overlap(trained, tmp_path, monkeypatch):
         return int(case.id[1:]), None, int(case.id[1:])
 
     def infer(members, case, index, background):
-        beside = [*read[index + 1 : index + 2], *written[: index][-1:]]
+        beside = [*read[index + 1 : index + 2], *written[:index][-1:]]
         waited.append(all(event.wait(30) for event in beside))
         return [0.5]
 
@@ -382,13 +409,15 @@ def test_reading_network_and_writing_overlap(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "load", load)
     predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
     assert waited == [True] * 8
-    assert len(tables.read_csv(tmp_path / "out" / "predictions.csv")) == 8
+    assert len(files.read_csv(tmp_path / "out" / "predictions.csv")) == 8
 
 
 def test_a_dicom_folder_is_a_scan_like_any_other(tmp_path):
     case = predict.case_from_channels(("t1",), {"t1": f"{tmp_path}/scan/"})
     assert case.id == "scan" and case.images[0].path == str(tmp_path / "scan")
-    checkpoint_config = config_module.Config(data=config_module.Data(source="table", csv="t.csv", channels=("t1", "t2")))
+    checkpoint_config = config_module.Config(
+        data=config_module.Data(source="table", csv="t.csv", channels=("t1", "t2"))
+    )
     with pytest.raises(UserError, match="--source volumes: .*t1, t2, wanted one"):
         predict.cases_from_source(checkpoint_config, "volumes", str(tmp_path))
     (tmp_path / "scan").mkdir()

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from fomo import predict
 from fomo.config import Data, UserError
+from fomo.prediction import predict
 
 
 def test_wrong_channels_are_refused_with_the_names_wanted():

@@ -6,10 +6,14 @@ import pytest
 from conftest import run_command
 
 from fomo import config as config_module
-from fomo import crossval, evaluation, predict, predict_slices, tables
 from fomo.config import UserError
-from fomo.data import ct, extract, phantom_ct
-from fomo.log import Log
+from fomo.data import ct, extract
+from fomo.data.phantoms import chests
+from fomo.evaluation import evaluate
+from fomo.prediction import predict, predict_slices
+from fomo.runs import crossval
+from fomo.runtime import files
+from fomo.runtime.log import Log
 
 LABELS = ["Cardiomegaly", "Atelectasis", "Lung nodule", "Pleural effusion"]
 
@@ -17,7 +21,7 @@ LABELS = ["Cardiomegaly", "Atelectasis", "Lung nodule", "Pleural effusion"]
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     root = tmp_path_factory.mktemp("ct")
-    phantom_ct.make(str(root / "raw"), 16, 40)
+    chests.make(str(root / "raw"), 16, 40)
     settings = ct.Settings(slices=3, size=64, strategy="uniform")
     extract.extract(str(root / "raw" / "volumes"), str(root / "out"), settings, Log(active=False), workers=0)
     return root
@@ -49,7 +53,7 @@ eval: {{bootstrap: 20}}
 
 
 def rows_of(path):
-    return {row["id"]: row for row in tables.read_csv(path)}
+    return {row["id"]: row for row in files.read_csv(path)}
 
 
 def members_of(*folders):
@@ -61,18 +65,27 @@ def test_a_run_writes_slices_volumes_and_labels(runs):
     rows, volumes = (rows_of(runs[0] / name) for name in ("predictions.csv", "predictions_volumes.csv"))
     assert {row["scan"] for row in rows.values()} == set(volumes) and len(rows) == 3 * len(volumes)
     for name in (runs[0], runs[0] / "fold_1"):
-        labels = tables.read_csv(name / "labels.csv")
-        assert [row["label"] for row in labels] == LABELS and {"prevalence", "auroc_low", "f1", "slice_auroc"} <= set(labels[0])
+        labels = files.read_csv(name / "labels.csv")
+        assert [row["label"] for row in labels] == LABELS and {"prevalence", "auroc_low", "f1", "slice_auroc"} <= set(
+            labels[0]
+        )
     assert "threshold" in labels[0]
-    summary = tables.read_json(runs[0] / "summary.json")
-    assert summary["headline"] == "volume_auroc_macro" and summary["metrics"]["volume_auroc_macro"]["pooled_low"] is not None
-    again = {row["metric"]: float(row["value"]) for row in tables.read_csv(runs[0] / "fold_1" / "results.csv")}
-    assert summary["metrics"]["volume_f1_macro_half"]["pooled"] == pytest.approx(again["volume_f1_macro_half"], nan_ok=True)
+    summary = files.read_json(runs[0] / "summary.json")
+    assert (
+        summary["headline"] == "volume_auroc_macro"
+        and summary["metrics"]["volume_auroc_macro"]["pooled_low"] is not None
+    )
+    again = {row["metric"]: float(row["value"]) for row in files.read_csv(runs[0] / "fold_1" / "results.csv")}
+    assert summary["metrics"]["volume_f1_macro_half"]["pooled"] == pytest.approx(
+        again["volume_f1_macro_half"], nan_ok=True
+    )
 
 
 def test_predictions_equal_the_evaluation_from_files_and_from_volumes(scans, runs, tmp_path):
     members, log = members_of(runs[0]), Log(active=False)
-    stored, stored_volumes = (rows_of(runs[0] / "fold_1" / name) for name in ("predictions.csv", "predictions_volumes.csv"))
+    stored, stored_volumes = (
+        rows_of(runs[0] / "fold_1" / name) for name in ("predictions.csv", "predictions_volumes.csv")
+    )
     listed = predict_slices.listed_slices(str(scans / "out" / "splits" / "all_slices.csv"))
     predict_slices.predict_slices(members, [one for one in listed if one[0] in stored], str(tmp_path / "a"), log)
     wanted = next(iter(stored_volumes))
@@ -83,8 +96,10 @@ def test_predictions_equal_the_evaluation_from_files_and_from_volumes(scans, run
     for folder in ("a", "b"):
         for name, reference in (("predictions.csv", stored), ("predictions_volumes.csv", stored_volumes)):
             for id, row in rows_of(tmp_path / folder / name).items():
-                assert [float(row[c]) for c in columns] == pytest.approx([float(reference[id][c]) for c in columns], abs=1e-6)
-    answer = tables.read_json(tmp_path / "b" / "predictions.json")["volumes"][0]
+                assert [float(row[c]) for c in columns] == pytest.approx(
+                    [float(reference[id][c]) for c in columns], abs=1e-6
+                )
+    answer = files.read_json(tmp_path / "b" / "predictions.json")["volumes"][0]
     row = rows_of(tmp_path / "b" / "predictions_volumes.csv")[wanted]
     assert answer["id"] == wanted and answer["slices"] == 3 and len(answer["top"]) == len(LABELS)
     assert answer["probabilities"]["Lung nodule"] == float(row["probability_Lung_nodule"])
@@ -96,7 +111,11 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(scans, runs, tm
     members, log = members_of(runs[0]), Log()
     names = ("predictions.csv", "predictions_volumes.csv", "predictions.json")
     volumes = predict_slices.listed_volumes([str(path) for path in sorted((scans / "raw" / "volumes").iterdir())[:3]])
-    listed = [one for one in predict_slices.listed_slices(str(scans / "out" / "splits" / "all_slices.csv")) if one[1] in dict(volumes)]
+    listed = [
+        one
+        for one in predict_slices.listed_slices(str(scans / "out" / "splits" / "all_slices.csv"))
+        if one[1] in dict(volumes)
+    ]
     take, calls = ct.take_slices, []
 
     def stop(*arguments):
@@ -122,8 +141,12 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(scans, runs, tm
     predict_slices.predict_slices(members, listed, str(tmp_path / "c"), log)
     assert " slices=9 kept=6 " in capsys.readouterr().out, "the scan with another slice is predicted again"
     whole = rows_of(tmp_path / "c" / "predictions.csv")
-    assert len(part) == 8 and len(whole) == 9 and all(whole[id] == row for id, row in part.items() if row["scan"] != listed[0][1])
-    assert {row["slices"] for row in tables.read_csv(tmp_path / "c" / "predictions_volumes.csv")} == {"3"}
+    assert (
+        len(part) == 8
+        and len(whole) == 9
+        and all(whole[id] == row for id, row in part.items() if row["scan"] != listed[0][1])
+    )
+    assert {row["slices"] for row in files.read_csv(tmp_path / "c" / "predictions_volumes.csv")} == {"3"}
 
     with pytest.raises(UserError, match="other checkpoints"):
         predict_slices.predict_volumes(members_of(runs[1]), volumes, str(tmp_path / "a"), log)
@@ -137,7 +160,9 @@ def test_what_is_there_is_kept_and_other_checkpoints_are_refused(scans, runs, tm
         predict_slices.predict_slices(members, moved, str(tmp_path / "c"), log)
     before = (tmp_path / "c" / "predictions_volumes.csv").read_bytes()
     with pytest.raises(UserError, match="cannot read .*gone.npy"):
-        predict_slices.predict_slices(members, [*listed, ("gone", "gone", "gone.npy")], str(tmp_path / "c"), log, overwrite=True)
+        predict_slices.predict_slices(
+            members, [*listed, ("gone", "gone", "gone.npy")], str(tmp_path / "c"), log, overwrite=True
+        )
     assert (tmp_path / "c" / "predictions_volumes.csv").read_bytes() == before, "what lacks a file replaces nothing"
     with pytest.raises(UserError, match="2 volumes are called"):
         predict_slices.listed_volumes([volumes[0][1], volumes[0][1]])
@@ -147,8 +172,13 @@ def test_networks_of_other_channels_are_averaged_and_each_is_built_from_its_own_
     wanted = str(scans / "raw" / "volumes" / next(iter(rows_of(runs[0] / "predictions_volumes.csv"))))
     for name, members in (("1", members_of(runs[0])), ("2", members_of(runs[1])), ("both", members_of(*runs))):
         predict_slices.check(members)
-        predict_slices.predict_volumes(members, predict_slices.listed_volumes([wanted]), str(tmp_path / name), Log(active=False))
-    first, second, both = (tables.read_json(tmp_path / name / "predictions.json")["volumes"][0]["probabilities"] for name in ("1", "2", "both"))
+        predict_slices.predict_volumes(
+            members, predict_slices.listed_volumes([wanted]), str(tmp_path / name), Log(active=False)
+        )
+    first, second, both = (
+        files.read_json(tmp_path / name / "predictions.json")["volumes"][0]["probabilities"]
+        for name in ("1", "2", "both")
+    )
     for label in LABELS:
         assert both[label] == pytest.approx((first[label] + second[label]) / 2) and first[label] != second[label]
 
@@ -156,14 +186,18 @@ def test_networks_of_other_channels_are_averaged_and_each_is_built_from_its_own_
 def test_the_command_predicts_a_folder_of_slices_and_names_a_volume_that_fails(scans, runs, tmp_path):
     (tmp_path / "in").mkdir()
     shutil.copytree(next((scans / "out" / "slices").iterdir()), tmp_path / "in" / "scan")
-    done = run_command("tools/predict.py", runs[0] / "fold_1", "--slices", tmp_path / "in", "--output", tmp_path / "out")
+    done = run_command(
+        "tools/predict.py", runs[0] / "fold_1", "--slices", tmp_path / "in", "--output", tmp_path / "out"
+    )
     assert done.returncode == 0, done.stderr
     assert list(rows_of(tmp_path / "out" / "predictions_volumes.csv")) == ["scan"]
     (tmp_path / "bad.nii.gz").write_bytes(b"no")
     members, log = members_of(runs[0]), Log(active=False)
     good = next((scans / "raw" / "volumes").iterdir())
     with pytest.raises(UserError, match="volume bad.nii.gz: .*the results of the other volumes"):
-        predict_slices.predict_volumes(members, predict_slices.listed_volumes([str(tmp_path / "bad.nii.gz"), str(good)]), str(tmp_path / "o"), log)
+        predict_slices.predict_volumes(
+            members, predict_slices.listed_volumes([str(tmp_path / "bad.nii.gz"), str(good)]), str(tmp_path / "o"), log
+        )
     assert list(rows_of(tmp_path / "o" / "predictions_volumes.csv")) == [good.name]
 
 
@@ -185,7 +219,9 @@ def test_a_scan_with_a_damaged_slice_is_named_and_the_others_are_there(scans, ru
         assert list(found) == [names[0], *names[2:]]
         stored = rows_of(runs[0] / "fold_1" / "predictions_volumes.csv")
         for name in found.keys() & stored.keys():
-            assert float(found[name]["probability_Atelectasis"]) == pytest.approx(float(stored[name]["probability_Atelectasis"]), abs=1e-6)
+            assert float(found[name]["probability_Atelectasis"]) == pytest.approx(
+                float(stored[name]["probability_Atelectasis"]), abs=1e-6
+            )
 
 
 def test_folders_are_scans_of_their_own_name(tmp_path):
@@ -204,27 +240,33 @@ def test_folders_are_scans_of_their_own_name(tmp_path):
 def test_volumes_are_evaluated_against_the_label_table(scans, runs, tmp_path):
     """The same numbers as the run's own; decisions and thresholds are the table's, or counted as made at 0.5."""
     labels = scans / "raw" / "multi_abnormality_labels.csv"
-    kind, rows, summary = evaluation.evaluate(str(runs[0] / "fold_1"), str(labels), resamples=50)
+    kind, rows, summary = evaluate.evaluate(str(runs[0] / "fold_1"), str(labels), resamples=50)
     assert "decided_at_half" not in summary
-    own = {row["metric"]: float(row["value"]) for row in tables.read_csv(runs[0] / "fold_1" / "results.csv")}
+    own = {row["metric"]: float(row["value"]) for row in files.read_csv(runs[0] / "fold_1" / "results.csv")}
     assert kind == "multilabel" and len(rows) == 8 and summary["not_predicted"]["value"] == 8
     for name in ("auroc_macro", "ap_micro", "f1_macro", "f1_macro_half", "f1_macro_common", "exact_match", "ece"):
         assert summary[name]["value"] == pytest.approx(own[f"volume_{name}"], nan_ok=True), name
-    of_labels = {row["label"]: row for row in tables.read_csv(runs[0] / "fold_1" / "labels.csv")}
+    of_labels = {row["label"]: row for row in files.read_csv(runs[0] / "fold_1" / "labels.csv")}
     assert summary["auroc_Lung_nodule"]["value"] == pytest.approx(float(of_labels["Lung nodule"]["auroc"]))
-    table = tables.read_csv(runs[0] / "predictions_volumes.csv")  # of the whole run: read back, its decisions are 0.0 and 1.0
-    tables.write_csv(str(tmp_path / "decided.csv"), [{k: v for k, v in row.items() if k != "threshold"} for row in table])
-    _, _, summary = evaluation.evaluate(str(tmp_path / "decided.csv"), str(labels), resamples=0)
+    table = files.read_csv(
+        runs[0] / "predictions_volumes.csv"
+    )  # of the whole run: read back, its decisions are 0.0 and 1.0
+    files.write_csv(
+        str(tmp_path / "decided.csv"), [{k: v for k, v in row.items() if k != "threshold"} for row in table]
+    )
+    _, _, summary = evaluate.evaluate(str(tmp_path / "decided.csv"), str(labels), resamples=0)
     assert "f1_macro_half" in summary and "f1_macro_common" not in summary and "decided_at_half" not in summary
     del table[0]["decision_Lung_nodule"]
-    tables.write_csv(str(tmp_path / "blank.csv"), table)
+    files.write_csv(str(tmp_path / "blank.csv"), table)
     with pytest.raises(UserError, match="Lung nodule: got '', wanted a number"):
-        evaluation.evaluate(str(tmp_path / "blank.csv"), str(labels))
-    tables.write_csv(str(tmp_path / "p.csv"), [{k: v for k, v in row.items() if k != "decision_Lung_nodule"} for row in table])
-    _, rows, summary = evaluation.evaluate(str(tmp_path / "p.csv"), str(labels), resamples=0)
+        evaluate.evaluate(str(tmp_path / "blank.csv"), str(labels))
+    files.write_csv(
+        str(tmp_path / "p.csv"), [{k: v for k, v in row.items() if k != "decision_Lung_nodule"} for row in table]
+    )
+    _, rows, summary = evaluate.evaluate(str(tmp_path / "p.csv"), str(labels), resamples=0)
     assert summary["decided_at_half"] == {"value": len(table), "n": len(LABELS) * len(table)}
     assert all(row["decision_Lung_nodule"] == (row["probability_Lung_nodule"] >= 0.5) for row in rows)
     short = tmp_path / "short.csv"
     short.write_text("\n".join(labels.read_text().splitlines()[:3]))
     with pytest.raises(UserError, match="no line for"):
-        evaluation.evaluate(str(runs[0] / "fold_1"), str(short))
+        evaluate.evaluate(str(runs[0] / "fold_1"), str(short))

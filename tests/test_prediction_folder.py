@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fomo import prediction_folder, tables
 from fomo.config import UserError
+from fomo.prediction import prediction_folder
+from fomo.runtime import files
 
 
 def member(sha256):
@@ -23,12 +24,15 @@ def member_of(sha256, kind, targets=(), classes=("0", "1")):
     [
         (member_of("a", "segmentation"), {"targets": [], "classes": 2}),
         (member_of("a", "regression", ("bmi",)), {"targets": ["bmi"]}),
-        (member_of("a", "classification", ("cohort",), ("CN", "AD")), {"targets": ["cohort"], "class_names": ["CN", "AD"]}),
+        (
+            member_of("a", "classification", ("cohort",), ("CN", "AD")),
+            {"targets": ["cohort"], "class_names": ["CN", "AD"]},
+        ),
     ],
 )
 def test_what_was_learned_is_in_the_settings(tmp_path, member, said):
     prediction_folder.start(str(tmp_path), [member], "predictions.csv", {}, False)
-    settings = tables.read_json(tmp_path / "settings.json")
+    settings = files.read_json(tmp_path / "settings.json")
     assert settings == {"checkpoints": [{"sha256": "a", "mirror_axes": []}], "paths": ["a.pt"], **said}
 
 
@@ -44,7 +48,7 @@ def test_masks_of_other_checkpoints_go_with_their_rows(tmp_path):
     (tmp_path / "masks").mkdir()
     for name in "abc":
         (tmp_path / "masks" / f"{name}.nii.gz").write_bytes(b"")
-    tables.write_csv(str(tmp_path / "predictions.csv"), [{"id": name} for name in "abc"])
+    files.write_csv(str(tmp_path / "predictions.csv"), [{"id": name} for name in "abc"])
     assert start("one") == ["a", "b", "c"] == masks()
     with pytest.raises(UserError, match="holds predictions of other checkpoints"):
         start("two")

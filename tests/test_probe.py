@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fomo import metrics, probe
+from fomo import metrics
+from fomo.metrics import probe
 
 
 def clouds(n=60, classes=2, distance=2.0, seed=0):

@@ -11,8 +11,8 @@ import termios
 
 from conftest import ROOT
 
-from fomo.log import Log
-from fomo.progress import Progress, duration
+from fomo.runtime.log import Log
+from fomo.runtime.progress import Progress, duration
 
 
 def test_estimates_by_hand():
@@ -37,7 +37,14 @@ def test_estimates_by_hand():
 
 
 def test_durations():
-    shown = {0.4: "0 s", 89: "89 s", 90: "2 min", 3599: "1 h 00 min", 3900: "1 h 05 min", 86400 * 3 + 3600 * 4: "3 d 4 h"}
+    shown = {
+        0.4: "0 s",
+        89: "89 s",
+        90: "2 min",
+        3599: "1 h 00 min",
+        3900: "1 h 05 min",
+        86400 * 3 + 3600 * 4: "3 d 4 h",
+    }
     assert {seconds: duration(seconds) for seconds in shown} == shown
 
 
@@ -107,7 +114,10 @@ def test_lines_of_several_processes_replace_the_status_line(tmp_path):
     assert code == 0 and terminal.lines == [*log.splitlines(), ""]
     assert re.findall(r"fold=(\d)", log) == ["1", "2", "1", "1", "1"] and "\r" not in log
     shown = [state for state in dict.fromkeys(terminal.states) if state]
-    assert [state[:21] for state in shown] == ["a status that is long", "short"]  # what came too early was not asked for
+    assert [state[:21] for state in shown] == [
+        "a status that is long",
+        "short",
+    ]  # what came too early was not asked for
     assert max(map(len, shown)) == 59  # one column is left: a full line would wrap
 
 
@@ -125,7 +135,9 @@ def test_a_run_on_a_terminal_keeps_its_log_and_shows_the_time_left(tiny_config, 
     log = (tmp_path / "runs" / "run" / "log.txt").read_text()
     terminal = Terminal(text)
     assert code == 0, text
-    assert [line for line in terminal.lines if line] == log.splitlines() and "\r" not in log and " left in fold" not in log
+    assert (
+        [line for line in terminal.lines if line] == log.splitlines() and "\r" not in log and " left in fold" not in log
+    )
     shown = "\n".join(terminal.states)
     for fold in (1, 2):
         assert re.search(rf"\d+ s left in fold {fold}, \d+ s in all; epoch \d/2, (step \d/6|validation)", shown)

@@ -1,6 +1,7 @@
 """The README says what the code does."""
 
 from conftest import ROOT, run_command
+
 from fomo import config
 
 README = (ROOT / "README.md").read_text()

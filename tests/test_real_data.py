@@ -5,14 +5,21 @@ import csv
 import nibabel
 import numpy as np
 import pytest
-
 from conftest import run_command
 
 BLOCKS = [(x, slice(z, z + 15)) for x in (slice(30, 120), slice(120, 210)) for z in range(50, 125, 15)]
 LAYOUT = {
     # folder and prefix of the images, file of each channel, file of the mask
-    "classification": ("skull_stripped/{}/ses_1/ss_", {"dwi_b1000": "t1c", "flair": "flair", "adc": "t1", "t2s": "t2"}, "labels_masked/{}/ses_1/seg_masked.nii.gz"),
-    "segmentation": ("preprocessed/{}/ses_1/", {"dwi_b1000": "t1c", "flair": "flair", "swi": "t2"}, "labels/{}/ses_1/seg.nii.gz"),
+    "classification": (
+        "skull_stripped/{}/ses_1/ss_",
+        {"dwi_b1000": "t1c", "flair": "flair", "adc": "t1", "t2s": "t2"},
+        "labels_masked/{}/ses_1/seg_masked.nii.gz",
+    ),
+    "segmentation": (
+        "preprocessed/{}/ses_1/",
+        {"dwi_b1000": "t1c", "flair": "flair", "swi": "t2"},
+        "labels/{}/ses_1/seg.nii.gz",
+    ),
     "regression": ("preprocessed_2/{}/ses_1/ss_", {"t1": "t1", "t2": "t2"}, None),
 }
 
@@ -44,7 +51,13 @@ def test_two_epochs_on_real_volumes(shared_data, tiny_config, tmp_path, task):
     source = {"classification": "fomo1", "segmentation": "fomo2", "regression": "fomo3"}[task]
     path = tiny_config(
         task,
-        data={"source": source, "root": str(tmp_path / "root"), "cache": str(tmp_path / "cache"), "patch": [32, 48, 16], "spacing_mm": [4.0, 4.0, 4.0]},
+        data={
+            "source": source,
+            "root": str(tmp_path / "root"),
+            "cache": str(tmp_path / "cache"),
+            "patch": [32, 48, 16],
+            "spacing_mm": [4.0, 4.0, 4.0],
+        },
         augment={"preset": "all"},
         cv={"stratify": True, "val_fraction": 0.4},
     )
@@ -56,11 +69,15 @@ def test_two_epochs_on_real_volumes(shared_data, tiny_config, tmp_path, task):
     if task == "classification":  # the label is what the mask says
         tumour = nibabel.load(shared_data / "tcga_fg_6692" / "seg_mav.nii.gz")
         expected = [int(np.asarray(tumour.slicer[x, 20:220, z].dataobj).any()) for x, z in BLOCKS]
-        assert {row["id"]: float(row["target"]) for row in rows} == {f"sub_{n}_ses_1": y for n, y in enumerate(expected, 1)}
+        assert {row["id"]: float(row["target"]) for row in rows} == {
+            f"sub_{n}_ses_1": y for n, y in enumerate(expected, 1)
+        }
         assert sum(expected) == 5
     if task == "segmentation":
         for row in rows:
             mask = nibabel.load(next((tmp_path / "runs/run").glob(f"fold_*/masks/{row['id']}.nii.gz")))
-            image = nibabel.load(tmp_path / "root/preprocessed" / row["id"].removesuffix("_ses_1") / "ses_1/flair.nii.gz")
+            image = nibabel.load(
+                tmp_path / "root/preprocessed" / row["id"].removesuffix("_ses_1") / "ses_1/flair.nii.gz"
+            )
             assert mask.shape == image.shape and np.allclose(mask.affine, image.affine)
             assert nibabel.aff2axcodes(mask.affine) == ("L", "P", "S") and mask.get_data_dtype() == np.uint8

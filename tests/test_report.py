@@ -7,9 +7,11 @@ import time
 import pytest
 from report_runs import Page, make_run, needs_figures, read, shown
 
-from fomo import report, tables
+from fomo import report
 from fomo.config import UserError
-from fomo.report import figures, page, views
+from fomo.pages import figures, page
+from fomo.runtime import files
+from fomo.tasks import views
 
 TASKS = ("classification", "segmentation", "regression")
 PRETRAINING = ("mae", "dino")
@@ -127,9 +129,9 @@ def test_a_run_without_a_finished_fold_shows_its_curves(tmp_path):
 
 def test_a_stale_summary_is_not_shown(tmp_path):
     folder = make_run(tmp_path / "run", "regression")
-    summary = tables.read_json(os.path.join(folder, "summary.json"))
+    summary = files.read_json(os.path.join(folder, "summary.json"))
     summary["metrics"]["mae"]["pooled"] = 12345.0
-    tables.write_json(os.path.join(folder, "summary.json"), {**summary, "folds_done": [1]})
+    files.write_json(os.path.join(folder, "summary.json"), {**summary, "folds_done": [1]})
     assert "12345" not in read(report.write(folder))
 
 
@@ -160,8 +162,12 @@ def test_the_table_sorts_in_a_browser(pages, tmp_path):
     heads = "[...document.querySelectorAll('table.sortable th')]"
     click = f"<script>{heads}.find(head => head.textContent === 'HD95 (mm)').firstChild.click()</script></body>"
     (tmp_path / "page.html").write_text(text.replace("</body>", click), encoding="utf-8")
-    command = "chromium --headless --no-sandbox --disable-gpu --virtual-time-budget=2000 --enable-logging=stderr --dump-dom"
-    done = subprocess.run([*command.split(), f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=300)
+    command = (
+        "chromium --headless --no-sandbox --disable-gpu --virtual-time-budget=2000 --enable-logging=stderr --dump-dom"
+    )
+    done = subprocess.run(
+        [*command.split(), f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=300
+    )
     assert "CONSOLE" not in done.stderr
     header, *rows = Page(done.stdout).table("Every out-of-fold case")
     values = [row[[cell.text for cell in header].index("HD95 (mm)")].value for row in rows]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from report_runs import make_run, needs_figures, shown, verdict
 
-from fomo.report import run, views
-from fomo.report.figures.classification import calibration_bins, roc_band
+from fomo.pages.figures.classification import calibration_bins, roc_band
+from fomo.report import run
+from fomo.tasks import views
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,9 @@ def test_the_roc_band_surrounds_the_curve():
 
 def test_the_band_of_the_mean_over_labels():
     labels = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0], axis=1)
-    scores = np.stack([labels[:, 0], 1 - labels[:, 1]], axis=1).astype(float)  # one label perfect, the other upside down
+    scores = np.stack([labels[:, 0], 1 - labels[:, 1]], axis=1).astype(
+        float
+    )  # one label perfect, the other upside down
     grid, low, high = roc_band(labels, scores, np.arange(60), seed=0, resamples=20)
     assert np.allclose(low[1:-1], 0.5) and np.allclose(high[1:-1], 0.5) and low[-1] == high[-1] == 1
 
@@ -63,7 +66,14 @@ def test_calibration_bins():
 
 
 def test_the_squared_error_of_several_targets_by_hand():
-    row = {"loss": 9.0, "target_a": 2, "decision_a": 0, "probability_a_x": 0.5, "probability_a_y": 0.2, "probability_a_z": 0.3}
+    row = {
+        "loss": 9.0,
+        "target_a": 2,
+        "decision_a": 0,
+        "probability_a_x": 0.5,
+        "probability_a_y": 0.2,
+        "probability_a_z": 0.3,
+    }
     row |= {"target_a_b": 0, "decision_a_b": 0, "probability_a_b_x": 0.9, "probability_a_b_y": 0.1}
     # of a: .25 + .04 + .49; of a_b: .01 + .01
     assert views.multitarget.VIEW.per_case["brier"][0](row) == pytest.approx((0.78 + 0.02) / 2)

@@ -6,8 +6,9 @@ import os
 import pytest
 from report_runs import make_run, needs_figures, shown
 
-from fomo import tables
-from fomo.report import page, sections
+from fomo.pages import page
+from fomo.report import sections
+from fomo.runtime import files
 
 PRETRAINING = ("mae", "dino")
 CROSS_VALIDATED = ("classification", "segmentation", "regression", "targets", "multilabel")
@@ -17,7 +18,7 @@ CROSS_VALIDATED = ("classification", "segmentation", "regression", "targets", "m
 def given(request, tmp_path_factory):
     """(task, run folder, its Page, the metrics of its summary.json with NaN for what is undefined)."""
     folder = make_run(tmp_path_factory.mktemp("runs") / request.param, request.param, cases=60)
-    metrics = tables.read_json(os.path.join(folder, "summary.json"))["metrics"]
+    metrics = files.read_json(os.path.join(folder, "summary.json"))["metrics"]
     metrics = {name: {key: number(value) for key, value in facts.items()} for name, facts in metrics.items()}
     return request.param, folder, shown(folder), metrics
 
@@ -45,12 +46,12 @@ def by_title(found):
 
 
 def stored(folder, *names):
-    return tables.read_csv(os.path.join(folder, *names))
+    return files.read_csv(os.path.join(folder, *names))
 
 
 def test_the_headline(given):
     _, folder, found, metrics = given
-    facts = metrics[tables.read_json(os.path.join(folder, "summary.json"))["headline"]]
+    facts = metrics[files.read_json(os.path.join(folder, "summary.json"))["headline"]]
     assert found.values["headline"] == facts["pooled"]
     low, high = facts["pooled_low"], facts["pooled_high"]
     assert f"{page.number(facts['pooled'], 3)}95% interval {page.interval(low, high, 3)}" in found.text
@@ -90,7 +91,7 @@ def test_the_table_of_the_folds(given):
 
 def test_the_table_of_the_training(given):
     task, folder, found, _ = given
-    metric = "val_" + tables.read_json(os.path.join(folder, "summary.json"))["headline"]
+    metric = "val_" + files.read_json(os.path.join(folder, "summary.json"))["headline"]
     for fold, row in enumerate(by_title(found.table("Training")), 1):
         history = stored(folder, f"fold_{fold}", "history.csv")
         best = history[int(row["selected epoch"].value) - 1]
@@ -143,7 +144,10 @@ def test_the_table_of_the_cases(given):
             classes = {"grade": ("I", "II", "III"), "sex": ("F", "M")}
             for name, texts in classes.items():
                 true = texts[int(float(case[f"target_{name}"]))]
-                assert row[name].text == true and row[f"{name}, decided"].text == texts[int(float(case[f"decision_{name}"]))]
+                assert (
+                    row[name].text == true
+                    and row[f"{name}, decided"].text == texts[int(float(case[f"decision_{name}"]))]
+                )
                 equal(row[f"{name}, of the true class"], case[f"probability_{name}_{true}"])
 
 
@@ -209,7 +213,9 @@ def test_the_confusion_matrix_of_two_classes(given):
 def test_the_tables_of_the_targets(given):
     _, folder, found, metrics = given
     rows = by_title(found.table("grade: each class"))
-    assert [row["AUROC"].value for row in rows] == [metrics[f"grade_auroc_{name}"]["pooled"] for name in ("I", "II", "III")]
+    assert [row["AUROC"].value for row in rows] == [
+        metrics[f"grade_auroc_{name}"]["pooled"] for name in ("I", "II", "III")
+    ]
     rows = by_title(found.table("sex: each class"))
     assert {row["AUROC"].value for row in rows} == {metrics["sex_auroc"]["pooled"]}
     counts = [cell.value for row in found.tables["confusion"] for cell in row if cell.value is not None]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from report_runs import make_run, needs_figures, shown, verdict
 
-from fomo.report import run, slices
+from fomo.pages import pictures
+from fomo.report import run
 
 
 def test_the_verdict_on_a_masked_autoencoder(tmp_path):
@@ -23,7 +24,10 @@ def test_the_verdict_on_dino(tmp_path):
     found = run.read(make_run(tmp_path / "run", "dino"))
     assert found.best_row(1)["epoch"] == 4  # by the task's own rule: of equal probes the last
     assert verdict(found).startswith("No sign of collapse") and "AUROC 0.700: Better than chance" in verdict(found)
-    for entropy, start in ((0.99 * math.log(64) + 0.01, "Collapsed to equal outputs"), (0.01, "Collapsed to one output")):
+    for entropy, start in (
+        (0.99 * math.log(64) + 0.01, "Collapsed to equal outputs"),
+        (0.01, "Collapsed to one output"),
+    ):
         metrics = {**found.metrics, "teacher_entropy": {"pooled": entropy}}
         assert verdict(dataclasses.replace(found, metrics=metrics)).startswith(start)
 
@@ -36,7 +40,11 @@ def test_a_pretraining_that_goes_on_or_was_only_evaluated(tmp_path, task):
     os.remove(os.path.join(folder, "fold_1", "history.csv"))
     os.remove(os.path.join(folder, "summary.json"))  # the numbers are those of the fold
     found = shown(folder)
-    assert found.table("All validation cases") and found.table("Every validation case") and "Learning rate" not in found.text
+    assert (
+        found.table("All validation cases")
+        and found.table("Every validation case")
+        and "Learning rate" not in found.text
+    )
 
 
 @needs_figures
@@ -47,9 +55,11 @@ def test_a_mosaic_shows_planes_as_they_lie():
     plane[-1, 0] = 1  # at the end of the first axis, the beginning of the second: right, below
     heat = np.zeros((10, 20))
     heat[0, -1] = 1  # left, above
-    picture = slices.mosaic([[plane, plane]], [(2.0, 1.0)], "alt <text>", overlay=[[None, heat]], pixels=40)
+    picture = pictures.mosaic([[plane, plane]], [(2.0, 1.0)], "alt <text>", overlay=[[None, heat]], pixels=40)
     data = base64.b64decode(re.search('base64,([^"]*)', picture.text).group(1))
     found = image.imread(io.BytesIO(data))[:, :, :3]
     assert found.shape == (40, 83, 3) and "alt &lt;text&gt;" in picture.text
-    assert found[-1, 39].min() == 1 and found[-5, 39].max() == 0  # two voxels of 1 mm upwards are 4 pixels of 20 mm in 40
+    assert (
+        found[-1, 39].min() == 1 and found[-5, 39].max() == 0
+    )  # two voxels of 1 mm upwards are 4 pixels of 20 mm in 40
     assert found[0, 43].max() > 0.3 > found[0, 0].max()

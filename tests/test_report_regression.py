@@ -6,7 +6,9 @@ import re
 
 from report_runs import make_run, verdict
 
-from fomo.report import cases, run, views
+from fomo.pages import case_table
+from fomo.report import run
+from fomo.tasks import views
 
 
 def test_the_verdict(tmp_path):
@@ -27,8 +29,8 @@ def test_cases_come_worst_first_with_warnings():
 
 def test_outliers_by_tukeys_fence():
     # quartiles 2 and 4: the fence is at 4 + 1.5 * 2 = 7
-    assert cases.outliers([1, 2, 3, 4, 7.1]).tolist() == [False, False, False, False, True]
-    assert cases.outliers([1, 2, 3, 4, 6.9]).tolist() == [False] * 5
-    assert cases.outliers([1, 2, 3, 4, 7.1, math.inf, math.nan]).tolist() == [False] * 4 + [True, False, False]
-    assert not cases.outliers([2, 2, 2, 2, 9]).any()  # the quartiles are equal: no spread to judge by
-    assert not cases.outliers([math.nan]).any()
+    assert case_table.outliers([1, 2, 3, 4, 7.1]).tolist() == [False, False, False, False, True]
+    assert case_table.outliers([1, 2, 3, 4, 6.9]).tolist() == [False] * 5
+    assert case_table.outliers([1, 2, 3, 4, 7.1, math.inf, math.nan]).tolist() == [False] * 4 + [True, False, False]
+    assert not case_table.outliers([2, 2, 2, 2, 9]).any()  # the quartiles are equal: no spread to judge by
+    assert not case_table.outliers([math.nan]).any()

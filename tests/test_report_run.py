@@ -6,12 +6,12 @@ import math
 import pytest
 from report_runs import LOG, make_run
 
-from fomo import tables
 from fomo.report import run
+from fomo.runtime import files
 
 
 def test_what_the_log_says(tmp_path):
-    pieces = b"\0\0\xff\n2026-01-0\n2026-01-01T12:00:20 INFO train message=\"\\x\"\n2026-01-01T12:00:30 IN"  # the last: being written
+    pieces = b'\0\0\xff\n2026-01-0\n2026-01-01T12:00:20 INFO train message="\\x"\n2026-01-01T12:00:30 IN'  # the last: being written
     (tmp_path / "log.txt").write_bytes(LOG.encode() + pieces)
     log = run.read_log(tmp_path)
     assert log[-1]["message"] == 'case "x" <odd>'
@@ -49,7 +49,7 @@ def test_a_damaged_file_is_named(tmp_path):
         (folder / name).unlink()
         if content is not None:
             (folder / name).write_text(content)
-        with pytest.raises(tables.Damaged, match=f"cannot read .*/{name} .*restore it"):
+        with pytest.raises(files.Damaged, match=f"cannot read .*/{name} .*restore it"):
             run.read(str(folder))
         (folder / name).write_text(kept)
     assert run.read(str(folder)).complete

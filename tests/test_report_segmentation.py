@@ -6,9 +6,11 @@ import numpy as np
 from conftest import run_command
 from report_runs import make_run, needs_figures, read, shown, verdict
 
-from fomo import volume
 from fomo.data.sources import Case, Volume
-from fomo.report import run, slices, views
+from fomo.pages import pictures
+from fomo.report import run
+from fomo.space import volume
+from fomo.tasks import views
 
 
 def test_the_verdict(tmp_path):
@@ -18,7 +20,13 @@ def test_the_verdict(tmp_path):
     assert verdict(found) == text
 
 
-OTHERS = {"surface_dice": 0.5, "average_surface_distance": 1.0, "sensitivity": 1.0, "precision": 1.0, "lesions_false": 0.0}
+OTHERS = {
+    "surface_dice": 0.5,
+    "average_surface_distance": 1.0,
+    "sensitivity": 1.0,
+    "precision": 1.0,
+    "lesions_false": 0.0,
+}
 CASES = """
 id          dice  hd95  reference_voxels  predicted_voxels  lesions_missed
 fine        0.9   1     9                 9                 0
@@ -33,7 +41,8 @@ elsewhere   0     9     9                 5                 1
 def test_cases_come_worst_first_with_warnings():
     names, *lines = (line.split() for line in CASES.split("\n") if line)
     given = [
-        {"id": line[0], "subject": "s", "fold": 1.0, **OTHERS, **dict(zip(names[1:], map(float, line[1:])))} for line in lines
+        {"id": line[0], "subject": "s", "fold": 1.0, **OTHERS, **dict(zip(names[1:], map(float, line[1:])))}
+        for line in lines
     ]
     _, rows, warned = views.segmentation.cases(given)
     assert {row[0]: row[1].value for row in rows} == {
@@ -59,24 +68,30 @@ def test_pictures_of_the_best_median_and_worst_case(tmp_path):
     for path, array in zip(paths.values(), (plain, lesion, mask, np.zeros_like(mask))):
         volume.write_nifti(path, array, affine)
     case = Case("a", "a", (Volume(paths["t1"]), Volume(paths["flair"])), Volume(paths["mask"]), 1.0, None)
-    channel, pictures = slices.planes(case, ("t1", "flair"), paths["predicted"])
+    channel, found = pictures.planes(case, ("t1", "flair"), paths["predicted"])
     assert channel == "flair"
-    assert [plane for plane, _ in pictures] == ["axial", "coronal", "sagittal"]
-    assert all(picture.text.startswith('<img src="data:image/png;base64,') for _, picture in pictures)
+    assert [plane for plane, _ in found] == ["axial", "coronal", "sagittal"]
+    assert all(picture.text.startswith('<img src="data:image/png;base64,') for _, picture in found)
     turned = np.diag([1.0, 1.0, 2.0, 1.0])
     turned[0, 3] = 1 - shape[0]  # the same place, left to right
     volume.write_nifti(paths["mask"], mask[::-1], turned)
-    again = slices.planes(case, ("t1", "flair"), paths["predicted"])
-    assert [(plane, picture.text) for plane, picture in again[1]] == [(plane, picture.text) for plane, picture in pictures]
+    again = pictures.planes(case, ("t1", "flair"), paths["predicted"])
+    assert [(plane, picture.text) for plane, picture in again[1]] == [
+        (plane, picture.text) for plane, picture in found
+    ]
 
 
 def test_the_cases_that_are_shown():
     rows = [{"id": str(i), "dice": i / 10, "reference_voxels": 1.0} for i in range(5)]
     rows.append({"id": "none", "dice": math.nan, "reference_voxels": 0.0})
-    assert [(name, row["id"]) for name, row in slices.chosen(rows)] == [("best", "4"), ("median", "2"), ("worst", "0")]
-    assert [row["id"] for _, row in slices.chosen(rows[:2])] == ["1", "0"]
-    assert [row["id"] for _, row in slices.chosen(rows[:1])] == ["0"]
-    assert slices.chosen(rows[5:]) == []
+    assert [(name, row["id"]) for name, row in pictures.chosen(rows)] == [
+        ("best", "4"),
+        ("median", "2"),
+        ("worst", "0"),
+    ]
+    assert [row["id"] for _, row in pictures.chosen(rows[:2])] == ["1", "0"]
+    assert [row["id"] for _, row in pictures.chosen(rows[:1])] == ["0"]
+    assert pictures.chosen(rows[5:]) == []
 
 
 @needs_figures

@@ -12,7 +12,7 @@ from fomo import config as config_module
 from fomo import run_folder, tasks
 from fomo.config import UserError
 from fomo.data.cases import Case, Volume
-from fomo.log import Log
+from fomo.runtime.log import Log
 
 
 def warnings(capsys):
@@ -48,7 +48,11 @@ def test_a_folder_belongs_to_the_config_that_has_made_splits_in_it(tmp_path):
 def test_replaced_images_are_warned_of(tmp_path, capsys):
     path = str(tmp_path / "splits.json")
     pathlib.Path(path).write_text('{"cases": {}, "folds": []}')
-    for entries, changed in (({"a": "a-1", "b": "b-1"}, 0), ({"a": "a-1", "b": "b-1"}, 0), ({"a": "a-2", "b": "b-1"}, 1)):
+    for entries, changed in (
+        ({"a": "a-1", "b": "b-1"}, 0),
+        ({"a": "a-1", "b": "b-1"}, 0),
+        ({"a": "a-2", "b": "b-1"}, 1),
+    ):
         run_folder.warn_of_changed_images(path, entries, Log())
         lines = warnings(capsys)
         assert len(lines) == changed and all("cases=1 example=a" in line for line in lines)
@@ -56,11 +60,20 @@ def test_replaced_images_are_warned_of(tmp_path, capsys):
 
 
 def test_splits_are_not_reused_for_classes_of_other_names(tmp_path):
-    config = config_module.from_dict({"data": {"source": "table", "csv": "t.csv", "channels": ["t1"]}, "task": {"targets": ["y"]}, "cv": {"folds": 3}}, "here")
+    config = config_module.from_dict(
+        {
+            "data": {"source": "table", "csv": "t.csv", "channels": ["t1"]},
+            "task": {"targets": ["y"]},
+            "cv": {"folds": 3},
+        },
+        "here",
+    )
     task, path = tasks.build(config), tmp_path / "splits.json"
 
     def splits(*names):
-        cases = [Case(f"c{n}", f"c{n}", (Volume(f"{n}.nii"),), None, n % 2, None, labels=(names[n % 2],)) for n in range(24)]
+        cases = [
+            Case(f"c{n}", f"c{n}", (Volume(f"{n}.nii"),), None, n % 2, None, labels=(names[n % 2],)) for n in range(24)
+        ]
         return run_folder.read_or_make_splits(config, task, cases, str(path))
 
     first = splits("healthy", "ill")
@@ -76,7 +89,14 @@ def test_splits_are_not_reused_for_classes_of_other_names(tmp_path):
 
 @pytest.mark.parametrize("kind, column", [("fold_column", "fold"), ("leave_one_group_out", "group"), ("kfold", None)])
 def test_splits_are_not_reused_for_other_folds_or_groups(tmp_path, kind, column):
-    config = config_module.from_dict({"data": {"source": "table", "csv": "t.csv", "channels": ["t1"], "groups": "g.csv"}, "task": {"targets": ["y"]}, "cv": {"kind": kind, "folds": 3}}, "here")
+    config = config_module.from_dict(
+        {
+            "data": {"source": "table", "csv": "t.csv", "channels": ["t1"], "groups": "g.csv"},
+            "task": {"targets": ["y"]},
+            "cv": {"kind": kind, "folds": 3},
+        },
+        "here",
+    )
     task, path = tasks.build(config), str(tmp_path / "splits.json")
 
     def cases(moved):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fomo import nets, saliency
+from fomo import nets
+from fomo.inference import saliency
 
 torch.set_num_threads(1)
 NETWORKS = {
@@ -53,18 +54,24 @@ def test_maps_have_the_images_shape_and_nothing_is_left_behind(name):
     assert not any(module._forward_hooks for module in network.modules())
 
 
-@pytest.mark.parametrize("name, head", [("resnet50", "fc"), ("efficientnet_b0", "classifier.1"), ("unet_b", "decoder.fc")])
+@pytest.mark.parametrize(
+    "name, head", [("resnet50", "fc"), ("efficientnet_b0", "classifier.1"), ("unet_b", "decoder.fc")]
+)
 def test_with_mean_pooling_the_map_is_the_output_layer_at_each_place(name, head):
     network = build(name, {"width": 4}).eval()
     image = torch.randn(2, 128, 96) if name != "unet_b" else torch.randn(2, 64, 32, 48)
     seen = []
-    network.get_submodule(network.saliency_layer).register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    network.get_submodule(network.saliency_layer).register_forward_hook(
+        lambda module, inputs, output: seen.append(output[0])
+    )
     with torch.no_grad():
         network(image[None])
         per_place = torch.einsum("kc,c...->k...", network.get_submodule(head).weight, seen[0]).clamp(min=0)
         for index in range(3):
             mode = "trilinear" if name == "unet_b" else "bilinear"
-            wanted = torch.nn.functional.interpolate(per_place[None, index : index + 1], size=image.shape[1:], mode=mode)[0, 0]
+            wanted = torch.nn.functional.interpolate(
+                per_place[None, index : index + 1], size=image.shape[1:], mode=mode
+            )[0, 0]
             wanted = wanted / wanted.max() if wanted.max() > 0 else wanted
             torch.testing.assert_close(saliency.grad_cam(network, image, index), wanted, rtol=1e-3, atol=1e-4)
 
@@ -118,7 +125,9 @@ def test_the_map_of_cbam_is_what_multiplies_the_features():
     assert all(0 < values.min() < values.max() < 1 for values in found)
     # in the middle between the four middle pixels of a cell lies its centre
     centres = found[0][:, :, 0].reshape(16, 8, 12, 8)[:, 3:5, :, 3:5].mean((1, 3))
-    torch.testing.assert_close(centres[1:-1, 1:-1], seen[0][1:-1, 1:-1], rtol=0, atol=0.2 * float(seen[0].max() - seen[0].min()))
+    torch.testing.assert_close(
+        centres[1:-1, 1:-1], seen[0][1:-1, 1:-1], rtol=0, atol=0.2 * float(seen[0].max() - seen[0].min())
+    )
     assert torch.corrcoef(torch.stack((centres.flatten(), seen[0].flatten())))[0, 1] > 0.98
     assert torch.equal(saliency.attention_map(network, image), found[0])
     with pytest.raises(ValueError, match="model.attention=cbam"):

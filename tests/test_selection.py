@@ -3,7 +3,7 @@
 import pathlib
 import types
 
-from fomo import selection
+from fomo.training import selection
 
 TASK = types.SimpleNamespace(select="auroc", higher_is_better=True, is_best=None)
 
@@ -31,7 +31,11 @@ def test_the_best_epochs_are_kept_in_their_order(tmp_path):
         history.append(row)
         if place <= 3:
             pathlib.Path(selection.make_place(str(tmp_path), place, 3)).write_text(f"{epoch}")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"best.pt": "2", "best_2.pt": "7", "best_3.pt": "4"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "best.pt": "2",
+        "best_2.pt": "7",
+        "best_3.pt": "4",
+    }
 
 
 def test_early_stopping_counts_epochs_without_a_lower_loss_than_the_lowest():

@@ -5,11 +5,13 @@ import re
 
 import pytest
 import torch
-
 from conftest import channel_paths, members_of, tool
-from fomo import checkpoint, nets, predict, soup
+
+from fomo import checkpoint, nets
 from fomo.config import UserError
-from fomo.log import Log
+from fomo.prediction import predict
+from fomo.runs import soup
+from fomo.runtime.log import Log
 
 
 def test_a_uniform_soup_is_the_mean_and_predicts_in_the_first_folds_units(trained):
@@ -36,7 +38,13 @@ def test_a_soup_finds_the_output_layer_of_each_network(name):
     config = {"task": {}, "data": {}, "model": {}, "weights": {"path": "start.pt"}}
     network = nets.build(name, 1, 1, mode="regression", width=4).eval()
     folds = [
-        {"model": copy.deepcopy(network.state_dict()), "config": config, "fold": i, "task": {"mean": m, "scale": s}, "subjects": ["a"]}
+        {
+            "model": copy.deepcopy(network.state_dict()),
+            "config": config,
+            "fold": i,
+            "task": {"mean": m, "scale": s},
+            "subjects": ["a"],
+        }
         for i, m, s in ((1, 40.0, 10.0), (2, 60.0, 20.0))
     ]  # one network, whose output means other ages in each fold
     mixed = soup.average(folds)

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import crossval, predict, run_folder, tables, tasks, volume
+from fomo import run_folder, tasks
 from fomo.config import UserError
 from fomo.data import cache, sources
 from fomo.data.cases import Case
+from fomo.prediction import predict
+from fomo.runs import crossval
+from fomo.runtime import files
+from fomo.space import volume
 from fomo.tasks import segmentation
 
 
@@ -43,7 +47,9 @@ def test_class_weights_are_inverse_frequencies_with_mean_one_over_the_cases(tiny
 @pytest.mark.parametrize("part, train, val", [("training", (1, 1, 1), (0, 1)), ("validation", (0, 1), (0, 0, 0))])
 def test_a_part_with_one_class_only_is_refused_before_it_is_trained_on(tiny_config, part, train, val):
     task = build(tiny_config, "classification", task={"class_weights": "inverse_frequency"})
-    with pytest.raises(config_module.UserError, match=f"{part} cases: got 3 of class [01] only, wanted both classes: set cv.stratify"):
+    with pytest.raises(
+        config_module.UserError, match=f"{part} cases: got 3 of class [01] only, wanted both classes: set cv.stratify"
+    ):
         task.fit(labelled(*train), labelled(*val))
 
 
@@ -53,7 +59,11 @@ def test_the_loss_of_a_validation_case_is_that_of_training(tiny_config, monkeypa
     task.state["class_weights"] = [0.5, 2.0]
     monkeypatch.setattr(task, "infer", lambda *_: torch.tensor([0.3, -0.9]).softmax(0)[1].item())
     for target in (0, 1):
-        case = SimpleNamespace(case=SimpleNamespace(id="a", subject="a", target=float(target), labels=()), image=lambda: None, background=())
+        case = SimpleNamespace(
+            case=SimpleNamespace(id="a", subject="a", target=float(target), labels=()),
+            image=lambda: None,
+            background=(),
+        )
         wanted = task.loss(torch.tensor([[0.3, -0.9]]), {"target": torch.tensor([target])}).item()
         assert task.predict(None, case, {})["loss"] == pytest.approx(wanted, rel=1e-5)
 
@@ -61,15 +71,28 @@ def test_the_loss_of_a_validation_case_is_that_of_training(tiny_config, monkeypa
 def test_classes_of_another_table_are_known_by_their_names(tiny_config, monkeypatch):
     """A table that has patients only numbers their class 0."""
     task = build(tiny_config, "classification")
-    task.inspect([SimpleNamespace(target=float(number), labels=(text,)) for number, text in enumerate(("healthy", "ill at ease"))])
+    task.inspect(
+        [
+            SimpleNamespace(target=float(number), labels=(text,))
+            for number, text in enumerate(("healthy", "ill at ease"))
+        ]
+    )
     assert task.state["classes"] == ["healthy", "ill_at_ease"]
     monkeypatch.setattr(task, "infer", lambda *_: 0.75)
 
     def row(text):
-        return task.predict(None, SimpleNamespace(case=SimpleNamespace(id="a", subject="a", target=0.0, labels=(text,)), image=lambda: None, background=()), {})
+        return task.predict(
+            None,
+            SimpleNamespace(
+                case=SimpleNamespace(id="a", subject="a", target=0.0, labels=(text,)), image=lambda: None, background=()
+            ),
+            {},
+        )
 
     assert row("ill at ease")["target"] == 1 and row("healthy")["target"] == 0
-    with pytest.raises(config_module.UserError, match="case a: target class: got the class 'dead', wanted one of healthy, ill_at_ease"):
+    with pytest.raises(
+        config_module.UserError, match="case a: target class: got the class 'dead', wanted one of healthy, ill_at_ease"
+    ):
         row("dead")
 
 
@@ -78,7 +101,9 @@ def test_decisions_use_the_threshold_that_was_fitted_on_validation(tiny_config):
     val = [{"target": y, "probability": p} for y, p in ((0, 0.1), (0, 0.2), (1, 0.3), (1, 0.4))]
     task.calibrate(lambda: val)
     assert task.state["threshold"] == pytest.approx(0.25)
-    rows = task.finish([{"id": i, "subject": i, "target": y, "probability": p} for i, y, p in (("a", 1, 0.26), ("b", 0, 0.24))])
+    rows = task.finish(
+        [{"id": i, "subject": i, "target": y, "probability": p} for i, y, p in (("a", 1, 0.26), ("b", 0, 0.24))]
+    )
     assert [row["decision"] for row in rows] == [1, 0] and task.score(rows)["accuracy"] == 1
     half = build(tiny_config, "classification", eval={"threshold": "half"})
     half.calibrate(lambda: pytest.fail("nothing is to be fitted"))
@@ -107,7 +132,12 @@ def test_the_bias_correction_comes_from_validation_and_is_shown_beside_the_raw_v
     task = build(tiny_config, "regression")
     val = [{"target": t, "prediction": 50 + 0.5 * (t - 50)} for t in (30.0, 50.0, 70.0)]
     task.calibrate(lambda: val)
-    rows = task.finish([{"id": "a", "subject": "a", "target": t, "prediction": 50 + 0.5 * (t - 50), "training_mean": 50.0} for t in (20.0, 80.0)])
+    rows = task.finish(
+        [
+            {"id": "a", "subject": "a", "target": t, "prediction": 50 + 0.5 * (t - 50), "training_mean": 50.0}
+            for t in (20.0, 80.0)
+        ]
+    )
     scores = task.score(rows)
     assert scores["mae"] == 15 and scores["bias_slope"] == pytest.approx(-0.5)
     assert scores["corrected_mae"] == pytest.approx(0, abs=1e-9)
@@ -171,7 +201,9 @@ def test_classes_are_named_as_in_the_table():
     assert tasks.coverage.class_names({"a": {"target": 1.0}}) == ["0", "1"]
 
 
-@pytest.mark.parametrize("empties, split", [(3, {"with foreground": 15}), (5, {"with foreground": 10, "without foreground": 5})])
+@pytest.mark.parametrize(
+    "empties, split", [(3, {"with foreground": 15}), (5, {"with foreground": 10, "without foreground": 5})]
+)
 def test_too_few_empty_masks_are_no_reason_to_refuse(tiny_config, empties, split):
     config = config_module.load(tiny_config("segmentation", cv={"folds": 5, "stratify": True}))
     count = sum(split.values())
@@ -222,7 +254,10 @@ def segmentation_case(shape, mask):
 def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp_path, loss):
     shape = (16, 16, 8)
     mask = np.random.default_rng(1).integers(2, size=shape).astype(np.uint8)
-    case, options = segmentation_case(shape, mask), dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None)
+    case, options = (
+        segmentation_case(shape, mask),
+        dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None),
+    )
     monkeypatch.setattr(segmentation, "read_volume", lambda source, like: (source, np.eye(4)))
     (tmp_path / "masks").mkdir()
     networks = {"sigmoid": lambda x: x, "softmax": lambda x: torch.cat([-x / 2, x / 2], 1)}
@@ -238,7 +273,11 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
         for key in one.keys() - {"id", "subject"}:
             assert one[key] == pytest.approx(two[key], rel=1e-5, nan_ok=True)
     (row, volumes), (other_row, other) = native.values()
-    assert row == other_row and np.array_equal(volumes["mask"], other["mask"]) and row["predicted_voxels"] == found["sigmoid"][1]["predicted_voxels"]
+    assert (
+        row == other_row
+        and np.array_equal(volumes["mask"], other["mask"])
+        and row["predicted_voxels"] == found["sigmoid"][1]["predicted_voxels"]
+    )
     np.testing.assert_allclose(volumes["probabilities"], other["probabilities"], atol=1e-6)
 
 
@@ -246,7 +285,10 @@ def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_conf
     shape = (16, 16, 16)
     mask = np.zeros(shape, np.uint8)
     mask[2:6, 1:4, 3:7] = 1
-    case, options = segmentation_case(shape, mask), dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None)
+    case, options = (
+        segmentation_case(shape, mask),
+        dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None),
+    )
     task, rows = build(tiny_config, "segmentation"), []
     perfect = 9 * torch.from_numpy(mask).float()[None, None]
     flipped = np.diag([-1.0, 1.0, 1.0, 1.0])
@@ -283,7 +325,7 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
     )
     crossval.run(config)
     folder = pathlib.Path(config.output) / config.name / "fold_1"
-    rows = tables.read_csv(folder / "predictions.csv")
+    rows = files.read_csv(folder / "predictions.csv")
     members = predict.load_members([str(folder / "best.pt")], torch.device("cpu"))
     listed = {case.id: case for case in sources.list_cases(config.data, config.task)}
     row = max(rows, key=lambda row: float(row["predicted_voxels"]))

@@ -10,9 +10,11 @@ import types
 import pytest
 from conftest import ROOT, run_command
 
-from fomo import config as config_module, tables, tracking
+from fomo import config as config_module
 from fomo.config import UserError
 from fomo.report.run import read_log
+from fomo.runtime import files
+from fomo.training import tracking
 
 CHANNELS = "data: {channels: [t1]}\n"
 
@@ -43,7 +45,9 @@ def test_what_is_written_again_after_a_resume_replaces_what_was_there(tmp_path):
     session(*train[:2], ("epoch", {"epoch": 1, "step": 2, "val_loss": 1.0, "best": True}), *train[2:])
     # stopped at step 4; what was saved is step 2, before its epoch was evaluated, and the loss comes out otherwise
     again = [("train", {"fold": 1, "epoch": 2, "step": 3, "loss": 30.0})]
-    session(("resume", {"epoch": 1, "step": 2}), ("epoch", {"epoch": 1, "step": 2, "val_loss": 2.0, "best": False}), *again)
+    session(
+        ("resume", {"epoch": 1, "step": 2}), ("epoch", {"epoch": 1, "step": 2, "val_loss": 2.0, "best": False}), *again
+    )
     assert scalars(tmp_path / "tensorboard" / "train") == {"loss": [(1, 0.5), (2, 1.0), (3, 30.0)]}
     assert scalars(tmp_path / "tensorboard" / "epoch") == {"val_loss": [(1, 2.0)], "best": [(1, 0.0)]}
     session(train[0])  # started anew: nothing had been saved
@@ -88,16 +92,21 @@ def test_a_run_that_is_killed_and_continued(tmp_path, tiny_config):
 
 def test_the_recipe_for_other_trackers(tmp_path, monkeypatch):
     recipe = re.search(r"```python\n(import csv, .*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
-    rows = [{"epoch": 1, "step": 3, "val_loss": 0.5, "val_auroc": float("nan")}, {"epoch": 2, "step": 6, "val_loss": 0.25}]
+    rows = [
+        {"epoch": 1, "step": 3, "val_loss": 0.5, "val_auroc": float("nan")},
+        {"epoch": 2, "step": 6, "val_loss": 0.25},
+    ]
     sent, slept = [], []
 
     def sleep(seconds):  # meanwhile an epoch is done, and then the fold
         slept.append(seconds)
-        tables.write_csv(str(tmp_path / "history.csv"), rows[: len(slept)])
+        files.write_csv(str(tmp_path / "history.csv"), rows[: len(slept)])
         if len(slept) == 2:
-            tables.write_csv(str(tmp_path / "results.csv"), [{"metric": "auroc", "value": 1}])
+            files.write_csv(str(tmp_path / "results.csv"), [{"metric": "auroc", "value": 1}])
 
-    wandb = types.SimpleNamespace(init=lambda **values: None, log=lambda values, step: sent.append((step, values["val_loss"])))
+    wandb = types.SimpleNamespace(
+        init=lambda **values: None, log=lambda values, step: sent.append((step, values["val_loss"]))
+    )
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(sys, "argv", ["track.py", str(tmp_path)])
     monkeypatch.setattr("time.sleep", sleep)

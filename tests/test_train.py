@@ -8,8 +8,8 @@ import re
 
 import pytest
 import yaml
-
 from conftest import run_command
+
 from fomo.config import UserError, from_dict
 from fomo.folds import check_split, holdout
 
@@ -82,7 +82,10 @@ def test_cv_over_the_values_of_the_fold_column(table):
 def test_unknown_folds_and_a_subject_in_two_folds_are_refused(table):
     path = table(data={"test_folds": [7]})
     refused = run_command("train.py", path, "--dry-run")
-    assert refused.returncode == 2 and "data.test_folds: got '7', wanted values of the fold column: 1, 2, 3, 4" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "data.test_folds: got '7', wanted values of the fold column: 1, 2, 3, 4" in refused.stderr
+    )
     csv_path = path.parent / "table.csv"
     lines = csv_path.read_text().splitlines()
     rows = [line.split(",") for line in lines[1:]]
@@ -92,7 +95,9 @@ def test_unknown_folds_and_a_subject_in_two_folds_are_refused(table):
     csv_path.write_text("\n".join(lines) + "\n")
     path = table(data={"val_folds": [2], "test_folds": [1]})
     refused = run_command("train.py", path, "--dry-run")
-    assert refused.returncode == 2 and re.search(rf"group {subject} is in (val and in test|test and in val)", refused.stderr)
+    assert refused.returncode == 2 and re.search(
+        rf"group {subject} is in (val and in test|test and in val)", refused.stderr
+    )
 
 
 def test_train_then_evaluate_equals_both(tiny_config):
@@ -110,7 +115,9 @@ def test_a_given_checkpoint_is_what_is_tested(tiny_config):
     path = tiny_config("classification")
     folder = folder_of(path)
     refused = run_command("train.py", path, "train.mode=evaluate")
-    assert refused.returncode == 2 and "best.pt: no such file" in refused.stderr.replace("not a readable checkpoint", "no such file")
+    assert refused.returncode == 2 and "best.pt: no such file" in refused.stderr.replace(
+        "not a readable checkpoint", "no such file"
+    )
     finished(run_command("train.py", path))
     best = folder / "fold_1" / "best.pt"
     said = finished(run_command("train.py", path, "name=again", "train.mode=evaluate", f"train.checkpoint={best}"))
@@ -118,7 +125,9 @@ def test_a_given_checkpoint_is_what_is_tested(tiny_config):
     assert read(again / "predictions.csv") == read(folder / "fold_1" / "predictions.csv")
     assert not (again / "last.pt").exists() and "trained on" not in said
     # another split: its test cases were the checkpoint's training cases, and that is said
-    said = finished(run_command("train.py", path, "name=leak", "seed=5", "train.mode=evaluate", f"train.checkpoint={best}"))
+    said = finished(
+        run_command("train.py", path, "name=leak", "seed=5", "train.mode=evaluate", f"train.checkpoint={best}")
+    )
     assert "WARN" in said.upper() and "that the checkpoint was trained on" in said
 
 
@@ -128,11 +137,22 @@ def test_only_what_is_calibrated_and_means_the_same_is_tested(tiny_config):
     finished(run_command("train.py", path))
 
     def evaluate(name, checkpoint, *arguments):
-        return run_command("train.py", path, f"name={name}", "train.mode=evaluate", f"train.checkpoint={folder / checkpoint}", *arguments)
+        return run_command(
+            "train.py",
+            path,
+            f"name={name}",
+            "train.mode=evaluate",
+            f"train.checkpoint={folder / checkpoint}",
+            *arguments,
+        )
 
     cases = (
         ("last.pt", [], "nothing was fitted on validation cases for it yet"),
-        ("best.pt", ["data.channels=[t2,t1]"], "was trained with data.channels=('t1', 't2'), and the config has ('t2', 't1')"),
+        (
+            "best.pt",
+            ["data.channels=[t2,t1]"],
+            "was trained with data.channels=('t1', 't2'), and the config has ('t2', 't1')",
+        ),
         ("best.pt", ["data.normalize=none"], "data.normalize"),
         ("best_2.pt", [], None),
     )
@@ -161,7 +181,10 @@ def test_weights_are_looked_at_before_the_data_and_what_they_know_is_said(tiny_c
     "sections, words",
     [
         ({"train": {"checkpoint": "a.pt"}}, "none for train.mode=both"),
-        ({"train": {"checkpoint": "a.pt", "mode": "evaluate"}, "weights": {"path": "b.pt"}}, "one of them is what is evaluated"),
+        (
+            {"train": {"checkpoint": "a.pt", "mode": "evaluate"}, "weights": {"path": "b.pt"}},
+            "one of them is what is evaluated",
+        ),
         ({"data": {"train_folds": ["1"]}}, "the folds to test on"),
         ({"data": {"val_folds": ["1"], "test_folds": ["1"]}}, "each fold in one part"),
     ],

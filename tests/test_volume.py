@@ -8,10 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.ndimage
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nibabel import orientations
 
-from fomo import volume
+from fomo.space import volume
 
 
 def save(path, array, affine=np.eye(4), **header):
@@ -98,7 +99,9 @@ def test_a_singular_affine_and_complex_voxels_are_refused(tmp_path):
 
 def test_written_masks_are_uint8_with_slope_1_and_the_header_of_the_input(tmp_path):
     affine, _ = oblique(12, (1, 2, 3), "PIR", (4, 5, 6))
-    source = save(tmp_path / "in.nii.gz", np.ones((4, 5, 6), np.int16), affine, descrip=b"scanner", sform_code=1, qform_code=1)
+    source = save(
+        tmp_path / "in.nii.gz", np.ones((4, 5, 6), np.int16), affine, descrip=b"scanner", sform_code=1, qform_code=1
+    )
     mask = np.zeros((4, 5, 6), np.uint8)
     mask[1, 2, 3] = 1
     volume.write_nifti(tmp_path / "out.nii.gz", mask, affine, like=source)
@@ -130,7 +133,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.tuples(*[st.integers(1, 12)] * 3), st.tuples(*[st.integers(1, 12)] * 3), st.sampled_from([0, 1, 3]), st.booleans()
+    st.tuples(*[st.integers(1, 12)] * 3),
+    st.tuples(*[st.integers(1, 12)] * 3),
+    st.sampled_from([0, 1, 3]),
+    st.booleans(),
 )
 def test_resample_equals_scipy(before, after, order, channels):
     array = np.random.default_rng(0).normal(size=before).astype(np.float32)
@@ -165,7 +171,11 @@ def test_labels_keep_their_place_when_the_grid_halves():
 
 def test_bad_arguments_are_named():
     array = np.ones((2, 2, 2))
-    for arguments, words in [((array, (2, 2, 3), 2), "order"), ((array, (2, 0, 3), 1), "shape"), ((array, (2, 2), 1), "shape")]:
+    for arguments, words in [
+        ((array, (2, 2, 3), 2), "order"),
+        ((array, (2, 0, 3), 1), "shape"),
+        ((array, (2, 2), 1), "shape"),
+    ]:
         with pytest.raises(ValueError, match=words):
             volume.resample(*arguments)
     with pytest.raises(ValueError, match="kind"):
@@ -177,8 +187,12 @@ def test_bad_arguments_are_named():
 
 def test_normalisations_by_hand():
     array = np.array([0.0, 2.0, 4.0, 6.0]).reshape(4, 1, 1)
-    np.testing.assert_allclose(volume.normalize(array, "zscore").ravel(), np.array([-3, -1, 1, 3]) / np.sqrt(5), rtol=1e-6)
-    np.testing.assert_allclose(volume.normalize(array, "percentile", percentiles=(0, 100)).ravel(), [0, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(
+        volume.normalize(array, "zscore").ravel(), np.array([-3, -1, 1, 3]) / np.sqrt(5), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        volume.normalize(array, "percentile", percentiles=(0, 100)).ravel(), [0, 1 / 3, 2 / 3, 1]
+    )
     np.testing.assert_allclose(volume.normalize(array, "window", window=(2, 4)).ravel(), [0, 0, 1, 1])
     np.testing.assert_array_equal(volume.normalize(array, "none"), array)
 
@@ -192,10 +206,14 @@ def test_a_constant_volume_is_refused(kind):
 @pytest.mark.parametrize("window, value", [((100, 200), 0), ((-20, -10), 1)])
 def test_a_window_beside_all_intensities_is_refused(window, value):
     array = np.array([0.0, 2.0, 4.0, 6.0]).reshape(4, 1, 1)
-    with pytest.raises(ValueError, match=f"constant volume: got intensities from 0 to 6, .*window from .* makes {value}$"):
+    with pytest.raises(
+        ValueError, match=f"constant volume: got intensities from 0 to 6, .*window from .* makes {value}$"
+    ):
         volume.normalize(array, "window", window=window)
     with pytest.raises(ValueError, match="^flair.nii: constant volume"):
-        volume.preprocess([array + 100, array], np.eye(4), kind="window", window=(100, 200), crop=False, names=["t1.nii", "flair.nii"])
+        volume.preprocess(
+            [array + 100, array], np.eye(4), kind="window", window=(100, 200), crop=False, names=["t1.nii", "flair.nii"]
+        )
 
 
 def test_percentiles_that_coincide_are_refused():
@@ -242,7 +260,9 @@ def test_axes_of_another_volume_are_taken_over_without_moving_a_voxel():
         for index in itertools.product(*map(range, turned.shape)):
             native = np.round(np.linalg.solve(affine, own @ (*index, 1))[:3]).astype(int)
             assert array[tuple(native)] == turned[index]
-    one, other = (oblique(degrees, (1, 1, 1))[0] for degrees in (44.999, 45.001))  # RAS is nearest to other axes of them
+    one, other = (
+        oblique(degrees, (1, 1, 1))[0] for degrees in (44.999, 45.001)
+    )  # RAS is nearest to other axes of them
     assert np.array_equal(volume.to_axes_of(one, array, other)[0], array)
 
 
@@ -278,7 +298,9 @@ def test_a_mask_pushed_forward_and_back_overlaps_itself(code, degrees, spacing_m
     affine, ornt = oblique(degrees, spacing_mm, code, shape)
     image = np.random.default_rng(0).normal(100, 10, shape).astype(np.float32)
     native_image, native_mask = (orientations.apply_orientation(array, ornt) for array in (image, mask))
-    _, forward, geometry = volume.preprocess([native_image], affine, spacing_mm=(1, 1, 1), mask=native_mask.astype(np.uint8))
+    _, forward, geometry = volume.preprocess(
+        [native_image], affine, spacing_mm=(1, 1, 1), mask=native_mask.astype(np.uint8)
+    )
     probabilities = np.stack([forward == 0, forward == 1]).astype(np.float32)
     back = volume.to_native(probabilities, geometry).argmax(0) == 1
     assert back.shape == native_mask.shape
@@ -292,7 +314,9 @@ def test_image_and_mask_stay_aligned_through_preprocessing():
     mask = blob((40, 44, 12), (1.1, 1.0, 4.0), 14)
     image = np.where(mask, 100.0, 10.0).astype(np.float32)
     affine, _ = oblique(15, (1.1, 1.0, 4.0), "RAS", mask.shape)
-    image, forward, _ = volume.preprocess([image], affine, spacing_mm=(1.5, 1.5, 1.5), kind="none", mask=mask.astype(np.uint8))
+    image, forward, _ = volume.preprocess(
+        [image], affine, spacing_mm=(1.5, 1.5, 1.5), kind="none", mask=mask.astype(np.uint8)
+    )
     assert dice(image[0] > 55, forward == 1) > 0.97
 
 

@@ -31,15 +31,22 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 import scipy.ndimage  # noqa: E402
+from benchmark_data import add_arguments as data_arguments  # noqa: E402
+from benchmark_data import bench_data
+from benchmark_folds import add_arguments as folds_arguments  # noqa: E402
+from benchmark_folds import bench_folds
+from benchmark_gpu import add_arguments as gpu_arguments  # noqa: E402
+from benchmark_gpu import bench_gpu
+from benchmark_inference import add_arguments as inference_arguments  # noqa: E402
+from benchmark_inference import bench_inference
+from benchmark_mae import add_arguments as mae_arguments  # noqa: E402
+from benchmark_mae import bench_mae
+from benchmark_manifest import add_arguments as manifest_arguments  # noqa: E402
+from benchmark_manifest import bench_manifest
+from benchmark_slices import add_arguments as slices_arguments  # noqa: E402
+from benchmark_slices import bench_slices
 
-from benchmark_data import add_arguments as data_arguments, bench_data  # noqa: E402
-from benchmark_gpu import add_arguments as gpu_arguments, bench_gpu  # noqa: E402
-from benchmark_folds import add_arguments as folds_arguments, bench_folds  # noqa: E402
-from benchmark_inference import add_arguments as inference_arguments, bench_inference  # noqa: E402
-from benchmark_manifest import add_arguments as manifest_arguments, bench_manifest  # noqa: E402
-from benchmark_mae import add_arguments as mae_arguments, bench_mae  # noqa: E402
-from benchmark_slices import add_arguments as slices_arguments, bench_slices  # noqa: E402
-from fomo.log import format_value  # noqa: E402
+from fomo.runtime.log import format_value  # noqa: E402
 
 
 def say(event, **values):

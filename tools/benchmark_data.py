@@ -290,8 +290,9 @@ def bench_loader(say, batch_size=2, steps=20):
 
 def bench_waiting(options, say, batch_size=2, steps=12):
     """The share of a training step of UNet-B that is spent waiting for the batch, on the GPU where there is one."""
-    from fomo import engine, nets, optimization, tasks
+    from fomo import nets, tasks
     from fomo.data import loader
+    from fomo.training import loop, optimization
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     width = options.width or (32 if device.type == "cuda" else 4)
@@ -307,8 +308,8 @@ def bench_waiting(options, say, batch_size=2, steps=12):
             start = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - start
-            batch = engine.to_device(batch, device, augment, layout)
-            engine.train_step(network, task, [batch], optimizer, scaler, autocast, None).read()
+            batch = loop.to_device(batch, device, augment, layout)
+            loop.train_step(network, task, [batch], optimizer, scaler, autocast, None).read()
             times.append((waited, time.perf_counter() - start))
         data_s, step_s = np.mean(times[4:], axis=0)
         values = dict(workers=2, device=device.type, width=width, batch_size=batch_size, data_s=data_s, step_s=step_s)

@@ -26,8 +26,17 @@ def bench_folds(options, say, peer):
     """options: of add_arguments; say(event, **values) prints a line."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        arguments = [str(ROOT / "configs/demo_task1.yaml"), f"data.root={folder}/phantoms", f"data.cache={folder}/cache"]
-        arguments += [f"cv.folds={FOLDS}", "data.phantom_cases=64", "augment.preset=basic", f"train.epochs={options.epochs}"]
+        arguments = [
+            str(ROOT / "configs/demo_task1.yaml"),
+            f"data.root={folder}/phantoms",
+            f"data.cache={folder}/cache",
+        ]
+        arguments += [
+            f"cv.folds={FOLDS}",
+            "data.phantom_cases=64",
+            "augment.preset=basic",
+            f"train.epochs={options.epochs}",
+        ]
         run([sys.executable, str(ROOT / "tools/preprocess.py"), *arguments, f"output={folder}"])
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         best = {}
@@ -40,7 +49,9 @@ def bench_folds(options, say, peer):
         for ranks, (seconds, cpu_s) in best.items():
             say("time", case="folds", ranks=ranks, folds=FOLDS, seconds=seconds, cpu_s=cpu_s)
         ratio = best[2][0] / best[1][0]
-        say("ratio", case="folds", two_ranks_take=ratio, target=0.55, reached=ratio <= 0.55, cpu=best[2][1] / best[1][1])
+        say(
+            "ratio", case="folds", two_ranks_take=ratio, target=0.55, reached=ratio <= 0.55, cpu=best[2][1] / best[1][1]
+        )
         tables = [(folder / f"{ranks}_0" / "demo_task1" / "predictions.csv").read_text() for ranks in (1, 2)]
         say("values", case="folds", same_predictions=tables[0] == tables[1])
 

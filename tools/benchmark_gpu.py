@@ -18,7 +18,6 @@ import time
 import types
 
 import torch
-
 from benchmark_data import phantom_batches
 from benchmark_inference import bench_full
 
@@ -33,11 +32,28 @@ STEPS = (  # task, network, channels in and out, batch, edge of the patch in vox
     ("mae", "unet_b_lw_dec", 1, 1, 2, 96),
     ("slices", "resnet50", 1, 18, 64, 224),
 )
-PATHS = {"naive": dict(naive=True), "torch_norm": dict(torch_norm=True), "checkpointed": dict(recompute=True)}  # held against ours
+PATHS = {
+    "naive": dict(naive=True),
+    "torch_norm": dict(torch_norm=True),
+    "checkpointed": dict(recompute=True),
+}  # held against ours
 KERNELS = {  # class: parts of the names of its kernels; the first that matches counts
     "optimizer": ("multi_tensor", "adam", "l2norm", "lpnorm"),
     "normalisation": ("norm", "welford", "bn_", "reduce_kernel", "addcmul"),
-    "convolution": ("conv", "gemm", "cutlass", "xmma", "cudnn", "dgrad", "wgrad", "fprop", "nchwtonhwc", "nhwctonchw", "vol2col", "col2vol"),
+    "convolution": (
+        "conv",
+        "gemm",
+        "cutlass",
+        "xmma",
+        "cudnn",
+        "dgrad",
+        "wgrad",
+        "fprop",
+        "nchwtonhwc",
+        "nhwctonchw",
+        "vol2col",
+        "col2vol",
+    ),
     "copies": ("memcpy", "memset", "copy", "cat", "fill"),
     "pooling and activation": ("pool", "leaky", "relu"),
 }
@@ -46,12 +62,14 @@ KERNELS = {  # class: parts of the names of its kernels; the first that matches 
 def add_arguments(command):
     command.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured (all)")
     command.add_argument("--turns", type=int, default=3, help="turns of which the best counts (3)")
-    command.add_argument("--minutes", type=float, default=8, help="what has not begun by then is left out, and said (8)")
+    command.add_argument(
+        "--minutes", type=float, default=8, help="what has not begun by then is left out, and said (8)"
+    )
 
 
 def bench_gpu(options, say, peer):
     """options: of add_arguments; say(event, **values) prints a line."""
-    from fomo import optimization
+    from fomo.training import optimization
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu (toy sizes: times mean nothing)"
@@ -75,7 +93,18 @@ def bench_gpu(options, say, peer):
         rates = attempt(dict(part="chip"), bench_chip, device, say) or {}
     for case in STEPS if "steps" in options.parts else ():
         for who, how in variants(case, device).items():
-            attempt(dict(part="steps", **where_of(case), who=who), bench_step, case, who, how, device, options, rates, measured, say)
+            attempt(
+                dict(part="steps", **where_of(case), who=who),
+                bench_step,
+                case,
+                who,
+                how,
+                device,
+                options,
+                rates,
+                measured,
+                say,
+            )
     for case in STEPS if "breakdown" in options.parts and device.type == "cuda" else ():
         attempt(dict(part="breakdown", **where_of(case)), breakdown, case, device, say)
     if "fed" in options.parts:
@@ -88,7 +117,9 @@ def bench_gpu(options, say, peer):
         attempt(dict(part="compile"), bench_parity, device, say, {"compiled": dict(compiled=True)})
         for case in STEPS:
             where = dict(part="compile", **where_of(case))
-            attempt(where, bench_step, case, "fomo_compiled", dict(compiled=True), device, options, rates, measured, say)
+            attempt(
+                where, bench_step, case, "fomo_compiled", dict(compiled=True), device, options, rates, measured, say
+            )
 
 
 def where_of(case):
@@ -156,9 +187,20 @@ def sizes(case, device):
     return case[4:] if device.type == "cuda" else (2, 32)
 
 
-def make_step(case, device, naive=False, recompute=False, compiled=False, torch_norm=False, other_layout=False, search=False, edge=None):
+def make_step(
+    case,
+    device,
+    naive=False,
+    recompute=False,
+    compiled=False,
+    torch_norm=False,
+    other_layout=False,
+    search=False,
+    edge=None,
+):
     """A function that does one optimizer step, on a fixed batch or on the one that it is fed, and returns its loss."""
-    from fomo import engine, losses, nets, optimization
+    from fomo import losses, nets
+    from fomo.training import loop, optimization
 
     kind, name, channels, outputs, _, _ = case
     batch, own_edge = sizes(case, device)
@@ -196,10 +238,14 @@ def make_step(case, device, naive=False, recompute=False, compiled=False, torch_
     autocast, scaler = optimization.precision("bf16", device)
 
     def step(fed=None):
-        given = batch_of_step if fed is None else {**fed, "target": fed["mask"], "image": fed["image"].contiguous(memory_format=layout)}
+        given = (
+            batch_of_step
+            if fed is None
+            else {**fed, "target": fed["mask"], "image": fed["image"].contiguous(memory_format=layout)}
+        )
         if naive:
             return naive_step(forward, task, given, optimizer, autocast)
-        return engine.train_step(forward, task, [given], optimizer, scaler, autocast, 1.0).loss
+        return loop.train_step(forward, task, [given], optimizer, scaler, autocast, 1.0).loss
 
     return step
 
@@ -275,7 +321,9 @@ def breakdown(case, device, say, steps=5):
     sums = {}
     for event in profiler.key_averages():
         kernel_s = event.self_device_time_total / 1e6 / steps
-        if kernel_s and "cuda" in str(event.device_type).lower() and not event.is_user_annotation:  # which spans kernels
+        if (
+            kernel_s and "cuda" in str(event.device_type).lower() and not event.is_user_annotation
+        ):  # which spans kernels
             lower = event.key.lower()
             kind = next((kind for kind, words in KERNELS.items() if any(word in lower for word in words)), "other")
             sums[kind] = sums.get(kind, 0.0) + kernel_s
@@ -284,13 +332,19 @@ def breakdown(case, device, say, steps=5):
         raise RuntimeError("the profiler saw no kernel: it may lack the right to the GPU's counters")
     for kind, kernel_s in sorted(sums.items(), key=lambda pair: -pair[1]):
         say("kernels", **where, kind=kind, seconds=kernel_s, share=kernel_s / busy)
-    say("kernels", **where, kind="idle, under the profiler", seconds=max(0.0, wall - busy), share=max(0.0, 1 - busy / wall))
+    say(
+        "kernels",
+        **where,
+        kind="idle, under the profiler",
+        seconds=max(0.0, wall - busy),
+        share=max(0.0, 1 - busy / wall),
+    )
 
 
 def bench_fed(device, say, steps=40):
     """Steps of the segmentation with batches from disk: the naive step behind CPU augmentation, ours as it is configured."""
-    from fomo import engine
     from fomo.data import loader
+    from fomo.training import loop
 
     edge, batch, workers = (96, 2, min(8, os.cpu_count())) if device.type == "cuda" else (32, 2, 0)
     steps = steps if device.type == "cuda" else 4
@@ -308,7 +362,7 @@ def bench_fed(device, say, steps=40):
                 clock = time.perf_counter()
                 feed = next(batches)
                 waited_s += time.perf_counter() - clock
-                step(engine.to_device(feed, device, augment))
+                step(loop.to_device(feed, device, augment))
             _wait(device)
             seconds[who] = (time.perf_counter() - start) / steps
             line = dict(workers=workers, batch=batch, patch=edge, step_s=seconds[who], data_s=waited_s / steps)
@@ -324,7 +378,15 @@ def bench_parity(device, say, paths, steps=50):
         losses[label] = [float(step()) for _ in range(steps)]
     for label in paths:
         largest = max(abs(a - b) for a, b in zip(losses["plain"], losses[label]))
-        say("parity", who="fomo", against=label, steps=steps, first=losses[label][0], last=losses[label][-1], largest_difference=largest)
+        say(
+            "parity",
+            who="fomo",
+            against=label,
+            steps=steps,
+            first=losses[label][0],
+            last=losses[label][-1],
+            largest_difference=largest,
+        )
 
 
 # ------------------------------------------------------------------------------------------ clocks

@@ -63,7 +63,8 @@ def bench_windows(network, volume, monai, turns):
     """({who: best seconds}, {who: result}) in rotation; of CPU time on the CPU, where other processes may run."""
     import torch
 
-    from fomo import inference, patches
+    from fomo import inference
+    from fomo.space import patches
 
     starts = patches.window_starts(volume.shape[1:], PATCH, OVERLAP)
 
@@ -121,7 +122,8 @@ def bench_full(options, say, device):
     import numpy as np
     import torch
 
-    from fomo import checkpoint, config as config_module, nets, tasks
+    from fomo import checkpoint, nets, tasks
+    from fomo import config as config_module
 
     root, channels = pathlib.Path(__file__).resolve().parent.parent, ["dwi_b1000", "flair", "adc", "swi"]
     config = config_module.from_dict(

@@ -24,7 +24,8 @@ def bench_mae(options, say, peer):
     import torch
 
     from fomo import config as config_module
-    from fomo import optimization, tasks
+    from fomo import tasks
+    from fomo.training import optimization
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -75,4 +76,11 @@ def bench_mae(options, say, peer):
     for who, times in zip(("plain", "mae"), zip(*pairs)):
         say("time", case=case, who=who, device=str(device), seconds=min(times))
     ratio = statistics.median(step / plain for plain, step in pairs)
-    say("mae", case=case, times_plain=ratio, of_the_best=min(b for _, b in pairs) / min(a for a, _ in pairs), target=1.1, reached=ratio <= 1.1)
+    say(
+        "mae",
+        case=case,
+        times_plain=ratio,
+        of_the_best=min(b for _, b in pairs) / min(a for a, _ in pairs),
+        target=1.1,
+        reached=ratio <= 1.1,
+    )

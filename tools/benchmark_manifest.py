@@ -37,8 +37,19 @@ def bench_manifest(options, say, peer):
         make_tree(folder, options.cases)
         for step, ranks in (("first", 1), *(("warm", ranks) for ranks in options.ranks)):
             for rank, found in enumerate(run_start(folder, ranks)):
-                reached = {"seconds_reached": found["total_s"] <= TARGET_S, "memory_reached": found["peak_mb"] <= TARGET_MB}
-                say("start", step=step, cases=options.cases, ranks=ranks, rank=rank, **found, **(reached if step == "warm" else {}))
+                reached = {
+                    "seconds_reached": found["total_s"] <= TARGET_S,
+                    "memory_reached": found["peak_mb"] <= TARGET_MB,
+                }
+                say(
+                    "start",
+                    step=step,
+                    cases=options.cases,
+                    ranks=ranks,
+                    rank=rank,
+                    **found,
+                    **(reached if step == "warm" else {}),
+                )
     finally:
         if options.folder is None:
             shutil.rmtree(folder)
@@ -77,9 +88,12 @@ def start(folder):
     """What fomo.crossval does before a fold is trained, and the loader's first batch."""
     import torch
 
-    from fomo import config as config_module, dist, engine, listing, run_folder, tasks
-    from fomo.data import cache, loader, sources
-    from fomo.log import Log
+    from fomo import config as config_module
+    from fomo import run_folder, tasks
+    from fomo.data import cache, listing, loader, sources
+    from fomo.runtime import dist
+    from fomo.runtime.log import Log
+    from fomo.training import loop
 
     marks = {"start_mb": peak_mb()}
     values = {
@@ -116,7 +130,7 @@ def start(folder):
     mark("cache_s")
     by_id = {case.case.id: case for case in cases}
     train = [by_id[name] for name in splits[0]["train"]]
-    plan = engine.make_plan(config)
+    plan = loop.make_plan(config)
     batch = next(loader.batches(config, train, 1, plan, 0, 100 * len(train) // config.train.batch_size))
     mark("batch_s")
     assert len(batch["id"]) == config.train.batch_size // dist.world_size()

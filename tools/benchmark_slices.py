@@ -70,7 +70,7 @@ def write_slices(folder, dtype, count):
 
 def ours(folder, paths, channels, batch):
     from fomo import config as config_module
-    from fomo.data import loader, slices
+    from fomo.data import loader, slice_files
     from fomo.data.cases import Case, Volume
 
     always = {"p": 1.0}
@@ -94,7 +94,7 @@ def ours(folder, paths, channels, batch):
         },
         "the benchmark",
     )
-    cases = slices.prepare(
+    cases = slice_files.prepare(
         [Case(f"{n:06d}", str(n), (Volume(path),), None, (0.0, 1.0), None) for n, path in enumerate(paths)], config.data
     )
 
@@ -119,7 +119,12 @@ def theirs(paths, channels, batch, one_affine):
             transforms.RandomAffine(0, translate=(0.1, 0.1), interpolation=bilinear),
         ]
     pipeline = transforms.Compose(
-        [transforms.RandomHorizontalFlip(), *spatial, transforms.ColorJitter(brightness=0.2, contrast=0.2), transforms.ToTensor()]
+        [
+            transforms.RandomHorizontalFlip(),
+            *spatial,
+            transforms.ColorJitter(brightness=0.2, contrast=0.2),
+            transforms.ToTensor(),
+        ]
     )
 
     class Slices(torch.utils.data.Dataset):

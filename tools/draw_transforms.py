@@ -15,8 +15,9 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, patches, volume
+from fomo import cli
 from fomo.config import UserError
+from fomo.space import patches, volume
 from fomo.transforms import KEYS, PRESETS, build, masking, mixing, resolve
 
 
@@ -32,7 +33,9 @@ def main(arguments):
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.seed < 0 or min(options.patch or [_SMALLEST]) < _SMALLEST:
-        parser.error(f"got --seed {options.seed} --patch {options.patch}, wanted at least 0 and {_SMALLEST} voxels along each axis")
+        parser.error(
+            f"got --seed {options.seed} --patch {options.patch}, wanted at least 0 and {_SMALLEST} voxels along each axis"
+        )
     if options.mask and not options.image:
         parser.error("--mask goes with --image")
     try:
@@ -60,7 +63,9 @@ def read(paths, mask_path):
             raise ValueError(f"{path}: got shape {image.shape}, wanted that of {mask_path or paths[0]}, {mask.shape}")
         if image.min() == image.max():
             raise ValueError(f"{path}: all voxels are {image.max():g}, wanted an image")
-    return torch.from_numpy(np.stack([(v - v.mean()) / v.std() for v in images])), torch.from_numpy(mask.astype(np.uint8))
+    return torch.from_numpy(np.stack([(v - v.mean()) / v.std() for v in images])), torch.from_numpy(
+        mask.astype(np.uint8)
+    )
 
 
 def phantom(size=96):

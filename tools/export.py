@@ -16,9 +16,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import checkpoint, cli, crossval, predict
+from fomo import checkpoint, cli
 from fomo.config import UserError
-from fomo.log import Log
+from fomo.prediction import predict
+from fomo.runs import crossval
+from fomo.runtime.log import Log
 
 
 def main(arguments):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli
 from fomo.data import ct, extract
-from fomo.log import Log
+from fomo.runtime.log import Log
 
 
 def main(arguments):
@@ -23,16 +23,33 @@ def main(arguments):
     parser.add_argument("volumes", help="folder with NIfTI files or DICOM folders, at any depth")
     parser.add_argument("output", help="folder of the slices")
     parser.add_argument("--labels", help="CSV with the column VolumeName; its other columns go to the slices' tables")
-    parser.add_argument("--split", default="names", help="names (train_*, valid_*), train, valid, or a column of the labels (names)")
     parser.add_argument(
-        "--patients", default="names", help="names (train_12_a_1: train_12), volumes (each its own), or a column of the labels (names)"
+        "--split", default="names", help="names (train_*, valid_*), train, valid, or a column of the labels (names)"
     )
-    parser.add_argument("--strategy", choices=ct.STRATEGIES, default=default.strategy, help=f"which slices ({default.strategy})")
-    parser.add_argument("--slices", type=int, default=default.slices, help=f"of a volume: multi_slice, uniform ({default.slices})")
+    parser.add_argument(
+        "--patients",
+        default="names",
+        help="names (train_12_a_1: train_12), volumes (each its own), or a column of the labels (names)",
+    )
+    parser.add_argument(
+        "--strategy", choices=ct.STRATEGIES, default=default.strategy, help=f"which slices ({default.strategy})"
+    )
+    parser.add_argument(
+        "--slices", type=int, default=default.slices, help=f"of a volume: multi_slice, uniform ({default.slices})"
+    )
     parser.add_argument("--size", type=int, default=default.size, help=f"pixels of an edge ({default.size})")
-    parser.add_argument("--window", type=float, nargs=2, default=default.window, metavar=("LOW", "HIGH"), help="HU that become 0 and 1 (-1000 400)")
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        default=default.window,
+        metavar=("LOW", "HIGH"),
+        help="HU that become 0 and 1 (-1000 400)",
+    )
     parser.add_argument("--dtype", choices=ct.DTYPES, default=default.dtype, help=f"of the files ({default.dtype})")
-    parser.add_argument("--neighbours", type=int, default=0, help="slices stored on each side of a slice, for data.neighbours (0)")
+    parser.add_argument(
+        "--neighbours", type=int, default=0, help="slices stored on each side of a slice, for data.neighbours (0)"
+    )
     parser.add_argument("--neighbour-mm", type=float, help="their distance (adjacent slices)")
     parser.add_argument(
         "--units", choices=ct.UNITS, default="auto",

@@ -1,7 +1,7 @@
 """Write a synthetic data set in the layout of a FOMO25 task, or a table (see fomo/data/phantom.py for what is in it).
 
-    python tools/make_phantoms.py 1 phantoms/task1 --cases 60 --size 48 --seed 0
-    python tools/make_phantoms.py table phantoms/table
+python tools/make_phantoms.py 1 phantoms/task1 --cases 60 --size 48 --seed 0
+python tools/make_phantoms.py table phantoms/table
 """
 
 import argparse
@@ -12,28 +12,36 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli, config
-from fomo.data import phantom, phantom_ct
+from fomo.data.phantoms import chests, heads
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("1", "2", "3", "table", "ct"), help="1 infarct, 2 meningioma, 3 brain age; table.csv with all kinds of targets; ct: chest CTs with 18 findings")
-    parser.add_argument("root", help="new folder; afterwards data.root, with data.source fomo1, fomo2 or fomo3, or where data.csv is")
+    parser.add_argument(
+        "task",
+        choices=("1", "2", "3", "table", "ct"),
+        help="1 infarct, 2 meningioma, 3 brain age; table.csv with all kinds of targets; ct: chest CTs with 18 findings",
+    )
+    parser.add_argument(
+        "root", help="new folder; afterwards data.root, with data.source fomo1, fomo2 or fomo3, or where data.csv is"
+    )
     parser.add_argument("--cases", type=int, default=60, help="number of scans (60)")
     parser.add_argument("--size", type=int, help="voxels along the longest axis: 192 mm (48), of ct 320 mm (64)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other heads (0)")
     options = parser.parse_args(arguments)
     options.size = options.size or (64 if options.task == "ct" else 48)
     if options.cases < 1 or options.size < 16 or options.seed < 0:
-        parser.error(f"got --cases {options.cases} --size {options.size} --seed {options.seed}, wanted at least 1, 16 and 0")
+        parser.error(
+            f"got --cases {options.cases} --size {options.size} --seed {options.seed}, wanted at least 1, 16 and 0"
+        )
     if os.path.exists(options.root):
         raise config.UserError(f"{options.root} is there already, wanted a new folder")
     numbers = options.cases, options.size, options.seed
     try:
         if options.task == "ct":
-            phantom_ct.make(options.root, *numbers)
+            chests.make(options.root, *numbers)
         else:
-            phantom.make(options.root, int(options.task) if options.task.isdigit() else options.task, *numbers)
+            heads.make(options.root, int(options.task) if options.task.isdigit() else options.task, *numbers)
     except OSError as error:
         raise config.UserError(f"cannot make {options.root}: {error}") from error
 

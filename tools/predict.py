@@ -16,9 +16,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, predict, predict_slices
+from fomo import cli
 from fomo.config import UserError
-from fomo.log import Log
+from fomo.prediction import predict, predict_slices
+from fomo.runtime.log import Log
 
 
 def main(arguments):
@@ -36,10 +37,19 @@ def main(arguments):
     which.add_argument("--input", nargs="+", metavar="CHANNEL=PATH", help="one case")
     which.add_argument("--cases", metavar="TABLE.csv", help="columns: the ids, as in training or id, and the channels")
     which.add_argument(
-        "--source", choices=("fomo1", "fomo2", "fomo3", "volumes", "phantom"), help="a data set in this layout, see --root"
+        "--source",
+        choices=("fomo1", "fomo2", "fomo3", "volumes", "phantom"),
+        help="a data set in this layout, see --root",
     )
-    which.add_argument("--slices", metavar="PLACE", help="networks of slices: a table splits/*_slices.csv, or a folder of .npy slices")
-    which.add_argument("--volumes", nargs="+", metavar="PATH", help="networks of slices: CT volumes, or folders of them; slices are taken in memory")
+    which.add_argument(
+        "--slices", metavar="PLACE", help="networks of slices: a table splits/*_slices.csv, or a folder of .npy slices"
+    )
+    which.add_argument(
+        "--volumes",
+        nargs="+",
+        metavar="PATH",
+        help="networks of slices: CT volumes, or folders of them; slices are taken in memory",
+    )
     parser.add_argument("--root", help="folder of the data set (--source)")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="these cases only")
     parser.add_argument("--id", help="name of the case (--input); default: the first channel's file name")
@@ -69,13 +79,19 @@ def main(arguments):
     members = predict.load_members(paths, predict.choose_device(options.device), options.mirror)
     config = members[0].config
     if options.probabilities and config.task.type != "segmentation":
-        raise UserError(f"--probabilities: got checkpoints of task.type={config.task.type}, wanted segmentation; predictions.csv has the others'")
+        raise UserError(
+            f"--probabilities: got checkpoints of task.type={config.task.type}, wanted segmentation; predictions.csv has the others'"
+        )
     if options.slices or options.volumes:
         predict_slices.check(members)
         log = Log(os.path.join(options.output, "log.txt"))
         if options.slices:
-            return predict_slices.predict_slices(members, predict_slices.listed_slices(options.slices), options.output, log, options.overwrite)
-        return predict_slices.predict_volumes(members, predict_slices.listed_volumes(options.volumes), options.output, log, options.overwrite)
+            return predict_slices.predict_slices(
+                members, predict_slices.listed_slices(options.slices), options.output, log, options.overwrite
+            )
+        return predict_slices.predict_volumes(
+            members, predict_slices.listed_volumes(options.volumes), options.output, log, options.overwrite
+        )
     if config.data.source == "slices":
         raise UserError("the checkpoints are of networks that see slices: wanted --slices or --volumes")
     if options.input:

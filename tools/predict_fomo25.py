@@ -15,8 +15,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fomo import cli, predict, prediction_folder
-from fomo.log import Log
+from fomo import cli
+from fomo.prediction import predict, prediction_folder
+from fomo.runtime.log import Log
 
 CHANNELS = ("flair", "dwi_b1000", "adc", "swi", "t2s", "t1", "t2")
 

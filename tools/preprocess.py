@@ -9,9 +9,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, listing
-from fomo.data import cache, sources
-from fomo.log import Log
+from fomo import cli
+from fomo.data import cache, listing, sources
+from fomo.runtime.log import Log
 
 
 def main(arguments):

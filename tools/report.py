@@ -11,7 +11,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli, report
-from fomo.log import Log
+from fomo.runtime.log import Log
 
 
 def main(arguments):

@@ -30,7 +30,9 @@ def load(path, overrides=()):
     where = f"{path} and the command line" if overrides else path
     config = build(Config, values, "", os.path.dirname(os.path.abspath(path)), where)
     if config.data.cache is None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=os.path.join(config.output, "cache")))
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, cache=os.path.join(config.output, "cache"))
+        )
     rules.check(config, where)
     return config
 

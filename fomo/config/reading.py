@@ -32,7 +32,9 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*) are not taken, `base` inherits", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*) are not taken, `base` inherits", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -66,7 +68,9 @@ def _number(loader, node):
 
 def _truth(loader, node):
     """on, off, yes and no are text, as of `train.amp`."""
-    return node.value if node.value.lower() not in ("true", "false") else yaml.SafeLoader.construct_yaml_bool(loader, node)
+    return (
+        node.value if node.value.lower() not in ("true", "false") else yaml.SafeLoader.construct_yaml_bool(loader, node)
+    )
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
@@ -222,7 +226,9 @@ def _leaf(sourced, hint, meta, name):
         if meta["choices"] and item not in meta["choices"]:
             close = difflib.get_close_matches(str(item), [str(choice) for choice in meta["choices"]], n=1)
             hint_text = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"{where}: got {shown(item)}, wanted one of {', '.join(map(str, meta['choices']))}{hint_text}")
+            raise UserError(
+                f"{where}: got {shown(item)}, wanted one of {', '.join(map(str, meta['choices']))}{hint_text}"
+            )
         for limit, broken, words in (
             (meta["low"], lambda x, limit: x < limit, "at least"),
             (meta["high"], lambda x, limit: x > limit, "at most"),
@@ -260,7 +266,9 @@ def _convert(value, hint, where):
         if options[-1] is not Ellipsis and len(value) != len(options):
             raise UserError(f"{where}: got {len(value)} values {shown(value)}, wanted {len(options)}")
         return tuple(_convert(item, options[0], where) for item in value)
-    if hint is float and not isinstance(value, bool) and "_" not in str(value):  # to Python 1_0 is 10, as it was to YAML
+    if (
+        hint is float and not isinstance(value, bool) and "_" not in str(value)
+    ):  # to Python 1_0 is 10, as it was to YAML
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):

@@ -34,7 +34,9 @@ def unread(config):
     """Names of the keys that are not as by default, and that nothing reads, since other keys are not what they are for."""
     values = {name: value for name, _, value in fields(config)}
     for name, field, value in fields(config):
-        if value != field.default and not all(_holds(condition, values) for condition in field.metadata["only"].split()):
+        if value != field.default and not all(
+            _holds(condition, values) for condition in field.metadata["only"].split()
+        ):
             yield name
 
 
@@ -59,15 +61,31 @@ def _check_network(config, refuse):
     data, task, model, train = config.data, config.task, config.model, config.train
     if model.name in _SLICES:
         if data.patch[2] != 1 or min(data.patch[:2]) < 64:
-            refuse("data.patch", data.patch, f"[x, y, 1] with x and y of at least 64 for model.name={model.name}: it sees slices")
+            refuse(
+                "data.patch",
+                data.patch,
+                f"[x, y, 1] with x and y of at least 64 for model.name={model.name}: it sees slices",
+            )
     else:
         stride, halved = (8, "three") if model.name == _SUPREM else (16, "four")
         if any(size < stride or size % stride for size in data.patch):
-            refuse("data.patch", data.patch, f"multiples of {stride} for model.name={model.name} (it halves each axis {halved} times)")
+            refuse(
+                "data.patch",
+                data.patch,
+                f"multiples of {stride} for model.name={model.name} (it halves each axis {halved} times)",
+            )
         if set(data.patch) == {stride}:
-            refuse("data.patch", data.patch, f"at least one axis of {2 * stride}: one voxel at the bottleneck cannot be normalised")
+            refuse(
+                "data.patch",
+                data.patch,
+                f"at least one axis of {2 * stride}: one voxel at the bottleneck cannot be normalised",
+            )
     if model.name == _SUPREM and config.eval.windows != 1:
-        refuse("eval.windows", config.eval.windows, f"1 for model.name={_SUPREM}: it normalises by all windows of a pass together")
+        refuse(
+            "eval.windows",
+            config.eval.windows,
+            f"1 for model.name={_SUPREM}: it normalises by all windows of a pass together",
+        )
     if model.name == _SUPREM and model.width is not None and model.width % 2:
         refuse("model.width", model.width, f"an even number for model.name={_SUPREM}")
     if model.name in _SLICES and (task.type == "segmentation" or task.pretrains):
@@ -105,13 +123,27 @@ def _check_task(task, data, refuse):
     if task.activation != "softmax" and task.type != "segmentation":
         refuse("task.activation", task.activation, f"softmax for task.type={task.type}")
     if task.class_weights != "none" and (task.activation == "sigmoid" or task.loss == "generalized_dice"):
-        refuse("task.class_weights", task.class_weights, "none for task.activation=sigmoid and for task.loss=generalized_dice")
-    if task.classes != 2 and (task.type != "segmentation" and (task.type != "classification" or len(task.targets) != 1)):
-        refuse("task.classes", task.classes, "2 (the default): other numbers are for segmentation and for classification of one of task.targets")
+        refuse(
+            "task.class_weights",
+            task.class_weights,
+            "none for task.activation=sigmoid and for task.loss=generalized_dice",
+        )
+    if task.classes != 2 and (
+        task.type != "segmentation" and (task.type != "classification" or len(task.targets) != 1)
+    ):
+        refuse(
+            "task.classes",
+            task.classes,
+            "2 (the default): other numbers are for segmentation and for classification of one of task.targets",
+        )
     if task.type == "multilabel" and not task.targets:
         refuse("task.targets", task.targets, "at least one label for task.type=multilabel")
     if task.class_weights != "none" and task.loss == "asymmetric":
-        refuse("task.class_weights", task.class_weights, "none for task.loss=asymmetric, which weighs positives and negatives itself")
+        refuse(
+            "task.class_weights",
+            task.class_weights,
+            "none for task.loss=asymmetric, which weighs positives and negatives itself",
+        )
     if task.label_smoothing and task.type != "multilabel":
         refuse("task.label_smoothing", task.label_smoothing, f"0 for task.type={task.type}")
     if task.type == "mae" and 2 * task.mask_cube > min(data.patch):
@@ -123,11 +155,19 @@ def _check_training(config, refuse):
     if config.finetune.strategy in ("gradual", "stagewise") and config.finetune.unfreeze_epoch > train.epochs:
         refuse("finetune.unfreeze_epoch", config.finetune.unfreeze_epoch, f"at most train.epochs={train.epochs}")
     if config.finetune.strategy == "head_only" and config.weights.path is None:
-        refuse("finetune.strategy", "head_only", "full or gradual while weights.path is none: a random encoder would stay random")
+        refuse(
+            "finetune.strategy",
+            "head_only",
+            "full or gradual while weights.path is none: a random encoder would stay random",
+        )
     if train.balanced and task.type != "classification":
         refuse("train.balanced", train.balanced, f"false for task.type={task.type}")
     if train.balanced and len(task.targets) > 1:
-        refuse("train.balanced", train.balanced, "false with several task.targets: their classes cannot all be drawn equally often")
+        refuse(
+            "train.balanced",
+            train.balanced,
+            "false with several task.targets: their classes cannot all be drawn equally often",
+        )
     if train.ema >= 1:
         refuse("train.ema", train.ema, "less than 1")
     if max(optim.betas) >= 1:
@@ -141,9 +181,17 @@ def _check_training(config, refuse):
     if config.augment.mix != "none" and task.type not in ("classification", "multilabel"):
         refuse("augment.mix", config.augment.mix, f"none for task.type={task.type}")
     if config.augment.mix != "none" and train.batch_size < 2:
-        refuse("train.batch_size", train.batch_size, f"at least 2 for augment.mix={config.augment.mix}: a sample is mixed with another of its batch")
+        refuse(
+            "train.batch_size",
+            train.batch_size,
+            f"at least 2 for augment.mix={config.augment.mix}: a sample is mixed with another of its batch",
+        )
     if train.checkpoint is not None and train.mode != "evaluate":
-        refuse("train.checkpoint", train.checkpoint, f"none for train.mode={train.mode}: weights.path is what training starts from")
+        refuse(
+            "train.checkpoint",
+            train.checkpoint,
+            f"none for train.mode={train.mode}: weights.path is what training starts from",
+        )
     if train.checkpoint is not None and config.weights.path is not None:
         refuse("weights.path", config.weights.path, "none beside train.checkpoint: one of them is what is evaluated")
 
@@ -163,7 +211,11 @@ def _check_folds(config, refuse):
     if cv.kind == "leave_one_group_out" and data.groups is None:
         refuse("data.groups", None, "a CSV with the columns subject,group for cv.kind=leave_one_group_out")
     if cv.final == "soup" and config.weights.path is None:
-        refuse("cv.final", "soup", "ensemble or refit while weights.path is none: networks without a common start cannot be averaged")
+        refuse(
+            "cv.final",
+            "soup",
+            "ensemble or refit while weights.path is none: networks without a common start cannot be averaged",
+        )
     if cv.final != "none" and train.mode == "evaluate":
         refuse("cv.final", cv.final, "none for train.mode=evaluate, which makes no model")
 
@@ -220,11 +272,15 @@ def _check_source(data, task, refuse):
     if data.normalize == "imagenet" and data.source != "slices":
         refuse("data.normalize", "imagenet", f"another value for data.source={data.source}: it is for slices")
     if data.source.startswith("fomo") and data.root is None:
-        refuse("data.root", None, f"the folder of the {data.source} data set, for example data.root=/data/{data.source}")
+        refuse(
+            "data.root", None, f"the folder of the {data.source} data set, for example data.root=/data/{data.source}"
+        )
     if data.source not in ("table", "volumes", "slices") and data.csv is not None:
         refuse("data.csv", data.csv, f"none for data.source={data.source}")
     if data.source == "volumes" and len(data.channels) != 1:
-        refuse("data.channels", data.channels, "one name for data.source=volumes, for example [mri]: each scan is a case")
+        refuse(
+            "data.channels", data.channels, "one name for data.source=volumes, for example [mri]: each scan is a case"
+        )
     if data.source == "volumes" and not task.pretrains:
         refuse("data.source", "volumes", f"a source with labels for task.type={task.type}, for example table")
     if data.source == "table" or (data.source == "phantom" and data.phantom_layout == "table"):
@@ -242,7 +298,11 @@ def _check_source(data, task, refuse):
     elif task.targets and data.source != "slices":
         refuse("task.targets", task.targets, f"none for data.source={data.source}: its layout says what is learned")
     if len({name.replace(" ", "_") for name in task.targets}) != len(task.targets):
-        refuse("task.targets", task.targets, "each column once, of a name of its own ('_' is like a blank: results are named by it)")
+        refuse(
+            "task.targets",
+            task.targets,
+            "each column once, of a name of its own ('_' is like a blank: results are named by it)",
+        )
 
 
 def _check_slices(data, task, refuse):
@@ -254,10 +314,18 @@ def _check_slices(data, task, refuse):
     if not task.targets:
         refuse("task.targets", (), "the columns of the labels that are learned, for example [Cardiomegaly, Emphysema]")
     if data.normalize not in ("none", "imagenet"):
-        refuse("data.normalize", data.normalize, "none or imagenet for data.source=slices: they were windowed when they were extracted")
+        refuse(
+            "data.normalize",
+            data.normalize,
+            "none or imagenet for data.source=slices: they were windowed when they were extracted",
+        )
     if data.patch[2] != 1:
         refuse("data.patch", data.patch, "[x, y, 1], the pixels of a slice, for data.source=slices")
     if data.neighbours and count != 2 * data.neighbours + 1:
-        refuse("data.channels", data.channels, f"{2 * data.neighbours + 1} names for data.neighbours={data.neighbours}, from below to above")
+        refuse(
+            "data.channels",
+            data.channels,
+            f"{2 * data.neighbours + 1} names for data.neighbours={data.neighbours}, from below to above",
+        )
     if not data.neighbours and count not in (1, 3):
         refuse("data.channels", data.channels, "one name, or three (the slice three times), for data.neighbours=0")

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import volume
 from ..config import UserError, fingerprint
-from . import index, slices, sources
+from ..space import volume
+from . import index, slice_files, sources
 from .cases import digits, looks_at_files, read_volume, rounded
 
 _VERSION = 1  # raise it when preprocessing changes its results
@@ -79,7 +79,9 @@ class CachedCase:
             return np.load(path, mmap_mode)
         except (OSError, ValueError, EOFError) as error:  # gone, damaged, empty
             cause = " ".join(str(error).split())
-            raise UserError(f"case {self.case.id}: cannot read {path} ({cause}): delete that folder and run again") from error
+            raise UserError(
+                f"case {self.case.id}: cannot read {path} ({cause}): delete that folder and run again"
+            ) from error
 
 
 def prepare(cases, data, task, log=None, workers=None):
@@ -90,7 +92,7 @@ def prepare(cases, data, task, log=None, workers=None):
     the first in full and the ids of the rest.
     """
     if data.source == "slices":
-        return slices.prepare(cases, data)
+        return slice_files.prepare(cases, data)
     if data.cache is None:
         raise UserError("data.cache: got none, wanted the folder of the preprocessed cases")
     settings = _settings(data, task)
@@ -109,10 +111,18 @@ def prepare(cases, data, task, log=None, workers=None):
         trusted = not look and entry in there and entry.rpartition("-")[0] == case.id
         entries.append(entry if trusted else _entry(case, _sources(case, masked), settings_hash))
         unseen.append(settings_hash if trusted else None)
-    todo = [(case, os.path.join(data.cache, entry), settings) for case, entry in zip(cases, entries) if entry not in there]
+    todo = [
+        (case, os.path.join(data.cache, entry), settings) for case, entry in zip(cases, entries) if entry not in there
+    ]
     failures, started, shown = [], time.monotonic(), time.monotonic()
     if log:
-        log("data", cases=len(cases), cached=len(cases) - len(todo), unseen=len(cases) - unseen.count(None), cache=data.cache)
+        log(
+            "data",
+            cases=len(cases),
+            cached=len(cases) - len(todo),
+            unseen=len(cases) - unseen.count(None),
+            cache=data.cache,
+        )
     workers = data.prepare_workers if workers is None else workers
     for done, (case, failure, warning) in enumerate(run_jobs(_prepare, todo, min(workers, len(todo) // _FEW)), start=1):
         if failure:
@@ -127,7 +137,11 @@ def prepare(cases, data, task, log=None, workers=None):
         ids = ", ".join(id for id, _ in failures[1:_SHOWN]) + (", ..." if len(failures) > _SHOWN else "")
         rest = f" ({len(failures) - 1} more failed: {ids})" if failures[1:] else ""
         raise UserError(f"case {failures[0][0]}: {failures[0][1]}{rest}")
-    new = {key: _facts(data.cache, entry) for key, entry in zip(keys, entries) if key not in known or known[key].entry != entry}
+    new = {
+        key: _facts(data.cache, entry)
+        for key, entry in zip(keys, entries)
+        if key not in known or known[key].entry != entry
+    }
     if new:
         known = {key: facts for key, facts in known.items() if facts.entry in there} | new
         try:
@@ -207,7 +221,11 @@ def stamp(path):
     status, target = os.stat(path), _target(path, os.path.islink(path))
     if not stat.S_ISDIR(status.st_mode):
         return [status.st_size, status.st_mtime_ns, *target]
-    files = sorted((entry.name, entry.stat(), _target(entry.path, entry.is_symlink())) for entry in os.scandir(path) if entry.is_file())
+    files = sorted(
+        (entry.name, entry.stat(), _target(entry.path, entry.is_symlink()))
+        for entry in os.scandir(path)
+        if entry.is_file()
+    )
     return [*([name, status.st_size, status.st_mtime_ns, *target] for name, status, target in files), *target]
 
 
@@ -253,7 +271,9 @@ def _write(case, folder, settings):
             np.save(os.path.join(temporary, "foreground.npy"), foreground_voxels(mask, settings["classes"]))
         with open(os.path.join(temporary, "case.json"), "w", encoding="utf-8") as file:
             json.dump(facts, file, indent=1)
-        for name in os.listdir(temporary):  # on the disk before it gets its name, or a power cut leaves an entry of empty files
+        for name in os.listdir(
+            temporary
+        ):  # on the disk before it gets its name, or a power cut leaves an entry of empty files
             with open(os.path.join(temporary, name), "r+b") as file:
                 os.fsync(file.fileno())
         os.rename(temporary, folder)
@@ -304,7 +324,9 @@ def _lost(native, mask, geometry, classes):
     total = np.count_nonzero(native)
     cropped = total - np.count_nonzero(inside)
     if cropped:
-        warnings.append(f"{cropped} of the mask's {total} foreground voxels are cropped off, where all channels are 0 (data.crop)")
+        warnings.append(
+            f"{cropped} of the mask's {total} foreground voxels are cropped off, where all channels are 0 (data.crop)"
+        )
     gone = [str(label) for label in range(1, classes) if not (mask == label).any() and (inside == label).any()]
     if gone:
         warnings.append(f"the mask's class {', '.join(gone)} is smaller than a voxel of data.spacing_mm and vanished")
@@ -326,7 +348,9 @@ def _read(case, settings):
         else:
             distance = volume.grid_distance(array.shape, affine, own)
             if distance > 0.1 * min(volume.spacing(affine)):
-                raise ValueError(f"{source.path} lies up to {distance:.3g} mm off {first.path}, wanted the same affine (the axes may run otherwise)")
+                raise ValueError(
+                    f"{source.path} lies up to {distance:.3g} mm off {first.path}, wanted the same affine (the axes may run otherwise)"
+                )
         if source is case.mask:
             mask = rounded(array)
             _check_classes(source.path, mask, settings["classes"])

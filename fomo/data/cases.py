@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import volume
 from ..config import UserError
+from ..space import volume
 from . import dicom, npy
 
 MANY = 2000  # cases: above, data.rescan=auto trusts the index
@@ -47,7 +47,12 @@ class Case:
 
 def names_a_file(id):
     """Whether an id can be the name of a file, and of no file elsewhere."""
-    return id.isprintable() and not re.search(r"[/\\]", id) and id[:1] not in ("", ".", "~") and len(id.encode()) <= ID_BYTES
+    return (
+        id.isprintable()
+        and not re.search(r"[/\\]", id)
+        and id[:1] not in ("", ".", "~")
+        and len(id.encode()) <= ID_BYTES
+    )
 
 
 # ------------------------------------------------------------------------------------------- reading

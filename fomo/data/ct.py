@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import scipy.ndimage
 
-from .. import volume
 from ..config import UserError
+from ..space import volume
 from ..transforms import axes
 
 STRATEGIES = ("multi_slice", "best_slice", "anatomical", "uniform")
@@ -105,10 +105,14 @@ def in_hounsfield(array, units="auto"):
         return array
     seen = f"values from {array.min():.6g} to {array.max():.6g}, median {np.median(sample):.6g}"
     if looks_like(1024):
-        raise ValueError(f"got {seen}: stored values without the rescale intercept, wanted Hounsfield units (or --units stored)")
+        raise ValueError(
+            f"got {seen}: stored values without the rescale intercept, wanted Hounsfield units (or --units stored)"
+        )
     if looks_like(-1024):
         raise ValueError(f"got {seen}: rescaled twice, wanted Hounsfield units (or --units twice)")
-    raise ValueError(f"got {seen}: neither air nor soft tissue where Hounsfield units have them (--units hu takes them as they are)")
+    raise ValueError(
+        f"got {seen}: neither air nor soft tissue where Hounsfield units have them (--units hu takes them as they are)"
+    )
 
 
 def cross_sections(array, spacing_mm):
@@ -135,8 +139,12 @@ def choose(inside, lung_cm2, settings):
     if settings.strategy == "anatomical":
         lungs = inside[lung_cm2[inside] >= lung_cm2[inside].max() / 10]
         if lung_cm2[inside].max() < _SMALLEST_CM2:
-            raise ValueError(f"no lungs found: at most {lung_cm2[inside].max():.3g} cm2 in a slice, wanted {_SMALLEST_CM2:g} for anatomical")
-        return np.unique([lungs[np.abs(lungs - (lungs[0] + level * (lungs[-1] - lungs[0]))).argmin()] for level in _LEVELS])
+            raise ValueError(
+                f"no lungs found: at most {lung_cm2[inside].max():.3g} cm2 in a slice, wanted {_SMALLEST_CM2:g} for anatomical"
+            )
+        return np.unique(
+            [lungs[np.abs(lungs - (lungs[0] + level * (lungs[-1] - lungs[0]))).argmin()] for level in _LEVELS]
+        )
     places = 2 * (np.arange(settings.slices) + 0.5) / settings.slices - 1  # from -1 to 1
     if settings.strategy == "multi_slice":
         places = (places + places**3) / 2

@@ -81,7 +81,9 @@ def _read(path):
             stored = np.reshape(data.pixel_array, (frames, data.Rows, data.Columns))
             return [_slice(path, data, frame, stored[frame]) for frame in range(frames)]
     except pydicom.errors.InvalidDicomError as error:
-        raise ValueError(f"{path}: not a DICOM file, wanted nothing but the files of one series in the folder") from error
+        raise ValueError(
+            f"{path}: not a DICOM file, wanted nothing but the files of one series in the folder"
+        ) from error
     except _MALFORMED as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(path) else f"{path}: cannot read it as DICOM: {text[:300]}") from error
@@ -92,7 +94,9 @@ def _check_kind(path, data):
         kind = data.SOPClassUID.name if "SOPClassUID" in data else data.get("Modality", "unknown")
         raise ValueError(f"{path}: got a DICOM file without an image ({kind}), wanted the slices of one series")
     if "MOSAIC" in data.get("ImageType", ()):
-        raise ValueError(f"{path}: got a Siemens mosaic (many slices in one picture), wanted single slices: convert it with dcm2niix")
+        raise ValueError(
+            f"{path}: got a Siemens mosaic (many slices in one picture), wanted single slices: convert it with dcm2niix"
+        )
     if data.get("SamplesPerPixel", 1) != 1:
         raise ValueError(f"{path}: got a colour image, wanted grey values")
     if "ModalityLUTSequence" in data:
@@ -113,7 +117,9 @@ def _slice(path, data, frame, stored):
             if value is not None and value != "":
                 return value
         if default is None:
-            raise ValueError(f"{path}: got no {name}, wanted slices that say where they lie in the patient and, of CT, what is 0 HU")
+            raise ValueError(
+                f"{path}: got no {name}, wanted slices that say where they lie in the patient and, of CT, what is 0 HU"
+            )
         return default
 
     def numbers(count, *address):
@@ -125,14 +131,20 @@ def _slice(path, data, frame, stored):
     position = numbers(3, "PlanePositionSequence", "ImagePositionPatient")
     axes = numbers(6, "PlaneOrientationSequence", "ImageOrientationPatient").reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > _PARALLEL:
-        raise ValueError(f"{path}: got ImageOrientationPatient {axes.ravel().tolist()}, wanted two perpendicular unit vectors")
+        raise ValueError(
+            f"{path}: got ImageOrientationPatient {axes.ravel().tolist()}, wanted two perpendicular unit vectors"
+        )
     between_rows, between_columns = numbers(2, "PixelMeasuresSequence", "PixelSpacing")
-    thickness = float(find("PixelMeasuresSequence", "SpacingBetweenSlices", 0)) or float(find("PixelMeasuresSequence", "SliceThickness", 0))
+    thickness = float(find("PixelMeasuresSequence", "SpacingBetweenSlices", 0)) or float(
+        find("PixelMeasuresSequence", "SliceThickness", 0)
+    )
     unscaled = (None, None) if data.get("Modality") == "CT" else (1, 0)  # only CT's numbers mean something as they are
     slope = float(find("PixelValueTransformationSequence", "RescaleSlope", unscaled[0]))
     intercept = float(find("PixelValueTransformationSequence", "RescaleIntercept", unscaled[1]))
     if min(between_rows, between_columns) <= 0 or slope == 0:
-        raise ValueError(f"{path}: got PixelSpacing {between_rows:g} {between_columns:g} and RescaleSlope {slope:g}, wanted none of them 0")
+        raise ValueError(
+            f"{path}: got PixelSpacing {between_rows:g} {between_columns:g} and RescaleSlope {slope:g}, wanted none of them 0"
+        )
     values = (stored * np.float64(slope) + intercept).astype(np.float32)
     series = str(data.get("SeriesInstanceUID", ""))
     return _Slice(path, series, position, axes, (between_columns, between_rows), abs(thickness) or None, values)
@@ -147,7 +159,9 @@ def _check_same(folder, first, part):
     ):
         if not same:
             one_file, other_file = os.path.basename(first.path), os.path.basename(part.path)
-            raise ValueError(f"{folder}: got several {name} ({one} in {one_file}, {other} in {other_file}), wanted one series a folder")
+            raise ValueError(
+                f"{folder}: got several {name} ({one} in {one_file}, {other} in {other_file}), wanted one series a folder"
+            )
 
 
 def _step(folder, slices, normal):
@@ -174,9 +188,13 @@ def _step(folder, slices, normal):
     off = np.abs(depths - depths[0] - step * np.arange(len(slices)))
     if off.max() > _GRID * step:
         name = os.path.basename(slices[int(off.argmax())].path)
-        raise ValueError(f"{folder}: got slices {gaps.min():.4g} to {gaps.max():.4g} mm apart (see {name}), wanted even distances")
+        raise ValueError(
+            f"{folder}: got slices {gaps.min():.4g} to {gaps.max():.4g} mm apart (see {name}), wanted even distances"
+        )
     sideways = np.linalg.norm(places - places[0] - np.outer(depths - depths[0], normal), axis=1).max()
     if sideways > 0.5 * min(slices[0].spacing):
         angle = np.degrees(np.arctan2(sideways, depths[-1] - depths[0]))
-        raise ValueError(f"{folder}: got slices shifted sideways by up to {sideways:.3g} mm (gantry tilt of {angle:.3g} degrees?), wanted a box")
+        raise ValueError(
+            f"{folder}: got slices shifted sideways by up to {sideways:.3g} mm (gantry tilt of {angle:.3g} degrees?), wanted a box"
+        )
     return step

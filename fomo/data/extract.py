@@ -15,13 +15,22 @@ import time
 
 import numpy as np
 
-from .. import tables
 from ..config import UserError
-from . import cache, cases, ct, volumes
-from .slices import patient_of, read_labels, stem
+from ..runtime import files
+from . import cache, cases, ct
+from .slice_files import patient_of, read_labels, stem
+from .sources import volumes
 
 SPLITS = ("train", "valid")
-COLUMNS = ("slice_id", "volume_name", "slice_index", "relative_position", "file_path", "split", "patient")  # and the labels'
+COLUMNS = (
+    "slice_id",
+    "volume_name",
+    "slice_index",
+    "relative_position",
+    "file_path",
+    "split",
+    "patient",
+)  # and the labels'
 
 
 class ExtractionFailed(RuntimeError):
@@ -46,7 +55,9 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
     for name in columns:
         if name in COLUMNS and {"split": split, "patient": patients}.get(name) != name:
             hint = {"split": ", or --split split", "patient": ", or --patients patient"}.get(name, "")
-            raise UserError(f"{labels}: got the column '{name}', which the slices' tables have of their own: rename it{hint}")
+            raise UserError(
+                f"{labels}: got the column '{name}', which the slices' tables have of their own: rename it{hint}"
+            )
     facts = {}
     for key, (name, _) in found.items():
         facts[key] = _facts(name, rows.get(key), split, patients, labels)
@@ -66,7 +77,13 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
             log.warn(failure, volume=found[key][0])
         if count == len(todo) or time.monotonic() > shown + 10:
             shown = time.monotonic()
-            log("extract", extracted=count, of=len(todo), failed=len(failures), eta_s=(shown - begin) / count * (len(todo) - count))
+            log(
+                "extract",
+                extracted=count,
+                of=len(todo),
+                failed=len(failures),
+                eta_s=(shown - begin) / count * (len(todo) - count),
+            )
     try:
         _write_splits(output, [job for job in jobs if job[2] not in failures], found, facts, rows, columns, log)
     except OSError as error:
@@ -101,7 +118,9 @@ def _facts(name, row, split, patients, labels):
         if row is None:
             raise UserError(f"{labels}: no line for {name}, wanted its {column} ({option})")
         if not row.get(column):
-            raise UserError(f"{labels}: {name}: no value of the column {column} ({option}), got the columns {', '.join(row)}")
+            raise UserError(
+                f"{labels}: {name}: no value of the column {column} ({option}), got the columns {', '.join(row)}"
+            )
         return row[column]
 
     if split == "names":
@@ -131,7 +150,9 @@ def _check_patients(facts):
     for name, (part, patient) in facts.items():
         other = seen.setdefault(patient, (part, name))
         if other[0] != part:
-            raise UserError(f"patient {patient} is in both splits: {other[1]} ({other[0]}), {name} ({part}); wanted one")
+            raise UserError(
+                f"patient {patient} is in both splits: {other[1]} ({other[0]}), {name} ({part}); wanted one"
+            )
 
 
 # ------------------------------------------------------------------------------------------ the folder
@@ -145,11 +166,13 @@ def _claim(output, settings):
         there = _settings_in(path, output).to_dict()
         for name, value in wanted.items():
             if there[name] != value:
-                raise UserError(f"{output} holds slices with {name}={there[name]}, got {value}: wanted the same, or another folder")
+                raise UserError(
+                    f"{output} holds slices with {name}={there[name]}, got {value}: wanted the same, or another folder"
+                )
         return
     for folder in ("slices", "splits"):
         os.makedirs(os.path.join(output, folder), exist_ok=True)
-    tables.write_json(path, wanted)
+    files.write_json(path, wanted)
 
 
 def has_settings(csv):
@@ -168,9 +191,11 @@ def read_settings(csv):
 
 def _settings_in(path, whose):
     try:
-        return ct.Settings.from_dict(tables.read_json(path))
+        return ct.Settings.from_dict(files.read_json(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {os.path.normpath(path)}, the settings of {whose} ({error}): extract into a new folder") from error
+        raise UserError(
+            f"cannot read {os.path.normpath(path)}, the settings of {whose} ({error}): extract into a new folder"
+        ) from error
 
 
 def _source(path):
@@ -181,7 +206,7 @@ def _source(path):
 def _is_done(job):
     path, folder, _, _ = job
     try:
-        record = tables.read_json(os.path.join(folder, "slices.json"))
+        record = files.read_json(os.path.join(folder, "slices.json"))
         return record["source"] == _source(path) and len(record["slices"]) > 0
     except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
         return False
@@ -192,7 +217,9 @@ def _extract_one(job):
     path, folder, key, settings = job
     try:
         # what is in it when it is renamed stays
-        with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=os.path.dirname(folder), ignore_cleanup_errors=True) as temporary:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{key}-", dir=os.path.dirname(folder), ignore_cleanup_errors=True
+        ) as temporary:
             os.chmod(temporary, 0o755)
             source = _source(path)  # before it is read
             array, affine = cases.read_volume(cases.Volume(path))
@@ -200,7 +227,7 @@ def _extract_one(job):
             for index, position, pixels in ct.take_slices(array, affine, settings):
                 np.save(os.path.join(temporary, f"{key}_{index:04d}.npy"), pixels)
                 rows.append([index, position])
-            tables.write_json(os.path.join(temporary, "slices.json"), {"source": source, "slices": rows})
+            files.write_json(os.path.join(temporary, "slices.json"), {"source": source, "slices": rows})
             shutil.rmtree(folder, ignore_errors=True)  # of a file that has changed since
             os.rename(temporary, folder)
     except (ValueError, OSError) as error:  # UserError is a ValueError; OSError: unreadable, or the disk is full
@@ -216,7 +243,7 @@ def _write_splits(output, jobs, found, facts, rows, columns, log):
         part, patient = facts[key]
         labels = rows.get(key, dict.fromkeys(columns, ""))
         unlabelled += bool(columns) and key not in rows
-        for index, position in tables.read_json(os.path.join(folder, "slices.json"))["slices"]:
+        for index, position in files.read_json(os.path.join(folder, "slices.json"))["slices"]:
             id = f"{key}_{index:04d}"
             own = (id, found[key][0], index, f"{position:.4f}", f"../slices/{key}/{id}.npy", part, patient)
             lines.append({**dict(zip(COLUMNS, own)), **labels})
@@ -224,7 +251,7 @@ def _write_splits(output, jobs, found, facts, rows, columns, log):
         own = [line for line in lines if part in (line["split"], "all")]
         path = os.path.join(output, "splits", f"{part}_slices.csv")
         if own:
-            tables.write_csv(path, own)
+            files.write_csv(path, own)
         elif os.path.exists(path):  # of volumes that are gone
             os.remove(path)
     if unlabelled:

@@ -8,7 +8,7 @@ entries are looked up again.
 import json
 from typing import NamedTuple
 
-from .. import tables
+from ..runtime import files
 
 
 class Facts(NamedTuple):
@@ -36,5 +36,5 @@ def read(path):
 
 def write(path, facts):
     """Replace the index by {key: Facts}."""
-    with tables.replacing(path) as file:
+    with files.replacing(path) as file:
         file.writelines(json.dumps([key, *values]) + "\n" for key, values in facts.items())

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .. import interrupt, patches, seeds
 from ..config import UserError
+from ..runtime import interrupt, seeds
+from ..space import patches
 from ..transforms import build as build_transform
 from ..transforms import build_views, mixing
-from . import slices
+from . import slice_files
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Plan:
         per_rank = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * per_rank
         return [
-            list(range(first + start, first + start + self.micro_batch)) for start in range(0, per_rank, self.micro_batch)
+            list(range(first + start, first + start + self.micro_batch))
+            for start in range(0, per_rank, self.micro_batch)
         ]
 
     @property
@@ -119,7 +121,12 @@ class Samples(torch.utils.data.Dataset):
     def _read(self, slot):
         case = self.cases[self.order[slot]]
         if self.data.source == "slices":  # each is a patch
-            return {"image": torch.from_numpy(case.distinct()), "id": case.case.id, "slot": slot, "target": case.case.target}
+            return {
+                "image": torch.from_numpy(case.distinct()),
+                "id": case.case.id,
+                "slot": slot,
+                "target": case.case.target,
+            }
         image, mask, foreground = _open(case, self.segmentation)
         generator = seeds.generator(self.seed, "crop", self.fold, slot)
         position, voxel = self.data.crop_position, None
@@ -181,8 +188,8 @@ class Collate:
     def __init__(self, config, fold, draw=None):
         self.augment, self.apply = augmentation(config), not augments_on_gpu(config)
         self.seed, self.fold, self.draw = config.seed, fold, draw
-        reading = slices.reading_of(config.data)
-        self.scaling = slices.scaling_of(reading) if config.data.source == "slices" and reading.repeats else None
+        reading = slice_files.reading_of(config.data)
+        self.scaling = slice_files.scaling_of(reading) if config.data.source == "slices" and reading.repeats else None
 
     def __call__(self, samples):
         batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "partner"}
@@ -192,7 +199,9 @@ class Collate:
         if "target" in batch:
             batch["target"] = torch.tensor(batch["target"], dtype=torch.float32)
         if self.draw is not None:
-            batch.update(self.draw([seeds.generator(self.seed, "task", self.fold, slot) for slot in batch["slot"]], batch))
+            batch.update(
+                self.draw([seeds.generator(self.seed, "task", self.fold, slot) for slot in batch["slot"]], batch)
+            )
         slots = batch["slot"]
         if "mix" in batch:
             partners = [sample["partner"] for sample in samples if sample["mix"] is not None]

@@ -16,7 +16,16 @@ from ..config import UserError
 _HEADER_BYTES = 10_000  # of a .npy file; numpy's own limit comes after it has taken the memory
 # what numpy's and pickle's readers raise on damaged and foreign files
 _NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError, RecursionError)
-_REFUSED = (*_NO_HEADER, OSError, EOFError, pickle.UnpicklingError, AttributeError, LookupError, ImportError, AssertionError)
+_REFUSED = (
+    *_NO_HEADER,
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    AttributeError,
+    LookupError,
+    ImportError,
+    AssertionError,
+)
 
 
 def read_npy(path, index=None):

@@ -33,7 +33,10 @@ def decision_metrics(tp, fp, fn, tn):
         specificity=specificity,
         f1=ratio(2 * tp, 2 * tp + fp + fn),
         mcc=matthews([[tn, fp], [fn, tp]]),
-        tp=tp, fp=fp, fn=fn, tn=tn,
+        tp=tp,
+        fp=fp,
+        fn=fn,
+        tn=tn,
     )
 
 

@@ -4,7 +4,6 @@ import numpy as np
 
 from . import checks
 
-
 COUNTS = ("_undefined", "_infinite")  # endings of the names under which tables count what a mean leaves out
 
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 _SMALL = 1e-3  # lowest standard deviation of a feature
 
 
@@ -126,7 +125,9 @@ def take_head(network):
         if isinstance(module, nn.Linear) and f"{name}.".startswith(tuple(network.head_prefixes))
     ]
     if len(found) != 1:
-        raise ValueError(f"backbone: got {len(found)} linear layers below {', '.join(network.head_prefixes)}, wanted one")
+        raise ValueError(
+            f"backbone: got {len(found)} linear layers below {', '.join(network.head_prefixes)}, wanted one"
+        )
     parent, _, name = found[0].rpartition(".")
     features = network.get_submodule(found[0]).in_features
     setattr(network.get_submodule(parent), name, nn.Identity())

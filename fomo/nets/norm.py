@@ -56,7 +56,9 @@ class Split(torch.autograd.Function):
         by_weight, by_bias = _sums(gradient, planes, mean, var, scale, ctx.eps)
         slope = scale * torch.rsqrt(var + ctx.eps)
         # slope (gradient - its mean - the normalised x times the mean of their product)
-        by_x = _affine(planes, mean, var, -slope * by_weight / planes.shape[1], -slope * by_bias / planes.shape[1], ctx.eps)
+        by_x = _affine(
+            planes, mean, var, -slope * by_weight / planes.shape[1], -slope * by_bias / planes.shape[1], ctx.eps
+        )
         by_x.addcmul_(gradient, slope[:, None])
         by_weight, by_bias = (sums.view(len(x), -1).sum(0) for sums in (by_weight, by_bias))
         return by_x.view(x.shape), by_weight, by_bias, None
@@ -76,7 +78,16 @@ def _sums(gradient, planes, mean, var, weight, eps):
     """Per plane (P): the sums over its voxels of gradient times normalised value, and of the gradient."""
     parts, (mean, var, weight) = _cut(planes, mean, var, weight)
     sums = torch.ops.aten.native_batch_norm_backward(
-        gradient.view(parts.shape), parts, weight, mean, var, mean, torch.rsqrt(var + eps), False, eps, [False, True, True]
+        gradient.view(parts.shape),
+        parts,
+        weight,
+        mean,
+        var,
+        mean,
+        torch.rsqrt(var + eps),
+        False,
+        eps,
+        [False, True, True],
     )
     return (each.view(len(planes), -1).sum(1) for each in sums[1:])
 

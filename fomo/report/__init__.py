@@ -12,7 +12,8 @@
 
 import os
 
-from . import page, run, sections
+from ..pages import page
+from . import run, sections
 from .comparison import compare
 from .comparison_page import comparison_text, write_comparison
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import metrics
 from ..config import UserError
-from . import run as run_module, views
+from ..tasks import views
+from . import run as run_module
 
 
 def compare(folders, resamples=10000, seed=0):
@@ -38,7 +39,9 @@ def compare(folders, resamples=10000, seed=0):
         row["p_holm"] = corrected
         second_better = (row["difference"] > 0) == row.pop("higher_is_better")
         row["better"] = (row["second"] if second_better else row["first"]) if corrected < 0.05 else ""
-    columns = "metric first second first_value second_value difference low high p p_holm better cases left_out test".split()
+    columns = (
+        "metric first second first_value second_value difference low high p p_holm better cases left_out test".split()
+    )
     return [{name: row[name] for name in columns} for row in rows], runs
 
 
@@ -65,10 +68,14 @@ def _check(runs):
     first, view = runs[0], views.of(runs[0])
     units = view.units
     if not view.per_case:
-        raise UserError(f"{first.folder}: runs of task.type={first.config.task.type} have nothing to compare case by case")
+        raise UserError(
+            f"{first.folder}: runs of task.type={first.config.task.type} have nothing to compare case by case"
+        )
     for run in runs:
         if not run.complete:
-            raise UserError(f"{run.folder}: {len(run.finished)} of {len(run.splits)} folds are finished: finish the run first")
+            raise UserError(
+                f"{run.folder}: {len(run.finished)} of {len(run.splits)} folds are finished: finish the run first"
+            )
         if type(run.task) is not type(first.task):
             kinds = run.config.task.type, first.config.task.type
             raise UserError(f"{run.folder} is a run of {kinds[0]}, {first.folder} of {kinds[1]}: wanted one task")

@@ -6,12 +6,15 @@ import os
 
 import numpy as np
 
-from .. import config as config_module, tables
+from .. import config as config_module
 from ..config import UserError
-from . import figures, page, run as run_module, views
-from .figures.classification import rocs
-from .figures.comparison import paired
-from .page import number, tag
+from ..pages import figures, page
+from ..pages.figures.classification import rocs
+from ..pages.figures.comparison import paired
+from ..pages.page import number, tag
+from ..runtime import files
+from ..tasks import views
+from . import run as run_module
 
 
 def comparison_text(rows):
@@ -33,7 +36,17 @@ def _pairs(rows):
 def _titles_and_lines(rows):
     """What the table of a pair of runs shows, in text and in HTML."""
     left_out = any(row["left_out"] for row in rows)
-    titles = ["metric", rows[0]["first"], rows[0]["second"], "difference", "95% interval", "p", "p (Holm)", "better", "cases"]
+    titles = [
+        "metric",
+        rows[0]["first"],
+        rows[0]["second"],
+        "difference",
+        "95% interval",
+        "p",
+        "p (Holm)",
+        "better",
+        "cases",
+    ]
     lines = [
         [
             page.label(row["metric"]),
@@ -53,7 +66,7 @@ def write_comparison(rows, runs, output):
     """comparison.csv and comparison.html in the folder `output`; returns the path of the page."""
     try:
         os.makedirs(output, exist_ok=True)
-        tables.write_csv(os.path.join(output, "comparison.csv"), rows)
+        files.write_csv(os.path.join(output, "comparison.csv"), rows)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error}") from error
     return page.save(os.path.join(output, "comparison.html"), _document(rows, runs))
@@ -86,7 +99,9 @@ def _headline(rows, run):
 def _sentence(row):
     """What the headline's row says, in words."""
     verdict = (
-        f"{row['better']} is better." if row["better"] else f"Neither {row['first']} nor {row['second']} is shown to be better."
+        f"{row['better']} is better."
+        if row["better"]
+        else f"Neither {row['first']} nor {row['second']} is shown to be better."
     )
     first, second = (f"{number(row[f'{which}_value'], 3)} of {row[which]}" for which in ("first", "second"))
     interval = page.interval(row["low"], row["high"], 3) or "undefined"
@@ -99,19 +114,25 @@ def _notes(rows, runs):
     first = next(iter(runs.values()))
     found = []
     if _headline(rows, first) != first.headline:
-        values = ", ".join(f"{number(run.metrics[first.headline]['pooled'], 3)} of {name}" for name, run in runs.items())
+        values = ", ".join(
+            f"{number(run.metrics[first.headline]['pooled'], 3)} of {name}" for name, run in runs.items()
+        )
         metric = page.capital(page.label(first.headline))
         found.append(f"{metric}, by which the runs select their epochs, has no test here; it is {values}.")
     if any(run.splits != first.splits for run in runs.values()):
         found.append("The runs have other folds: part of the difference is in what each was trained on.")
     if any(row["left_out"] for row in rows):
-        found.append("Left out: cases whose value is undefined (both masks empty) or infinite (one empty) in either run.")
+        found.append(
+            "Left out: cases whose value is undefined (both masks empty) or infinite (one empty) in either run."
+        )
     return found
 
 
 def _tables(rows):
     ranked = any(row["test"] == "DeLong" for row in rows)
-    of_aurocs = "by DeLong's test for AUROCs, its terms summed per subject (Obuchowski 1997), for the rest " if ranked else ""
+    of_aurocs = (
+        "by DeLong's test for AUROCs, its terms summed per subject (Obuchowski 1997), for the rest " if ranked else ""
+    )
     better = f"better: p below 0.05 after Holm's correction over all {len(rows)} tests"
     found = [page.note(f"p {of_aurocs}by permutation of whole subjects; {better}.")]
     for of_pair in _pairs(rows):

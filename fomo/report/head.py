@@ -2,8 +2,9 @@
 
 import math
 
-from . import page, views
-from .page import label, number, tag
+from ..pages import page
+from ..pages.page import label, number, tag
+from ..tasks import views
 
 
 def headline(run):
@@ -25,7 +26,10 @@ def headline(run):
         how = f"Provisional: {len(run.finished)} of {len(run.splits)} folds. {how}"
     return tag(
         "div",
-        [tag("div", value), tag("div", [tag("p", tag("b", view.verdict(run))), tag("p", how, class_="note")], class_="say")],
+        [
+            tag("div", value),
+            tag("div", [tag("p", tag("b", view.verdict(run))), tag("p", how, class_="note")], class_="say"),
+        ],
         class_="hero",
     )
 
@@ -45,7 +49,9 @@ def alerts(run):
     seen = {}
     for event in run.log:
         if event["level"] != "INFO":
-            details = " ".join(f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of"))
+            details = " ".join(
+                f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of")
+            )
             seen[f"{event.get('message', event['event'])}{f' ({details})' if details else ''}"] = None
     found += list(seen)[:12] + ([f"and {len(seen) - 12} more in log.txt"] if len(seen) > 12 else [])
     return page.alert(found + (views.of(run).notes(run) if run.metrics else []))

@@ -7,8 +7,11 @@ import os
 import re
 from dataclasses import dataclass
 
-from .. import config as config_module, selection, tables, tasks
+from .. import config as config_module
+from .. import tasks
 from ..config import Config, UserError
+from ..runtime import files
+from ..training import selection
 
 
 @dataclass(frozen=True)
@@ -62,24 +65,37 @@ def read(folder):
         raise UserError(f"{folder}: got no splits.json in it, so the run has not begun: wait until its first fold does")
     config = config_module.load(os.path.join(folder, "config.yaml"))
     task = tasks.build(config)
-    recorded = tables.read_json(os.path.join(folder, "splits.json"), "cases", "folds")
+    recorded = files.read_json(os.path.join(folder, "splits.json"), "cases", "folds")
     splits = recorded["folds"]
     classes = tasks.coverage.class_names(recorded["cases"]) if isinstance(task, tasks.Classification) else []
     numbers = range(1, len(splits) + 1)
     finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
-    rows = [row for n in finished for row in tables.read_numbers(_in_fold(folder, n, "predictions.csv"))]
+    rows = [row for n in finished for row in files.read_numbers(_in_fold(folder, n, "predictions.csv"))]
     volumes = [path for n in finished if os.path.exists(path := _in_fold(folder, n, "predictions_volumes.csv"))]
-    volumes = [row for path in volumes for row in tables.read_numbers(path)]
+    volumes = [row for path in volumes for row in files.read_numbers(path)]
     metrics = _metrics(folder, config, task, finished, rows, volumes)
     rows.sort(key=lambda row: row["id"])
     volumes.sort(key=lambda row: row["id"])
     fold_scores = []
     for n in finished:
-        scores = {row["metric"]: row["value"] for row in tables.read_numbers(_in_fold(folder, n, "results.csv"))}
+        scores = {row["metric"]: row["value"] for row in files.read_numbers(_in_fold(folder, n, "results.csv"))}
         fold_scores.append({"fold": n, "cases": len(splits[n - 1][config.task.tested_part]), **scores})
     histories = {n: _in_fold(folder, n, "history.csv") for n in numbers}
-    histories = {n: tables.read_numbers(path) for n, path in histories.items() if os.path.exists(path)}
-    return Run(folder, config, task, splits, classes, finished, rows, volumes, fold_scores, metrics, histories, read_log(folder))
+    histories = {n: files.read_numbers(path) for n, path in histories.items() if os.path.exists(path)}
+    return Run(
+        folder,
+        config,
+        task,
+        splits,
+        classes,
+        finished,
+        rows,
+        volumes,
+        fold_scores,
+        metrics,
+        histories,
+        read_log(folder),
+    )
 
 
 def _in_fold(folder, number, name):
@@ -90,15 +106,19 @@ def _metrics(folder, config, task, finished, rows, volumes):
     """rows: in the order of the folds, as the summary's resamples take them."""
     path = os.path.join(folder, "summary.json")
     if os.path.exists(path):
-        summary = tables.read_json(path, "folds_done", "metrics")
+        summary = files.read_json(path, "folds_done", "metrics")
         if summary["folds_done"] == finished:
-            return {name: {key: _number(value) for key, value in row.items()} for name, row in summary["metrics"].items()}
+            return {
+                name: {key: _number(value) for key, value in row.items()} for name, row in summary["metrics"].items()
+            }
     if not rows:
         return {}
     of_scans = {"volumes": volumes} if volumes else {}
     intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
     if config.task.pretrains:  # also scored on features, which no table holds
-        scores = {row["metric"]: row["value"] for row in tables.read_numbers(_in_fold(folder, finished[0], "results.csv"))}
+        scores = {
+            row["metric"]: row["value"] for row in files.read_numbers(_in_fold(folder, finished[0], "results.csv"))
+        }
     else:
         scores = task.score(rows, **of_scans)
     found = {name: {"pooled": float(value), "cases": len(rows)} for name, value in scores.items()}

@@ -3,10 +3,14 @@
 import math
 import os
 
-from .. import config as config_module, metrics
-from . import figures, head, page, run as run_module, views
-from .figures.training import FOLDS, curves, fold_colour
-from .page import label, number, tag
+from .. import config as config_module
+from .. import metrics
+from ..pages import figures, page
+from ..pages.figures.training import FOLDS, curves, fold_colour
+from ..pages.page import label, number, tag
+from ..tasks import views
+from . import head
+from . import run as run_module
 
 
 def of_run(run, listed=None):
@@ -69,7 +73,9 @@ def _footer():
 def results(run):
     shown = [metric for metric in run.metrics if not _beside(run, metric)]
     left_out = any(_left_out(run, metric) for metric in shown)
-    over_folds = len(run.splits) > 1 and any("mean" in facts for facts in run.metrics.values())  # not in provisional ones
+    over_folds = len(run.splits) > 1 and any(
+        "mean" in facts for facts in run.metrics.values()
+    )  # not in provisional ones
     columns = ["metric", "all cases", "95% interval", *(["cases left out"] if left_out else [])]
     columns += ["mean of folds", "SD of folds", "95% interval of the mean"] if over_folds else []
 
@@ -79,7 +85,10 @@ def results(run):
         return cells + (_over_folds(run, metric) if over_folds else [])
 
     is_main = views.of(run).main
-    main, others = [metric for metric in shown if is_main(metric)], [line(metric) for metric in shown if not is_main(metric)]
+    main, others = (
+        [metric for metric in shown if is_main(metric)],
+        [line(metric) for metric in shown if not is_main(metric)],
+    )
     caption = f"All {run.cases} together with the bootstrap interval over subjects"
     caption += "; beside it the folds' mean, SD and t-interval" if over_folds else ""
     classes = ["main" if metric == run.headline else "" for metric in main]
@@ -115,7 +124,11 @@ _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds
 
 def _left_out(run, metric):
     """Of a metric's mean over cases: "2 infinite"."""
-    counts = [(ending[1:], run.metrics[metric + ending]["pooled"]) for ending in metrics.COUNTS if metric + ending in run.metrics]
+    counts = [
+        (ending[1:], run.metrics[metric + ending]["pooled"])
+        for ending in metrics.COUNTS
+        if metric + ending in run.metrics
+    ]
     return ", ".join(f"{number(count)} {why}" for why, count in counts)
 
 
@@ -215,7 +228,10 @@ def about(run):
         ("last started", start.get("time")),
     ]
     lines = "\n".join(f"{name}: {config_module.show(value)}" for name, _, value in config_module.fields(config))
-    return [page.definitions(pairs), tag("details", [tag("summary", "Every key of the config"), tag("pre", lines, tabindex=0)])]
+    return [
+        page.definitions(pairs),
+        tag("details", [tag("summary", "Every key of the config"), tag("pre", lines, tabindex=0)]),
+    ]
 
 
 def _duration(seconds):

@@ -58,15 +58,21 @@ def restore(content, path, config=None, needs=()):
     """
     lacking = [name for name in ("model", "config", "task", *needs) if name not in content]
     if lacking:
-        raise UserError(f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)")
+        raise UserError(
+            f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)"
+        )
     if not content.get("calibrated"):
-        raise UserError(f"{path}: nothing was fitted on validation cases for it yet, wanted best.pt of a fold that is trained to its end")
+        raise UserError(
+            f"{path}: nothing was fitted on validation cases for it yet, wanted best.pt of a fold that is trained to its end"
+        )
     own = from_dict(content["config"], path)
     config = config or own
     for name, trained in meaning(own, content["task"]).items():
         asked = meaning(config, content["task"])[name]
         if asked != trained:
-            raise UserError(f"{path}: was trained with {name}={trained}, and the config has {asked}: restore it, or take another checkpoint")
+            raise UserError(
+                f"{path}: was trained with {name}={trained}, and the config has {asked}: restore it, or take another checkpoint"
+            )
     task = build(config)
     task.state = content["task"]
     network = build_network(config, task)
@@ -89,5 +95,17 @@ def meaning(config, state):
     }
     prepared = {"data.channels": data.channels, "data.normalize": (data.normalize, limits)}
     if data.source == "slices":
-        return {"data.source": "slices", **asked, **prepared, "data.patch": data.patch, "data.neighbours": data.neighbours}
-    return {**asked, **prepared, "data.spacing_mm": data.spacing_mm, "data.crop": data.crop, "data.cache_dtype": data.cache_dtype}
+        return {
+            "data.source": "slices",
+            **asked,
+            **prepared,
+            "data.patch": data.patch,
+            "data.neighbours": data.neighbours,
+        }
+    return {
+        **asked,
+        **prepared,
+        "data.spacing_mm": data.spacing_mm,
+        "data.crop": data.crop,
+        "data.cache_dtype": data.cache_dtype,
+    }

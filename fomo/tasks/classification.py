@@ -26,10 +26,14 @@ class Classification(Task):
     def inspect(self, cases):
         unknown = sorted({case.target for case in cases} - {0, 1})
         if unknown:
-            raise UserError(f"target: got {unknown[0] + 1:g} classes or more, wanted 2: set task.classes to their number")
+            raise UserError(
+                f"target: got {unknown[0] + 1:g} classes or more, wanted 2: set task.classes to their number"
+            )
         found = dict(map(coverage.class_of, cases))
         if len(found) < 2:
-            raise UserError(f"target: got the class {', '.join(found.values())} in all {len(cases)} labelled cases, wanted two classes")
+            raise UserError(
+                f"target: got the class {', '.join(found.values())} in all {len(cases)} labelled cases, wanted two classes"
+            )
         self.state["classes"] = [found.get(number, str(number)) for number in (0, 1)]
 
     def fit(self, train, val):
@@ -60,7 +64,10 @@ class Classification(Task):
     def answer(tasks, parts, geometry):
         """Mean probability, and the decision at the mean of the thresholds."""
         probability = float(np.mean(parts))
-        return {"probability": probability, "decision": int(probability >= np.mean([t.state["threshold"] for t in tasks]))}, {}
+        return {
+            "probability": probability,
+            "decision": int(probability >= np.mean([t.state["threshold"] for t in tasks])),
+        }, {}
 
     def predict(self, network, case, options, folder=None):
         probability = self.infer(network, case.image(), case.background, options)

@@ -44,7 +44,9 @@ def known_class(case, column, classes, place=0):
 
 def refuse(part, cases, lack):
     """UserError about a part from which nothing is learned, or by which no epoch is chosen."""
-    raise UserError(f"{part} cases: got {len(cases)} {lack}: set cv.stratify=true, lower cv.folds or change cv.val_fraction")
+    raise UserError(
+        f"{part} cases: got {len(cases)} {lack}: set cv.stratify=true, lower cv.folds or change cv.val_fraction"
+    )
 
 
 def inverse_frequency(counts):

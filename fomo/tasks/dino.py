@@ -10,10 +10,12 @@ import os
 import numpy as np
 import torch
 
-from .. import dist, inference, losses, patches, probe, schedule, seeds
+from .. import inference, losses, schedule
 from ..data import loader
-from ..metrics import auroc, bootstrap_ci, macro_auroc
+from ..metrics import auroc, bootstrap_ci, macro_auroc, probe
 from ..nets.dino import Dino as Network
+from ..runtime import dist, seeds
+from ..space import patches
 from .task import Task
 
 _QUERIES, _NEIGHBOURS = 8, 3  # cases that are shown with their nearest
@@ -86,7 +88,14 @@ class Dino(Task):
         """Of the teacher's views of a micro-batch, what the step's update and the watch need."""
         teacher, features = teacher.float(), features.double()  # whose variance is a small difference of its moments
         entropy = _entropy(losses.dino_target(teacher, centre, temperature))
-        parts = [features, features.square(), teacher, _unit(teacher), entropy[:, None], torch.ones_like(entropy)[:, None]]
+        parts = [
+            features,
+            features.square(),
+            teacher,
+            _unit(teacher),
+            entropy[:, None],
+            torch.ones_like(entropy)[:, None],
+        ]
         sums = torch.cat([part.double().sum(0) for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -199,7 +208,9 @@ class Dino(Task):
             labels, scores = _scored(rows, name)
             if scores.shape[1] == 2 and np.isfinite(scores).all():
                 known = np.array([not math.isnan(row["target"]) for row in rows])
-                found[f"{name}_auroc"] = bootstrap_ci(auroc, labels, scores[:, 1], resamples, seed, groups=subjects[known])
+                found[f"{name}_auroc"] = bootstrap_ci(
+                    auroc, labels, scores[:, 1], resamples, seed, groups=subjects[known]
+                )
         return found
 
 

@@ -10,8 +10,9 @@ import os
 import numpy as np
 import torch
 
-from .. import inference, losses, seeds
+from .. import inference, losses
 from ..metrics import bootstrap_ci
+from ..runtime import seeds
 from ..transforms import masking
 from .task import Task
 

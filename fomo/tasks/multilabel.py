@@ -28,7 +28,12 @@ class Multilabel(Task):
         self.out_channels = len(self.names)
         pool = config.eval.pool_slices
         # thresholds: {"slice" and "volume": {"all": one for all labels, "each": one per label}}; None: 0.5 everywhere
-        self.state = {"pos_weight": None, "pooling": "mean" if pool == "auto" else pool, "thresholds": None, "extraction": None}
+        self.state = {
+            "pos_weight": None,
+            "pooling": "mean" if pool == "auto" else pool,
+            "thresholds": None,
+            "extraction": None,
+        }
 
     # ---------------------------------------------------------------------------------- training
 
@@ -43,7 +48,9 @@ class Multilabel(Task):
         positives, of_val = (np.array([case.case.target for case in cases]).sum(axis=0) for cases in (train, val))
         for part, cases, counts in (("training", train, positives), ("validation", val, of_val)):
             if not _varies(counts, len(cases)).any():
-                coverage.refuse(part, cases, "that are alike in each of task.targets, wanted a label that some have and some don't")
+                coverage.refuse(
+                    part, cases, "that are alike in each of task.targets, wanted a label that some have and some don't"
+                )
         varies = _varies(positives, len(train))
         if self.config.task.class_weights == "inverse_frequency":
             weights = np.ones(self.out_channels)
@@ -54,8 +61,12 @@ class Multilabel(Task):
     def _alike(self, part, positives, cases, effect):
         """Messages about the labels that none or all of the cases of a part have; positives: (labels,) how many have it."""
         varies = _varies(positives, cases)
-        names = [f"{name} ({count:g})" for name, count, one in zip(self.config.task.targets, positives, varies) if not one]
-        return [f"labels that none or all of the {cases} {part} cases have: {', '.join(names)}: {effect}"] if names else ()
+        names = [
+            f"{name} ({count:g})" for name, count, one in zip(self.config.task.targets, positives, varies) if not one
+        ]
+        return (
+            [f"labels that none or all of the {cases} {part} cases have: {', '.join(names)}: {effect}"] if names else ()
+        )
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"], self.config.task.label_smoothing)
@@ -140,7 +151,9 @@ class Multilabel(Task):
 
     def _macro_of_scans(self, rows, kind):
         _, first, scan = _scans(rows)
-        return macro_auroc(self._matrix(rows, "target")[first], self.pool(self._matrix(rows, "probability"), scan, kind))
+        return macro_auroc(
+            self._matrix(rows, "target")[first], self.pool(self._matrix(rows, "probability"), scan, kind)
+        )
 
     def pool(self, probabilities, scan, kind=None):
         """(scans, labels) from (slices, labels) and the scan of each slice, 0 .. scans - 1; kind None: the calibrated one."""
@@ -189,7 +202,10 @@ class Multilabel(Task):
         """
         if not _has_scans(rows):
             return self._score(rows, "volume")
-        return {**self._score(self.volumes(rows) if volumes is None else volumes, "volume"), **self._score(rows, "slice")}
+        return {
+            **self._score(self.volumes(rows) if volumes is None else volumes, "volume"),
+            **self._score(rows, "slice"),
+        }
 
     def _score(self, rows, level):
         labels, scores, decisions = (self._matrix(rows, kind) for kind in ("target", "probability", "decision"))
@@ -234,7 +250,13 @@ class Multilabel(Task):
         result = []
         for k, name in enumerate(self.config.task.targets):
             y, p = labels[:, k], scores[:, k]
-            row = {"label": name, "n": len(y), "positives": int(y.sum()), "prevalence": float(y.mean()), "auroc": auroc(y, p)}
+            row = {
+                "label": name,
+                "n": len(y),
+                "positives": int(y.sum()),
+                "prevalence": float(y.mean()),
+                "auroc": auroc(y, p),
+            }
             if resamples:
                 interval = bootstrap_ci(auroc, y, p, resamples, seed, groups=subjects)
                 row.update(auroc_low=interval.low, auroc_high=interval.high)
@@ -294,7 +316,12 @@ def _decisions(labels, decisions, at):
     counts = _counts(labels, decisions)
     precision, recall, f1 = _rates(*counts)
     _, _, micro = _rates(*(np.sum(count) for count in counts))
-    result = {"f1_macro": _mean(f1), "f1_micro": float(micro), "precision_macro": _mean(precision), "recall_macro": _mean(recall)}
+    result = {
+        "f1_macro": _mean(f1),
+        "f1_micro": float(micro),
+        "precision_macro": _mean(precision),
+        "recall_macro": _mean(recall),
+    }
     wrong = labels != decisions
     result["hamming"], result["exact_match"] = float(wrong.mean()), float(1 - wrong.any(axis=1).mean())
     for name, values in (("f1", f1), ("precision", precision)):

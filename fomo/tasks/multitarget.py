@@ -45,7 +45,9 @@ class Multitarget(Task):
             found = dict(coverage.class_of(case, place) for case in cases)
             wanted = "at least 2" if len(self.names) > 1 else f"task.classes={self.config.task.classes}"
             if len(found) < 2 or (len(self.names) == 1 and max(found) >= self.config.task.classes):
-                raise UserError(f"target {name}: got the classes {', '.join(map(str, found.values()))}, wanted {wanted}")
+                raise UserError(
+                    f"target {name}: got the classes {', '.join(map(str, found.values()))}, wanted {wanted}"
+                )
             count = max(found) + 1 if len(self.names) > 1 else self.config.task.classes
             self.state["classes"].append([found.get(k, f"class_{k}") for k in range(count)])
 
@@ -68,7 +70,9 @@ class Multitarget(Task):
 
     def _counts(self, cases, place):
         """(classes,) how many cases are of each class of a target."""
-        return np.bincount([self._class_of(case.case, place) for case in cases], minlength=len(self.state["classes"][place]))
+        return np.bincount(
+            [self._class_of(case.case, place) for case in cases], minlength=len(self.state["classes"][place])
+        )
 
     def loss(self, outputs, batch):
         return self._mean_loss(outputs, batch["target"].long().reshape(len(outputs), -1))
@@ -93,7 +97,9 @@ class Multitarget(Task):
         windows = self._probabilities(inference.window_outputs(network, image, background=background, **options))
         if self.config.eval.pool_windows == "mean":
             return windows.mean(0, keepdim=True)
-        return torch.cat([part / part.sum(1, keepdim=True) for part in self._split(windows.amax(0, keepdim=True))], dim=1)
+        return torch.cat(
+            [part / part.sum(1, keepdim=True) for part in self._split(windows.amax(0, keepdim=True))], dim=1
+        )
 
     def _class_of(self, case, place):
         return coverage.known_class(case, self.config.task.targets[place], self.state["classes"][place], place)
@@ -149,8 +155,15 @@ class Multitarget(Task):
             aurocs.append(found["macro_auroc"])
             result[f"{name}_auroc"] = found["macro_auroc"]
             if len(classes) > 2:
-                result.update({f"{name}_auroc_{text}": float(value) for text, value in zip(classes, found["auroc_per_class"])})
-            result.update({f"{name}_{metric}": found[metric] for metric in ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")})
+                result.update(
+                    {f"{name}_auroc_{text}": float(value) for text, value in zip(classes, found["auroc_per_class"])}
+                )
+            result.update(
+                {
+                    f"{name}_{metric}": found[metric]
+                    for metric in ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")
+                }
+            )
         defined = [value for value in aurocs if not np.isnan(value)]
         macro = {"auroc_macro": float(np.mean(defined)) if defined else float("nan")}
         if len(defined) < len(aurocs):

@@ -106,7 +106,9 @@ class Regression(Task):
         for prefix, column in (("", "prediction"), ("corrected_", "corrected")):
             if column in rows[0] and np.isfinite(_columns(rows, column)[1]).all():
                 for metric in (mae, r2, pearson):
-                    result[prefix + metric.__name__] = bootstrap_ci(metric, *_columns(rows, column), resamples, seed, groups=subjects)
+                    result[prefix + metric.__name__] = bootstrap_ci(
+                        metric, *_columns(rows, column), resamples, seed, groups=subjects
+                    )
         return result
 
 

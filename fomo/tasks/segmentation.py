@@ -9,9 +9,10 @@ import os
 import numpy as np
 import torch
 
-from .. import inference, losses, postprocess, volume
+from .. import inference, losses
 from ..data.cases import read_volume, rounded
 from ..metrics import bootstrap_ci, dice, over_classes, segmentation_metrics_per_class, summarize
+from ..space import postprocess, volume
 from . import coverage
 from .task import Task
 
@@ -93,21 +94,33 @@ class Segmentation(Task):
                 logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
             reference, prediction = mask.cpu().numpy(), logits.argmax(0).cpu().numpy()
             row["predicted_voxels"] = int(np.count_nonzero(prediction))
-            row.update(_with_mean({c: {"dice": dice(reference == c, prediction == c)} for c in range(1, self.config.task.classes)}))
+            row.update(
+                _with_mean(
+                    {c: {"dice": dice(reference == c, prediction == c)} for c in range(1, self.config.task.classes)}
+                )
+            )
             return row
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
         reference, affine = read_volume(case.case.mask, like=np.array(case.geometry.native_affine))
         reference = rounded(reference).astype(np.int32)  # as in the cache
         if self._candidates:
-            row["candidates"] = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
+            row["candidates"] = [
+                self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates
+            ]
             return row
         os.makedirs(os.path.join(folder, "masks"), exist_ok=True)
         volume.write_nifti(os.path.join(folder, "masks", f"{case.case.id}.nii.gz"), prediction, affine)
         spacing_mm, tolerance_mm = volume.spacing(affine), self.config.eval.surface_tolerance_mm
         row["predicted_voxels"] = int(np.count_nonzero(prediction))
         row["reference_voxels"] = int(np.count_nonzero(reference))
-        row.update(_with_mean(segmentation_metrics_per_class(reference, prediction, spacing_mm, self.config.task.classes, tolerance_mm)))
+        row.update(
+            _with_mean(
+                segmentation_metrics_per_class(
+                    reference, prediction, spacing_mm, self.config.task.classes, tolerance_mm
+                )
+            )
+        )
         return row
 
     def _dice_after(self, candidate, reference, prediction, affine):
@@ -167,4 +180,8 @@ def _dice_bce(logits, mask):
 
 
 def _metric_names(rows):
-    return [name for name in rows[0] if name not in ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")]
+    return [
+        name
+        for name in rows[0]
+        if name not in ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")
+    ]

@@ -20,7 +20,9 @@ A new task is a subclass in a file of its own, in TASKS. It has, besides what is
 
 class Task:
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader, by each sample's own numpy generator
-    predict_batch = None  # (outputs (B, K) float32, cases) -> rows of cases of one window each; None: they are predicted one by one
+    predict_batch = (
+        None  # (outputs (B, K) float32, cases) -> rows of cases of one window each; None: they are predicted one by one
+    )
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
 
     def __init__(self, config):

@@ -113,7 +113,9 @@ class Augmentation:
         with torch.autocast(image.device.type, enabled=False):
             changed = None if mask is None else torch.empty_like(mask)
             result = torch.empty_like(image)
-            grid = torch.empty(self.patch[:2], dtype=torch.complex64, device=image.device) if self.patch[2] == 1 else None
+            grid = (
+                torch.empty(self.patch[:2], dtype=torch.complex64, device=image.device) if self.patch[2] == 1 else None
+            )
             for b, plan in enumerate(plans):  # written at once: the memory of one sample serves the next
                 values, labels = self._apply_sample(image[b], None if mask is None else mask[b], plan, grid)
                 result[b] = values

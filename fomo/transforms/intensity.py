@@ -28,11 +28,7 @@ def draw(name, generator, keys, patch, hit):
 
 def _draw_gamma(generator, keys, patch, hit):
     low, high = np.log(keys["gamma"])
-    return dict(
-        gamma=float(np.exp(generator.uniform(low, high))),
-        invert=hit(keys["invert_p"]),
-        retain=keys["retain"],
-    )
+    return dict(gamma=float(np.exp(generator.uniform(low, high))), invert=hit(keys["invert_p"]), retain=keys["retain"])
 
 
 def _draw_histogram(generator, keys, patch, hit):

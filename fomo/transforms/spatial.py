@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from .axes import apply_matrices, linear_basis, spline_basis, spline_coefficients, tensors
 
-
 # ------------------------------------------------------------------------------------------- draw
 
 

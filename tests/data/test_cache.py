@@ -9,8 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from fomo import config, volume
+from fomo import config
 from fomo.data import cache, sources
+from fomo.space import volume
 
 SEGMENTATION = config.Task(type="segmentation")
 
@@ -39,7 +40,11 @@ def data(tmp_path):
             write(tmp_path / "root" / "preprocessed" / subject / "ses_1" / f"{name}.nii.gz", array)
         write(tmp_path / "root" / "labels" / subject / "ses_1" / "seg.nii.gz", mask)
     return config.Data(
-        source="fomo2", root=str(tmp_path / "root"), cache=str(tmp_path / "cache"), channels=("flair", "swi"), spacing_mm=(2.0, 2.0, 2.0)
+        source="fomo2",
+        root=str(tmp_path / "root"),
+        cache=str(tmp_path / "cache"),
+        channels=("flair", "swi"),
+        spacing_mm=(2.0, 2.0, 2.0),
     )
 
 
@@ -96,7 +101,12 @@ def test_changed_settings_or_files_make_new_entries(data):
     folders = {case.folder for case in prepare(data)}
     same = {case.folder for case in prepare(dataclasses.replace(data, patch=(32, 32, 32), percentiles=(1.0, 99.0)))}
     assert same == folders, "the patch and unused percentiles do not matter"
-    for change in ({"spacing_mm": (1.0, 1.0, 1.0)}, {"crop": False}, {"normalize": "percentile"}, {"cache_dtype": "float16"}):
+    for change in (
+        {"spacing_mm": (1.0, 1.0, 1.0)},
+        {"crop": False},
+        {"normalize": "percentile"},
+        {"cache_dtype": "float16"},
+    ):
         assert not folders & {case.folder for case in prepare(dataclasses.replace(data, **change))}, change
     path = file_of(data, "b", "swi")
     os.utime(path, ns=(0, 0))
@@ -148,14 +158,18 @@ def test_float16_moves_values_by_its_rounding_only(data):
     assert half.image().dtype == np.float16
     np.testing.assert_allclose(half.image().astype(np.float32), exact, rtol=2**-11, atol=3e-8)
     assert (half.image() != exact).any()
-    assert half.background == tuple(half.image().min(axis=(1, 2, 3)).tolist()), "padding continues the background exactly"
+    assert half.background == tuple(half.image().min(axis=(1, 2, 3)).tolist()), (
+        "padding continues the background exactly"
+    )
 
 
 def test_float16_refuses_what_it_cannot_hold(data):
     write(file_of(data, "b", "swi"), np.arange(12 * 14 * 10, dtype=np.float32).reshape(12, 14, 10) * 40)
     raw = dataclasses.replace(data, normalize="none")
     assert np.isfinite(prepare(raw)[1].image()).all()
-    with pytest.raises(config.UserError, match=r"case b_ses_1: .*swi\.nii\.gz: got .* up to 67160 .*65504.*float16; set it to float32"):
+    with pytest.raises(
+        config.UserError, match=r"case b_ses_1: .*swi\.nii\.gz: got .* up to 67160 .*65504.*float16; set it to float32"
+    ):
         prepare(dataclasses.replace(raw, cache_dtype="float16"))
 
 
@@ -163,7 +177,11 @@ def test_classification(data):
     task = config.Task(type="classification")
     data = dataclasses.replace(data, source="fomo1")
     case = prepare(data, task)[0]
-    assert sorted(os.listdir(case.folder)) == ["case.json", "image.npy"] and case.class_voxels == () and case.case.target == 1
+    assert (
+        sorted(os.listdir(case.folder)) == ["case.json", "image.npy"]
+        and case.class_voxels == ()
+        and case.case.target == 1
+    )
 
 
 def test_a_kill_leaves_nothing_half_done(data, monkeypatch):
@@ -224,7 +242,10 @@ def nan(array, affine):
     "change, words",
     [
         (spoil(swi=lambda a, m: (a[:-1], m)), ["swi.nii.gz has shape (11, 14, 10)", "flair.nii.gz (12, 14, 10)"]),
-        (spoil(swi=lambda a, m: (a, m + np.diag([0.5, 0, 0, 0]))), ["swi.nii.gz lies up to", "flair.nii.gz", "same affine"]),
+        (
+            spoil(swi=lambda a, m: (a, m + np.diag([0.5, 0, 0, 0]))),
+            ["swi.nii.gz lies up to", "flair.nii.gz", "same affine"],
+        ),
         (spoil(flair=nan), ["flair.nii.gz", "NaN"]),
         (spoil(swi=lambda a, m: (np.full_like(a, 7), m)), ["swi.nii.gz", "constant volume"]),
         (spoil(swi=lambda a, m: (np.zeros_like(a), m)), ["swi.nii.gz", "constant volume"]),
@@ -261,7 +282,9 @@ def test_axes_that_run_otherwise_are_turned(data):
 
 
 def test_a_window_beside_the_intensities_is_an_error(data):
-    with pytest.raises(config.UserError, match="case a_ses_1: .*flair.nii.gz: constant volume: got intensities from .*2 more failed"):
+    with pytest.raises(
+        config.UserError, match="case a_ses_1: .*flair.nii.gz: constant volume: got intensities from .*2 more failed"
+    ):
         prepare(dataclasses.replace(data, normalize="window", window=(1000.0, 2000.0)))
 
 
@@ -271,16 +294,24 @@ def test_a_file_of_an_entry_that_is_gone_or_empty_is_one_line(data, name):
     path = os.path.join(case.folder, f"{name}.npy")
     for spoiled in (lambda: open(path, "wb").close(), lambda: os.remove(path)):
         spoiled()
-        with pytest.raises(config.UserError, match=f"case a_ses_1: cannot read .*{name}.npy .*delete that folder and run again"):
+        with pytest.raises(
+            config.UserError, match=f"case a_ses_1: cannot read .*{name}.npy .*delete that folder and run again"
+        ):
             getattr(case, name)()
 
 
 def test_an_entry_is_on_the_disk_before_it_has_its_name(data, monkeypatch):
     done, sync, rename = [], os.fsync, os.rename
-    monkeypatch.setattr(cache.os, "fsync", lambda file: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))) or sync(file))
+    monkeypatch.setattr(
+        cache.os,
+        "fsync",
+        lambda file: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))) or sync(file),
+    )
     monkeypatch.setattr(cache.os, "rename", lambda *paths: done.append("rename") or rename(*paths))
     prepare(data)
-    assert [sorted(done[start : start + 5]) for start in (0, 5, 10)] == [["case.json", "foreground.npy", "image.npy", "mask.npy", "rename"]] * 3
+    assert [sorted(done[start : start + 5]) for start in (0, 5, 10)] == [
+        ["case.json", "foreground.npy", "image.npy", "mask.npy", "rename"]
+    ] * 3
     assert done[4::5] == ["rename"] * 3
 
 
@@ -299,7 +330,10 @@ def test_a_lesion_that_vanishes_is_a_warning(data):
     cases = prepare(dataclasses.replace(data, spacing_mm=(5.0, 5.0, 5.0)), log=log)
     assert cases[0].class_voxels[1] == 0 and cases[0].foreground().shape == (0, 4)
     (warning,) = [values for event, values in log.lines if event == "warn"]
-    assert warning == {"message": "the mask's class 1 is smaller than a voxel of data.spacing_mm and vanished", "case": "a_ses_1"}
+    assert warning == {
+        "message": "the mask's class 1 is smaller than a voxel of data.spacing_mm and vanished",
+        "case": "a_ses_1",
+    }
 
 
 @pytest.mark.parametrize("spacing_mm", [None, (2.0, 2.0, 2.0)])

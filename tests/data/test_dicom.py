@@ -4,9 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from fomo import volume
 from fomo.data import dicom, sources
 from fomo.data.cases import read_volume
+from fomo.space import volume
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -71,7 +71,9 @@ def test_slices_in_order_with_their_place_in_the_patient(tmp_path):
     # column 4, row 2, slice 3 by the standard's formula (C.7.6.2.1.1), from LPS to RAS
     place = np.array([10.0, -20, 30]) + 4 * 0.5 * OBLIQUE[0] + 2 * 1.5 * OBLIQUE[1] + 3 * 2 * np.cross(*OBLIQUE)
     assert np.allclose(affine @ [4, 2, 3, 1], [-place[0], -place[1], place[2], 1], atol=1e-5)
-    assert np.allclose(volume.spacing(affine), (0.5, 1.5, 2.0), atol=1e-6), "distance of the slices, not their thickness"
+    assert np.allclose(volume.spacing(affine), (0.5, 1.5, 2.0), atol=1e-6), (
+        "distance of the slices, not their thickness"
+    )
     assert sources.Volume(folder).has_geometry
 
 
@@ -176,7 +178,9 @@ def test_missing_slices_and_a_tilted_gantry(tmp_path):
     refused(["4 mm between 1.dcm and 5.dcm and 2 mm elsewhere", "1 missing"], folder)
 
     def shear(data, index):
-        data.ImagePositionPatient = list(np.array(data.ImagePositionPatient, float) + index * 2 * np.tan(np.radians(15)) * OBLIQUE[1])
+        data.ImagePositionPatient = list(
+            np.array(data.ImagePositionPatient, float) + index * 2 * np.tan(np.radians(15)) * OBLIQUE[1]
+        )
 
     refused(["gantry tilt of 15 degrees"], write(tmp_path / "b", values(), change=shear))
 

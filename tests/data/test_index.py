@@ -35,7 +35,12 @@ def prepared(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.random.default_rng(number).normal(100, 10, (4, 4, 4)).astype(np.float32))
     data = config.Data(
-        source="volumes", root=str(folder / "data"), cache=str(folder / "cache"), channels=("mri",), spacing_mm=None, crop=False
+        source="volumes",
+        root=str(folder / "data"),
+        cache=str(folder / "cache"),
+        channels=("mri",),
+        spacing_mm=None,
+        crop=False,
     )
     start(data)
     return data
@@ -60,7 +65,9 @@ def test_a_start_from_the_index_touches_no_file_of_a_case(prepared, monkeypatch)
     touched = []
     for place, name in ((os, "stat"), (os, "lstat"), (builtins, "open")):
         real = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda path, *rest, real=real, **options: touched.append(path) or real(path, *rest, **options))
+        monkeypatch.setattr(
+            place, name, lambda path, *rest, real=real, **options: touched.append(path) or real(path, *rest, **options)
+        )
     log = Log()
     cases = start(dataclasses.replace(prepared, rescan="never"), log)
     monkeypatch.undo()
@@ -99,7 +106,9 @@ def test_a_file_that_changed_in_place_ends_the_run_when_it_is_read(data):
     again = dataclasses.replace(data, rescan="always")
     new = next(case for case in start(again) if case.case.id == "sub_01_scan_2")
     assert new.folder != case.folder and not np.array_equal(new.image(), before)
-    assert np.array_equal(next(case for case in start(data) if case.folder == new.folder).image(), new.image()), "and stays so"
+    assert np.array_equal(next(case for case in start(data) if case.folder == new.folder).image(), new.image()), (
+        "and stays so"
+    )
     os.remove(path)
     with pytest.raises(config.UserError, match="cannot read .*scan_2.npy"):
         case.image()
@@ -136,7 +145,9 @@ def test_an_entry_that_is_gone_or_cut_is_one_line(data):
 
 
 def test_the_users_error_in_a_worker_is_the_line_that_it_is(data):
-    settings = config.Config(data=dataclasses.replace(data, patch=(32, 16, 16)), task=TASK, train=config.Train(workers=1, batch_size=1))
+    settings = config.Config(
+        data=dataclasses.replace(data, patch=(32, 16, 16)), task=TASK, train=config.Train(workers=1, batch_size=1)
+    )
     cases = start(data)
     for case in cases:
         os.utime(case.case.images[0].path, (1, 1))

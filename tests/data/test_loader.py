@@ -119,7 +119,9 @@ def test_open_files_are_bounded_and_stay_behind_in_the_process(cached, monkeypat
     assert len(os.listdir("/proc/self/fd")) <= before + 3 * 2
     sent = pickle.dumps(samples)
     assert len(sent) < 50_000, "no volume travels to a spawned worker"
-    assert all(torch.equal(a, b["image"]) for a, b in zip(first, map(pickle.loads(sent).__getitem__, range(len(first)))))
+    assert all(
+        torch.equal(a, b["image"]) for a, b in zip(first, map(pickle.loads(sent).__getitem__, range(len(first))))
+    )
 
 
 def test_each_class_is_drawn_as_often_however_few_voxels_it_has(cached, monkeypatch):

@@ -9,8 +9,9 @@ import scipy.ndimage
 from conftest import run_command, tool
 
 from fomo import config
-from fomo.data import phantom, sources
+from fomo.data import sources
 from fomo.data.cases import read_volume
+from fomo.data.phantoms import heads
 from fomo.metrics import auroc
 
 CHANNELS = {1: ("dwi_b1000", "flair", "adc", "swi|t2s"), 2: ("dwi_b1000", "flair", "swi|t2s"), 3: ("t1", "t2")}
@@ -18,12 +19,12 @@ TYPES = {1: "classification", 2: "segmentation", 3: "regression"}
 
 
 @pytest.fixture(scope="module")
-def heads(tmp_path_factory):
+def made(tmp_path_factory):
     """task number -> (root, cases) of 66 small scans."""
     found = {}
     for number in (1, 2, 3):
         root = tmp_path_factory.mktemp("heads") / f"task{number}"
-        phantom.make(str(root), number, cases=66, size=24)
+        heads.make(str(root), number, cases=66, size=24)
         data = config.Data(source=f"fomo{number}", root=str(root), channels=CHANNELS[number])
         found[number] = root, sources.list_cases(data, config.Task(type=TYPES[number]))
     return found
@@ -44,7 +45,7 @@ def shortcuts(case):
 
 def test_same_arguments_same_files_and_another_seed_other_ones(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        phantom.make(str(tmp_path / name), "segmentation", cases=3, size=16, seed=seed)
+        heads.make(str(tmp_path / name), "segmentation", cases=3, size=16, seed=seed)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.gz"))
     assert len(files) == 12
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
@@ -56,7 +57,7 @@ def test_a_folder_with_content_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("keep")
     with pytest.raises(FileExistsError, match="mine is there already"):
-        phantom.make(str(tmp_path / "mine"), 3, cases=1, size=16)
+        heads.make(str(tmp_path / "mine"), 3, cases=1, size=16)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (tmp_path / "mine" / "file").read_text() == "keep"
 
 
@@ -64,33 +65,33 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phantom, "_image", stop)
+    monkeypatch.setattr(heads, "_image", stop)
     with pytest.raises(KeyboardInterrupt):
-        phantom.make(str(tmp_path / "a"), 3, cases=1, size=16)
+        heads.make(str(tmp_path / "a"), 3, cases=1, size=16)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cases_sessions_and_labels(heads):
-    for number, (root, cases) in heads.items():
+def test_cases_sessions_and_labels(made):
+    for number, (root, cases) in made.items():
         assert len(cases) == 66 and len({case.subject for case in cases}) == 60
-    targets = {number: np.array([case.target for case in cases]) for number, (_, cases) in heads.items()}
+    targets = {number: np.array([case.target for case in cases]) for number, (_, cases) in made.items()}
     assert 26 <= targets[1].sum() <= 40
     assert 60 <= targets[2].sum() <= 64
     assert 20 <= targets[3].min() < 30 and 75 < targets[3].max() < 87
-    root, _ = heads[1]
+    root, _ = made[1]
     labels = {path.name for path in pathlib.Path(root, "labels").rglob("*.*")}
     assert labels == {"label.txt", "seg.nii.gz"}, "both ways of stating the label occur"
 
 
-def test_scans_differ_in_orientation_and_voxel_size(heads):
-    affines = [nibabel.load(case.images[0].path).affine for case in heads[1][1]]
+def test_scans_differ_in_orientation_and_voxel_size(made):
+    affines = [nibabel.load(case.images[0].path).affine for case in made[1][1]]
     assert len({"".join(nibabel.aff2axcodes(affine)) for affine in affines}) >= 4
     assert len({tuple(np.round(nibabel.affines.voxel_sizes(affine), 2)) for affine in affines}) >= 3
     assert max(nibabel.affines.obliquity(affines[0])) > 0.01
 
 
-def test_no_intensity_of_a_channel_tells_the_infarct(heads):
-    cases = heads[1][1]
+def test_no_intensity_of_a_channel_tells_the_infarct(made):
+    cases = made[1][1]
     labels = np.array([case.target for case in cases]) == 1
     table = np.array([shortcuts(case) for case in cases])
     for column in table.T:
@@ -98,10 +99,10 @@ def test_no_intensity_of_a_channel_tells_the_infarct(heads):
         assert max(score, 1 - score) < 0.7
 
 
-def test_what_does_tell_the_infarct_is_in_the_image(heads):
+def test_what_does_tell_the_infarct_is_in_the_image(made):
     """Bright on DWI where dark on ADC: the rule that a network has to find."""
     labels, scores = [], []
-    for case in heads[1][1]:
+    for case in made[1][1]:
         dwi, adc = (read_volume(case.images[channel])[0] for channel in (0, 2))
         inside = dwi > 0
         both = (dwi > 1.5 * np.median(dwi[inside])) & (adc < 0.6 * np.median(adc[inside])) & inside
@@ -110,8 +111,8 @@ def test_what_does_tell_the_infarct_is_in_the_image(heads):
     assert auroc(np.array(labels), np.array(scores)) > 0.95
 
 
-def test_age_is_not_an_intensity_but_the_share_of_fluid_follows_it(heads):
-    cases = heads[3][1]
+def test_age_is_not_an_intensity_but_the_share_of_fluid_follows_it(made):
+    cases = made[3][1]
     ages = np.array([case.target for case in cases])
     table = np.array([shortcuts(case) for case in cases])
     means = table[:, [0, 8]]
@@ -120,8 +121,8 @@ def test_age_is_not_an_intensity_but_the_share_of_fluid_follows_it(heads):
     assert np.corrcoef(ages, table[:, 6])[0, 1] > 0.7, "dark on T1"
 
 
-def test_the_tumour_touches_the_surface_and_the_mask_its_voxels(heads):
-    for case in heads[2][1][:20]:
+def test_the_tumour_touches_the_surface_and_the_mask_its_voxels(made):
+    for case in made[2][1][:20]:
         mask = read_volume(case.mask)[0] > 0
         head = read_volume(case.images[0])[0] > 0
         assert not (mask & ~head).any()
@@ -135,7 +136,7 @@ def test_the_tumour_touches_the_surface_and_the_mask_its_voxels(heads):
 
 def test_unknown_task(tmp_path):
     with pytest.raises(ValueError, match="task: got 4"):
-        phantom.make(str(tmp_path / "a"), 4, cases=1, size=16)
+        heads.make(str(tmp_path / "a"), 4, cases=1, size=16)
 
 
 def test_what_cannot_be_made_is_one_line(tmp_path, capsys):
@@ -163,7 +164,12 @@ def table(tmp_path_factory):
     """(rows of the config's targets, cases) of a table of 66 small scans."""
     root = tmp_path_factory.mktemp("table")
     data = config.Data(
-        source="phantom", root=str(root), phantom_layout="table", phantom_cases=66, phantom_size=24, channels=("t1", "t2")
+        source="phantom",
+        root=str(root),
+        phantom_layout="table",
+        phantom_cases=66,
+        phantom_size=24,
+        channels=("t1", "t2"),
     )
     return data, sources.list_cases(data, config.Task(targets=("cohort", "gender")))
 

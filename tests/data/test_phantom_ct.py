@@ -5,17 +5,17 @@ import csv
 import numpy as np
 import pytest
 
-from fomo import volume
-from fomo.data import phantom_ct
+from fomo.data.phantoms import chests
 from fomo.metrics import auroc
+from fomo.space import volume
 
 
 @pytest.fixture(scope="module")
 def drawn():
     """(findings (N, 18), global numbers (N, M)) of 120 small scans."""
     findings, numbers = [], []
-    for _, there, chest, scan in phantom_ct.scans(120):
-        hounsfield, masks, _ = phantom_ct.draw(there, 48, chest, scan)
+    for _, there, chest, scan in chests.scans(120):
+        hounsfield, masks, _ = chests.draw(there, 48, chest, scan)
         assert np.array_equal(masks.any((1, 2, 3)), there), "each finding has a mask, and nothing else has"
         image = hounsfield.astype(float)
         windowed = np.clip((image + 1000) / 1400, 0, 1)
@@ -36,11 +36,11 @@ def test_no_single_global_number_tells_the_labels(drawn):
 def test_every_finding_changes_the_image_where_its_mask_is_and_hardly_elsewhere():
     def draw(findings):
         # the same chest: its own draws come before those of the findings
-        return phantom_ct.draw(findings, 48, np.random.default_rng(1), np.random.default_rng(2))
+        return chests.draw(findings, 48, np.random.default_rng(1), np.random.default_rng(2))
 
     plain, masks, _ = draw(np.zeros(18, bool))
     assert not masks.any()
-    for index, label in enumerate(phantom_ct.LABELS):
+    for index, label in enumerate(chests.LABELS):
         image, masks, _ = draw(np.arange(18) == index)
         mask = masks[index]
         assert 20 < mask.sum() < 0.25 * mask.size and not np.delete(masks, index, 0).any(), label
@@ -50,11 +50,11 @@ def test_every_finding_changes_the_image_where_its_mask_is_and_hardly_elsewhere(
 
 
 def test_shares_and_company_of_the_labels():
-    names, findings = zip(*((name, there) for name, there, _, _ in phantom_ct.scans(1000)))
+    names, findings = zip(*((name, there) for name, there, _, _ in chests.scans(1000)))
     findings = np.array(findings)
     shares = findings.mean(0)
     assert shares.min() > 0.05 and shares.max() < 0.5 and shares.max() > 4 * shares.min()
-    column = phantom_ct.LABELS.index
+    column = chests.LABELS.index
     effusions, heart = (findings[:, [column(name) for name in pair]].astype(float) for pair in (
         ("Pleural effusion", "Atelectasis"), ("Pleural effusion", "Bronchiectasis"),
     ))  # fmt: skip
@@ -69,12 +69,12 @@ def test_shares_and_company_of_the_labels():
 
 
 def test_files_are_hounsfield_volumes_with_masks_and_a_table(tmp_path):
-    phantom_ct.make(tmp_path / "a", 5, 48)
-    phantom_ct.make(tmp_path / "b", 5, 48)
+    chests.make(tmp_path / "a", 5, 48)
+    chests.make(tmp_path / "b", 5, 48)
     with open(tmp_path / "a" / "multi_abnormality_labels.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["VolumeName"] for row in rows][-2:] == ["train_4_a_1.nii.gz", "train_4_a_2.nii.gz"]
-    assert list(rows[0]) == ["VolumeName", *phantom_ct.LABELS] and len(phantom_ct.LABELS) == 18
+    assert list(rows[0]) == ["VolumeName", *chests.LABELS] and len(chests.LABELS) == 18
     spacings = set()
     for row in rows:
         path = f"volumes/{row['VolumeName']}"
@@ -84,8 +84,8 @@ def test_files_are_hounsfield_volumes_with_masks_and_a_table(tmp_path):
         assert np.array_equal(affine, other) and array.shape == bits.shape
         assert -1024 <= array.min() < -950 and 200 < array.max() <= 3071
         found = [int((bits.astype(int) >> k & 1).any()) for k in range(18)]
-        assert found == [int(row[label]) for label in phantom_ct.LABELS]
+        assert found == [int(row[label]) for label in chests.LABELS]
         spacings.add(volume.spacing(affine))
     assert len(spacings) == 5, "each scan has a grid of its own"
     with pytest.raises(FileExistsError):
-        phantom_ct.make(tmp_path / "a", 5, 48)
+        chests.make(tmp_path / "a", 5, 48)

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from fomo import config as config_module
-from fomo import engine, folds
-from fomo.data import cache, loader, slices, sources
+from fomo import folds
+from fomo.data import cache, loader, slice_files, sources
+from fomo.training import loop
 
 LABELS = ("Cardiomegaly", "Lung nodule")
 SIZE = (64, 80)
@@ -27,7 +28,9 @@ class Warnings(list):
 def data_set(tmp_path):
     """Function that writes a table of slices with files, and a config; keyword arguments are keys of `data`."""
 
-    def write(scans=("train_1_a_1", "train_1_b_1", "train_2_a_1", "valid_3_a_1"), dtype=np.float16, neighbours=0, **data):
+    def write(
+        scans=("train_1_a_1", "train_1_b_1", "train_2_a_1", "valid_3_a_1"), dtype=np.float16, neighbours=0, **data
+    ):
         rng = np.random.default_rng(0)
         (tmp_path / "slices").mkdir(exist_ok=True)
         (tmp_path / "splits").mkdir(exist_ok=True)
@@ -40,7 +43,8 @@ def data_set(tmp_path):
                 lines.append(f"{scan}_{index},{scan}.nii.gz,../slices/{scan}_{index}.npy,{scan.partition('_')[0]}")
         (tmp_path / "splits" / "all.csv").write_text("\n".join(lines) + "\n")
         (tmp_path / "labels.csv").write_text(
-            "VolumeName,Cardiomegaly,Other,Lung nodule\n" + "".join(f"{scan}.nii.gz,{i % 2},1,{i // 2 % 2}\n" for i, scan in enumerate(scans))
+            "VolumeName,Cardiomegaly,Other,Lung nodule\n"
+            + "".join(f"{scan}.nii.gz,{i % 2},1,{i // 2 % 2}\n" for i, scan in enumerate(scans))
         )
         content = {
             "task": {"type": "multilabel", "targets": list(LABELS)},
@@ -81,13 +85,24 @@ def test_cases_have_labels_patients_and_scans(data_set, tmp_path):
     assert [case.case.target for case in cases[::4]] == [(1.0, 0.0), (1.0, 1.0)] * 2
 
 
-@pytest.mark.parametrize("column, cells", [("Lung nodule", "01"), ("patient", "ab"), ("site", "ab"), ("volume_name", ("a", "a.nii"))])
+@pytest.mark.parametrize(
+    "column, cells", [("Lung nodule", "01"), ("patient", "ab"), ("site", "ab"), ("volume_name", ("a", "a.nii"))]
+)
 def test_the_lines_of_a_volume_agree(data_set, tmp_path, column, cells):
     path, csv = data_set(), tmp_path / "splits" / "all.csv"
-    columns = {"slice_id": ("a_0", "a_1"), "volume_name": "aa", "patient": "pp", "site": "ss", "Cardiomegaly": "11", "Lung nodule": "00"}
+    columns = {
+        "slice_id": ("a_0", "a_1"),
+        "volume_name": "aa",
+        "patient": "pp",
+        "site": "ss",
+        "Cardiomegaly": "11",
+        "Lung nodule": "00",
+    }
     columns = {**columns, "file_path": ["../slices/train_1_a_1_0.npy"] * 2, column: cells}
     csv.write_text("\n".join(",".join(line) for line in zip(*((name, *values) for name, values in columns.items()))))
-    with pytest.raises(config_module.UserError, match=f"lines 2 and 3: column '{column}': got '{cells[0]}' and '{cells[1]}'"):
+    with pytest.raises(
+        config_module.UserError, match=f"lines 2 and 3: column '{column}': got '{cells[0]}' and '{cells[1]}'"
+    ):
         load(path, "data.labels_csv=none", "data.fold_column=site")
 
 
@@ -126,7 +141,9 @@ def test_volumes_without_labels_are_an_error_or_counted(data_set, tmp_path):
     path = data_set()
     table = (tmp_path / "labels.csv").read_text().splitlines()
     (tmp_path / "labels.csv").write_text("\n".join([*table[:-1], "valid_3_a_1.nii.gz,,1,"]))
-    with pytest.raises(config_module.UserError, match=r"no labels for 1 volumes \(valid_3_a_1.nii.gz\).*missing_labels=drop"):
+    with pytest.raises(
+        config_module.UserError, match=r"no labels for 1 volumes \(valid_3_a_1.nii.gz\).*missing_labels=drop"
+    ):
         load(path)
     _, cases, log = load(path, "data.missing_labels=drop")
     assert len(cases) == 12 and log[0][1] == {"volumes": 1, "slices": 4, "of": 16, "names": "valid_3_a_1.nii.gz"}
@@ -169,7 +186,9 @@ def test_a_file_becomes_an_image(data_set, tmp_path, dtype, scale):
 def test_wrong_files_are_one_line_with_the_path(data_set, tmp_path):
     path = data_set()
     first, later = (tmp_path / "slices" / f"{name}.npy" for name in ("train_1_a_1_0", "train_2_a_1_0"))
-    with pytest.raises(config_module.UserError, match="train_1_a_1_0.npy: got 0 neighbours and 64x80 pixels, wanted 0 .* 96x96"):
+    with pytest.raises(
+        config_module.UserError, match="train_1_a_1_0.npy: got 0 neighbours and 64x80 pixels, wanted 0 .* 96x96"
+    ):
         load(path, "data.patch=[96,96,1]")
     with pytest.raises(config_module.UserError, match="got 0 neighbours .* wanted 1 "):
         load(path, "data.neighbours=1", "data.channels=[a,b,c]")
@@ -260,8 +279,8 @@ def test_mixed_samples_are_the_same_for_any_ranks_and_workers_and_mixed_as_said(
 def test_an_image_is_not_copied_around_with_its_case(data_set):
     _, cases, _ = load(data_set())
     assert len(pickle.dumps(cases)) < 16 * 500
-    assert slices.patient_of("valid_12_a_1.nii.gz") == "valid_12" and slices.patient_of("case_12.nii") is None
-    assert slices.stem("a.b.nii.gz") == slices.stem("a.b.nii") == slices.stem("a.b") == "a.b"
+    assert slice_files.patient_of("valid_12_a_1.nii.gz") == "valid_12" and slice_files.patient_of("case_12.nii") is None
+    assert slice_files.stem("a.b.nii.gz") == slice_files.stem("a.b.nii") == slice_files.stem("a.b") == "a.b"
 
 
 def test_a_slice_that_is_three_channels_is_augmented_once_and_then_as_if_it_had_been_three(data_set):
@@ -271,11 +290,13 @@ def test_a_slice_that_is_three_channels_is_augmented_once_and_then_as_if_it_had_
         config, cases, _ = load(path, *options, "data.channels=[red,green,blue]")
         one = all_samples(*load(path, *options[:2])[:2], [loader.Plan(4, 0, 1, 4)])
         three = all_samples(config, cases, [loader.Plan(4, 0, 1, 4)])
-        scaling = slices.scaling_of(cases[0].reading)
+        scaling = slice_files.scaling_of(cases[0].reading)
         for slot, sample in one.items():
             for channel, (mean, deviation) in zip(three[slot]["image"], scaling):
                 torch.testing.assert_close(channel, (sample["image"][0] - mean) / deviation)
-    plain = all_samples(*load(path, "data.channels=[red,green,blue]", "data.normalize=imagenet")[:2], [loader.Plan(4, 0, 1, 4)])
+    plain = all_samples(
+        *load(path, "data.channels=[red,green,blue]", "data.normalize=imagenet")[:2], [loader.Plan(4, 0, 1, 4)]
+    )
     by_id = {case.case.id: case for case in cases}
     for sample in plain.values():
         np.testing.assert_allclose(sample["image"].numpy(), by_id[sample["id"]].image(), atol=1e-6)
@@ -284,12 +305,17 @@ def test_a_slice_that_is_three_channels_is_augmented_once_and_then_as_if_it_had_
 def test_a_batch_that_is_augmented_after_the_loader_is_the_same(data_set, monkeypatch):
     """As on a GPU: partners and plans come along, and the engine augments, mixes and repeats."""
     config, cases, _ = load(
-        data_set(), "augment.preset=slices", "augment.mix=cutmix", "augment.mix_p=1", "data.channels=[a,b,c]", "data.normalize=imagenet"
+        data_set(),
+        "augment.preset=slices",
+        "augment.mix=cutmix",
+        "augment.mix_p=1",
+        "data.channels=[a,b,c]",
+        "data.normalize=imagenet",
     )
     usual = loader.read_batch(config, cases, 1, [0, 1])
     monkeypatch.setattr(loader, "augments_on_gpu", lambda config: True)
     left = loader.read_batch(config, cases, 1, [0, 1])
     assert left["image"].shape == (4, 1, *SIZE, 1) and len(left["plans"]) == 4
-    done = engine.to_device(left, torch.device("cpu"), loader.augmentation(config))
+    done = loop.to_device(left, torch.device("cpu"), loader.augmentation(config))
     assert sorted(done) == sorted(usual) and torch.equal(done["image"], usual["image"])
     assert done["image"].shape == (2, 3, *SIZE, 1)

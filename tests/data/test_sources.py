@@ -103,7 +103,10 @@ def test_task3(tmp_path, prefix, folder):
         write(tmp_path / folder / "sub_1" / "ses_1" / f"{prefix}{name}.nii.gz")
     write(tmp_path / "labels" / "sub_1" / "ses_1" / "label.txt", text="63.25\n")
     (case,) = listed(tmp_path, 3)
-    assert case.target == 63.25 and [os.path.basename(i.path) for i in case.images] == [f"{prefix}t1.nii.gz", f"{prefix}t2.nii.gz"]
+    assert case.target == 63.25 and [os.path.basename(i.path) for i in case.images] == [
+        f"{prefix}t1.nii.gz",
+        f"{prefix}t2.nii.gz",
+    ]
 
 
 # ------------------------------------------------------------------------------------------- arrays
@@ -200,7 +203,15 @@ def test_missing_and_ambiguous_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "label, words", [("2", "got the label 2, wanted 0 or 1"), ("yes", "'yes', wanted a number"), ("", "wanted a number"), ("nan", "'nan', wanted a number"), ("0_1", "'0_1', wanted a number"), ("\u0661", "wanted a number")]
+    "label, words",
+    [
+        ("2", "got the label 2, wanted 0 or 1"),
+        ("yes", "'yes', wanted a number"),
+        ("", "wanted a number"),
+        ("nan", "'nan', wanted a number"),
+        ("0_1", "'0_1', wanted a number"),
+        ("\u0661", "wanted a number"),
+    ],
 )
 def test_bad_class_labels(tmp_path, label, words):
     task1_case(tmp_path, "sub_1", label=label)
@@ -232,7 +243,8 @@ def test_a_label_may_begin_with_the_mark_of_its_encoding(tmp_path):
 
 @pytest.mark.parametrize("kind", ["classification", "segmentation"])
 @pytest.mark.parametrize(
-    "background, lesion, target", [(1e-9, 1e-9, 0.0), (-1e-5, 1.00005, 1.0), (0.0, 0.5, "0.5"), (0.0, 0.9998, "0.9998"), (0.001, 3.0, "0.001")]
+    "background, lesion, target",
+    [(1e-9, 1e-9, 0.0), (-1e-5, 1.00005, 1.0), (0.0, 0.5, "0.5"), (0.0, 0.9998, "0.9998"), (0.001, 3.0, "0.001")],
 )
 def test_a_mask_holds_whole_numbers(tmp_path, kind, background, lesion, target):
     """A resampled mask that is not quite 0 has no lesion, and one of fractions is none."""
@@ -243,7 +255,12 @@ def test_a_mask_holds_whole_numbers(tmp_path, kind, background, lesion, target):
     if isinstance(target, float):
         assert [case.target for case in listed(tmp_path, 1, kind=kind)] == [target]
     else:
-        refused(["case sub_1_ses_1: mask: ", f"seg_masked.nii.gz: got the value {target}, wanted whole numbers"], tmp_path, 1, kind=kind)
+        refused(
+            ["case sub_1_ses_1: mask: ", f"seg_masked.nii.gz: got the value {target}, wanted whole numbers"],
+            tmp_path,
+            1,
+            kind=kind,
+        )
 
 
 def test_two_cases_of_one_id(tmp_path):
@@ -268,7 +285,10 @@ def test_an_image_of_two_subjects_is_refused_however_it_is_reached(tmp_path):
     file = base / "sub_2" / "ses_1" / "ss_adc.nii.gz"
     file.unlink()
     file.symlink_to(base / "sub_1" / "ses_1" / "ss_adc.nii.gz")
-    said = ["case sub_1_ses_1 of subject 'sub_1' and case sub_2_ses_1 of subject 'sub_2' have the same image", str(file)]
+    said = [
+        "case sub_1_ses_1 of subject 'sub_1' and case sub_2_ses_1 of subject 'sub_2' have the same image",
+        str(file),
+    ]
     refused(said, tmp_path, 1)
     shutil.rmtree(base / "sub_2")
     (base / "sub_2").symlink_to(base / "sub_1")

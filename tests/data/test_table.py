@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fomo import config
-from fomo.data import sources, table
+from fomo.data import sources, spreadsheet
 from fomo.data.cases import read_volume
+from fomo.data.sources import table
 
 HEADER = "id,subject,t1,flair,mask,cohort,gender,age,fold"
 
@@ -23,7 +24,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-def listed(folder, *lines, kind="classification", targets=("cohort",), header=HEADER, labels=True, channels=("t1",), classes=3, log=None, **values):
+def listed(
+    folder,
+    *lines,
+    kind="classification",
+    targets=("cohort",),
+    header=HEADER,
+    labels=True,
+    channels=("t1",),
+    classes=3,
+    log=None,
+    **values,
+):
     (folder / "table.csv").write_text("\n".join((header, *lines)) + "\n")
     data = config.Data(source="table", csv=str(folder / "table.csv"), channels=channels, **values)
     return sources.list_cases(data, config.Task(type=kind, targets=targets, classes=classes), labels=labels, log=log)
@@ -71,15 +83,32 @@ def test_numbers_are_sorted_as_numbers_and_zero_and_one_are_themselves(folder):
 
 def test_more_classes_than_there_should_be_are_named_with_their_lines(folder):
     lines = [f"c{i},s,images/a.nii.gz,,,{text},,,1" for i, text in enumerate(("0", "1", "0", "-1", "1"))]
-    refused(["'cohort'", "3 classes", "'-1' (1, first in line 5), '0' (2, first in line 2)", "task.classes=2"], folder, *lines, classes=2)
+    refused(
+        ["'cohort'", "3 classes", "'-1' (1, first in line 5), '0' (2, first in line 2)", "task.classes=2"],
+        folder,
+        *lines,
+        classes=2,
+    )
     assert len(listed(folder, *lines)) == 5
 
 
 def test_classes_whose_results_would_have_one_name_are_refused(folder):
     first, second = A.replace("mild", "left knee"), B.replace("healthy", "left_knee")
-    refused(["'left knee' in column 'cohort' (line 2)", "'left_knee' in column 'cohort' (line 3)", "rename one"], folder, first, second)
+    refused(
+        ["'left knee' in column 'cohort' (line 2)", "'left_knee' in column 'cohort' (line 3)", "rename one"],
+        folder,
+        first,
+        second,
+    )
     header = HEADER.replace("gender", "cohort_left")
-    refused(["column 'cohort'", "column 'cohort_left'", "cohort_left_knee"], folder, first, B.replace(",m,", ",knee,"), header=header, targets=("cohort", "cohort_left"))
+    refused(
+        ["column 'cohort'", "column 'cohort_left'", "cohort_left_knee"],
+        folder,
+        first,
+        B.replace(",m,", ",knee,"),
+        header=header,
+        targets=("cohort", "cohort_left"),
+    )
     assert len(listed(folder, first, second, targets=(), kind="mae")) == 2
 
 
@@ -100,7 +129,14 @@ def test_a_root_that_is_not_used_is_said(folder):
 def test_an_image_in_lines_of_two_subjects_is_refused(folder):
     twin = A.replace("a_0,a", "a_9,z").replace("mild", "severe")
     for rescan in ("always", "never"):
-        refused(["case a_0 of subject 'a' and case a_9 of subject 'z'", "a.nii.gz", "wanted every file in one"], folder, A, B, twin, rescan=rescan)
+        refused(
+            ["case a_0 of subject 'a' and case a_9 of subject 'z'", "a.nii.gz", "wanted every file in one"],
+            folder,
+            A,
+            B,
+            twin,
+            rescan=rescan,
+        )
     refused(["case a_0 of subject 'a_0'"], folder, A, B, twin, subject_column=None)
     assert len(listed(folder, A, B, twin.replace("a_9,z", "a_9,a"))) == 3, "of one subject"
     assert len(listed(folder, A, B, twin, labels=False)) == 3, "to predict"
@@ -110,30 +146,59 @@ def test_an_image_in_lines_of_two_subjects_is_refused(folder):
 def test_segmentation_takes_the_mask_and_its_presence(folder):
     cases = listed(folder, A, B, kind="segmentation", targets=())
     assert [case.target for case in cases] == [1.0, 0.0] and cases[1].mask.path.endswith("c.npy")
-    refused(["line 2", "'mask'", "blank"], folder, A.replace(",images/a.nii.gz,mild", ",,mild"), kind="segmentation", targets=())
+    refused(
+        ["line 2", "'mask'", "blank"],
+        folder,
+        A.replace(",images/a.nii.gz,mild", ",,mild"),
+        kind="segmentation",
+        targets=(),
+    )
 
 
 def test_several_labels_at_once(folder):
     header = "id,subject,t1,Lung nodule,Effusion"
     cases = listed(
-        folder, "a,a,images/a.nii.gz,1,0", "b,b,images/b.nii.gz,0.0,0", header=header, kind="multilabel", targets=("Lung nodule", "Effusion")
+        folder,
+        "a,a,images/a.nii.gz,1,0",
+        "b,b,images/b.nii.gz,0.0,0",
+        header=header,
+        kind="multilabel",
+        targets=("Lung nodule", "Effusion"),
     )
     assert [case.target for case in cases] == [(1.0, 0.0), (0.0, 0.0)] and cases[0].labels == ()
-    assert listed(folder, "a,a,images/a.nii.gz,1,0", header=header, kind="multilabel", targets=("Effusion",))[0].target == (0.0,)
-    refused(["line 2", "'Effusion'", "'2'", "0 or 1"], folder, "a,a,images/a.nii.gz,1,2", header=header, kind="multilabel", targets=("Effusion",))
+    assert listed(folder, "a,a,images/a.nii.gz,1,0", header=header, kind="multilabel", targets=("Effusion",))[
+        0
+    ].target == (0.0,)
+    refused(
+        ["line 2", "'Effusion'", "'2'", "0 or 1"],
+        folder,
+        "a,a,images/a.nii.gz,1,2",
+        header=header,
+        kind="multilabel",
+        targets=("Effusion",),
+    )
 
 
 def test_pretraining_needs_no_target_and_takes_those_that_are_there(folder):
     assert [case.target for case in listed(folder, A, B, kind="mae", targets=())] == [None, None]
     cases = listed(folder, A, B.replace("healthy", ""), C, kind="dino", targets=("cohort",))
-    assert [case.target for case in cases] == [0.0, None, 1.0] and [case.labels for case in cases] == [("mild",), (), ("severe",)]
+    assert [case.target for case in cases] == [0.0, None, 1.0] and [case.labels for case in cases] == [
+        ("mild",),
+        (),
+        ("severe",),
+    ]
 
 
 def test_alternatives_take_the_one_that_is_filled(folder):
     swapped = B.replace("images/b.nii.gz,", ",images/b.nii.gz")
     cases = listed(folder, A, swapped, channels=("t1|flair",))
     assert [os.path.basename(case.images[0].path) for case in cases] == ["a.nii.gz", "b.nii.gz"]
-    refused(["line 2", "t1 and flair", "one of them"], folder, A.replace("gz,,", "gz,images/b.nii.gz,"), channels=("t1|flair",))
+    refused(
+        ["line 2", "t1 and flair", "one of them"],
+        folder,
+        A.replace("gz,,", "gz,images/b.nii.gz,"),
+        channels=("t1|flair",),
+    )
     refused(["line 2", "'t1|flair'", "blank"], folder, A.replace("images/a.nii.gz,,", ",,"), channels=("t1|flair",))
     refused(["no column 'flare'", "did you mean 'flair'"], folder, A, channels=("flare|t9",))
 
@@ -152,7 +217,10 @@ def test_alternatives_take_the_one_that_is_filled(folder):
         (["line 3"], "b,b,images/\0.nii,,,healthy,m,70,1"),  # Python 3.10 refuses it before the column is known
         (["line 3", "'cohort'", "blank"], "b,b,images/b.nii.gz,,,,m,70,1"),
         (["line 3", "'cohort'", "'NaN'"], "b,b,images/b.nii.gz,,,NaN,m,70,1"),
-        *((["line 3", "'cohort'", f"'{text}'", "missing"], f"b,b,images/b.nii.gz,,,{text},m,70,1") for text in ("None", "-", "?", "#N/A", "NULL")),
+        *(
+            (["line 3", "'cohort'", f"'{text}'", "missing"], f"b,b,images/b.nii.gz,,,{text},m,70,1")
+            for text in ("None", "-", "?", "#N/A", "NULL")
+        ),
         (["line 3", "'fold'", "blank", "data.fold_column=none"], "b,b,images/b.nii.gz,,,healthy,m,70,"),
         (["line 3", "got 8 cells", "wanted 9"], "b,b,images/b.nii.gz,,,healthy,m,70"),
     ],
@@ -164,18 +232,30 @@ def test_a_wrong_line_is_named(folder, words, line):
 @pytest.mark.parametrize("text", ["old", "inf", "nan", "", "1_0", "12,5", "0x1", "1e999"])
 def test_a_regression_target_is_a_number(folder, text):
     cell = f'"{text}"' if "," in text else text
-    refused(["table.csv", "line 3", "'age'", text], folder, A, B.replace("m,70", f"m,{cell}"), kind="regression", targets=("age",))
+    refused(
+        ["table.csv", "line 3", "'age'", text],
+        folder,
+        A,
+        B.replace("m,70", f"m,{cell}"),
+        kind="regression",
+        targets=("age",),
+    )
 
 
 def test_a_wrong_header_is_named(folder):
     refused(["line 1", "no column 'Cohort'", "did you mean 'cohort'"], folder, A, targets=("Cohort",))
-    refused(["no column 'subject'", "did you mean 'Subject'", "data.subject_column"], folder, A, header=HEADER.replace("subject", "Subject"))
+    refused(
+        ["no column 'subject'", "did you mean 'Subject'", "data.subject_column"],
+        folder,
+        A,
+        header=HEADER.replace("subject", "Subject"),
+    )
     refused(["'age' twice"], folder, A, header=HEADER.replace("fold", "age"))
     refused(["no lines"], folder)
     refused(["cannot read"], folder, 'b,"open quote')
     (folder / "latin.csv").write_bytes(b"id,\xff\n")
     with pytest.raises(config.UserError, match="cannot read"):
-        table.read_rows(str(folder / "latin.csv"), {}, "data.csv")
+        spreadsheet.read_rows(str(folder / "latin.csv"), {}, "data.csv")
     assert [case.subject for case in listed(folder, A, B, subject_column=None)] == ["a_0", "b_0"]
 
 
@@ -206,6 +286,12 @@ def test_the_config_says_what_a_table_needs(folder):
     for name, value in (("csv", "none"), ("source", "fomo1"), ("source", "volumes")):
         with pytest.raises(config.UserError, match=f"data.{name}|data.root"):
             load(**{f"data.{name}": value})
-    for kind, targets in (("regression", "[a,b]"), ("classification", "[]"), ("segmentation", "[a]"), ("classification", "[a,a]"), ("classification", "[a b,a_b]")):
+    for kind, targets in (
+        ("regression", "[a,b]"),
+        ("classification", "[]"),
+        ("segmentation", "[a]"),
+        ("classification", "[a,a]"),
+        ("classification", "[a b,a_b]"),
+    ):
         with pytest.raises(config.UserError, match="task.targets"):
             load(**{"task.type": kind, "task.targets": targets})

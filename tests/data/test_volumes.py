@@ -39,7 +39,11 @@ def test_bids_and_fomo60k_names_give_the_subject(tmp_path):
 
 def test_without_such_names_the_top_folder_or_the_scan_is_the_subject(tmp_path):
     touch(tmp_path, "ann/old/t1.nii.gz", "ann/new/t1.nii.gz", "bob.nii.gz")
-    assert {case.id: case.subject for case in listed(tmp_path)} == {"ann_old_t1": "ann", "ann_new_t1": "ann", "bob": "bob"}
+    assert {case.id: case.subject for case in listed(tmp_path)} == {
+        "ann_old_t1": "ann",
+        "ann_new_t1": "ann",
+        "bob": "bob",
+    }
 
 
 def test_the_pattern_leaves_out_what_is_no_scan(tmp_path):
@@ -61,7 +65,11 @@ def test_ids_differ_in_more_than_capitals(tmp_path):
     if len(os.listdir(tmp_path / "sub-0")) == 2:
         pytest.skip("this file system does not tell them apart")
     ids = [case.id for case in listed(tmp_path)]
-    assert len({id.lower() for id in ids}) == 3 and "sub-0_y" in ids and sum(id.lower().startswith("sub-0_x-") for id in ids) == 2
+    assert (
+        len({id.lower() for id in ids}) == 3
+        and "sub-0_y" in ids
+        and sum(id.lower().startswith("sub-0_x-") for id in ids) == 2
+    )
 
 
 def test_a_cycle_of_links_is_walked_once(tmp_path):
@@ -104,7 +112,9 @@ def test_the_root_may_be_a_scan_itself(tmp_path):
         cases = listed(f"{tmp_path / root}/")
         assert [case.id for case in cases] == ids
         for case in cases:
-            assert os.path.samefile(case.images[0].path, tmp_path / root / (case.id if case.id != os.path.basename(root) else "")), root
+            assert os.path.samefile(
+                case.images[0].path, tmp_path / root / (case.id if case.id != os.path.basename(root) else "")
+            ), root
 
 
 def test_suffixes_in_capitals_are_read(tmp_path):

@@ -18,9 +18,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
 import numpy as np
 import torch
 
-from fomo import metrics, predict, saliency, tables, tasks, volume
-from fomo.data import cases, ct, slices
-from fomo.data.phantom_ct import LABELS
+from fomo import metrics, tasks
+from fomo.data import cases, ct, slice_files
+from fomo.data.phantoms.chests import LABELS
+from fomo.inference import saliency
+from fomo.prediction import predict
+from fomo.runtime import files
+from fomo.space import volume
 
 
 def resampled(plane, spacing_mm, settings):
@@ -40,8 +44,11 @@ def lesions_of(root, scan):
 
 def measure(network, member, root, rows, labels):
     """[(patient, inside 0 or 1, share of the body, AUROC of the pixels)] of each slice with a lesion."""
-    settings, reading = ct.Settings.from_dict(member.task.state["extraction"]), slices.reading_of(member.config.data)
-    scaling, chosen = slices.scaling_of(reading), sum(1 << LABELS.index(label) for label in labels)
+    settings, reading = (
+        ct.Settings.from_dict(member.task.state["extraction"]),
+        slice_files.reading_of(member.config.data),
+    )
+    scaling, chosen = slice_files.scaling_of(reading), sum(1 << LABELS.index(label) for label in labels)
     found, kept = [], (None, None)
     for row in rows:
         if kept[0] != row["scan"]:
@@ -49,12 +56,14 @@ def measure(network, member, root, rows, labels):
         bits, hounsfield, spacing_mm = kept[1]
         z = int(row["id"].rsplit("_", 1)[1])
         lesion = resampled((bits[:, :, z] & chosen) > 0, spacing_mm, settings)
-        body = resampled(hounsfield[:, :, z] > -500, spacing_mm, settings) | resampled(bits[:, :, z] > 0, spacing_mm, settings)
+        body = resampled(hounsfield[:, :, z] > -500, spacing_mm, settings) | resampled(
+            bits[:, :, z] > 0, spacing_mm, settings
+        )
         share = lesion[body].mean() if body.any() else 0.0
         if not 0 < share < 0.25:
             continue
         pixels = ct._pixels(hounsfield[:, :, z], spacing_mm, settings)
-        image = slices.as_image(torch.from_numpy(np.array(pixels, np.float32))[None], row["id"], reading, scaling)
+        image = slice_files.as_image(torch.from_numpy(np.array(pixels, np.float32))[None], row["id"], reading, scaling)
         seen = saliency.attention_map(network, torch.from_numpy(image)).cpu().numpy()
         seen = seen.reshape(lesion.shape)
         place = np.unravel_index(np.where(body, seen, -np.inf).argmax(), seen.shape)
@@ -82,12 +91,14 @@ def main(arguments):
     parser.add_argument("--labels", nargs="+", default=list(LABELS), help="lesions of these findings only")
     options = parser.parse_args(arguments)
     (member,) = predict.load_members([options.checkpoint], predict.choose_device("cpu"))
-    rows = tables.read_csv(os.path.join(os.path.dirname(options.checkpoint), "predictions.csv"))
+    rows = files.read_csv(os.path.join(os.path.dirname(options.checkpoint), "predictions.csv"))
     rows.sort(key=lambda row: row["scan"])
     report("trained", measure(member.network, member, options.phantom, rows, options.labels))
     torch.manual_seed(0)
     untrained = tasks.build_network(member.config, member.task).eval()
-    torch.nn.init.normal_(next(m for m in untrained.modules() if isinstance(m, saliency.CBAM)).spatial.weight)  # else all places are equal
+    torch.nn.init.normal_(
+        next(m for m in untrained.modules() if isinstance(m, saliency.CBAM)).spatial.weight
+    )  # else all places are equal
     report("random", measure(untrained, member, options.phantom, rows, options.labels))
 
 

@@ -29,10 +29,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from fomo import checkpoint, crossval, inference, probe, tasks  # noqa: E402
+from fomo import checkpoint, inference, tasks  # noqa: E402
 from fomo import config as config_module  # noqa: E402
 from fomo.data import cache, sources  # noqa: E402
-from fomo.metrics import macro_auroc  # noqa: E402
+from fomo.metrics import (
+    macro_auroc,  # noqa: E402
+    probe,  # noqa: E402
+)
+from fomo.runs import crossval  # noqa: E402
 
 PRETRAINING, PROBE, TEST, SEEDS = 400, 60, 350, (1, 2, 3)
 
@@ -41,7 +45,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where data and runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--skip", type=int, default=0, help="labelled heads to leave out, so that others follow (410: all others)")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="labelled heads to leave out, so that others follow (410: all others)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = os.path.abspath(options.folder)
@@ -75,7 +81,10 @@ def content(folder, **sections):
         "model": {"name": "suprem_unet3d", "width": 16},
         "eval": {"windows": 1, "bootstrap": 100},
     }
-    both = {name: {**base.get(name, {}), **section} if isinstance(section, dict) else section for name, section in sections.items()}
+    both = {
+        name: {**base.get(name, {}), **section} if isinstance(section, dict) else section
+        for name, section in sections.items()
+    }
     return config_module.from_dict({**base, **both}, "the experiment")
 
 
@@ -109,7 +118,14 @@ def dino(folder, seed):
             "teacher_momentum": 0.99,
         },
         data={"phantom_cases": PRETRAINING},
-        optim={"lr": 3e-4, "weight_decay": 0.04, "weight_decay_end": 0.4, "warmup_epochs": 1, "cosine_stretch": 1, "clip_norm": 3.0},
+        optim={
+            "lr": 3e-4,
+            "weight_decay": 0.04,
+            "weight_decay_end": 0.4,
+            "warmup_epochs": 1,
+            "cosine_stretch": 1,
+            "clip_norm": 3.0,
+        },
         train={"epochs": 6, "steps_per_epoch": 50, "batch_size": 16, "workers": 0, "patience": None, "log_every": 10},
         augment={"preset": "none"},
         cv={"val_fraction": 0.05},
@@ -133,7 +149,10 @@ def extract(folder, seed, weights, cases):
         checkpoint.load_weights(network, weights)
     options = dict(patch=config.data.patch, overlap=config.eval.overlap, windows=config.eval.windows)
     return np.stack(
-        [inference.window_outputs(network, case.image(), background=case.background, **options).mean(0).numpy() for case in cases]
+        [
+            inference.window_outputs(network, case.image(), background=case.background, **options).mean(0).numpy()
+            for case in cases
+        ]
     )
 
 
@@ -142,14 +161,19 @@ def macro(labels, scores):
 
 
 def report(labels, scores):
-    draws = np.vstack([np.arange(len(labels)), np.random.default_rng(0).integers(len(labels), size=(2000, len(labels)))])
+    draws = np.vstack(
+        [np.arange(len(labels)), np.random.default_rng(0).integers(len(labels), size=(2000, len(labels)))]
+    )
     values = {
-        arm: np.mean([[macro(labels[draw], one[draw]) for draw in draws] for one in runs], axis=0) for arm, runs in scores.items()
+        arm: np.mean([[macro(labels[draw], one[draw]) for draw in draws] for one in runs], axis=0)
+        for arm, runs in scores.items()
     }
     values["difference"] = values["dino"] - values["random"]
     for arm, (mean, *resampled) in values.items():
         low, high = np.nanquantile(resampled, [0.025, 0.975])
-        print(f"result arm={arm} heads={len(labels)} seeds={len(scores['dino'])} auroc={mean:.4f} low={low:.4f} high={high:.4f}")
+        print(
+            f"result arm={arm} heads={len(labels)} seeds={len(scores['dino'])} auroc={mean:.4f} low={low:.4f} high={high:.4f}"
+        )
 
 
 if __name__ == "__main__":

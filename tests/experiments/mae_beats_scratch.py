@@ -26,9 +26,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from fomo import config as config_module  # noqa: E402
-from fomo import crossval, tables  # noqa: E402
-from fomo.data import phantom  # noqa: E402
+from fomo.data.phantoms import heads  # noqa: E402
 from fomo.metrics import auroc  # noqa: E402
+from fomo.runs import crossval  # noqa: E402
+from fomo.runtime import files  # noqa: E402
 
 UNLABELLED, LABELLED, TEST, SEEDS = 240, 16, 120, (1, 2, 3)
 SIZE, SPACING_MM, PATCH = 34, 5.6, (32, 32, 32)
@@ -50,7 +51,9 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--mask-cube", type=int, default=8)
     parser.add_argument("--model", default="unet_b")
-    parser.add_argument("--noise", type=float, default=0.12, help="standard deviation of added noise, of the head's mean intensity")
+    parser.add_argument(
+        "--noise", type=float, default=0.12, help="standard deviation of added noise, of the head's mean intensity"
+    )
     parser.add_argument("--data-seed", type=int, default=0, help="of all heads, unlabelled and labelled")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -79,7 +82,13 @@ def common(folder, options):
 
 
 def merged(base, **sections):
-    return {**base, **{name: {**base[name], **value} if isinstance(value, dict) and name in base else value for name, value in sections.items()}}
+    return {
+        **base,
+        **{
+            name: {**base[name], **value} if isinstance(value, dict) and name in base else value
+            for name, value in sections.items()
+        },
+    }
 
 
 def run(content):
@@ -124,9 +133,13 @@ def finetune(folder, options, arm, weights, seed):
         eval={"bootstrap": 0},
     )
     path = run(content)
-    rows = tables.read_csv(os.path.join(path, "predictions.csv"))
-    scores = {row["metric"]: float(row["value"]) for row in tables.read_csv(os.path.join(path, "results.csv"))}
-    print(f"run task={options.task} arm={arm} seed={seed}", *(f"{name}={value:.4g}" for name, value in scores.items()), flush=True)
+    rows = files.read_csv(os.path.join(path, "predictions.csv"))
+    scores = {row["metric"]: float(row["value"]) for row in files.read_csv(os.path.join(path, "results.csv"))}
+    print(
+        f"run task={options.task} arm={arm} seed={seed}",
+        *(f"{name}={value:.4g}" for name, value in scores.items()),
+        flush=True,
+    )
     return rows
 
 
@@ -137,7 +150,7 @@ def make_table(folder, options, name, subjects, seed):
     if os.path.exists(path):
         return path
     seed += 100 * options.data_seed
-    phantom.make(root, task, subjects * 11 // 10 + 1, SIZE, seed=seed)
+    heads.make(root, task, subjects * 11 // 10 + 1, SIZE, seed=seed)
     rows = []
     for number, subject in enumerate(sorted(os.listdir(os.path.join(root, "preprocessed")))[:subjects]):
         row, rng = {"id": subject, "subject": subject}, np.random.default_rng([seed, number])
@@ -155,9 +168,13 @@ def make_table(folder, options, name, subjects, seed):
         if task == "segmentation":
             row["mask"] = mask
         else:
-            row["target"] = pathlib.Path(text).read_text().strip() if os.path.exists(text) else int(nibabel.load(mask).get_fdata().any())
+            row["target"] = (
+                pathlib.Path(text).read_text().strip()
+                if os.path.exists(text)
+                else int(nibabel.load(mask).get_fdata().any())
+            )
         rows.append(row)
-    tables.write_csv(path, rows)
+    files.write_csv(path, rows)
     return path
 
 
@@ -175,11 +192,15 @@ def report(options, results):
     """Means over the seeds with 95% intervals over the test heads, the same resampled heads for both arms."""
     heads = len(results["scratch"][0])
     draws = np.vstack([np.arange(heads), np.random.default_rng(0).integers(heads, size=(2000, heads))])
-    values = {arm: np.mean([metric(options.task, rows, draws) for rows in runs], axis=0) for arm, runs in results.items()}
+    values = {
+        arm: np.mean([metric(options.task, rows, draws) for rows in runs], axis=0) for arm, runs in results.items()
+    }
     values["difference"] = values["pretrained"] - values["scratch"]
     for arm, (mean, *resampled) in values.items():
         low, high = np.nanquantile(resampled, [0.025, 0.975])
-        print(f"result task={options.task} arm={arm} heads={heads} seeds={len(options.seeds)} value={mean:.4g} low={low:.4g} high={high:.4g}")
+        print(
+            f"result task={options.task} arm={arm} heads={heads} seeds={len(options.seeds)} value={mean:.4g} low={low:.4g} high={high:.4g}"
+        )
 
 
 def metric(task, rows, draws):

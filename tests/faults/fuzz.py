@@ -136,6 +136,7 @@ def read_one(kind, number, seed):
 def one(make, check, scratch, watch, seed):
     """(read, refused or failed, what is wrong or None) for one input."""
     import numpy as np
+
     from fomo.config import UserError
 
     folder = scratch / "in"
@@ -153,7 +154,9 @@ def one(make, check, scratch, watch, seed):
             if not text or len(text) > CHARACTERS + len(str(folder)):
                 failure = f"a message of {len(text)} characters: {text[:200]}"
             while error is not None:
-                if isinstance(error, MemoryError) and traceback.extract_tb(error.__traceback__)[-1].name != "parse":  # too many brackets
+                if (
+                    isinstance(error, MemoryError) and traceback.extract_tb(error.__traceback__)[-1].name != "parse"
+                ):  # too many brackets
                     failure = f"asked for too much memory:\n{''.join(traceback.format_exception(error))[-3000:]}"
                 error = error.__cause__ or error.__context__
         except TooSlow:
@@ -188,7 +191,15 @@ class Watch:
         elif event in ("os.rename", "os.link", "os.symlink"):
             self.note(event, arguments[0])
             self.note(event, arguments[1])
-        elif event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile"):
+        elif event in (
+            "os.system",
+            "subprocess.Popen",
+            "os.exec",
+            "os.posix_spawn",
+            "os.fork",
+            "os.spawn",
+            "os.startfile",
+        ):
             self.seen.append(f"{event} {arguments}"[:300])
         elif event.startswith(("socket.", "ctypes.dlopen", "webbrowser.", "shutil.move")):
             self.seen.append(f"{event} {arguments}"[:300])

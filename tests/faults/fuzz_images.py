@@ -9,17 +9,44 @@ import struct
 
 import nibabel
 import numpy as np
-
-from fomo import volume
-from fomo.data import cases, npy
 from fuzz_damage import CANARY, TOUCH, damage, pick
+
+from fomo.data import cases, npy
+from fomo.space import volume
 
 nibabel.imageglobals.logger.setLevel(100)  # it says on stderr what it mends in a header
 
 # --------------------------------------------------------------------------------------------- NIfTI
 
 _FIELDS = nibabel.Nifti1Header.template_dtype, nibabel.Nifti2Header.template_dtype
-_INTEGERS = [0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 64, 127, 128, 255, 256, 348, 512, 540, 1024, 2304, 32767, -32768, 2**31 - 1, -(2**31), 2**62, -(2**62)]
+_INTEGERS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    4,
+    5,
+    7,
+    8,
+    16,
+    64,
+    127,
+    128,
+    255,
+    256,
+    348,
+    512,
+    540,
+    1024,
+    2304,
+    32767,
+    -32768,
+    2**31 - 1,
+    -(2**31),
+    2**62,
+    -(2**62),
+]
 _FLOATS = [0.0, -0.0, 1.0, -1.0, 1e-30, 1e-5, 0.3, 348.0, 1e5, 1e30, 3e38, float("nan"), float("inf"), float("-inf")]
 
 
@@ -46,7 +73,12 @@ def _change_header(rng, data):
     dtype = _FIELDS[which].newbyteorder("<" if data[0] in (92, 28) else ">")
     header = np.frombuffer(data[: dtype.itemsize], dtype).copy()
     names = list(dtype.names)
-    weights = np.array([8.0 if name in ("dim", "datatype", "bitpix", "pixdim", "vox_offset", "scl_slope", "scl_inter") else 1.0 for name in names])
+    weights = np.array(
+        [
+            8.0 if name in ("dim", "datatype", "bitpix", "pixdim", "vox_offset", "scl_slope", "scl_inter") else 1.0
+            for name in names
+        ]
+    )
     for _ in range(int(rng.integers(1, 5))):
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
         flat = header[name].reshape(-1)
@@ -80,7 +112,13 @@ def make_nifti(folder, rng):
     path = folder / pick(rng, ["scan.nii", "scan.nii.gz", "scan.nii.gz"])
     if path.suffix == ".gz" or rng.random() < 0.05:
         data = gzip.compress(data, 1)
-        data = damage(rng, data) if rng.random() < 0.2 else data[: int(rng.integers(len(data)))] if rng.random() < 0.1 else data
+        data = (
+            damage(rng, data)
+            if rng.random() < 0.2
+            else data[: int(rng.integers(len(data)))]
+            if rng.random() < 0.1
+            else data
+        )
     path.write_bytes(data)
     return path
 
@@ -118,8 +156,23 @@ def _arrays():
     stack = (rng.random((4, 6, 7, 5)) * 9).astype(np.float32)
     objects = np.empty(4, dtype=object)
     objects[:] = list(stack)
-    parts = [stack, stack.astype(np.int16), stack.astype(">f8"), np.asfortranarray(stack), objects, stack.astype(object), stack.astype(complex)]
-    parts += [stack.astype("S4"), stack.astype(bool), np.zeros((4, 2, 2, 2), "f4,i2"), stack[0], np.zeros((4, 0, 2, 2)), np.zeros((4, 2, 2, 2), "M8[s]")]
+    parts = [
+        stack,
+        stack.astype(np.int16),
+        stack.astype(">f8"),
+        np.asfortranarray(stack),
+        objects,
+        stack.astype(object),
+        stack.astype(complex),
+    ]
+    parts += [
+        stack.astype("S4"),
+        stack.astype(bool),
+        np.zeros((4, 2, 2, 2), "f4,i2"),
+        stack[0],
+        np.zeros((4, 0, 2, 2)),
+        np.zeros((4, 2, 2, 2), "M8[s]"),
+    ]
     result = []
     for array in parts:
         file = io.BytesIO()
@@ -131,7 +184,9 @@ def _arrays():
 def _pickles(rng):
     """A header of an object array, and then what runs code, or asks for much memory, where it is unpickled."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": pick(rng, [(4,), (4, 6, 7, 5), (), (10**6, 10**6)])})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|O", "fortran_order": False, "shape": pick(rng, [(4,), (4, 6, 7, 5), (), (10**6, 10**6)])}
+    )
     reconstruct, touch = np.ndarray.__reduce__(np.empty(0))[0], ["touch", CANARY]
     import subprocess
 
@@ -194,7 +249,12 @@ def make_array(folder, rng):
     else:
         header = pick(rng, _NPY_HEADERS).encode()
         version = pick(rng, [1, 2, 3, 9])
-        length = struct.pack("<H" if version == 1 else "<I", len(header) if rng.random() < 0.8 else pick(rng, [0, 65535, 2**32 - 1]) % (65536 if version == 1 else 2**32))
+        length = struct.pack(
+            "<H" if version == 1 else "<I",
+            len(header)
+            if rng.random() < 0.8
+            else pick(rng, [0, 65535, 2**32 - 1]) % (65536 if version == 1 else 2**32),
+        )
         data = b"\x93NUMPY" + bytes([version, 0]) + length + header + data[128:]
     path.write_bytes(data)
     return path

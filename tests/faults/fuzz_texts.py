@@ -8,12 +8,14 @@ import re
 
 import numpy as np
 import yaml
+from fuzz_damage import CANARY, ROOT, TOUCH, damage, pick
 
 from fomo import config as config_module
-from fomo import evaluation, predict, run_folder, tasks
+from fomo import run_folder, tasks
 from fomo.data import cache, cases, loader, sources
-from fomo.log import Log
-from fuzz_damage import CANARY, ROOT, TOUCH, damage, pick
+from fomo.evaluation import evaluate
+from fomo.prediction import predict
+from fomo.runtime.log import Log
 
 # ------------------------------------------------------------------------------------------- configs
 
@@ -81,7 +83,23 @@ def _special_config(rng, folder):
         (folder / f"b{length}.yaml").write_text(last)
         return b"base: b0.yaml\n"
     if kind == 8:
-        place = pick(rng, ["/dev/zero", "/dev/stdin", "/dev/null", "/etc/passwd", "..", "/", "fifo", "", "~", "x" * 5000, "a\0b", "../" * 50 + "etc/hosts"])
+        place = pick(
+            rng,
+            [
+                "/dev/zero",
+                "/dev/stdin",
+                "/dev/null",
+                "/etc/passwd",
+                "..",
+                "/",
+                "fifo",
+                "",
+                "~",
+                "x" * 5000,
+                "a\0b",
+                "../" * 50 + "etc/hosts",
+            ],
+        )
         if place == "fifo":
             os.mkfifo(folder / "fifo")
         return f"base: {yaml.safe_dump(place).removesuffix('...').strip() or repr('')}\n".encode()
@@ -95,7 +113,9 @@ def _special_config(rng, folder):
 
 
 def _change_tree(rng, tree):
-    places = [(tree, name) for name in tree] + [(tree[s], name) for s in tree if isinstance(tree[s], dict) for name in tree[s]]
+    places = [(tree, name) for name in tree] + [
+        (tree[s], name) for s in tree if isinstance(tree[s], dict) for name in tree[s]
+    ]
     for _ in range(int(rng.integers(1, 5))):
         section, name = pick(rng, places) if places else (tree, "name")
         kind = rng.integers(5)
@@ -139,9 +159,30 @@ def make_config(folder, rng):
         data = "\n".join(lines).encode()
     else:
         for _ in range(int(rng.integers(1, 4))):
-            value = pick(rng, [*_YAML, *_TEXTS, *(repr(value)[:6000] for value in _VALUES if not isinstance(value, int))])
-            key = pick(rng, [*_NAMES, "augment.parameters.rotate.p", "augment.parameters", "data", "x", "", "a.b.c.d", "data.", ".", "é", "name.x"])
-            overrides.append(f"{key}={value}" if rng.random() < 0.9 else damage(rng, f"{key}={value}".encode()).decode(errors="replace"))
+            value = pick(
+                rng, [*_YAML, *_TEXTS, *(repr(value)[:6000] for value in _VALUES if not isinstance(value, int))]
+            )
+            key = pick(
+                rng,
+                [
+                    *_NAMES,
+                    "augment.parameters.rotate.p",
+                    "augment.parameters",
+                    "data",
+                    "x",
+                    "",
+                    "a.b.c.d",
+                    "data.",
+                    ".",
+                    "é",
+                    "name.x",
+                ],
+            )
+            overrides.append(
+                f"{key}={value}"
+                if rng.random() < 0.9
+                else damage(rng, f"{key}={value}".encode()).decode(errors="replace")
+            )
     path.write_bytes(data)
     return path, overrides
 
@@ -182,7 +223,10 @@ def make_table(folder, rng):
     """(what the table is for, path)."""
     kind = "table" if rng is None else pick(rng, _TABLES)
     header, rows = {
-        "table": (["id", "subject", "t1", "mask", "age", "fold"], [[f"c{i}", f"s{i % 3}", f"scan_{i % 3}.npy", "", str(40 + i), str(i % 2)] for i in range(6)]),
+        "table": (
+            ["id", "subject", "t1", "mask", "age", "fold"],
+            [[f"c{i}", f"s{i % 3}", f"scan_{i % 3}.npy", "", str(40 + i), str(i % 2)] for i in range(6)],
+        ),
         "groups": (["subject", "group"], [[f"s{i}", f"g{i % 2}"] for i in range(6)]),
         "labels": (["label"], []),
         "cases": (["id", "t1"], [[f"c{i}", f"scan_{i % 2}.npy"] for i in range(4)]),
@@ -201,7 +245,13 @@ def make_table(folder, rng):
         if rng.random() < 0.1:
             line.pop()
     quoted = rng is not None and rng.random() < 0.5
-    text = "\n".join(",".join('"' + cell.replace('"', '""') + '"' if quoted else cell for cell in line) for line in [header, *rows]) + "\n"
+    text = (
+        "\n".join(
+            ",".join('"' + cell.replace('"', '""') + '"' if quoted else cell for cell in line)
+            for line in [header, *rows]
+        )
+        + "\n"
+    )
     data = text.encode("utf-8", "surrogatepass")
     if kind == "labels":
         data = pick(rng, [*_CELLS, "1", "1.0", " 0\n", "\ufeff1"]).encode()
@@ -249,7 +299,7 @@ def check_table(folder, given):
         listed = predict.cases_from_table(str(path), config_module.Data(channels=("t1",)))
         assert all(os.path.basename(case.id) == case.id and case.id not in (".", "..") for case in listed)
     else:
-        evaluation.evaluate(str(path), str(folder / "targets.csv"), resamples=10)
+        evaluate.evaluate(str(path), str(folder / "targets.csv"), resamples=10)
 
 
 check_table.refuses = ()

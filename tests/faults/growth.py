@@ -1,6 +1,6 @@
 """Train a config and print, after each epoch, the memory (MB, of this process and its workers) and the open files.
 
-  python tests/faults/growth.py CONFIG [key=value ...]
+python tests/faults/growth.py CONFIG [key=value ...]
 """
 
 import os
@@ -9,7 +9,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
-from fomo import cli, crossval, engine
+from fomo import cli
+from fomo.runs import crossval
+from fomo.training import loop
 
 
 def resident_mb(pid):
@@ -24,7 +26,7 @@ def processes():
 
 def main(arguments):
     config, _ = cli.parse_config(__doc__, arguments)
-    evaluate, epochs = engine.evaluate, []
+    evaluate, epochs = loop.evaluate, []
 
     def watched(*arguments, **options):
         rows = evaluate(*arguments, **options)
@@ -35,7 +37,7 @@ def main(arguments):
         print(f"growth evaluation={len(epochs)} files={files} processes={len(pids)} mb={memory}", flush=True)
         return rows
 
-    engine.evaluate = watched
+    loop.evaluate = watched
     crossval.run(config)
 
 

@@ -15,10 +15,10 @@ import time
 import numpy as np
 import pytest
 import torch
-
 from conftest import ROOT, run_command
+
 from fomo import config as config_module
-from fomo import crossval
+from fomo.runs import crossval
 
 SHORT = dict(train={"epochs": 3, "ema": 0.9}, cv={"folds_to_run": [1]}, augment={"preset": "basic"})
 
@@ -77,7 +77,9 @@ def whole(tiny_config, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_at_the_next_step_and_the_same_command_continues(whole, tmp_path, number):
     path, reference = whole
-    process = start(path, f"output={tmp_path}/cut", "train.workers=1" if number == signal.SIGTERM else "train.workers=0")
+    process = start(
+        path, f"output={tmp_path}/cut", "train.workers=1" if number == signal.SIGTERM else "train.workers=0"
+    )
     read_until(process, r" train .* step=5 ")
     asked = time.monotonic()
     os.killpg(process.pid, number)  # to the loader's processes as well, as a terminal and a scheduler do
@@ -121,7 +123,9 @@ def test_a_run_that_is_stopped_on_two_ranks_continues_on_one_with_the_same_batch
     assert re.search(r" resume fold=1 epoch=\d step=[1-5]$", logs["cut"], re.M)
     losses = {name: dict(re.findall(r" train .* step=(\d+) loss=(\S+) ", log)) for name, log in logs.items()}
     assert list(losses["cut"]) == list(losses["whole"]) == ["1", "2", "3", "4", "5", "6"], "each step once, in order"
-    np.testing.assert_allclose([float(v) for v in losses["cut"].values()], [float(v) for v in losses["whole"].values()], atol=1e-4)
+    np.testing.assert_allclose(
+        [float(v) for v in losses["cut"].values()], [float(v) for v in losses["whole"].values()], atol=1e-4
+    )
 
 
 def children(pid):
@@ -265,7 +269,9 @@ def wait_for_a_moment(process, kind, rng, seconds):
     if kind == "clock":
         time.sleep(rng.uniform(0.2, 1.0) * seconds)
         return
-    pattern = {"training": r" train ", "saving": r" (epoch|checkpoint) ", "evaluation": r" train .* step=(3|6|9) "}[kind]
+    pattern = {"training": r" train ", "saving": r" (epoch|checkpoint) ", "evaluation": r" train .* step=(3|6|9) "}[
+        kind
+    ]
     for _ in range(int(rng.integers(1, {"training": 18, "saving": 8, "evaluation": 6}[kind] + 1))):
         read_until(process, pattern)
     time.sleep(rng.uniform(0, 0.05))
@@ -283,7 +289,9 @@ def test_kill_9_at_a_random_moment(tiny_config, references, tmp_path, tmp_path_f
         references[ranks] = folder / "run", time.monotonic() - begun
     whole, seconds = references[ranks]
     process = start(path, f"output={tmp_path}/cut", ranks=ranks)
-    wait_for_a_moment(process, ("clock", "training", "saving", "evaluation")[seed % 4], np.random.default_rng(seed), seconds)
+    wait_for_a_moment(
+        process, ("clock", "training", "saving", "evaluation")[seed % 4], np.random.default_rng(seed), seconds
+    )
     victims = children(process.pid) if ranks > 1 else []
     for pid in [*victims, process.pid]:
         os.kill(pid, signal.SIGKILL)

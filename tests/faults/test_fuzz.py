@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT
 
 
@@ -24,7 +23,7 @@ def test_the_fuzzer_notices_what_must_not_happen(tmp_path):
     script.write_text(
         f"""
 import sys, pathlib, os
-sys.path[:0] = [{str(ROOT / 'tests/faults')!r}, {str(ROOT)!r}]
+sys.path[:0] = [{str(ROOT / "tests/faults")!r}, {str(ROOT)!r}]
 import fuzz
 fuzz.SECONDS = 0.5
 watch = fuzz.Watch(pathlib.Path({str(tmp_path)!r}))
@@ -57,6 +56,13 @@ for number in range(8):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     complaints = done.stdout.splitlines()
-    said = ["KeyError", "more than", "did what it must not: open", "did what it must not: os.system", "MemoryError", "a message of 3000"]
+    said = [
+        "KeyError",
+        "more than",
+        "did what it must not: open",
+        "did what it must not: os.system",
+        "MemoryError",
+        "a message of 3000",
+    ]
     for complaint, start in zip(complaints, [*said, "did what it must not: os.rename", "None"], strict=True):
         assert complaint.startswith(start), complaints

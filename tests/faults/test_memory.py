@@ -8,11 +8,12 @@ import re
 
 import pytest
 import torch
-
 from conftest import ROOT, run_command
+
 from fomo import config as config_module
-from fomo import crossval, memory
 from fomo.nets import unet
+from fomo.runs import crossval
+from fomo.training import memory
 
 
 @pytest.fixture
@@ -44,10 +45,16 @@ def test_too_little_memory_for_a_step_ends_with_what_half_of_it_needs(tiny_confi
     small_device(fits=2, after=4)  # in the second epoch
     message = ends_with(path)
     assert "4 samples of data.patch=[32,32,32] at once do not fit" in message
-    needed = float(re.search(r"; train\.micro_batch=2 needs about (\S+) GB; then the same command continues$", message)[1])
+    needed = float(
+        re.search(r"; train\.micro_batch=2 needs about (\S+) GB; then the same command continues$", message)[1]
+    )
     assert 0.05 < needed < 4, "on the CPU the process's peak"
     output = capfd.readouterr()
-    assert len(output.err.splitlines()) == 1 and message in output.err and message in (tmp_path / "runs/run/log.txt").read_text()
+    assert (
+        len(output.err.splitlines()) == 1
+        and message in output.err
+        and message in (tmp_path / "runs/run/log.txt").read_text()
+    )
     last = torch.load(tmp_path / "runs/run/fold_1/last.pt", weights_only=True)
     assert last["epoch"] == 1 and last["step"] == 3, "it holds the first epoch"
     crossval.run(config_module.load(path, ["train.micro_batch=2"]))
@@ -69,9 +76,13 @@ def test_the_next_smaller_step_that_fits_is_named(tiny_config, small_device, bat
 
 
 def test_too_little_memory_for_an_evaluation(tiny_config, small_device):
-    path = tiny_config("regression", data={"spacing_mm": [4.0, 4.0, 4.0]}, train={"steps_per_epoch": 1}, eval={"windows": 4})
+    path = tiny_config(
+        "regression", data={"spacing_mm": [4.0, 4.0, 4.0]}, train={"steps_per_epoch": 1}, eval={"windows": 4}
+    )
     small_device(fits=2, training=False)
-    said = r"evaluating case \S+ of \d+x\d+x\d+ voxels with eval\.windows=4 windows .* eval\.windows=2 needs about \S+ GB"
+    said = (
+        r"evaluating case \S+ of \d+x\d+x\d+ voxels with eval\.windows=4 windows .* eval\.windows=2 needs about \S+ GB"
+    )
     assert re.search(said, ends_with(path))
 
 
@@ -108,7 +119,10 @@ def test_the_memory_of_the_failed_step_is_free_when_a_smaller_one_is_tried():
 def test_what_cudas_libraries_say_of_memory(said, of_memory):
     with pytest.raises(RuntimeError) as caught, memory.explained(lambda: "too little"):
         raise RuntimeError(said)
-    assert (str(caught.value), isinstance(caught.value, memory.OutOfMemory)) == ("too little" if of_memory else said, of_memory)
+    assert (str(caught.value), isinstance(caught.value, memory.OutOfMemory)) == (
+        "too little" if of_memory else said,
+        of_memory,
+    )
     with pytest.raises(memory.OutOfMemory, match="out of memory on"), memory.explained(lambda: "explained twice"):
         raise memory.OutOfMemory("out of memory on")
 
@@ -192,4 +206,6 @@ def test_memory_and_open_files_do_not_grow_over_many_epochs(tiny_config, returni
     own, loading, files = assert_no_growth(path, 300, 3, f"train.workers={workers}")
     with capsys.disabled():
         shown = [f"{sizes[e]:.0f}" for sizes in (own, loading) for e in (0, 99, 199, 299)]
-        print(f"\n{task} workers={workers}: MB at epoch 1, 100, 200, 300: {shown[:4]}, of a worker {shown[4:]}; files {max(files)}")
+        print(
+            f"\n{task} workers={workers}: MB at epoch 1, 100, 200, 300: {shown[:4]}, of a worker {shown[4:]}; files {max(files)}"
+        )

@@ -8,7 +8,6 @@ import sys
 import time
 
 import torch
-
 from conftest import ROOT
 
 STAND_INS = {
@@ -31,7 +30,11 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(tiny_config, tmp_p
     output = tmp_path / "output.txt"
     with output.open("w") as file:
         job = subprocess.Popen(
-            ["bash", str(ROOT / "tools/slurm_cv.sbatch"), str(path)], cwd=ROOT, env=environment, stdout=file, stderr=file
+            ["bash", str(ROOT / "tools/slurm_cv.sbatch"), str(path)],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
         )
         deadline = time.monotonic() + 300
         while " step=4 " not in output.read_text() and time.monotonic() < deadline:
@@ -40,6 +43,8 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(tiny_config, tmp_p
         code = job.wait(timeout=300)
     said = output.read_text()
     assert code == 75, said
-    assert (tmp_path / "scancel").read_text() == "--signal=TERM 7.0\n" and (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert (tmp_path / "scancel").read_text() == "--signal=TERM 7.0\n" and (
+        tmp_path / "requeued"
+    ).read_text() == "requeue 7\n"
     assert re.search(r" checkpoint .*interrupted=true", said)
     assert torch.load(tmp_path / "runs/run/fold_1/last.pt", weights_only=True)["step"] >= 4

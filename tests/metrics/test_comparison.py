@@ -55,7 +55,9 @@ def test_false_positives_of_clustered_delong(mixed):
         rng = np.random.default_rng(seed)
         subject = np.repeat(np.arange(subjects), 4)
         labels = rng.permuted(np.tile([0, 0, 1, 1], (subjects, 1)), axis=1).ravel() if mixed else subject % 2
-        scores = [rng.normal(size=subjects)[subject] + 0.8 * labels + 0.3 * rng.normal(size=4 * subjects) for _ in range(2)]
+        scores = [
+            rng.normal(size=subjects)[subject] + 0.8 * labels + 0.3 * rng.normal(size=4 * subjects) for _ in range(2)
+        ]
         return metrics.delong_test(labels, *scores, groups=subject if clustered else None).p
 
     share = {clustered: np.mean([study(seed, clustered) < 0.05 for seed in range(1000)]) for clustered in (True, False)}
@@ -72,14 +74,19 @@ def test_clustered_delong_of_one_case_each_is_delongs(seed, n):
     wanted = metrics.delong_test(labels, first, second)
     assert str(metrics.delong_test(labels, first, second, groups=rng.permutation(n + 4))) == str(wanted)
     # every case twice, as two sessions of one subject: nothing is learned from the second one
-    twice = metrics.delong_test(*(np.repeat(values, 2) for values in (labels, first, second)), groups=np.arange(2 * n + 8) // 2)
+    twice = metrics.delong_test(
+        *(np.repeat(values, 2) for values in (labels, first, second)), groups=np.arange(2 * n + 8) // 2
+    )
     assert twice == pytest.approx(wanted, nan_ok=True, abs=1e-12)
 
 
 def test_clustered_delong_of_few_subjects():
     labels, scores = [0, 0, 0, 1, 1, 1], np.array([0.1, 0.4, 0.3, 0.2, 0.5, 0.6])
     one_positive = metrics.delong_test(labels, scores, scores[::-1], groups=list("abcddd"))
-    assert one_positive.first == pytest.approx(metrics.auroc(labels, scores)) and np.isnan([one_positive.p, one_positive.low]).all()
+    assert (
+        one_positive.first == pytest.approx(metrics.auroc(labels, scores))
+        and np.isnan([one_positive.p, one_positive.low]).all()
+    )
     with pytest.raises(ValueError, match=r"groups: got shape \(2,\), wanted \(6,\), the shape of labels"):
         metrics.delong_test(labels, scores, scores, groups=list("ab"))
 

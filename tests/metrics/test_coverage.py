@@ -66,9 +66,7 @@ DICE = {  # beta(a, b), and the share of missed cases, whose Dice is 0
 def test_mean_dice_of_25_cases(shape, kind):
     a, b, missed = DICE[shape]
     found = coverage(
-        MEAN_INTERVALS[kind],
-        lambda rng: (rng.beta(a, b, 25) * (rng.random(25) >= missed),),
-        a / (a + b) * (1 - missed),
+        MEAN_INTERVALS[kind], lambda rng: (rng.beta(a, b, 25) * (rng.random(25) >= missed),), a / (a + b) * (1 - missed)
     )
     print(f"coverage mean n=25 interval={kind} dice={shape!r} {100 * found:.1f}%")
     assert 0.92 <= found <= 0.97

@@ -65,7 +65,9 @@ def test_slices_and_images_of_any_channels_and_size(name, channels):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("options", [{}, {"attention": "se"}, {"attention": "cbam", "multiscale": True, "pooling": "mean_max"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"attention": "se"}, {"attention": "cbam", "multiscale": True, "pooling": "mean_max"}]
+)
 def test_every_parameter_has_one_stage_and_a_gradient(name, options):
     network = small(name, mode="regression", dropout=0.1, **options)
     names = [n for n, _ in network.named_parameters()]
@@ -95,13 +97,17 @@ def test_cbam_by_hand():
     torch.manual_seed(0)
     block = randomized(attention.build("cbam", 8))
     x = torch.randn(2, 8, 6, 5)
-    channels = torch.sigmoid(sum(block.channel(pooled[:, :, None, None]) for pooled in (x.mean((2, 3)), x.amax((2, 3)))))
+    channels = torch.sigmoid(
+        sum(block.channel(pooled[:, :, None, None]) for pooled in (x.mean((2, 3)), x.amax((2, 3))))
+    )
     x1 = x * channels
     padded = torch.nn.functional.pad(torch.stack((x1.mean(1), x1.amax(1)), 1), (3, 3, 3, 3))
     places = torch.zeros(2, 6, 5)
     for i in range(6):
         for j in range(5):
-            places[:, i, j] = (padded[:, :, i : i + 7, j : j + 7] * block.spatial.weight).sum((1, 2, 3)) + block.spatial.bias
+            places[:, i, j] = (padded[:, :, i : i + 7, j : j + 7] * block.spatial.weight).sum(
+                (1, 2, 3)
+            ) + block.spatial.bias
     torch.testing.assert_close(block.places(x1)[:, 0], torch.sigmoid(places))
     torch.testing.assert_close(block(x), x1 * torch.sigmoid(places)[:, None])
 
@@ -210,7 +216,9 @@ def test_old_files_have_no_counters(tmp_path):
         checkpoint.load_weights(small(), write(tmp_path, state))
 
 
-@pytest.mark.parametrize("prefix", ["visual.", "module.visual.", "image_encoder.model.", "model.visual_transformer.backbone."])
+@pytest.mark.parametrize(
+    "prefix", ["visual.", "module.visual.", "image_encoder.model.", "model.visual_transformer.backbone."]
+)
 def test_the_image_half_of_a_model_of_images_and_text_loads(tmp_path, prefix):
     state = randomized(small()).state_dict()
     outer = next((wrapper for wrapper in ("module.", "model.") if prefix.startswith(wrapper)), "")

@@ -39,7 +39,9 @@ def case(shape, dtype, mean=1.0):
 def test_as_exact_as_torchs(shape, dtype):
     given = case(shape, dtype)
     expected = run(defined, *(tensor.double() for tensor in given))
-    for name, own, torchs, true in zip(("y", "x", "weight", "bias"), run(norm.Split.apply, *given), run(torch_norm, *given), expected):
+    for name, own, torchs, true in zip(
+        ("y", "x", "weight", "bias"), run(norm.Split.apply, *given), run(torch_norm, *given), expected
+    ):
         scale = true.abs().max()
         bound = (torchs - true).abs().max() + (2e-6 if dtype == torch.float32 else 1e-3) * scale
         assert (own - true).abs().max() <= bound, name

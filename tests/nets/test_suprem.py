@@ -14,7 +14,9 @@ def fill(network):
     """Weights by a formula, so that another implementation can have the same."""
     with torch.no_grad():
         for number, (name, parameter) in enumerate(sorted(network.named_parameters())):
-            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * 0.7 + number).reshape(parameter.shape)
+            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * 0.7 + number).reshape(
+                parameter.shape
+            )
             parameter.copy_(1 + 0.1 * wave if name.endswith("bn1.weight") else wave / math.sqrt(parameter[0].numel()))
     return network
 
@@ -40,7 +42,10 @@ def test_numbers_of_the_published_network_in_training_and_evaluation():
 
 def test_names_and_shapes_of_the_published_network():
     state = nets.build("suprem_unet3d", 1, 3).state_dict()
-    assert len(state) == 106 and sum(v.numel() for n, v in state.items() if n.split(".")[-1] in ("weight", "bias")) == 19_073_795
+    assert (
+        len(state) == 106
+        and sum(v.numel() for n, v in state.items() if n.split(".")[-1] in ("weight", "bias")) == 19_073_795
+    )
     assert list(state)[:7] == [f"down_tr64.ops.0.{n}" for n in ("conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked")]  # fmt: skip
     shapes = {name: tuple(state[name].shape) for name in state}
     assert shapes["down_tr512.ops.1.conv1.weight"] == (512, 256, 3, 3, 3)
@@ -92,7 +97,9 @@ def test_attributes_cover_the_network_and_frozen_statistics_stay():
             assert sum(name.startswith(prefix) for stage in network.stages for prefix in stage) == 1
         assert network.stem in names and dict(network.named_modules())[network.saliency_layer] is network.down_tr512
         before = {n: b.clone() for n, b in network.named_buffers()}
-        assert all(module.track_running_stats is False for module in network.modules() if hasattr(module, "running_mean"))
+        assert all(
+            module.track_running_stats is False for module in network.modules() if hasattr(module, "running_mean")
+        )
         network.eval()(image())
         assert all(torch.equal(b, before[n]) for n, b in network.named_buffers())
 

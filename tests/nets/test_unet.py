@@ -152,7 +152,10 @@ def test_what_was_not_loaded_belongs_to_the_head(missing, stages):
         assert n.startswith(net.head_prefixes) == (n in new or n.startswith(head))
         assert n.startswith(net.encoder_prefixes) == (n.startswith(encoder) and n not in new)
     if missing == ".conv2.":
-        assert net.stages[0] == ("encoder.in_conv.conv1.",) and net.stages[5] == ("decoder.upsample1", "decoder.decoder_conv1.conv1.")
+        assert net.stages[0] == ("encoder.in_conv.conv1.",) and net.stages[5] == (
+            "decoder.upsample1",
+            "decoder.decoder_conv1.conv1.",
+        )
 
 
 def test_every_parameter_gets_a_gradient():

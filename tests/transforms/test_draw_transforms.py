@@ -19,9 +19,15 @@ def test_figure_of_the_synthetic_head(tmp_path):
 def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys):
     one_line_error(run_command("tools/draw_transforms.py", "--image", tmp_path / "no.nii"), "no.nii")
     for name, value in (("flat", 0), ("image", 1)):
-        nibabel.save(nibabel.Nifti1Image(value * np.arange(512, dtype=np.float32).reshape(8, 8, 8), np.eye(4)), tmp_path / f"{name}.nii")
+        nibabel.save(
+            nibabel.Nifti1Image(value * np.arange(512, dtype=np.float32).reshape(8, 8, 8), np.eye(4)),
+            tmp_path / f"{name}.nii",
+        )
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "mask.nii")
-    wrong = {"flat.nii: all voxels are 0": ["flat.nii"], "image.nii: got shape": ["image.nii", "--mask", tmp_path / "mask.nii"]}
+    wrong = {
+        "flat.nii: all voxels are 0": ["flat.nii"],
+        "image.nii: got shape": ["image.nii", "--mask", tmp_path / "mask.nii"],
+    }
     for words, (image, *rest) in wrong.items():
         with pytest.raises(UserError, match=words):
             tool("draw_transforms", "--image", tmp_path / image, *rest)

@@ -67,7 +67,12 @@ def test_probability_is_a_samples_own():
 
 def test_errors():
     good = dict(kind="cutmix", generator=np.random.default_rng(0), place=0, samples=2, patch=PATCH)
-    for bad, named in ((dict(kind="cut"), "kind"), (dict(p=2), "p"), (dict(alpha=0), "alpha"), (dict(samples=1), "samples")):
+    for bad, named in (
+        (dict(kind="cut"), "kind"),
+        (dict(p=2), "p"),
+        (dict(alpha=0), "alpha"),
+        (dict(samples=1), "samples"),
+    ):
         with pytest.raises(ValueError, match=f"^{named}: "):
             mixing.draw(**{**good, **bad})
     with pytest.raises(ValueError, match="^plans: "):

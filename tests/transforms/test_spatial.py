@@ -272,4 +272,6 @@ def test_a_slice_moves_in_its_plane_only_and_as_in_a_volume_of_equal_slices(name
     assert where["offset"][2] == 0 and not where["matrix"][2, :2].any() and not where["matrix"][:2, 2].any()
     volume = torch.from_numpy(image.repeat(5, axis=2))[None, None]
     copies = build("none", (20, 20, 5)).apply({"image": volume}, [{"spatial": where}])["image"][0, 0]
-    assert (copies[:, :, 2] - turned).abs().max() < 1e-4 and (turned - torch.from_numpy(image[:, :, 0])).abs().max() > 0.1
+    assert (copies[:, :, 2] - turned).abs().max() < 1e-4 and (
+        turned - torch.from_numpy(image[:, :, 0])
+    ).abs().max() > 0.1

@@ -52,7 +52,9 @@ def test_boxes_keep_the_proportions_of_the_patch_and_the_range_of_scales():
             edges = [length / n for (_, length), n in zip(one["box"], PATCH)]
             assert max(edges) - min(edges) <= 1 / 16 + 1e-9, "of the shortest axis, half a voxel either way"
             assert all(0 <= start <= n - length for (start, length), n in zip(one["box"], PATCH))
-            shares["local" if v > 1 else "global"].append(np.prod([length for _, length in one["box"]]) / np.prod(PATCH))
+            shares["local" if v > 1 else "global"].append(
+                np.prod([length for _, length in one["box"]]) / np.prod(PATCH)
+            )
     for kind, (low, high) in {"global": (0.5, 1.0), "local": (0.1, 0.3)}.items():
         assert low * 0.85 < min(shares[kind]) < low * 1.2 and high * 0.9 < max(shares[kind]) < high * 1.1
         assert np.mean(shares[kind]) == pytest.approx((low + high) / 2, rel=0.05)

@@ -1,0 +1,342 @@
+"""Synthetic heads in the three Task layouts: something to try everything on, with an answer that is known.
+
+A head is an ellipsoid with cortex, sulci, white matter and ventricles, drawn in world mm and then sampled on a scan
+grid of varying orientation, tilt and voxel size, with its own gain, bias field and noise, so that no absolute intensity
+means anything. What is to be learned:
+
+    1  infarct: bright on DWI and dark on ADC at the same place. Every scan has two lesions, one of them bright and one
+       dark on each of the two, so that no single channel tells: an infarct and an old cavity (dark on DWI, bright on
+       ADC), or T2 shine-through (bright on both) and an old bleeding (dark on both).
+    2  meningioma: a mass at the dura; lesions inside the brain with the same intensities, and cysts at the dura, do
+       not belong to it. One subject in sixteen has none.
+    3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age, each with its own variation;
+       head size means nothing.
+
+A fourth data set is a table (table.csv, see table.py) of heads with everything at once; the mean intensity tells none:
+
+    cohort  a lesion that is bright, one that is as dark as fluid, or one of both
+    gender  long (f) or tall (m) ventricles, of equal volume
+    age     as above, 45 to 80 years
+    mask    1 ventricles, 2 lesions
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+
+import numpy as np
+from nibabel import orientations
+
+from ...runtime import files
+from ...space import volume
+
+VERSION = 1  # raise it when the images change
+TASKS = {"classification": 1, "segmentation": 2, "regression": 3, "mae": 1, "dino": 1}
+_COHORTS = ("both", "bright", "dark")
+_FIELD_MM = (160.0, 192.0, 152.0)  # right-left, posterior-anterior, inferior-superior
+_CODES = ("RAS", "LPS", "LAS", "PIR", "RSA")
+
+# relative intensities of cerebrospinal fluid, grey matter, white matter
+_CONTRAST = {
+    "dwi_b1000": (0.25, 0.85, 0.70),
+    "flair": (0.20, 0.90, 0.75),
+    "adc": (1.60, 0.90, 0.80),
+    "swi": (0.80, 0.65, 0.55),
+    "t2s": (1.00, 0.70, 0.55),
+    "t1": (0.25, 0.65, 0.95),
+    "t2": (1.00, 0.65, 0.50),
+}
+_LESIONS = {
+    "infarct": {"dwi_b1000": 2.20, "flair": 1.35, "adc": 0.20, "swi": 0.60, "t2s": 0.65},
+    "old_cavity": {"dwi_b1000": 0.35, "flair": 0.50, "adc": 2.00, "swi": 0.30, "t2s": 0.35},
+    "shine_through": {"dwi_b1000": 2.20, "flair": 1.35, "adc": 2.00, "swi": 0.60, "t2s": 0.65},
+    "old_bleeding": {"dwi_b1000": 0.35, "flair": 0.50, "adc": 0.20, "swi": 0.30, "t2s": 0.35},
+    "mass": {"dwi_b1000": 1.20, "flair": 1.40, "swi": 0.40, "t2s": 0.45},
+    "bright": {"t1": 1.60, "t2": 1.80},
+    "dark": {"t1": 0.15, "t2": 0.20},
+    "cyst": {"dwi_b1000": 0.25, "flair": 0.25, "swi": 0.85, "t2s": 1.00},
+}
+
+
+def make(root, task, cases, size, seed=0):
+    """Write the data set of `task` (1, 2, 3, one of TASKS, or "table") to the new folder `root`.
+
+    cases: number of scans; one subject in ten has two. size: voxels along the longest axis (192 mm). The same
+    arguments give the same files. The folder appears whole or not at all; FileExistsError where `root` has content.
+    """
+    task = TASKS.get(task, task)
+    if task not in (1, 2, 3, "table"):
+        raise ValueError(f"task: got {task!r}, wanted 1, 2, 3, table or one of {', '.join(TASKS)}")
+    rows = []
+    with new_folder(root) as folder:
+        for scan in range(cases):
+            pair, place = divmod(scan, 11)  # scans 9 and 10 of eleven are one subject's
+            subject = 10 * pair + min(place, 9)
+            session = 2 if place == 10 else 1
+            if task == "table":
+                rows.append(_write_row(folder, subject, session, size, seed))
+            else:
+                _write_case(folder, task, subject, session, size, seed)
+        if rows:
+            files.write_csv(os.path.join(folder, "table.csv"), rows)
+
+
+@contextlib.contextmanager
+def new_folder(root):
+    """A temporary folder that becomes `root` at the end; FileExistsError where `root` has content by then."""
+    parent = os.path.dirname(os.path.abspath(root))
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=".phantom-", dir=parent)
+    try:
+        os.chmod(temporary, 0o755)
+        yield temporary
+        os.rename(temporary, root)
+    except OSError as error:
+        if os.path.isdir(root) and os.listdir(root):
+            raise FileExistsError(f"{root} is there already") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_case(root, task, number, session, size, seed):
+    """Anatomy and lesions belong to the subject, the rest to the session."""
+    own = np.random.default_rng([seed, task, number])
+    scan = np.random.default_rng([seed, task, number, session])
+    affine, shape, code = _grid(scan, size)
+    points = _points(affine, shape)
+    soft = 0.4 * 192 / size  # half a voxel of partial volume at each border
+
+    age = own.uniform(20, 85) if task == 3 else own.uniform(40, 65)
+    head = _Head(own, (age - 20) / 65)
+    depth, tissues, _ = head.tissues(points, soft)
+    if task == 1:
+        label = (number + number // 10) % 2  # subjects are exchangeable: as good as random, and balanced
+        lesions = _task1_lesions(own, head, label)
+    elif task == 2:
+        lesions = _task2_lesions(own, head, number % 16 != 5)
+        label = None
+    else:
+        lesions, label = [], age + 0.5 * (session - 1)
+    shares = [(name, _ball(points, centre, radius, soft), scale) for name, centre, radius, scale in lesions]
+    inside = depth > 0
+
+    venous = "swi" if number % 3 else "t2s"
+    channels = {1: ("dwi_b1000", "flair", "adc", venous), 2: ("dwi_b1000", "flair", venous), 3: ("t1", "t2")}[task]
+    subject = f"sub_{number + 1:03d}"
+    place = os.path.join(subject, f"ses_{session}")
+    for channel in channels:
+        image = _image(scan, channel, points, tissues, shares)
+        _write(os.path.join(root, "preprocessed", place, f"{channel}.nii.gz"), image * inside, affine, code)
+    labels = os.path.join(root, "labels", place)
+    tumour = sum((share for name, share, _ in shares if name == ("mass" if task == 2 else "infarct")), np.zeros(shape))
+    mask = ((tumour > 0.5) & inside).astype(np.uint8)
+    if task == 2 or (task == 1 and number % 5 < 2):
+        _write(os.path.join(labels, "seg.nii.gz"), mask, affine, code)
+    if task == 3 or (task == 1 and number % 5 > 0):
+        os.makedirs(labels, exist_ok=True)
+        with open(os.path.join(labels, "label.txt"), "w", encoding="utf-8") as file:
+            file.write(f"{label:g}\n")
+
+
+def _write_row(root, number, session, size, seed):
+    """One scan of the table; returns its line."""
+    own = np.random.default_rng([seed, 4, number])
+    scan = np.random.default_rng([seed, 4, number, session])
+    affine, shape, code = _grid(scan, size)
+    points = _points(affine, shape)
+    soft = 0.4 * 192 / size
+    cohort, gender = _COHORTS[number % 3], "fm"[number // 3 % 2]  # six subjects in a row have each combination once
+    age = own.uniform(45, 80)
+    head = _Head(own, (age - 20) / 65, tall=gender == "m")
+    depth, tissues, ventricles = head.tissues(points, soft)
+    inside = depth > 0
+    shares = [
+        (name, _ball(points, centre, radius, soft), scale)
+        for name, centre, radius, scale in _table_lesions(own, head, cohort)
+    ]
+    lesions = np.max([share for _, share, _ in shares], axis=0)
+    mask = np.where(lesions > 0.5, 2, ventricles > 0.5) * inside
+    subject = f"sub_{number + 1:03d}"
+    row = {"id": f"{subject}_ses_{session}", "PatientID": subject}
+    for channel in ("t1", "t2"):
+        row[channel] = f"images/{row['id']}_{channel}.nii.gz"
+        _write(os.path.join(root, row[channel]), _image(scan, channel, points, tissues, shares) * inside, affine, code)
+    row["mask"] = f"masks/{row['id']}.nii.gz"
+    _write(os.path.join(root, row["mask"]), mask.astype(np.uint8), affine, code)
+    return {
+        **row,
+        "cohort": cohort,
+        "gender": gender,
+        "age": f"{age + 0.5 * (session - 1):.2f}",
+        "fold": 1 + number // 6 % 5,
+    }
+
+
+def _write(path, array, affine, code):
+    if array.dtype != np.uint8:
+        array = np.clip(np.round(array), 0, 32000).astype(np.int16)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    volume.write_nifti(path, *in_scanner_order(array, affine, code))
+
+
+def in_scanner_order(array, affine, code):
+    """(array, affine), which are RAS, in the axis order that `code` ("LPS", ...) names."""
+    ornt = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
+    affine = affine @ orientations.inv_ornt_aff(ornt, array.shape)
+    return np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine
+
+
+# ------------------------------------------------------------------------------------------ geometry
+
+
+def _grid(rng, size):
+    """(affine, shape, orientation code) of one scan: centred on the head, tilted, with its own voxel size."""
+    base = 192 / size
+    spacing = base * np.array([(1, 1, 1), (1, 1, 1.25), (1.08, 1.08, 1.08)][rng.integers(3)])
+    shape = tuple(int(n) for n in np.round(np.array(_FIELD_MM) / spacing))
+    rotation = _rotation(rng.uniform(-8, 8, 3))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * spacing
+    affine[:3, 3] = rng.uniform(-2, 2, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine, shape, _CODES[rng.integers(len(_CODES))]
+
+
+def _rotation(degrees):
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(degrees)):
+        i, j = [k for k in range(3) if k != axis]
+        turn = np.eye(3)
+        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        matrix = matrix @ turn
+    return matrix
+
+
+def _points(affine, shape):
+    """World coordinates (3, X, Y, Z) in mm of the voxel centres."""
+    index = np.indices(shape).reshape(3, -1)
+    return (affine[:3, :3] @ index + affine[:3, 3:]).reshape(3, *shape)
+
+
+def _rise(distance, soft):
+    """0 to 1 over about 4 * soft around distance 0."""
+    return 1 / (1 + np.exp(-np.clip(distance / soft, -30, 30)))
+
+
+def _ellipsoid(points, centre, axes):
+    """Distance in mm inside the surface of an ellipsoid along the ray from its centre, about exact near the surface."""
+    offset = points - np.reshape(centre, (3, 1, 1, 1))
+    rho = np.sqrt(sum((offset[k] / axes[k]) ** 2 for k in range(3))) + 1e-6
+    return (1 - rho) * np.minimum(np.sqrt((offset**2).sum(0)) / rho, max(axes))
+
+
+def _ball(points, centre, radius, soft):
+    return _rise(_ellipsoid(points, centre, np.broadcast_to(radius, 3)), soft)
+
+
+# ------------------------------------------------------------------------------------------- anatomy
+
+
+class _Head:
+    """One subject's anatomy: sizes in mm, fixed by the generator and by `age` from 0 (20 years) to 1 (85).
+
+    tall: the ventricles reach up instead of back.
+    """
+
+    def __init__(self, rng, age, tall=False):
+        self.axes = np.array([66.0, 83.0, 63.0]) * np.clip(rng.normal(1, 0.035, 3), 0.93, 1.06)
+        self.rim = 1 + 5 * age * rng.normal(1, 0.08)  # fluid around the brain
+        self.sulci = 1.5 + 10 * age * rng.normal(1, 0.05)  # depth of the furrows
+        self.cortex = 11 - 4.5 * age * rng.normal(1, 0.06)
+        self.ventricles = (0.5 + 1.35 * age) * rng.normal(1, 0.05)
+        self.cavity = np.array([7.0, 12.0, 21.7] if tall else [7.0, 26.0, 10.0])
+        self.furrows = rng.normal(0, 1, (6, 3)) * 6  # directions and frequencies of the folding
+        self.phases = rng.uniform(0, 2 * np.pi, 6)
+        self.turn = _rotation(rng.uniform(-4, 4, 3))
+
+    def tissues(self, points, soft):
+        """(depth below the surface in mm, shares (3, X, Y, Z) of fluid, grey and white matter, share of the ventricles)."""
+        points = np.tensordot(self.turn, points, axes=1)
+        depth = _ellipsoid(points, np.zeros(3), self.axes)
+        direction = points / (np.sqrt((points**2).sum(0)) + 1e-6)
+        waves = np.tensordot(self.furrows, direction, axes=1) + self.phases.reshape(6, 1, 1, 1)
+        folding = np.clip(np.sin(waves).sum(0) / 2, 0, 1)  # 1 in a furrow
+        pia = depth - self.rim - self.sulci * folding
+        fluid = 1 - _rise(pia, soft)
+        white = _rise(pia - self.cortex, soft)
+        ventricles = np.zeros_like(fluid)
+        for side in (-1, 1):
+            size = self.cavity * self.ventricles ** np.array([1.2, 0.7, 1.0])
+            ventricles = np.maximum(ventricles, _rise(_ellipsoid(points, (side * 13.0, -2.0, 8.0), size), soft))
+            nucleus = _ball(points, (side * 24.0, 4.0, -4.0), (9.0, 16.0, 9.0), soft)
+            white = white * (1 - nucleus)
+        fluid = np.maximum(fluid, ventricles)
+        white = white * (1 - fluid)
+        return depth, np.stack([fluid, 1 - fluid - white, white]), ventricles
+
+    def inner_place(self, rng, radius):
+        """A centre for a lesion inside the brain, clear of the surface."""
+        while True:
+            place = rng.uniform(-1, 1, 3) * self.axes
+            if (place**2 / (self.axes - radius - 8) ** 2).sum() < 1:
+                return place
+
+    def dural_place(self, rng, radius):
+        """A centre just below the surface, in the upper three quarters of the head."""
+        while True:
+            way = rng.normal(0, 1, 3)
+            way /= np.linalg.norm(way)
+            if way[2] > -0.5:
+                return way / np.sqrt((way**2 / (self.axes - 0.55 * radius) ** 2).sum())
+
+
+def _placed(rng, head, wanted):
+    """[(name, centre, radius, scale)] for `wanted` (name, radius, scale), placed so that none touch."""
+    while True:
+        lesions = []
+        for name, radius, scale in wanted:
+            place = head.dural_place if name in ("mass", "cyst") else head.inner_place
+            centre = place(rng, radius)
+            if any(np.linalg.norm(centre - other[1]) < radius + other[2] + 4 for other in lesions):
+                break
+            lesions.append((name, centre, radius, scale))
+        else:
+            return lesions
+
+
+def _task1_lesions(rng, head, positive):
+    names = ("infarct", "old_cavity") if positive else ("shine_through", "old_bleeding")
+    return _placed(rng, head, [(name, rng.uniform(17, 24), rng.uniform(0.85, 1.1)) for name in names])
+
+
+def _task2_lesions(rng, head, positive):
+    wanted = [("mass", rng.uniform(18, 26), rng.uniform(0.9, 1.1))] if positive else []
+    wanted += [("decoy", rng.uniform(9, 14), rng.uniform(0.9, 1.1)) for _ in range(rng.integers(3))]
+    if rng.random() < 0.5:
+        wanted.append(("cyst", rng.uniform(10, 15), 1.0))
+    return _placed(rng, head, wanted)
+
+
+def _table_lesions(rng, head, cohort):
+    """[(name, centre, radius, scale)]"""
+    names = ("bright", "dark") if cohort == "both" else (cohort,)
+    radius = rng.uniform(20, 26) / len(names) ** (1 / 3)  # the same volume in all
+    return _placed(rng, head, [(name, radius, rng.uniform(0.8, 1.1)) for name in names])
+
+
+# -------------------------------------------------------------------------------------------- images
+
+
+def _image(rng, channel, points, tissues, shares):
+    """One channel in arbitrary units: tissue contrast, lesions, bias field, noise and the scan's own gain."""
+    values = np.array(_CONTRAST[channel]) * rng.normal(1, 0.04, 3)
+    image = np.tensordot(values, tissues, axes=1)
+    for name, share, scale in shares:
+        level = _LESIONS["mass" if name == "decoy" else name][channel]
+        normal = values[1]
+        image = image * (1 - share) + share * (normal + scale * (level - normal))  # scale: how conspicuous it is
+    slope = rng.normal(0, 0.06, 3)
+    field = np.exp(np.tensordot(slope, points / 80, axes=1) + rng.normal(0, 0.06) * (points[0] * points[1]) / 80**2)
+    image = image * field + rng.normal(0, 0.04, image.shape)
+    return np.maximum(image, 0.02) * 400 * rng.uniform(0.6, 1.6)

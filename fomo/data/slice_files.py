@@ -1,0 +1,161 @@
+"""One CT slice a file: names, label tables, and how its pixels become an image."""
+
+import functools
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..config import UserError
+from . import spreadsheet
+from .cases import Case
+
+# mean and standard deviation of ImageNet's red, green and blue, which pretrained 2D networks saw as 0 and 1
+_IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
+
+
+# ------------------------------------------------------------------------------------- names and tables
+
+
+def stem(name):
+    """`name` of a volume without the suffix of its file: the key by which tables are joined."""
+    return re.sub(r"\.(nii|nii\.gz|npy|npz)$", "", name.strip(), flags=re.IGNORECASE)
+
+
+def patient_of(name):
+    """`valid_12` of `valid_12_a_1.nii.gz`; None for a name of another form."""
+    match = re.match(r"((?:train|valid)_[0-9A-Za-z]+)_[0-9A-Za-z]+_", stem(name) + "_")
+    return match and match[1]
+
+
+def read_labels(path, key="--labels", required=()):
+    """{volume name without suffix: {column: text}} of a CSV with the column VolumeName, which is left out.
+
+    key: the option or config key that names the file; required: columns that must be there, {key: column}.
+    """
+    found = {}
+    for row in spreadsheet.read_rows(path, {key: "VolumeName", **dict(required)}, key):
+        name = row.cells.pop("VolumeName")
+        if found.setdefault(stem(name), row.cells) is not row.cells:
+            raise UserError(f"{path}: line {row.line}: got {name} a second time, wanted a line for each volume")
+    return found
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a config become images; the same for all slices."""
+
+    size: tuple[int, int]  # (X, Y)
+    channels: int
+    neighbours: int
+    normalize: str
+
+    @property
+    def repeats(self):
+        """Whether the channels are one slice."""
+        return self.channels > 1 and not self.neighbours
+
+
+@dataclass(frozen=True)
+class SliceCase:
+    """A slice, with the interface of cache.CachedCase."""
+
+    case: Case
+    reading: Reading
+    geometry = None
+
+    @property
+    def shape(self):
+        return (*self.reading.size, 1)
+
+    @property
+    def background(self):
+        """Per channel: air."""
+        return tuple((0.0 - mean) / deviation for mean, deviation in scaling_of(self.reading))
+
+    def image(self):
+        """(C, X, Y, 1) float32: 0 to 1, or as ImageNet is normalised. One channel, the same one several times, or the
+        slice between its neighbours. UserError, with the path, for a file of another shape or type.
+        """
+        return read_slice(self.case.images[0].path, self.reading, scaling_of(self.reading))
+
+    def distinct(self):
+        """What of image() is augmented: a slice that is three channels is read, turned and mixed once, then repeated."""
+        if not self.reading.repeats:
+            return self.image()
+        return read_slice(self.case.images[0].path, Reading(self.reading.size, 1, 0, "none"), None)
+
+
+def scaling_of(reading):
+    """(mean, deviation) of each channel."""
+    if reading.normalize == "none":
+        return ((0.0, 1.0),) * reading.channels
+    if reading.repeats:
+        return _IMAGENET
+    return (tuple(np.mean(_IMAGENET, axis=0).tolist()),) * reading.channels
+
+
+def reading_of(data):
+    return Reading(tuple(data.patch[:2]), len(data.channels), data.neighbours, data.normalize)
+
+
+def prepare(cases, data):
+    """The SliceCases of `cases`. Only the first file is read, so that a wrong folder or size is found at once."""
+    reading = reading_of(data)
+    prepared = [SliceCase(case, reading) for case in cases]
+    prepared[0].image()
+    return prepared
+
+
+def read_slice(path, reading, scaling):
+    """(C, X, Y, 1) float32 of a slice's file: (X, Y), or (2m+1, X, Y) with m neighbours on each side, 0 to 1 or uint8.
+
+    scaling: (mean, deviation) of each channel, taken off and divided by.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = bytearray(file.read())
+        shape, kind, start = _header(bytes(content[: 10 + int.from_bytes(content[8:10], "little")]))
+        pixels = torch.frombuffer(content, dtype=_TYPES[kind], offset=start).reshape(shape)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot read it as a .npy slice: {' '.join(str(error).split())}") from error
+    return as_image(pixels, path, reading, scaling)
+
+
+def as_image(pixels, place, reading, scaling):
+    """(C, X, Y, 1) float32 of a slice's pixels, a tensor (2m+1, X, Y), 0 to 1 or uint8; place: where it is from, for errors."""
+    around, size = (len(pixels) - 1) // 2, tuple(pixels.shape[1:])
+    if len(pixels) % 2 == 0 or size != reading.size or around < reading.neighbours:
+        raise UserError(
+            f"{place}: got {around} neighbours and {'x'.join(map(str, size))} pixels, "
+            f"wanted {reading.neighbours} (data.neighbours) and {'x'.join(map(str, reading.size))} (data.patch)"
+        )
+    scale = 1 / 255 if pixels.dtype == torch.uint8 else None
+    pixels = pixels[around - reading.neighbours : around + reading.neighbours + 1].float()
+    if scale is not None:
+        pixels.mul_(scale)
+    if reading.normalize != "none":
+        means, deviations = torch.tensor(scaling).T[..., None, None]
+        pixels = (pixels - means) / deviations
+    return pixels.expand(reading.channels, *reading.size)[..., None].numpy()
+
+
+_TYPES = {"|u1": torch.uint8, "<f2": torch.float16, "<f4": torch.float32}
+
+
+@functools.lru_cache(maxsize=64)  # files of one size and type have the same header
+def _header(content):
+    """((2m+1, X, Y), type, start of the values) from the first bytes of a .npy file."""
+    if content[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError("it does not begin like one")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(content[8:]))
+    if len(shape) not in (2, 3) or fortran or dtype.str not in _TYPES:
+        raise ValueError(
+            f"got {dtype} of shape {shape}, wanted uint8, float16 or float32 of shape (X, Y) or (2n+1, X, Y)"
+        )
+    return (shape if len(shape) == 3 else (1, *shape)), dtype.str, len(content)

@@ -1,0 +1,123 @@
+"""The slices source: a table with a line per slice, as tools/extract_slices.py writes it, joined to labels per volume.
+
+    slice_id              volume_name          file_path                                      split  patient
+    train_12_a_1_0131     train_12_a_1.nii.gz  ../slices/train_12_a_1/train_12_a_1_0131.npy   train  train_12
+
+Relative paths start from the table's folder. The labels are the columns `task.targets` of `data.labels_csv` (a line per
+VolumeName, joined whatever the suffixes are), or of the table itself. The patient is the column `patient`, or the first
+two parts of a name like train_12_a_1. `Case.fold` is the column `data.fold_column`, or, where that is left at its default,
+`fold` or else `split`. Labels, patient and fold are the volume's: its lines must agree.
+
+Slices are preprocessed already: they are read from their files, not from a cache.
+"""
+
+import os
+import sys
+
+from ...config import UserError
+from .. import spreadsheet
+from ..cases import ID_WANTED, Case, Volume, names_a_file
+from ..slice_files import patient_of, read_labels, stem
+
+
+def list_slices(data, task, labels=True):
+    """The cases of `data.csv`, one per slice; the target is a tuple of 0 and 1, or None where the volume has no labels."""
+    required = {f"data.csv, {name}": name for name in ("slice_id", "volume_name", "file_path")}
+    targets = task.targets if labels else ()
+    own = targets if data.labels_csv is None else ()
+    required.update({f"task.targets: {name}; or data.labels_csv": name for name in own})
+    fold_column = data.fold_column
+    if fold_column not in (None, "fold"):  # the default may be missing
+        required["data.fold_column"] = fold_column
+    rows = spreadsheet.read_rows(data.csv, required, "data.csv")
+    columns = rows[0].cells
+    if fold_column == "fold" and "fold" not in columns:
+        fold_column = "split" if "split" in columns else None
+    volumes = _first_rows(
+        data.csv, rows, [name for name in ("volume_name", "patient", fold_column, *own) if name in columns]
+    )
+    if own:
+        known = {key: _target(data.csv, f"line {line}", cells, own) for key, (line, cells) in volumes.items()}
+    else:
+        known = _read_targets(data.labels_csv, targets) if targets else {}
+    patients = {
+        key: cells["patient"] if "patient" in columns else patient_of(key) for key, (_, cells) in volumes.items()
+    }
+    for key, patient in patients.items():
+        if not patient:
+            raise UserError(
+                f"{data.csv}: line {volumes[key].line}: the patient of {volumes[key].cells['volume_name']} is not known: "
+                "wanted a column 'patient', or names like train_12_a_1.nii.gz"
+            )
+    folder, cases = os.path.dirname(os.path.abspath(data.csv)), []
+    for line, cells in rows:
+        if not names_a_file(cells["slice_id"]):
+            raise UserError(f"{data.csv}: line {line}: got the slice_id {cells['slice_id'][:80]!r}, wanted {ID_WANTED}")
+        place = Volume(os.path.normpath(os.path.join(folder, cells["file_path"])))
+        key, scan = stem(cells["volume_name"]), sys.intern(cells["volume_name"])
+        fold = fold_column and sys.intern(cells[fold_column])
+        cases.append(Case(cells["slice_id"], patients[key], (place,), None, known.get(key), None, fold, scan))
+    return cases
+
+
+def _first_rows(path, rows, columns):
+    """{volume name without suffix: its first Row}. UserError where a volume's rows differ in one of `columns`: they are the
+    volume's, not a slice's.
+    """
+    found = {}
+    for row in rows:
+        key = stem(row.cells["volume_name"])
+        first = found.setdefault(key, row)
+        for name in columns:
+            if row.cells[name] != first.cells[name]:
+                got = f"'{first.cells[name][:80]}' and '{row.cells[name][:80]}'"
+                raise UserError(
+                    f"{path}: lines {first.line} and {row.line}: column '{name}': got {got} for slices of the volume {key}, "
+                    "wanted the same for all of its slices"
+                )
+    return found
+
+
+def labelled(cases, data, log):
+    """The cases whose volumes have labels. The others are a UserError, or with data.missing_labels=drop a warning."""
+    lacking = {case.scan: None for case in cases if case.target is None}
+    if not lacking:
+        return cases
+    names = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
+    where = data.labels_csv or data.csv
+    if data.missing_labels == "error":
+        raise UserError(
+            f"{where}: no labels for {len(lacking)} volumes ({names}), wanted a line for each, or data.missing_labels=drop"
+        )
+    kept = [case for case in cases if case.target is not None]
+    if not kept:
+        raise UserError(f"{where}: no labels for any volume, as {next(iter(lacking))}, wanted a line for each")
+    if log is not None:
+        log.warn(
+            "volumes without labels are left out",
+            volumes=len(lacking),
+            slices=len(cases) - len(kept),
+            of=len(cases),
+            names=names,
+        )
+    return kept
+
+
+def _read_targets(path, targets):
+    """{volume name without suffix: target} of the label table."""
+    found = read_labels(path, "data.labels_csv", {f"task.targets: {name}": name for name in targets})
+    return {name: _target(path, name, cells, targets) for name, cells in found.items()}
+
+
+def _target(path, where, cells, targets):
+    """A tuple of 0.0 and 1.0; None when every cell is blank."""
+    texts = [cells[name] for name in targets]
+    if not any(texts):
+        return None
+    for name, text in zip(targets, texts):
+        if text not in _VALUES:
+            raise UserError(f"{path}: {where}: column '{name}': got '{text}', wanted 0 or 1")
+    return tuple(_VALUES[text] for text in texts)
+
+
+_VALUES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}

@@ -1,0 +1,185 @@
+"""The table source: a CSV with a header and a line per case.
+
+    id     subject   t1             mask            cohort    age    fold
+    a_00   a         images/a.nii   masks/a.nii.gz  healthy   61.5   1
+
+`data.id_column`, `subject_column`, `mask_column` (segmentation) and `fold_column` name the columns, `data.channels` those
+of the images (NIfTI, a 3D .npy or a DICOM folder; 'a|b': the one that is filled) and `task.targets` what is learned.
+Relative paths start from the table's folder. Other columns may be there, and cells that are not needed may be blank.
+
+Classes are numbered in sorted order of their texts over the whole table, as numbers where all are (0, 1, 2, 10); the
+texts 0 and 1 are classes 0 and 1 also where only one of them occurs. A target that is blank, nan, na, n/a, #n/a, null,
+none, - or ? (in capitals, too) is missing, which only pretraining allows.
+"""
+
+import os
+import sys
+
+from ...config import UserError
+from ..cases import ID_WANTED, Case, Volume, any_foreground, looks_at_files, names_a_file
+from ..spreadsheet import NUMBER, check_columns, number, read_rows
+
+_MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "?")
+_SHOWN = 5  # classes that an error names
+
+
+def list_table(data, task, labels=True):
+    """The cases of `data.csv`; every mistake in it is a UserError that names file, line and column."""
+    required = {"data.id_column": data.id_column}
+    if data.subject_column is not None and labels:
+        required["data.subject_column, or none: each line is its own subject"] = data.subject_column
+    for text in data.channels:
+        if "|" not in text:
+            required[f"data.channels: {text}"] = text
+    targets = task.targets if labels else ()
+    masked = labels and task.type == "segmentation"
+    if masked:
+        required["data.mask_column"] = data.mask_column
+    required.update({f"task.targets: {name}": name for name in targets})
+    rows = read_rows(data.csv, required, "data.csv")
+    for text in data.channels:
+        if not any(name in rows[0].cells for name in text.split("|")):
+            check_columns(data.csv, list(rows[0].cells), {f"data.channels: {text}": text.split("|")[0]})
+    columns = [_targets(data.csv, task, rows, name) for name in targets]
+    if task.type == "classification":
+        _check_classes(data.csv, task, rows, columns)
+    look = looks_at_files(data, len(rows))
+    lines, cases = {}, []
+    for place, row in enumerate(rows):
+        id = _id(data, row)
+        if lines.setdefault(id, row.line) != row.line:
+            _refuse(data.csv, row, data.id_column, f"'{id}' as in line {lines[id]}", "each id once")
+        images = tuple(_image(data.csv, row, text, look) for text in data.channels)
+        subject = _filled(data.csv, row, data.subject_column) if data.subject_column and labels else id
+        fold = None
+        if data.fold_column in row.cells and labels:
+            fold = sys.intern(_filled(data.csv, row, data.fold_column, "; data.fold_column=none: no such column"))
+        mask = _volume(data.csv, row, data.mask_column, look) if masked else None
+        values = [column[place] for column in columns]
+        target, names = _together(task.type, values)
+        if masked:
+            target = float(any_foreground(mask, id))
+        cases.append(Case(id, subject, images, mask, target, None, fold, None, names))
+    return cases
+
+
+# -------------------------------------------------------------------------------------------- cells
+
+
+def _refuse(path, row, column, got, wanted):
+    raise UserError(f"{path}: line {row.line}: column '{column}': got {got}, wanted {wanted}")
+
+
+def _filled(path, row, column, hint=""):
+    text = row.cells[column]
+    if not text:
+        _refuse(path, row, column, "a blank cell", f"a value{hint}")
+    return text
+
+
+def _id(data, row):
+    text = _filled(data.csv, row, data.id_column)
+    if not names_a_file(text):
+        _refuse(data.csv, row, data.id_column, repr(text[:80]), ID_WANTED)
+    return text
+
+
+def _image(path, row, text, look):
+    """The Volume of channel `text`; of the alternatives 'a|b' exactly one must be filled."""
+    names = text.split("|")
+    filled = [name for name in names if row.cells.get(name)]
+    if not filled:
+        _refuse(
+            path,
+            row,
+            text,
+            "a blank cell" if len(names) == 1 else "blank cells",
+            "a path" if len(names) == 1 else "one path",
+        )
+    if len(filled) > 1:
+        _refuse(path, row, text, f"paths in {' and '.join(filled)}", "one of them")
+    return _volume(path, row, filled[0], look)
+
+
+def _volume(path, row, column, look):
+    text = _filled(path, row, column)
+    if not text.isprintable():
+        _refuse(path, row, column, repr(text[:80]), "a path")
+    place = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), text))
+    if look and not os.path.exists(place):
+        _refuse(path, row, column, f"{place}, which does not exist", "a NIfTI file, a .npy array or a DICOM folder")
+    return Volume(place)
+
+
+# ------------------------------------------------------------------------------------------- targets
+
+
+def _targets(path, task, rows, name):
+    """[(value, text of the class or None)] of a target's column, in the rows' order; None for what need not be labelled."""
+    numeric = task.type in ("regression", "multilabel")
+    optional = task.pretrains  # labels are for a look at what was learned, where there are any
+    texts = []
+    for row in rows:
+        text = sys.intern(row.cells[name])
+        missing = text.lower() in _MISSING
+        if missing and not optional:
+            wanted = "a number" if numeric else "a class"
+            _refuse(
+                path,
+                row,
+                name,
+                f"'{text}', which is a missing value" if text else "a blank cell",
+                f"{wanted}, or no such line",
+            )
+        if numeric and number(text) is None:
+            _refuse(path, row, name, f"'{text}'", "a number")
+        if task.type == "multilabel" and float(text) not in (0, 1):
+            _refuse(path, row, name, f"'{text}'", "0 or 1")
+        texts.append(None if missing else text)
+    if numeric:
+        return [(float(text), None) for text in texts]
+    index = class_index({text for text in texts if text is not None}, f"{path}: column '{name}'")
+    return [None if text is None else (float(index[text]), text) for text in texts]
+
+
+def _check_classes(path, task, rows, columns):
+    """Refuse more classes of one target than task.classes, and classes that would share a column of the results."""
+    named = {}
+    for target, column in zip(task.targets, columns):
+        lines = {}
+        for row, (_, text) in zip(rows, column):
+            lines.setdefault(text, []).append(row.line)
+        if len(columns) == 1 and len(lines) > task.classes:
+            rarest = sorted(lines.items(), key=lambda item: len(item[1]))[:_SHOWN]
+            got = ", ".join(f"'{text[:80]}' ({len(where)}, first in line {where[0]})" for text, where in rarest)
+            raise UserError(
+                f"{path}: column '{target}': got {len(lines)} classes, the rarest first: {got}{', ...' if len(lines) > _SHOWN else ''}; "
+                f"wanted task.classes={task.classes}: set it to their number, or correct the lines"
+            )
+        for text, where in lines.items():
+            name, this = f"{target}_{text}".replace(" ", "_"), f"'{text[:80]}' in column '{target}' (line {where[0]})"
+            if named.setdefault(name, this) != this:
+                raise UserError(
+                    f"{path}: got the classes {named[name]} and {this}, which results would both call {name[:160]}: rename one"
+                )
+
+
+def class_index(texts, where):
+    """{text: class} of the texts of a column; where: names it in the error for a number that is written in two ways."""
+    if all(NUMBER.fullmatch(text) for text in texts):
+        order = sorted(texts, key=float)
+        for one, other in zip(order, order[1:]):
+            if float(one) == float(other):
+                raise UserError(f"{where}: got '{one}' and '{other}', wanted one way to write a class")
+    else:
+        order = sorted(texts)
+    binary = set(order) <= {"0", "1"}
+    return {text: int(text) if binary else place for place, text in enumerate(order)}
+
+
+def _together(kind, values):
+    """(target, labels) of a case from what `_targets` has for each of its targets."""
+    if not values or None in values:
+        return None, ()
+    numbers, texts = zip(*values)
+    return (numbers[0] if len(numbers) == 1 and kind != "multilabel" else numbers), () if None in texts else texts

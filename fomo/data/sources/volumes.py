@@ -1,0 +1,139 @@
+"""The volumes source: every scan of a folder tree, or of a list of paths, is a case of one channel without a label.
+
+A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without a
+suffix), which the root may be itself; suffixes may be in capitals. Names that begin with a dot are left out, and so are
+paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed, but not back into a
+folder that they are in. The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the
+list's folder; blank lines and lines that begin with # are left out. Nothing is opened but the first file of a folder of
+files without a suffix.
+
+The id is the path below the root without its suffix, its parts joined by _. The subject is, with what lies above it,
+- the first folder named sub-X or sub_X (BIDS, FOMO-60K), or what the file's name begins with, if that is sub-X_ or sub_X_;
+- else the top folder below the root (for a list without `data.root`: below the folder that all paths share);
+- else the scan itself.
+A root that is a DICOM folder is a scan with the name of the root.
+"""
+
+import collections
+import fnmatch
+import os
+import re
+import zlib
+
+from ...config import UserError
+from ..cases import ID_BYTES, Case, Volume, looks_at_files
+
+_SUFFIXES = (".nii.gz", ".nii", ".npy")
+_DICOM = (".dcm", ".ima")
+_SUBJECT_FOLDER = re.compile(r"sub[-_][0-9A-Za-z]+", re.ASCII)
+_SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
+
+
+def list_volumes(data, task, labels=True):
+    """The cases of `data.root` or of the list `data.csv`, unlabelled whatever `task` is."""
+    scans = _from_list(data) if data.csv is not None else scans_below(data.root)
+    chosen = re.compile(fnmatch.translate(data.pattern))
+    matching = [(name, path) for name, path in scans if chosen.match(name)]
+    if scans and not matching:
+        raise UserError(
+            f"data.pattern: got {data.pattern}, which none of the {len(scans)} scans match, as {scans[0][0]}"
+        )
+    ids = _ids([name for name, _ in matching])
+    return [Case(id, _subject(name), (Volume(path),), None, None, None) for id, (name, path) in zip(ids, matching)]
+
+
+def scans_below(root):
+    """[(path below the root, path)] of every scan in the tree; of the root, where it is one itself, (its name, path)."""
+    if not os.path.isdir(root):
+        raise UserError(f"data.root: got {root}, which is not a folder, wanted the folder of the scans")
+    found, open_folders = [], [("", (os.path.realpath(root),))]
+    try:
+        while open_folders:
+            below, parents = open_folders.pop()  # parents: the real paths of the folders from the root down to this one
+            names = []
+            with os.scandir(os.path.join(root, below)) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir():
+                        names.append(entry.name)
+                        continue
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
+                    if real not in parents:  # else a cycle: what is in it is listed already
+                        open_folders.append((os.path.join(below, entry.name), (*parents, real)))
+            found += [os.path.join(below, name) for name in names if name.lower().endswith(_SUFFIXES)]
+            if _holds_dicom(os.path.join(root, below), names):
+                found.append(below)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    return [(name or os.path.basename(os.path.abspath(root)), os.path.join(root, name)) for name in sorted(found)]
+
+
+def _holds_dicom(folder, names):
+    if any(name.lower().endswith(_DICOM) for name in names):
+        return True
+    plain = sorted(
+        name for name in names if name != "DICOMDIR" and ("." not in name or name.rpartition(".")[2].isdigit())
+    )
+    if not plain:
+        return False
+    with open(os.path.join(folder, plain[0]), "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _from_list(data):
+    """[(path below the root, path)] of a text file of paths."""
+    try:
+        with open(data.csv, encoding="utf-8-sig") as file:
+            lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.csv: cannot read {data.csv}: {error}") from error
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    start = data.root or os.path.dirname(os.path.abspath(data.csv))
+    look, seen = looks_at_files(data, len(lines)), {}
+    for number, line in lines:
+        path = os.path.normpath(os.path.join(start, line))
+        if path in seen:
+            raise UserError(f"{data.csv}: line {number}: got {line} as in line {seen[path]}, wanted each scan once")
+        if not line.isprintable() or (look and not os.path.exists(path)):
+            raise UserError(f"{data.csv}: line {number}: got {path!r}, which does not exist, wanted the path of a scan")
+        seen[path] = number
+    if not seen:
+        raise UserError(f"{data.csv}: got no paths, wanted one a line")
+    root = data.root or os.path.commonpath([os.path.dirname(path) for path in seen])
+    names = [os.path.relpath(path, root) for path in seen]
+    for name, number in zip(names, seen.values()):
+        if name.startswith(".."):
+            raise UserError(f"{data.csv}: line {number}: got {name}, which is not below data.root={root}")
+    return [(name, os.path.join(root, name)) for name in names]
+
+
+def _ids(relatives):
+    """File names made of the paths, unique even where capitals do not count: where two are alike, or one is too long, a
+    checksum of the path is added.
+    """
+    names = [_without_suffix(path).replace(os.sep, "_").lstrip(".~") for path in relatives]
+    count = collections.Counter(name.lower() for name in names)
+    for place, (name, path) in enumerate(zip(names, relatives)):
+        if count[name.lower()] > 1 or len(os.fsencode(name)) > ID_BYTES:
+            short = os.fsencode(name)[: ID_BYTES - 9].decode(errors="ignore")
+            names[place] = f"{short}-{zlib.crc32(os.fsencode(path)):08x}"
+    return names
+
+
+def _subject(relative):
+    *folders, name = relative.split(os.sep)
+    for place, part in enumerate(folders):
+        if _SUBJECT_FOLDER.fullmatch(part):
+            return "_".join(folders[: place + 1])
+    named = _SUBJECT_FILE.match(name)
+    if named:
+        return "_".join([*folders, named[1]])
+    return folders[0] if folders else _without_suffix(name)
+
+
+def _without_suffix(path):
+    for suffix in _SUFFIXES:
+        if path.lower().endswith(suffix):
+            return path[: -len(suffix)]
+    return path

@@ -1,0 +1,94 @@
+"""CSVs as users write them, for all that reads one: rows of text with the line that they stand in.
+
+Every mistake is a UserError that names the file, the line and the column.
+"""
+
+import csv
+import difflib
+import itertools
+import math
+import re
+from typing import NamedTuple
+
+from ..config import UserError
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+
+
+class Row(NamedTuple):
+    line: int
+    cells: dict  # {column: text without blanks around it}
+
+
+def read_rows(path, required, key):
+    """The Rows of a CSV with a header; required: columns, by the config key that names each ({key: column}).
+
+    key: the config key of `path`. Raises UserError for an unreadable file, a missing column (with the nearest that is
+    there), a column named twice and a line with more or fewer cells than the header. Columns without a name at the end,
+    which spreadsheets append, are left out; where they are several, their cells must be blank.
+    """
+    rows = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = next(file, "")
+            _check_separator(path, first)
+            reader = csv.reader(itertools.chain([first], file), strict=True)
+            header = [name.strip() for name in next(reader, ())]
+            columns = _without_blank_end(header)
+            check_columns(path, columns, required)
+            for cells in reader:
+                cells = [cell.strip() for cell in cells]
+                if any(cells):
+                    _check_cells(f"{path}: line {reader.line_num}", cells, header, cells[len(columns) :])
+                    rows.append(Row(reader.line_num, dict(zip(columns, cells))))
+    except csv.Error as error:
+        raise UserError(f"{key}: cannot read {path}: line {reader.line_num}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: cannot read {path}: {error}") from error
+    if not rows:
+        raise UserError(f"{path}: got no lines below the header, wanted one for each case")
+    return rows
+
+
+def _check_separator(path, header):
+    """Refuse a header without a comma that is separated otherwise: quoted, it would only be a broken CSV."""
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if mark in header and "," not in header:
+            raise UserError(
+                f"{path}: line 1: got columns that are separated by {name}, wanted commas: save it as comma-separated CSV"
+            )
+
+
+def _check_cells(where, cells, header, nameless):
+    if len(cells) != len(header):
+        raise UserError(f"{where}: got {len(cells)} cells, wanted {len(header)} as in the header")
+    if header.count("") > 1 and any(nameless):
+        raise UserError(
+            f"{where}: got '{''.join(nameless)[:80]}' below a column without a name, wanted a name in line 1"
+        )
+
+
+def _without_blank_end(columns):
+    named = len(columns)
+    while named and not columns[named - 1]:
+        named -= 1
+    return columns[:named]
+
+
+def check_columns(path, columns, required):
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: line 1: got the column '{twice[0][:80]}' twice, wanted each name once")
+    for key, name in required.items():
+        if name not in columns:
+            near = difflib.get_close_matches(name.lower(), [column.lower() for column in columns], n=1, cutoff=0.5)
+            close = [column for column in columns if column.lower() in near]
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise UserError(
+                f"{path}: line 1: no column '{name}' ({key}), got {', '.join(columns)[:500] or 'an empty file'}{hint}"
+            )
+
+
+def number(text):
+    """The finite number that a text is, or None: in digits, without what Python reads besides (1_0, inf, other scripts)."""
+    return float(text) if NUMBER.fullmatch(text) and math.isfinite(float(text)) else None

@@ -1,0 +1,92 @@
+"""Where a network looks: Grad-CAM of an output, and the map of places of a network with CBAM attention.
+
+A map has the cells of the feature map that it is read from: 1/32 of the image in the 2D networks, 1/8 in those that are
+multiscale (whose coarse maps point at nothing small), 1/16 in the U-Nets.
+"""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+
+from ..nets.attention import CBAM
+
+
+def grad_cam(network, image, target_index, layer=None):
+    """What speaks for output `target_index` of a network with one output per case, by place (Selvaraju et al. 2017).
+
+    image: (C, X, Y) or (C, X, Y, 1) for a 2D network, (C, X, Y, Z) of a size that the network takes. layer: name of the
+    module whose feature map is read (None: network.saliency_layer; a ResNet's "layer3" is finer than its last, "layer4").
+    Returns float32 of the image's shape without channels, on the network's device, from 0 to 1, which is the strongest
+    place; all zero where nothing speaks for the output. The network, its gradients and its mode stay as they were.
+    """
+    module = network.get_submodule(layer or network.saliency_layer)
+    batch, kept = _batch(network, image), []
+
+    def keep(module, inputs, output):
+        torch.set_grad_enabled(True)  # only behind the layer: in front of it nothing is kept for gradients
+        kept.append(output.detach().requires_grad_())
+        return kept[-1].clone()  # which a layer behind may change in place
+
+    with _evaluated(network), _hooked(module, keep), torch.no_grad():
+        outputs = network(batch)
+        if outputs.ndim != 2 or not 0 <= target_index < outputs.shape[1]:
+            raise ValueError(
+                f"target_index: got {target_index} for outputs {tuple(outputs.shape)}, wanted one of (1, outputs)"
+            )
+        (gradient,) = torch.autograd.grad(outputs[0, target_index], kept[-1])
+        features, gradient = kept[-1].detach().float(), gradient.float()
+    weights = gradient.mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
+    found = _resized((weights * features).sum(1, keepdim=True).clamp(min=0), image)
+    highest = found.max()
+    return found / highest if highest > 0 else found
+
+
+@torch.no_grad()
+def attention_map(network, image, scale=0):
+    """The weights of the places, in (0, 1), that the CBAM attention of a 2D network gives to an image.
+
+    image: (C, X, Y) or (C, X, Y, 1). scale: which map of a multiscale network, 0 is the finest. Returns float32 of
+    the image's shape without channels. ValueError for a network without CBAM. The network and its mode stay as they were.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, CBAM)]
+    if not blocks:
+        raise ValueError("network: got one without CBAM attention, wanted model.attention=cbam")
+    seen = []
+    with _evaluated(network), _hooked(blocks[scale].spatial, lambda module, inputs, output: seen.append(output)):
+        network(_batch(network, image))
+    return _resized(torch.sigmoid(seen[-1].float()), image)
+
+
+def _batch(network, image):
+    parameter = next(network.parameters())
+    return torch.as_tensor(image)[None].to(parameter.device, parameter.dtype)
+
+
+def _resized(values, image):
+    """A map (1, 1, x, y[, z]) at the resolution of an image (C, X, Y[, Z]), without batch and channels."""
+    size = tuple(image.shape[1:])
+    size_of_map = size[: values.ndim - 2]  # a volume of one slice has a map of two axes
+    mode = "bilinear" if len(size_of_map) == 2 else "trilinear"
+    return F.interpolate(values, size=size_of_map, mode=mode, align_corners=False).reshape(size)
+
+
+@contextlib.contextmanager
+def _evaluated(network):
+    """Evaluation mode, and afterwards the mode that each module had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _hooked(module, function):
+    handle = module.register_forward_hook(function)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,174 @@
+"""A network over whole volumes: sliding windows, blended or one output per window, and test-time mirroring."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import torch
+
+from ..space import patches
+
+
+def window_weights(patch, mode="gaussian", sigma=0.125):
+    """Weights (X, Y, Z) of a window's voxels in the blend, float32, never zero.
+
+    gaussian: by the distance to the window's centre, with standard deviation `sigma` (a fraction of the patch), at least
+    1e-3; constant: all 1. The same numbers as MONAI's compute_importance_map.
+    """
+    if mode == "constant":
+        return torch.ones(*patch)
+    if mode != "gaussian":
+        raise ValueError(f"mode: got {mode!r}, wanted gaussian or constant")
+    weights = torch.ones(1, 1, 1)
+    for axis, size in enumerate(patch):
+        distance = (torch.arange(size) - (size - 1) / 2) / (sigma * size)
+        line = torch.exp(-0.5 * distance**2)
+        weights = weights * line.reshape([-1 if axis == other else 1 for other in range(3)])
+    return weights.clamp_min(1e-3)
+
+
+@torch.no_grad()
+def sliding_window(
+    network,
+    volume,
+    patch,
+    overlap=0.5,
+    *,
+    background=0.0,
+    windows=1,
+    weights="gaussian",
+    device=None,
+    accumulate=None,
+    autocast=None,
+):
+    """Blend a network's dense outputs over a volume.
+
+    network: (B, C, *patch) -> (B, K, *patch). volume: array, memory map or tensor (C, X, Y, Z), read window by window (for a
+    GPU at once where it fits there) and given to the network in the type of its parameters (where it has none, in its own).
+    patch: window in voxels. overlap: smallest overlap of neighbours, as a fraction of the patch. background: value (one, or
+    one per channel) outside the volume. windows: windows per forward pass. weights: a mode of `window_weights`, or positive
+    weights (X, Y, Z). device: where the network runs (None: where the volume is); accumulate: where the outputs are added up
+    (None: the same device, or the CPU when they do not fit there). autocast: context manager for the forward pass.
+    Returns float32 (K, X, Y, Z) on the accumulating device: the weighted mean of the outputs, whatever their precision.
+    """
+    shape = tuple(volume.shape[1:])
+    starts = patches.window_starts(shape, patch, overlap)
+    weights = (
+        window_weights(patch, weights) if isinstance(weights, str) else torch.as_tensor(weights, dtype=torch.float32)
+    )
+    if tuple(weights.shape) != tuple(patch) or not bool((weights > 0).all()):
+        raise ValueError(
+            f"weights: got shape {tuple(weights.shape)}, wanted positive ones of the patch's shape {tuple(patch)}"
+        )
+    # an axis shorter than the patch has one window, which sticks out of the volume on both sides
+    inside = tuple(slice(-min(s, 0), -min(s, 0) + min(n, p)) for s, n, p in zip(starts.min(axis=0), shape, patch))
+    weights = weights[inside]
+    total = None
+    for outputs, chosen in _forward(network, volume, starts, patch, background, windows, device, autocast):
+        if total is None:
+            accumulate = torch.device(accumulate or _where_it_fits((outputs.shape[1], *shape), outputs.device))
+            total = _zeros((outputs.shape[1], *shape), accumulate)
+            weights = weights.to(accumulate)
+        outputs = outputs[(..., *inside)].to(accumulate, torch.float32)
+        for index, start in enumerate(chosen):
+            box = (slice(None), *(slice(max(s, 0), max(s, 0) + w) for s, w in zip(start, weights.shape)))
+            total[box].addcmul_(outputs[index], weights)
+        del outputs  # the next ones take its place
+    _divide_by_coverage(total, weights, np.maximum(starts, 0))
+    return total
+
+
+@torch.no_grad()
+def window_outputs(network, volume, patch, overlap=0.5, *, background=0.0, windows=1, device=None, autocast=None):
+    """Outputs (N, K) float32 of a whole-case network on each of the N windows that cover a volume (C, X, Y, Z)."""
+    starts = patches.window_starts(volume.shape[1:], patch, overlap)
+    forward = _forward(network, volume, starts, patch, background, windows, device, autocast)
+    return torch.cat([outputs.float() for outputs, _ in forward])
+
+
+class Mirrored(torch.nn.Module):
+    """`network` with its outputs averaged over all flips of the spatial `axes` (0, 1, 2): 2 ** len(axes) passes.
+
+    Dense outputs are flipped back. For a left-right symmetric question axis 0 alone doubles the votes.
+    """
+
+    def __init__(self, network, axes):
+        super().__init__()
+        self.network, self.axes = network, tuple(axes)
+        self.flips = [
+            tuple(2 + axis for axis in c) for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)
+        ]
+
+    def forward(self, batch):
+        total = None
+        for dims in self.flips:
+            outputs = self.network(batch.flip(dims) if dims else batch).float()
+            outputs = outputs.flip(dims) if dims and outputs.ndim == batch.ndim else outputs
+            total = outputs if total is None else total + outputs
+        return total / len(self.flips)
+
+
+def _forward(network, volume, starts, patch, background, windows, device, autocast):
+    """Yield (outputs of some windows, their starts)."""
+    parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
+    dtype = None if parameter is None else parameter.dtype
+    volume = _near(volume, device)
+    for first in range(0, len(starts), windows):
+        chosen = starts[first : first + windows]
+        boxes = [_read(volume, start, patch, background) for start in chosen]
+        batch = (boxes[0][None] if len(boxes) == 1 else torch.stack(boxes)).to(device=device, dtype=dtype)
+        with contextlib.nullcontext() if autocast is None else autocast:
+            outputs = [network(batch)]
+        yield outputs.pop(), chosen  # not kept here: the memory is free for the next ones
+
+
+def _near(volume, device):
+    """An array as a tensor on a GPU where that has room for it: neighbouring windows share most of their voxels."""
+    if torch.is_tensor(volume) or device is None or _where_it_fits(volume.shape, torch.device(device)).type == "cpu":
+        return volume
+    return torch.from_numpy(np.array(volume)).to(device)
+
+
+def _read(volume, start, patch, background):
+    """One window (C, *patch): a view of the volume where that is a tensor and the window lies inside."""
+    inside = all(0 <= begin and begin + length <= size for begin, length, size in zip(start, patch, volume.shape[1:]))
+    if inside and torch.is_tensor(volume):
+        return volume[(slice(None), *(slice(begin, begin + length) for begin, length in zip(start, patch)))]
+    return torch.as_tensor(patches.read(volume, start, patch, background))
+
+
+def _where_it_fits(shape, device):
+    """`device`, or the CPU when a float32 tensor of `shape` would take more than three quarters of a GPU's free memory."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return device if 4 * np.prod(shape, dtype=float) < 0.75 * free else torch.device("cpu")
+
+
+def _zeros(shape, device):
+    """float32 zeros; on the CPU by numpy, which asks for huge pages: an eighth of the time of torch's own goes into page faults."""
+    return torch.from_numpy(np.zeros(shape, np.float32)) if device.type == "cpu" else torch.zeros(*shape, device=device)
+
+
+def _divide_by_coverage(total, weights, starts):
+    """Divide `total` (K, X, Y, Z), in place, by the sum of the weights of all windows at each voxel.
+
+    The starts are a grid, so the sum is built one axis after the other; a few planes at a time, which stay in a core's cache.
+    """
+    xs, ys, zs = (np.unique(starts[:, axis]).tolist() for axis in range(3))
+    for low in range(0, total.shape[1], 4):
+        planes = total[:, low : low + 4]
+        cover = weights.new_zeros(planes.shape[1], *weights.shape[1:])
+        for x in xs:
+            first, last = max(low, x), min(low + len(cover), x + len(weights))
+            if first < last:
+                cover[first - low : last - low].add_(weights[first - x : last - x])
+        for axis, begins in ((1, ys), (2, zs)):
+            size = list(cover.shape)
+            length, size[axis] = size[axis], total.shape[1 + axis]
+            wider = cover.new_zeros(size)
+            for begin in begins:
+                wider.narrow(axis, begin, length).add_(cover)
+            cover = wider
+        planes.div_(cover)

@@ -1,0 +1,1 @@
+"""HTML pages and figures: the look that all reports share."""

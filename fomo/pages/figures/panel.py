@@ -1,0 +1,104 @@
+"""One plot: a small panel that is legible at its own size, so that the page can stack them on a narrow screen.
+
+Colours: Okabe and Ito's, which colour-blind readers tell apart; a second mark (dash, marker) goes with each.
+"""
+
+import io
+import re
+
+import numpy as np
+
+from ..page import Html, escape
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072b2", "#d55e00", "#007a5a", "#a64d85", "#3a8fc4", "#6b7580"
+DARK, SOFT = "#1b1f24", "#4d5761"  # the page's text and notes
+MARKS = ((BLUE, "o"), (ORANGE, "^"))  # of two series of points
+_RASTER_FROM = 3000  # points: above it they are drawn as pixels, which keeps the page light
+
+
+def panel(draw, alt, width=3.7, height=3.05):
+    """Html of the SVG that `draw(axes)` fills; alt: what it shows, for those who cannot see it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_RC):
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        draw(drawing.add_subplot())
+        file = io.StringIO()
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        drawing.savefig(file, format="svg", metadata=metadata, dpi=150)
+    return _accessible(file.getvalue(), alt)
+
+
+def _accessible(text, alt):
+    """The <svg> element alone, sized by the page, with its description."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    opening, rest = text.split(">", 1)
+    view = re.search(r'viewBox="[^"]*"', opening).group()
+    return Html(
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view} xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'aria-label="{escape(alt)}">{rest}'
+    )
+
+
+_RC = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "fomo",  # the same run gives the same file
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": "#8a939c",
+    "axes.labelcolor": DARK,
+    "text.color": DARK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e9ed",
+    "grid.linewidth": 0.7,
+    "legend.framealpha": 0.6,  # readable over a curve, which shows through
+    "legend.edgecolor": "none",
+    "legend.fancybox": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "axes.formatter.useoffset": False,
+}
+
+
+# ------------------------------------------------------------------------------- what several plots show
+
+
+def identity(axes, *values, legend="identity"):
+    """The line on which both axes have the same value, and room for all `values` on both."""
+    both = np.concatenate(values)
+    low, high = float(np.nanmin(both)), float(np.nanmax(both))
+    pad = 0.04 * (high - low or 1)
+    ends = low - pad, high + pad
+    axes.plot(ends, ends, "--", color=GREY, linewidth=1, label=legend)
+    axes.set(xlim=ends, ylim=ends)
+
+
+def points(axes, x, y, colour=BLUE, marker="o", **options):
+    """Marks that are still told apart when there are many."""
+    few = len(x) <= 200
+    look = {
+        "s": 17 if few else 8.5,
+        "alpha": 0.75 if few else 0.5,
+        "linewidths": 0,
+        "rasterized": len(x) > _RASTER_FROM,
+    }
+    axes.scatter(x, y, color=colour, marker=marker, **look, **options)
+
+
+def histogram(axes, values, bins, limits=None):
+    """Bars of the counts of cases."""
+    axes.hist(values, bins=bins, range=limits, color=SKY, edgecolor="white", linewidth=0.6)
+    axes.set(ylabel="cases")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+
+
+def unit_square(axes, xlabel, ylabel):
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel)

@@ -1,0 +1,238 @@
+"""HTML: escaped text, numbers, tables that sort, one style. No request leaves the page."""
+
+import html
+import math
+import re
+from typing import NamedTuple
+
+from ..config import UserError
+from ..runtime import files
+from .style import SCRIPT, STYLE
+
+
+class Html(NamedTuple):
+    """Text that is HTML already."""
+
+    text: str
+
+
+class Cell(NamedTuple):
+    """A table cell that shows one thing and sorts by another."""
+
+    shown: object
+    value: object
+
+
+def escape(value):
+    return value.text if isinstance(value, Html) else html.escape(str(value))
+
+
+def number(value, digits=4):
+    """`digits` significant digits; whole numbers in full; NaN is "undefined"."""
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    text = f"{value:#.{digits}g}".rstrip(".")
+    return f"{value:.0f}" if "e+" in text else text
+
+
+def interval(low, high, digits=4):
+    return "" if math.isnan(low) and math.isnan(high) else f"{number(low, digits)} to {number(high, digits)}"
+
+
+def interval_cell(low, high, digits=4):
+    """It sorts by its lower end."""
+    return Cell(interval(low, high, digits), low)
+
+
+def tag(name, content="", **attributes):
+    """<name ...>content</name>; `class_` is class; content: text, Html or a list of them."""
+    content = "".join(map(escape, content)) if isinstance(content, list) else escape(content)
+    pairs = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
+    )
+    return Html(f"<{name}{pairs}>{content}</{name}>")
+
+
+def breakable(text):
+    """A name or a path that a narrow screen may break after its separators."""
+    return text if isinstance(text, Html) else Html(re.sub("([_/])", r"\1<wbr>", escape(text)))
+
+
+def join(parts):
+    return Html("".join(escape(part) for part in parts if part))
+
+
+# What the metrics are called in print; any other is shown as it is in the files.
+LABELS = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "ap": "average precision",
+    "hamming": "share of wrong decisions",
+    "exact_match": "share without a wrong decision",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "mcc": "Matthews correlation",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "ece": "calibration error (ECE)",
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "hausdorff": "Hausdorff (mm)",
+    "hd95": "HD95 (mm)",
+    "average_surface_distance": "surface distance (mm)",
+    "surface_dice": "surface Dice",
+    "volume_similarity": "volume similarity",
+    "lesions": "lesions per case",
+    "lesions_detected": "lesions detected per case",
+    "lesions_missed": "lesions missed per case",
+    "lesions_false": "false lesions per case",
+    "lesion_f1": "lesion F1",
+    "tp": "true positives",
+    "fp": "false positives",
+    "fn": "false negatives",
+    "tn": "true negatives",
+    "mae": "MAE",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "pearson": "Pearson r",
+    "spearman": "Spearman ρ",
+    "ccc": "concordance (CCC)",
+    "reconstruction_mse": "reconstruction error (MSE)",
+    "dino_loss": "DINO loss",
+    "teacher_entropy": "teacher's entropy",
+    "teacher_std": "teacher's spread",
+    "probe_auroc": "AUROC of a linear probe",
+    "knn_auroc": "AUROC of nearest neighbours",
+    "mae_of_the_mean": "MAE of predicting the mean",
+}
+
+
+def label(metric):
+    """The name of a metric in print: `corrected_mae` is "corrected MAE", `dice_2` "Dice, class 2", `sex_auroc` "sex: AUROC"."""
+    if metric in LABELS:
+        return LABELS[metric]
+    start, _, rest = metric.partition("_")
+    if start in _STARTS:
+        return _STARTS[start].format(label(rest))
+    base, _, ending = metric.rpartition("_")
+    if ending.isdigit():
+        return f"{label(base)}, class {ending}"
+    if ending in _ENDINGS:
+        return f"{label(base)}, {_ENDINGS[ending]}"
+    target, found, of = metric.partition("_auroc_")
+    if found:
+        return f"{target}: AUROC of {of}"
+    places = [i for i, character in enumerate(metric) if character == "_" and metric[i + 1 :] in LABELS]
+    if places:  # of one of several targets
+        return f"{metric[: places[0]].replace('_', ' ')}: {LABELS[metric[places[0] + 1 :]]}"
+    return metric.replace("_", " ")
+
+
+_STARTS = {"corrected": "corrected {}", "val": "validation {}", "volume": "{}", "slice": "slices: {}"}
+_ENDINGS = {"macro": "mean", "micro": "all together", "common": "at one threshold for all", "half": "at 0.5"}
+
+
+def section(title, parts, anchor):
+    return tag("section", [tag("h2", title, id=anchor), join(parts)])
+
+
+def note(text):
+    return tag("p", text, class_="note")
+
+
+def alert(texts):
+    """What the reader should know before the numbers; None without any."""
+    if not texts:
+        return None
+    items = tag("ul", [tag("li", text) for text in texts])
+    return tag("div", [tag("b", "Please note"), items], class_="alert", role="note")
+
+
+def capital(text):
+    """With a capital first letter; the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def definitions(pairs):
+    """Names and values, as a list that folds to one column on a narrow screen."""
+    items = [
+        tag("div", [tag("dt", name), tag("dd", breakable(value))]) for name, value in pairs if value not in (None, "")
+    ]
+    return tag("dl", items)
+
+
+def table(columns, rows, caption, sortable=False, row_classes=None):
+    """rows: lists of text, numbers, Html or Cell, under `columns`; numbers carry their exact value in data-value.
+
+    None is an empty cell. sortable: the headers become buttons once the page's script runs; without it the order is
+    that of `rows`.
+    """
+    numeric = [all(_is_number(_value(row[i])) for row in rows if row[i] is not None) for i in range(len(columns))]
+    classes = [{"class_": "number"} if is_numeric else {} for is_numeric in numeric]
+    head = [tag("th", breakable(name), scope="col", **class_) for name, class_ in zip(columns, classes)]
+    body = []
+    for index, row in enumerate(rows):
+        cells = []
+        for i, content in enumerate(row):
+            value = _value(content)
+            exact = {"data_value": repr(float(value))} if _is_number(value) else {}
+            row_head = {} if i else {"scope": "row"}
+            cells.append(tag("td" if i else "th", shown(content), **row_head, **classes[i], **exact))
+        extra = row_classes[index] if row_classes else ""
+        body.append(tag("tr", cells, **({"class_": extra} if extra else {})))
+    options = {"class_": "sortable"} if sortable else {}
+    inner = tag("table", [tag("thead", tag("tr", head)), tag("tbody", body)], aria_label=caption, **options)
+    # the caption stands outside: a <caption> is as wide as the table and would scroll out of a narrow screen
+    class_ = "scroll tall" if sortable else "scroll"
+    return join([note(caption), tag("div", inner, class_=class_, tabindex=0, role="region", aria_label=caption)])
+
+
+def shown(content):
+    """What a cell of a table shows: text or Html."""
+    content = content.shown if isinstance(content, Cell) else content
+    return "" if content is None else number(content) if _is_number(content) else content
+
+
+def _value(content):
+    return content.value if isinstance(content, Cell) else content
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def figure(picture, title, description):
+    """A picture (Html of an SVG or img) with its caption below."""
+    caption = tag("figcaption", [tag("b", title), " ", description])
+    return tag("figure", [picture, caption])
+
+
+def grid(figures, class_="grid"):
+    return tag("div", list(figures), class_=class_)
+
+
+def document(title, parts):
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<link rel="icon" href="data:,">'  # or the browser asks the server for one
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+    )
+    body = f"<main>{join(parts).text}</main>\n<script>{SCRIPT}</script>"
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def save(path, text):
+    """Replace `path` at once: a browser never reads half a page."""
+    try:
+        files.write_text(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    return path

@@ -1,0 +1,1 @@
+"""Checkpoints and scans in, answers out."""

@@ -1,0 +1,1 @@
+"""What every room may use: ranks, the log, signals, files, seeds, the clock of a run."""

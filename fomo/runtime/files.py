@@ -1,0 +1,108 @@
+"""CSV, JSON and text files, replaced at once: a reader never sees half a file, and a full disk leaves none behind."""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import uuid
+
+
+class Damaged(ValueError):
+    """A file that was written here is not as it was written."""
+
+    exit_code = 2
+
+    def __init__(self, path, why):
+        super().__init__(
+            f"cannot read {path} ({getattr(why, 'strerror', None) or why}), wanted it as it was written: restore it"
+        )
+
+
+def write_csv(path, rows):
+    """Rows (dicts) under all their keys, in order of appearance; missing values stay empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path):
+    """Rows as dicts of text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_numbers(path):
+    """Rows of a CSV that was written here, with numbers; an empty field is undefined. Damaged where it is not as it was written."""
+    try:
+        rows = [
+            {name: value if name in _TEXT else _number(value) for name, value in row.items()} for row in read_csv(path)
+        ]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise Damaged(path, error) from error
+    if not rows:
+        raise Damaged(path, "it has no lines below a header")
+    return rows
+
+
+_TEXT = ("id", "subject", "scan", "metric")  # columns that are no numbers
+
+
+def _number(text):
+    """As it was before it was written: folds, classes and decisions are whole numbers."""
+    return int(text) if text.isdecimal() else float(text or "nan")
+
+
+def write_json(path, value):
+    """Indented JSON that any parser reads: an undefined number (NaN) is null, an infinite one the text "inf"."""
+    with replacing(path) as file:
+        json.dump(_plain(value), file, indent=1, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path, *names):
+    """The dict in a JSON file, which has at least the keys `names`; Damaged where it has not."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:  # also: not UTF-8
+        raise Damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise Damaged(path, f"it is a {type(content).__name__}")
+    for name in names:
+        if name not in content:
+            raise Damaged(path, f"it has no {name}")
+    return content
+
+
+def write_text(path, text):
+    with replacing(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A text file to write, which takes the place of `path` when all is written."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(
+        folder, f".{name}.{uuid.uuid4().hex[:8]}"
+    )  # its own: another process may write the same file
+    try:
+        with open(temporary, "x", newline="", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

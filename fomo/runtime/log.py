@@ -1,0 +1,113 @@
+"""The plain-text log: one event a line, `time LEVEL event key=value ...`, made to be grepped.
+
+Rank 0 writes to stdout and appends to a file, flushed line by line; other ranks are silent. On a terminal a status line
+below the log says how far the run is; it is rewritten in place and stands in no file.
+"""
+
+import datetime
+import json
+import os
+import re
+import sys
+import time
+
+
+class Log:
+    """log("epoch", fold=1, train_loss=.5) writes one line to stdout and to each of `paths`.
+
+    `bind` returns a log that adds fixed values to every line, and may write to more files; `sink(event, values)` is
+    called with each of its lines. Only a log that was active from the start has a status line: of several processes
+    on one terminal one shows its own, and the others' lines replace it.
+    """
+
+    def __init__(self, *paths, active=True):
+        self._paths = paths
+        self._active = active
+        self._bound = {}
+        self._sink = None
+        self._status = _Status() if active else None
+
+    def bind(self, *more_paths, active=None, sink=None, **values):
+        log = Log(*self._paths, *more_paths, active=self._active if active is None else active)
+        log._bound = {**self._bound, **values}
+        log._sink = sink or self._sink
+        log._status = self._status
+        return log
+
+    def status(self, text, every_s=0.0):
+        """Show `text` below the log, on a terminal, instead of what stood there; "": nothing.
+
+        text: or a function that gives it, called only where it is shown. every_s: leave what is there when it was drawn
+        less than so many seconds ago.
+        """
+        if self._status is not None and _columns() and time.monotonic() - self._status.drawn >= every_s:
+            self._status.text, self._status.drawn = text() if callable(text) else text, time.monotonic()
+            _to_terminal(sys.stdout, "", self._status.text)
+
+    def __call__(self, event, **values):
+        self._write("INFO", event, values, sys.stdout)
+
+    def warn(self, message, **values):
+        self._write("WARN", "warn", {"message": message, **values}, sys.stdout)
+
+    def error(self, message, **values):
+        """The last line of a run that fails; it goes to stderr and to the file."""
+        self._write("ERROR", "error", {"message": message, **values}, sys.stderr)
+
+    def _write(self, level, event, values, stream):
+        if not self._active:
+            return
+        values = {**self._bound, **values}
+        line = format_line(level, event, values)
+        if _columns():
+            if stream is not sys.stdout:
+                _to_terminal(sys.stdout, "", "")
+                print(line, file=stream, flush=True)
+            _to_terminal(
+                sys.stdout, line + "\n" if stream is sys.stdout else "", self._status.text if self._status else ""
+            )
+        else:
+            try:
+                print(line, file=stream, flush=True)
+            except BrokenPipeError:  # who read it has gone (`| head`); the run and its file go on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        for path in self._paths:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        if self._sink is not None:
+            self._sink(event, values)
+
+
+class _Status:
+    text, drawn = "", -1e9  # drawn: when, on the monotonic clock
+
+
+def _columns():
+    """Width of the terminal that stdout is; 0 where it is none."""
+    return (os.get_terminal_size(sys.stdout.fileno()).columns or 80) if sys.stdout.isatty() else 0
+
+
+def _to_terminal(stream, lines, status):
+    """Replace the status line, whoever drew it, by `lines` and a new one; one write, so that processes don't mix."""
+    room = _columns() - 1  # a full line would wrap, and could not be taken back
+    stream.write(f"\r{' ' * room}\r{lines}{status[:room]}")
+    stream.flush()
+
+
+def format_line(level, event, values):
+    time = datetime.datetime.now().isoformat(timespec="seconds")
+    return " ".join([time, level, event, *(f"{name}={format_value(value)}" for name, value in values.items())])
+
+
+def format_value(value):
+    """%.6g for floats, lists joined by commas, text quoted (as JSON) only where it has to be."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ",".join(format_value(item) for item in value) or "none"
+    text = str(value)
+    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)

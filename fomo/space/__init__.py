@@ -1,0 +1,1 @@
+"""Volumes and patches: in and out of files, between grids, boxes, and masks cleaned up."""

@@ -1,0 +1,377 @@
+"""Volumes: NIfTI in and out, orientation, resampling, normalisation, and the way back to the native grid.
+
+Arrays are (X, Y, Z), or (C, X, Y, Z) where said; affines are (4, 4), from voxel indices to world mm, RAS+ as in
+nibabel. `preprocess` is the one path from a scan to what a network sees, in training and in inference; `to_native`
+leads back.
+Errors are ValueErrors that name the file or argument, what was got and what was wanted.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+
+import nibabel
+import numpy as np
+import scipy.ndimage
+from nibabel import orientations
+
+_INFLATION = 1032  # gzip makes nothing smaller than by this
+_EXTENSION_BYTES = 2**26
+_LARGEST_AXIS, _LARGEST = 8192, 2**26  # voxels, to which a volume is resampled whatever its own size
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+)
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def read_nifti(path):
+    """(array float32 (X, Y, Z), affine float64 (4, 4)) of a 3D NIfTI file, scaled by its own slope and intercept, once.
+
+    A fourth axis of length 1 is dropped. Raises ValueError for a file that is missing, unreadable, truncated, not
+    3D, not of real numbers, holds NaN or infinity, or whose affine cannot be inverted.
+    """
+    try:
+        _check_extensions(path)
+        image = nibabel.load(path)
+        shape, dtype = image.shape, image.get_data_dtype()
+        if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
+            raise ValueError(f"{path}: got shape {_by(shape)}, wanted one 3D volume (x, y, z)")
+        if dtype.kind not in "iufb":
+            raise ValueError(f"{path}: got voxels of type {dtype}, wanted real numbers")
+        size = os.path.getsize(path)
+        if math.prod(shape) * dtype.itemsize > size * (
+            _INFLATION if str(path).lower().endswith(".gz") else 1
+        ):  # before it is allocated
+            raise ValueError(
+                f"{path}: got {size} bytes, which cannot hold the header's {_by(shape)} voxels of type {dtype}"
+            )
+        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape[:3])
+        affine = np.array(image.affine, dtype=np.float64)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot read it as NIfTI: {' '.join(str(error).split())}") from error
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    if bad:
+        raise ValueError(f"{path}: got {bad} voxels that are NaN or infinite, wanted numbers")
+    check_affine(affine, path)
+    return array, affine
+
+
+def _check_extensions(path):
+    """Raise ValueError where the header's extensions, which nibabel reads whole, are larger than their place."""
+    with nibabel.openers.ImageOpener(path) as file:
+        start = file.read(nibabel.Nifti2Header.sizeof_hdr + 4)
+        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+            if len(start) < kind.sizeof_hdr + 4 or not kind.may_contain_header(start):
+                continue
+            header, place = kind(start[: kind.sizeof_hdr], check=False), kind.sizeof_hdr + 4
+            end = header["vox_offset"] or math.inf  # 0: nibabel reads on to the end of the file
+            while start[kind.sizeof_hdr] and place + 16 <= end:
+                file.seek(place)
+                length = struct.unpack(header.endianness + "i", file.read(4).ljust(4, b"\0"))[0]
+                if not 8 <= length <= _EXTENSION_BYTES:
+                    raise ValueError(f"{path}: got a header extension of {length} bytes, which is damaged")
+                place += length
+            return
+
+
+def write_nifti(path, array, affine, like=None):
+    """Write `array` (X, Y, Z) in its own dtype, slope 1, under a temporary name that is then renamed to `path`.
+
+    like: path of a NIfTI file whose header (units, qform and sform codes, description) is kept. The suffix of `path`
+    (.nii or .nii.gz) decides on compression. Raises OSError when the disk refuses; nothing partial stays behind.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    if not name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"path: got {path}, wanted a name that ends in .nii or .nii.gz")
+    header = nibabel.load(like).header if like else None
+    image = nibabel.Nifti1Image(array, affine, header)
+    image.set_data_dtype(array.dtype)
+    image.header["cal_min"] = image.header["cal_max"] = 0  # display range of the other file
+    temporary = os.path.join(folder, f".{os.getpid()}.{name}")
+    try:
+        nibabel.save(image, temporary)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def check_affine(affine, where):
+    """Raise ValueError unless `affine` is a finite, invertible (4, 4) matrix."""
+    sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
+    if (
+        not sound or np.isnan(orientations.io_orientation(affine)).any()
+    ):  # NaN: an axis that is too short beside the others
+        raise ValueError(f"{where}: got the affine {np.asarray(affine).tolist()}, wanted an invertible (4, 4) matrix")
+
+
+def spacing(affine):
+    """Voxel size (sx, sy, sz) in mm along the array's axes."""
+    return tuple(float(size) for size in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
+
+
+def grid_distance(shape, affine, other):
+    """Largest distance in mm between voxels of the same index in two grids of `shape`: 0 when the affines agree."""
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(shape)[:, None] - 1)
+    points = np.vstack([corners, np.ones(8)])
+    return float(np.linalg.norm(((affine - other) @ points)[:3], axis=0).max())
+
+
+# ---------------------------------------------------------------------------------------- one volume
+
+
+def to_ras(array, affine):
+    """(array, affine) with axes permuted and flipped to the closest of right, anterior, superior; no interpolation."""
+    return to_axes_of(np.eye(4), array, affine)
+
+
+def to_axes_of(other, array, affine):
+    """(array, affine) with axes permuted and flipped to run most like those of the affine `other`; no interpolation."""
+    turn = (other[:3, :3] / spacing(other)).T @ (affine[:3, :3] / spacing(affine))
+    ornt = orientations.io_orientation(nibabel.affines.from_matvec(turn))
+    return orientations.apply_orientation(array, ornt), affine @ orientations.inv_ornt_aff(ornt, array.shape)
+
+
+def resample(array, shape, order):
+    """`array` (..., X, Y, Z) on a grid of `shape` (x, y, z) voxels over the same field of view (voxel edges aligned).
+
+    order 3: cubic B-spline; 1: linear (both float32); 0: nearest, in the array's dtype. No smoothing before
+    downsampling. Equals scipy.ndimage.zoom(mode="nearest", grid_mode=True), but one axis at a time: interpolation is
+    linear and separable, so each axis is a product with a small matrix.
+    """
+    if order not in (0, 1, 3):
+        raise ValueError(f"order: got {order}, wanted 0 (nearest), 1 (linear) or 3 (cubic)")
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape: got {shape}, wanted three positive sizes")
+    before = array.shape[-3:]
+    if tuple(shape) == before:
+        return array
+    if order == 0:
+        index = [(2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(shape, before)]
+        return array[(..., *np.ix_(*index))]
+    array = np.asarray(array, dtype=np.float32)
+    # the axis that shrinks most goes first: less work for the others
+    for axis in sorted(range(3), key=lambda axis: shape[axis] / before[axis]):
+        old, new = before[axis], shape[axis]
+        if old != new:
+            matrix = _interpolation(old, new, order)
+            size = list(array.shape)
+            size[axis - 3] = new
+            inner = math.prod(size[axis - 2 :]) if axis < 2 else 1
+            product = array @ matrix.T if axis == 2 else matrix @ array.reshape(-1, old, inner)
+            array = product.reshape(size)
+    return array
+
+
+@functools.lru_cache(maxsize=64)
+def _interpolation(old, new, order):
+    """The (new, old) matrix of one axis: scipy's own spline, applied to unit impulses."""
+    matrix = scipy.ndimage.zoom(np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True)
+    matrix[np.abs(matrix) < 1e-9] = 0  # the spline's tails: denormal numbers, with which products are slow
+    return matrix.astype(np.float32)
+
+
+def resample_labels(array, shape):
+    """Class numbers `array` (X, Y, Z) on another grid, each voxel the class with the largest linear interpolation.
+
+    Plain nearest neighbour shifts a mask by half a voxel when the grid halves; this does not. Ties: the higher class.
+    """
+    if tuple(shape) == array.shape:
+        return array
+    result = np.zeros(shape, dtype=array.dtype)
+    best = np.zeros(shape, dtype=np.float32)
+    for label in np.unique(array):
+        share = resample(array == label, shape, order=1)
+        wins = share >= best - 1e-6
+        result[wins], best[wins] = label, share[wins]
+    return result
+
+
+def nonzero_box(arrays):
+    """((x0, x1), (y0, y1), (z0, z1)): smallest box of all voxels that are not 0 in any of `arrays`; None if all are."""
+    filled = functools.reduce(np.logical_or, [array != 0 for array in arrays])
+    box = []
+    for axis in range(3):
+        line = np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {axis})))
+        if not line.size:
+            return None
+        box.append((int(line[0]), int(line[-1]) + 1))
+    return tuple(box)
+
+
+def normalize(array, kind, percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
+    """float32 `array` with intensities brought to a common scale.
+
+    zscore: mean 0, standard deviation 1 over all voxels; percentile: the two percentiles map to 0 and 1, clipped;
+    window: the two intensities map to 0 and 1, clipped; none: as it is. Raises ValueError for a volume that is constant,
+    or would be.
+    """
+    array = np.asarray(array, dtype=np.float32)
+    if array.min() == array.max():
+        raise ValueError(f"constant volume: every voxel is {array.flat[0]:g}")
+    if kind == "none":
+        return array
+    if kind == "zscore":
+        mean, scale = array.mean(dtype=np.float64), array.std(dtype=np.float64)
+        return ((array - np.float32(mean)) / np.float32(scale)).astype(np.float32)
+    if kind not in ("percentile", "window"):
+        raise ValueError(f"kind: got {kind!r}, wanted zscore, percentile, window or none")
+    low, high = np.percentile(array, percentiles) if kind == "percentile" else window
+    if high <= low:
+        raise ValueError(f"constant volume: {kind} maps {low:g} to 0 and {high:g} to 1")
+    result = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
+    if result.min() == result.max():
+        got = f"intensities from {array.min():g} to {array.max():g}"
+        raise ValueError(
+            f"constant volume: got {got}, which the {kind} from {low:g} to {high:g} makes {result.flat[0]:g}"
+        )
+    return result
+
+
+# ---------------------------------------------------------------------------- to the network and back
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a volume was brought to the network's grid: all that `to_native` needs."""
+
+    native_shape: tuple  # (X, Y, Z) of the file
+    native_affine: tuple  # four rows
+    orientation: tuple  # per native axis: (RAS axis, 1 or -1), as nibabel's io_orientation
+    box: tuple  # ((x0, x1), ...) kept of the volume in RAS order
+    spacing_before_mm: tuple  # in RAS order
+    spacing_mm: tuple  # after resampling, exact
+    shape: tuple  # after resampling
+
+    @property
+    def native_box(self):
+        """Three slices of the native array: what is kept of it."""
+        kept = []
+        for size, (axis, sign) in zip(self.native_shape, self.orientation):
+            start, stop = self.box[axis]
+            kept.append(slice(start, stop) if sign > 0 else slice(size - stop, size - start))
+        return tuple(kept)
+
+    def to_dict(self):
+        """Plain lists and numbers, for JSON."""
+        return {name: _listed(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values):
+        return cls(**{name: _tupled(value) for name, value in values.items()})
+
+
+def preprocess(
+    arrays,
+    affine,
+    *,
+    spacing_mm=None,
+    crop=True,
+    kind="zscore",
+    percentiles=(0.5, 99.5),
+    window=(-1000.0, 400.0),
+    mask=None,
+    names=None,
+):
+    """(image float32 (C, X, Y, Z), mask uint8 (X, Y, Z) or None, Geometry) from the channels of one scan.
+
+    arrays: the channels (X, Y, Z), all on the grid of `affine`; mask: class numbers on the same grid; names: of the
+    channels, for errors. Order of steps: RAS orientation, crop to the box that is non-zero in any channel, `normalize`
+    (kind, percentiles, window), resample to `spacing_mm` (None: keep). Channels by cubic spline, limited to their own
+    range since a cubic spline overshoots at edges; the mask by `resample_labels`. Raises ValueError for unequal shapes
+    and for a constant channel.
+    """
+    arrays = list(arrays)
+    names = [f"arrays[{channel}]" for channel in range(len(arrays))] if names is None else names
+    for array in (*arrays, *([] if mask is None else [mask])):
+        if array.shape != arrays[0].shape or array.ndim != 3:
+            raise ValueError(
+                f"arrays: got {_by(arrays[0].shape)} and {_by(array.shape)} voxels, wanted equal 3D shapes"
+            )
+    native_shape = arrays[0].shape
+    ornt = orientations.io_orientation(affine)
+    arrays = [orientations.apply_orientation(array, ornt) for array in arrays]
+    before = spacing(affine @ orientations.inv_ornt_aff(ornt, native_shape))
+    box = tuple((0, n) for n in arrays[0].shape)
+    if crop:
+        box = nonzero_box(arrays) or box  # all zero: normalize says so
+    inside = tuple(slice(*limits) for limits in box)
+    cropped = [stop - start for start, stop in box]
+    shape = tuple(cropped)
+    if spacing_mm is not None:
+        shape = _resampled(cropped, before, spacing_mm, names[0])
+    image = np.empty((len(arrays), *shape), dtype=np.float32)
+    for channel, array in enumerate(arrays):
+        try:
+            array = normalize(array[inside], kind, percentiles, window)
+        except ValueError as error:
+            raise ValueError(f"{names[channel]}: {error}") from error
+        np.clip(resample(array, shape, order=3), array.min(), array.max(), out=image[channel])
+    if mask is not None:
+        mask = resample_labels(orientations.apply_orientation(mask, ornt)[inside].astype(np.uint8), shape)
+    geometry = Geometry(
+        native_shape=tuple(int(n) for n in native_shape),
+        native_affine=_tupled(np.asarray(affine, dtype=np.float64).tolist()),
+        orientation=_tupled(ornt.astype(int).tolist()),
+        box=box,
+        spacing_before_mm=before,
+        spacing_mm=tuple(n * old / new for n, old, new in zip(cropped, before, shape)),
+        shape=shape,
+    )
+    return image, mask, geometry
+
+
+def _resampled(shape, before_mm, after_mm, name):
+    """The grid of a volume with other voxel sizes. A wrong voxel size in a header must not ask for terabytes."""
+    sizes = [n * old / new for n, old, new in zip(shape, before_mm, after_mm)]
+    if not (max(sizes) <= max(_LARGEST_AXIS, *shape) and math.prod(sizes) <= max(_LARGEST, 64 * math.prod(shape))):
+        got = f"{_by(shape)} voxels of {_by(f'{size:.4g}' for size in before_mm)} mm"
+        raise ValueError(
+            f"{name}: spacing_mm: got {got}, which would be {_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm"
+        )
+    return tuple(max(1, round(n)) for n in sizes)
+
+
+def to_native(array, geometry, order=1):
+    """`array` (..., X, Y, Z) on the network's grid, brought back to the grid of the file: the inverse of `preprocess`.
+
+    For masks pass the class probabilities with order=1 and take the argmax of the result, or class numbers with
+    order=0. Outside the cropped box the result is 0 in every channel, so the argmax there is class 0.
+    """
+    if array.shape[-3:] != geometry.shape:
+        raise ValueError(f"array: got shape {_by(array.shape)}, wanted (..., {', '.join(map(str, geometry.shape))})")
+    cropped = resample(array, [stop - start for start, stop in geometry.box], order)
+    ornt = np.array(geometry.orientation)
+    ras_shape = np.empty(3, dtype=int)
+    ras_shape[ornt[:, 0]] = geometry.native_shape
+    full = np.zeros((*array.shape[:-3], *ras_shape), dtype=cropped.dtype)
+    full[(..., *(slice(*limits) for limits in geometry.box))] = cropped
+    # native axis i is RAS axis ornt[i, 0], walked backwards where ornt[i, 1] is -1
+    lead = full.ndim - 3
+    full = full.transpose(*range(lead), *(lead + ornt[:, 0]))
+    flips = tuple(slice(None, None, sign) for sign in ornt[:, 1])
+    return np.ascontiguousarray(full[(..., *flips)])
+
+
+def _by(shape):
+    return "x".join(map(str, shape))
+
+
+def _tupled(value):
+    return tuple(_tupled(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _listed(value):
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,80 @@
+"""DINO: whether the teacher has collapsed, what a probe makes of its features, and which cases it finds alike."""
+
+import math
+import os
+
+from ...pages import page, pictures
+from ...pages.figures.training import curves
+from ...pages.page import number, tag
+from ...space import patches
+from .classification import against_chance
+from .view import View
+
+_NEAR = 0.01  # of the largest entropy
+
+
+def _verdict(run):
+    """By the selected epoch's entropy of the teacher: the largest means that all outputs are alike, 0 that one has won."""
+    if "probe_auroc" not in run.metrics:
+        return _collapse(run)
+    value = number(run.metrics["probe_auroc"]["pooled"], 3)
+    return f"{_collapse(run)} Linear probe on frozen features, AUROC {value}: {against_chance(*run.with_interval('probe_auroc'))}"
+
+
+def _collapse(run):
+    largest = math.log(run.config.task.out_dim)
+    entropy = run.metrics["teacher_entropy"]["pooled"]
+    found = f"the teacher's entropy is {number(entropy, 3)}, between 0 and ln({run.config.task.out_dim}) = {number(largest, 3)}"
+    if entropy > (1 - _NEAR) * largest:
+        return f"Collapsed to equal outputs: {found}."
+    if entropy < _NEAR * largest:
+        return f"Collapsed to one output: {found}."
+    return f"No sign of collapse: {found}."
+
+
+def _curves(run, options):
+    """The collapse curves and the probes, as far as the history has them."""
+    rows = next(iter(run.histories.values()))
+    largest = math.log(run.config.task.out_dim), f"ln({run.config.task.out_dim}): all outputs equal"
+    wanted = {
+        "teacher_entropy": (largest, (0, 1.1 * largest[0]), "Near the line or near 0 the teacher has collapsed."),
+        "teacher_std": (
+            None,
+            (0, 1),
+            "Spread of the teacher's answers over the cases; near 0 all cases look the same to it.",
+        ),
+        "probe_auroc": ((0.5, "chance"), None, "A linear probe on frozen features of the labelled cases."),
+        "knn_auroc": ((0.5, "chance"), None, "Votes of the nearest neighbours among the labelled cases."),
+    }
+    found = []
+    for name, (level, limits, what) in wanted.items():
+        if f"val_{name}" in rows[0]:
+            title = page.label(name)
+            curve = curves(run.histories, [(f"val_{name}", "-", "")], title, **options, level=level, limits=limits)
+            found.append(page.figure(curve, f"{page.capital(title)}.", what))
+    return found
+
+
+def _pictures(run, listed):
+    """From fold_1/neighbours.npz, as tasks/dino.py writes it: ids (N, 1 + M) of the query and its neighbours, their slices
+    queries (N, A, B) and neighbours (N, M, A, B), similarity (N, M)."""
+    path = os.path.join(run.folder, "fold_1", "neighbours.npz")
+    if not os.path.exists(path):
+        return [page.note("The run has stored no neighbours.")]
+    stored = pictures.arrays(path)
+    spacing = pictures.in_plane(run.config.data.spacing_mm, patches.thinnest(run.config.data.patch))
+    found = []
+    for i, (query, *names) in enumerate(stored["ids"]):
+        near = [f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, stored["similarity"][i].tolist())]
+        row = [stored["queries"][i], *stored["neighbours"][i]]
+        picture = pictures.mosaic([row], [spacing], f"{query} and the cases that are most like it: {', '.join(near)}")
+        found.append(tag("figure", [picture, tag("figcaption", [tag("b", str(query)), f" {', '.join(near)}"])]))
+    return [
+        page.note(
+            "On the left a case, beside it the validation cases nearest to it, with the cosine of their features."
+        ),
+        page.grid(found, "grid wide"),
+    ]
+
+
+VIEW = View(title="Nearest neighbours", verdict=_verdict, curves=_curves, pictures=_pictures)

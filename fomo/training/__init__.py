@@ -1,0 +1,1 @@
+"""One training: the loop, its state, what a step is made with, which epochs are kept."""
