@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 
-from . import config as config_module
+from . import kinds
 from .runtime import dist, interrupt
 
 
@@ -21,13 +21,13 @@ def parse_config(description, arguments):
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys (in the YAML file, or key=value here; paths given here are relative to the working directory):\n"
-        + config_module.describe_keys(),
+        + kinds.describe_keys(),
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, for example optim.lr=3e-4")
     parser.add_argument("--dry-run", action="store_true", help="check and print everything, train nothing")
     options = parser.parse_intermixed_args(arguments)
-    return config_module.load(options.config, options.overrides), options.dry_run
+    return kinds.load(options.config, options.overrides), options.dry_run
 
 
 def run(main):

@@ -1,44 +1,239 @@
-"""The run folder: whose it is (config.yaml), who is in which fold (splits.json), and which folds are finished."""
+"""The run folder: the only one that knows the names of its files, and what is finished in it.
 
+config.yaml  splits.json  log.txt  report.html
+predictions.csv  predictions_volumes.csv  fold_results.csv  aggregated_results.csv  summary.json
+fold_K/      best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predictions.csv ...  masks/ID.nii.gz
+final/       the final model, with final.json
+"""
+
+import glob
 import os
 
 import yaml
 
 from . import config as config_module
-from . import folds as folds_module
+from . import kinds
 from .config import UserError
 from .runtime import files
+from .tasks import Results
+
+_TABLES = {
+    "rows": "predictions.csv",
+    "scans": "predictions_volumes.csv",
+}  # of Results, the second where there are scans
 
 
-def results_path(folder, number):
-    """results.csv of a fold: written last, it says that the fold is finished."""
-    return os.path.join(folder, f"fold_{number}", "results.csv")
+class RunFolder:
+    """A run folder, begun or not; nothing is read or written before it is asked for."""
 
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        self.config_path = os.path.join(self.path, "config.yaml")
+        self.splits_path = os.path.join(self.path, "splits.json")
+        self.log_path = os.path.join(self.path, "log.txt")
+        self.report_path = os.path.join(self.path, "report.html")
+        self.summary_path = os.path.join(self.path, "summary.json")
 
-def open_folder(config, folder, log):
-    """Create the run folder, or accept one that was begun by the same config; any other is left alone.
+    # ------------------------------------------------------------------------------------ whose it is
 
-    Returns a file that keeps other processes out of it as long as it is open.
-    """
-    path = os.path.join(folder, "config.yaml")
-    there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    if there - {_LOCK} and "config.yaml" not in there:
-        raise UserError(f"{folder} exists and is not a run folder (no config.yaml): choose another `name` or `output`")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        held = _lock(folder, log)
-        if "splits.json" not in there:  # nothing is begun, whatever config came first
-            files.write_text(path, yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
-    except OSError as error:
-        raise UserError(f"cannot write the run folder {folder}: {error}; choose another `output`") from error
-    old, new = config_module.identity(config_module.load(path)), config_module.identity(config)
-    changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
-    if changed:
-        raise UserError(
-            f"{folder} holds a run of another config ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): "
-            "choose another `name`, or restore the keys to continue that run"
+    @property
+    def is_run(self):
+        """Whether a run has begun in it: it has a config and folds."""
+        return os.path.exists(self.config_path) and os.path.exists(self.splits_path)
+
+    def claim(self, config, log):
+        """Create the folder, or accept one that was begun by the same config; any other is left alone.
+
+        Returns a file that keeps other processes out of it as long as it is open.
+        """
+        there = set(os.listdir(self.path)) if os.path.isdir(self.path) else set()
+        if there - {_LOCK} and not os.path.exists(self.config_path):
+            raise UserError(
+                f"{self.path} exists and is not a run folder (no config.yaml): choose another `name` or `output`"
+            )
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            held = _lock(self.path, log)
+            if not os.path.exists(self.splits_path):  # nothing is begun, whatever config came first
+                files.write_text(self.config_path, yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self.path}: {error}; choose another `output`") from error
+        old, new = config_module.identity(self.config()), config_module.identity(config)
+        changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
+        if changed:
+            raise UserError(
+                f"{self.path} holds a run of another config ({'; '.join(changed[:3])}{'; ...' if changed[3:] else ''}): "
+                "choose another `name`, or restore the keys to continue that run"
+            )
+        return held
+
+    def config(self):
+        """The Config of the run."""
+        return kinds.load(self.config_path)
+
+    def recorded(self):
+        """The content of splits.json: `cases` {id: facts}, `folds` [{part: ids}] and, once prepared, `entries`."""
+        return files.read_json(self.splits_path, "cases", "folds")
+
+    def splits(self):
+        """[{train, val, test} of ids per fold]."""
+        return self.recorded()["folds"]
+
+    # ------------------------------------------------------------------------------------------- folds
+
+    def fold(self, number):
+        """The FoldFolder of a fold, from 1."""
+        return FoldFolder(os.path.join(self.path, f"fold_{number}"), number)
+
+    @property
+    def final(self):
+        """The folder of the final model, which is trained like a fold where it is trained at all."""
+        return FinalFolder(os.path.join(self.path, "final"), 0)
+
+    def folds(self):
+        """The FoldFolders that are there, in order."""
+        inside = os.listdir(self.path) if os.path.isdir(self.path) else []
+        numbers = sorted(int(name[5:]) for name in inside if name.startswith("fold_") and name[5:].isdigit())
+        return [self.fold(number) for number in numbers]
+
+    def finished(self):
+        """Numbers of the finished folds."""
+        return [fold.number for fold in self.folds() if fold.is_finished]
+
+    # ------------------------------------------------------------------------------------------ tables
+
+    def results(self):
+        """The Results of all finished folds together, in the order of the folds."""
+        parts = [self.fold(number).results() for number in self.finished()]
+        return Results(*([row for part in parts for row in getattr(part, name)] for name in ("rows", "scans")))
+
+    def write_results(self, results, tables):
+        """predictions.csv, sorted by id, and the task's own tables, of all folds together."""
+        _write_results(self.path, Results(*(sorted(part, key=lambda row: row["id"]) for part in results[:2])), tables)
+
+    def write_scores(self, fold_rows, aggregated, summary):
+        """fold_results.csv, aggregated_results.csv and summary.json."""
+        files.write_csv(os.path.join(self.path, "fold_results.csv"), fold_rows)
+        files.write_csv(os.path.join(self.path, "aggregated_results.csv"), aggregated)
+        files.write_json(self.summary_path, summary)
+
+    def summary(self):
+        """The content of summary.json; None before it is written."""
+        return (
+            files.read_json(self.summary_path, "folds_done", "metrics") if os.path.exists(self.summary_path) else None
         )
-    return held
+
+
+class FoldFolder:
+    """The folder of a fold, or of another training (number 0)."""
+
+    def __init__(self, path, number):
+        self.path, self.number = os.fspath(path), number
+        self.best = os.path.join(self.path, "best.pt")
+        self.last = os.path.join(self.path, "last.pt")
+        self.previous = os.path.join(self.path, "last.previous.pt")
+        self.log_path = os.path.join(self.path, "log.txt")
+        self.tensorboard = os.path.join(self.path, "tensorboard")
+        self.neighbours = os.path.join(self.path, "neighbours.npz")
+        self.masks = os.path.join(self.path, "masks")
+        self._history = os.path.join(self.path, "history.csv")
+        self._scores = os.path.join(self.path, "results.csv")
+
+    def make(self):
+        """Create the folder where it is missing."""
+        os.makedirs(self.path, exist_ok=True)
+
+    @property
+    def is_finished(self):
+        """results.csv is written last."""
+        return os.path.exists(self._scores)
+
+    def kept(self, count):
+        """Paths of the checkpoints of the `count` best epochs, the best first."""
+        return [self.best, *(os.path.join(self.path, f"best_{n}.pt") for n in range(2, count + 1))]
+
+    # -------------------------------------------------------------------------------- one file per case
+
+    def mask(self, id, new=False):
+        """The predicted mask of a case; new: its folder is made."""
+        return self._of_case("masks", f"{id}.nii.gz", new)
+
+    def saliency(self, id, new=False):
+        """The stored maps of where the network looks in a case; new: their folder is made."""
+        return self._of_case("saliency", f"{id}.npz", new)
+
+    def saliencies(self):
+        """The paths of all stored maps."""
+        return sorted(glob.glob(os.path.join(glob.escape(self.path), "saliency", "*.npz")))
+
+    def reconstruction(self, id, new=False):
+        """The stored planes of a case that a masked autoencoder has restored; new: their folder is made."""
+        return self._of_case("reconstructions", f"{id}.npz", new)
+
+    def _of_case(self, folder, name, new):
+        folder = os.path.join(self.path, folder)
+        if new:
+            os.makedirs(folder, exist_ok=True)
+        return os.path.join(folder, name)
+
+    # ------------------------------------------------------------------------------------------ tables
+
+    def write_history(self, rows):
+        files.write_csv(self._history, rows)
+
+    def history(self):
+        """A row per epoch; [] before the first."""
+        return files.read_numbers(self._history) if os.path.exists(self._history) else []
+
+    def write_results(self, results, tables, scores):
+        """The tables of a tested fold; results.csv comes last and says that the fold is finished."""
+        _write_results(self.path, results, tables)
+        files.write_csv(self._scores, [{"metric": name, "value": value} for name, value in scores.items()])
+
+    def results(self):
+        """The Results of a finished fold."""
+        scans = os.path.join(self.path, _TABLES["scans"])
+        rows = files.read_numbers(os.path.join(self.path, _TABLES["rows"]))
+        return Results(rows, files.read_numbers(scans) if os.path.exists(scans) else [])
+
+    def scores(self):
+        """{metric: value} of a finished fold."""
+        return {row["metric"]: row["value"] for row in files.read_numbers(self._scores)}
+
+
+class FinalFolder(FoldFolder):
+    """The folder of the final model; final.json says what it is and whether it is finished."""
+
+    def __init__(self, path, number):
+        super().__init__(path, number)
+        self._made = os.path.join(self.path, "final.json")
+
+    def made(self):
+        """{kind, finished}; None where none was begun."""
+        return files.read_json(self._made, "kind", "finished") if os.path.exists(self._made) else None
+
+    def begin(self, kind):
+        self.make()
+        files.write_json(self._made, {"kind": kind, "finished": False})
+
+    def finish(self, kind):
+        """What is left is what prediction needs."""
+        files.write_json(self._made, {"kind": kind, "finished": True})
+        for path in (self.last, self.previous):
+            if os.path.exists(path):
+                os.remove(path)
+
+    def member(self, name):
+        """The path of one of its checkpoints."""
+        return os.path.join(self.path, f"{name}.pt")
+
+
+def _write_results(folder, results, tables):
+    for part, name in _TABLES.items():
+        if getattr(results, part):
+            files.write_csv(os.path.join(folder, name), getattr(results, part))
+    for name, lines in tables.items():
+        files.write_csv(os.path.join(folder, f"{name}.csv"), lines)
 
 
 _LOCK = ".lock"
@@ -59,136 +254,3 @@ def _lock(folder, log):
     except (ImportError, OSError) as error:
         log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")
     return file
-
-
-def has_one_split(config):
-    """Whether the config names the parts itself, or has nothing to test (pretraining): train.py runs it, cv.py can't."""
-    return config.task.pretrains or _names_folds(config)
-
-
-def _names_folds(config):
-    return bool(config.data.train_folds or config.data.val_folds or config.data.test_folds)
-
-
-def _by_fold_column(config):
-    return config.cv.kind == "fold_column" or _names_folds(config)
-
-
-def make_splits(config, task, cases):
-    """[{train, val, test} of ids per fold]: stratified, grouped by subject, checked for overlap."""
-    cv, seed, kind = config.cv, config.seed, task.stratum_kind
-    try:
-        if has_one_split(config):
-            return [_one_split(config, task, cases)]
-        ids, subjects, strata = _columns(config, task, cases)
-        if cv.kind == "kfold":
-            splits = folds_module.kfold(ids, subjects, strata, cv.folds, cv.val_fraction, seed, kind=kind)
-        else:
-            groups = [case.group for case in cases] if cv.kind == "leave_one_group_out" else _fold_values(config, cases)
-            splits = folds_module.leave_one_group_out(ids, subjects, groups, strata, cv.val_fraction, seed, kind=kind)
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        remedy = "; lower cv.folds, or set cv.stratify=false" if cv.stratify and cv.kind == "kfold" else ""
-        raise UserError(f"cv: {error}{remedy}") from error
-    check_splits(config, splits, cases)
-    return splits
-
-
-def check_splits(config, splits, cases):
-    """ValueError for parts that are empty or overlap, in ids or in subjects, and for cases without a part."""
-    subject_of = {case.id: case.subject for case in cases}
-    if has_one_split(config):
-        folds_module.check_split(splits[0], subject_of)
-    else:
-        folds_module.check(splits, subject_of)
-
-
-def _columns(config, task, cases):
-    """(ids, subjects, strata) of cases."""
-    strata = task.strata(cases)
-    if not config.cv.stratify:
-        strata = [(0,) if task.stratum_kind == "multilabel" else 0] * len(cases)
-    return [case.id for case in cases], [case.subject for case in cases], strata
-
-
-def _one_split(config, task, cases):
-    data, parts = config.data, {"val": (), "test": ()}
-    if _names_folds(config):
-        values = dict(zip([case.id for case in cases], _fold_values(config, cases)))
-        asked = {"train": data.train_folds, "val": data.val_folds, "test": data.test_folds}
-        for part, folds in asked.items():
-            unknown = sorted(set(folds) - set(values.values()))
-            if unknown:
-                there = ", ".join(sorted(set(values.values())))
-                raise UserError(f"data.{part}_folds: got '{unknown[0]}', wanted values of the fold column: {there}")
-        parts = {part: [name for name, fold in values.items() if fold in asked[part]] for part in parts}
-        if data.train_folds:  # cases of folds that are named nowhere are left out
-            named = {*data.train_folds, *data.val_folds, *data.test_folds}
-            cases = [case for case in cases if case.fold in named]
-    if config.task.pretrains:
-        ids, subjects, strata = [case.id for case in cases], [case.subject for case in cases], None
-    else:
-        ids, subjects, strata = _columns(config, task, cases)
-    return folds_module.holdout(
-        ids, subjects, strata, config.cv.val_fraction, config.seed, kind=task.stratum_kind, **parts
-    )
-
-
-def _fold_values(config, cases):
-    values = [case.fold for case in cases]
-    if None in values:
-        raise UserError(
-            f"data.source={config.data.source}: the cases have no fold, wanted a fold column (data.fold_column) "
-            "for data.*_folds and cv.kind=fold_column"
-        )
-    return values
-
-
-def read_or_make_splits(config, task, cases, path):
-    """The splits of splits.json, made and written there the first time; they are never reused for other cases."""
-    now = {case.id: {"subject": case.subject, "target": _plain(case.target)} for case in cases}
-    for case in cases:
-        if case.labels:  # a class that is renamed may keep its number
-            now[case.id]["labels"] = list(case.labels)
-    for name, decides in (("group", config.cv.kind == "leave_one_group_out"), ("fold", _by_fold_column(config))):
-        for case in cases if decides else ():
-            now[case.id][name] = getattr(case, name)
-    if not os.path.exists(path):
-        splits = make_splits(config, task, cases)
-        files.write_json(path, {"cases": now, "folds": splits})
-        return splits
-    saved = files.read_json(path, "cases", "folds")
-    if not any("labels" in case for case in saved["cases"].values()):  # begun before they were kept
-        for case in now.values():
-            case.pop("labels", None)
-    if saved["cases"] != now:
-        changed = sorted(i for i in saved["cases"].keys() | now.keys() if saved["cases"].get(i) != now.get(i))
-        raise UserError(
-            f"{path} was made for other cases ({len(changed)} differ: {', '.join(changed[:5])}): "
-            "restore the data to continue this run, or choose another `name`"
-        )
-    try:
-        check_splits(config, saved["folds"], cases)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    return saved["folds"]
-
-
-def warn_of_changed_images(path, entries, log):
-    """entries: {id: name of the cache entry}, which says what a case was made from. splits.json keeps those of the first start."""
-    saved = files.read_json(path)
-    if "entries" not in saved:
-        files.write_json(path, {**saved, "entries": entries})
-        return
-    changed = [case_id for case_id, entry in entries.items() if saved["entries"][case_id] != entry]
-    if changed:
-        log.warn(
-            "files of cases were replaced or moved since this run began, and finished folds have seen the old ones",
-            cases=len(changed),
-            example=changed[0],
-        )
-
-
-def _plain(target):
-    return list(target) if isinstance(target, tuple) else target  # as JSON gives it back

@@ -6,42 +6,38 @@ import os
 
 import yaml
 
-from . import rules
 from .errors import UserError
 from .reading import Sourced, build, map_leaves, override, read
-from .rules import unread
+from .rules import check, unread
 from .sections import Augment, Config, Cv, Data, Eval, Finetune, Model, Optim, Task, Train, Weights, fields, show
 
-__all__ = [
-    "Augment", "Config", "Cv", "Data", "Eval", "Finetune", "Model", "Optim", "Task", "Train", "UserError", "Weights",
-    "describe_keys", "fields", "fingerprint", "from_dict", "identity", "load", "show", "to_dict", "unread",
-]  # fmt: skip
 
-
-def load(path, overrides=()):
-    """Read the YAML file `path`, with its bases, apply `key=value` overrides and check everything.
+def load(path, overrides=(), choices=None):
+    """The Config of the YAML file `path`, with its bases and with `key=value` overrides; its types and limits are checked.
 
     Relative paths in a file resolve against that file, those on the command line against the working directory.
-    Raises UserError, with the file and the dotted key, for anything unknown, mistyped or impossible.
+    choices: {dotted key: allowed values} of the keys whose choices are said elsewhere. Raises UserError, with the file
+    and the dotted key, for anything unknown or mistyped.
     """
     values = read(path)
     for text in overrides:
         override(values, text)
-    where = f"{path} and the command line" if overrides else path
-    config = build(Config, values, "", os.path.dirname(os.path.abspath(path)), where)
+    folder = os.path.dirname(os.path.abspath(path))
+    config = build(Config, values, "", folder, origin(path, overrides), choices or {})
     if config.data.cache is None:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, cache=os.path.join(config.output, "cache"))
-        )
-    rules.check(config, where)
+        cache = os.path.join(config.output, "cache")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache))
     return config
 
 
-def from_dict(values, where):
+def origin(path, overrides):
+    """What a config is from, for errors."""
+    return f"{path} and the command line" if overrides else path
+
+
+def from_dict(values, where, choices=None):
     """The Config of `to_dict`'s nested dicts; where: the file that they are from, for errors."""
-    config = build(Config, map_leaves(values, lambda value: Sourced(value, where, "")), "", "", where)
-    rules.check(config, where)
-    return config
+    return build(Config, map_leaves(values, lambda value: Sourced(value, where, "")), "", "", where, choices or {})
 
 
 def to_dict(config):
@@ -59,18 +55,3 @@ def fingerprint(value):
     """Short stable hash of a value made of dicts, lists and scalars."""
     text = yaml.safe_dump(value, sort_keys=True, default_flow_style=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def describe_keys():
-    """The text of `--help`: every key, its default and one line of explanation."""
-    lines = []
-    for name, field, value in fields(Config()):
-        meta = field.metadata
-        shown = "none" if value is None else show(value)
-        notes = [meta["help"]]
-        if meta["choices"]:
-            notes.append("one of " + " ".join(str(choice) for choice in meta["choices"]))
-        if meta["only"]:
-            notes.append(f"for {meta['only']}")
-        lines.append(f"  {name + '=' + shown:<40} {'; '.join(notes)}")
-    return "\n".join(lines)

@@ -177,8 +177,11 @@ def map_leaves(tree, function):
     return {k: map_leaves(v, function) if isinstance(v, dict) else function(v) for k, v in tree.items()}
 
 
-def build(cls, values, prefix, folder, where):
-    """The dataclass `cls` from a tree; folder: what the defaults' relative paths start from; where: the tree is from."""
+def build(cls, values, prefix, folder, where, choices):
+    """The dataclass `cls` from a tree; folder: what the defaults' relative paths start from; where: the tree is from.
+
+    choices: {dotted key: allowed values}, besides those that stand with the key.
+    """
     known = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     result = {}
@@ -190,13 +193,13 @@ def build(cls, values, prefix, folder, where):
                 if value.value is None:
                     continue  # a section written with nothing in it
                 raise UserError(f"{value.where}: {prefix}{name}: got {shown(value.value)}, wanted a section of keys")
-            result[name] = build(hints[name], value, f"{prefix}{name}.", folder, where)
+            result[name] = build(hints[name], value, f"{prefix}{name}.", folder, where, choices)
         elif isinstance(value, dict) and dict in typing.get_args(hints[name]):
             result[name] = map_leaves(value, lambda leaf: leaf.value)  # checked by the room that it is for
         elif isinstance(value, dict):
             raise UserError(f"{_where(value, where)}: {prefix}{name}: got a section, wanted {_type_name(hints[name])}")
         else:
-            result[name] = _leaf(value, hints[name], known[name].metadata, prefix + name)
+            result[name] = _leaf(value, hints[name], known[name].metadata, prefix + name, choices.get(prefix + name))
     for name, field in known.items():
         if field.metadata.get("path") and name not in result and field.default is not None:
             result[name] = os.path.normpath(os.path.join(folder, field.default))
@@ -218,17 +221,15 @@ def _nearest(name):
     return f"; did you mean '{close[0]}'?" if close else "; --help lists all keys"
 
 
-def _leaf(sourced, hint, meta, name):
-    where = f"{sourced.where}: {name}"
+def _leaf(sourced, hint, meta, name, choices):
+    where, choices = f"{sourced.where}: {name}", choices or meta["choices"]
     value = _convert(sourced.value, hint, where)
     items = value if isinstance(value, tuple) else () if value is None else (value,)
     for item in items:
-        if meta["choices"] and item not in meta["choices"]:
-            close = difflib.get_close_matches(str(item), [str(choice) for choice in meta["choices"]], n=1)
+        if choices and item not in choices:
+            close = difflib.get_close_matches(str(item), [str(choice) for choice in choices], n=1)
             hint_text = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(
-                f"{where}: got {shown(item)}, wanted one of {', '.join(map(str, meta['choices']))}{hint_text}"
-            )
+            raise UserError(f"{where}: got {shown(item)}, wanted one of {', '.join(map(str, choices))}{hint_text}")
         for limit, broken, words in (
             (meta["low"], lambda x, limit: x < limit, "at least"),
             (meta["high"], lambda x, limit: x > limit, "at most"),

@@ -1,6 +1,7 @@
 """Every key of every section, with its default, its help and its limits in one place.
 
-`--help`, the README's list and the checks are all generated from these fields.
+What there is to choose from for task.type, task.loss, data.source, model.name and augment.preset, and which of them
+reads which key, is said by the tasks, sources, networks and presets themselves: see kinds.py.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 def key(default, help, *, only="", choices=None, low=None, high=None, above=None, path=False, identity=True):
     """A field of a section.
 
-    only: what other keys must be for this one to be read, as "task.type=mae|dino data.source=table". choices: the allowed
+    only: what other keys must be for this one to be read, as "task.loss=focal cv.parallel=folds|auto". choices: the allowed
     values (of each element, for a tuple). low, high: inclusive limits; above: exclusive lower limit. path: relative values
     resolve against the file that names them. identity=False: the value does not change what a run computes, so it may
     differ when an existing run folder is continued.
@@ -23,29 +24,17 @@ def key(default, help, *, only="", choices=None, low=None, high=None, above=None
 
 @dataclass(frozen=True)
 class Task:
-    type: str = key(
-        "classification",
-        "what is learned",
-        choices=("classification", "multilabel", "segmentation", "regression", "mae", "dino"),
-    )
+    type: str = key("classification", "what is learned")
     targets: tuple[str, ...] = key(
         (), "source=table and slices: columns of what is learned (segmentation has its mask column)"
     )
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
-    loss: str = key(
-        "auto",
-        "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task",
-        choices=("auto", "cross_entropy", "focal", "bce", "asymmetric", "dice_ce", "generalized_dice", "huber", "mse"),
-    )
+    loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
     focal_gamma: float = key(
         2.0, "how much less a sure answer counts (0: cross entropy)", only="task.loss=focal", low=0.0
     )
     focal_alpha: float = key(
-        0.25,
-        "weight of the positives, 1 - alpha of the negatives",
-        only="task.type=multilabel task.loss=focal",
-        low=0.0,
-        high=1.0,
+        0.25, "weight of the positives, 1 - alpha of the negatives", only="task.loss=focal", low=0.0, high=1.0
     )
     gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0.0)
     gamma_pos: float = key(1.0, "focusing of the positives", only="task.loss=asymmetric", low=0.0)
@@ -64,71 +53,35 @@ class Task:
         choices=("none", "inverse_frequency"),
     )
     label_scaling: str = key(
-        "standard",
-        "targets are standardised with the training fold's mean and deviation",
-        only="task.type=regression",
-        choices=("standard", "none"),
+        "standard", "targets are standardised with the training fold's mean and deviation", choices=("standard", "none")
     )
-    mask_ratio: float = key(0.6, "share of the cubes that are hidden", only="task.type=mae", above=0.0, high=0.95)
-    mask_cube: int = key(4, "edge of the cubes, in voxels", only="task.type=mae", low=1)
-    mask_value: float = key(0.0, "intensity in the hidden cubes", only="task.type=mae")
-    mae_loss: str = key(
-        "all",
-        "squared error of all voxels, or of the hidden ones only",
-        only="task.type=mae",
-        choices=("all", "masked"),
-    )
-    global_size: tuple[int, int, int] = key(
-        (96, 96, 96), "voxels (x, y, z) of the two global views", only="task.type=dino"
-    )
+    mask_ratio: float = key(0.6, "share of the cubes that are hidden", above=0.0, high=0.95)
+    mask_cube: int = key(4, "edge of the cubes, in voxels", low=1)
+    mask_value: float = key(0.0, "intensity in the hidden cubes")
+    mae_loss: str = key("all", "squared error of all voxels, or of the hidden ones only", choices=("all", "masked"))
+    global_size: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) of the two global views")
     global_scale: tuple[float, float] = key(
-        (0.4, 1.0), "share of the patch that a global view shows", only="task.type=dino", above=0.0, high=1.0
+        (0.4, 1.0), "share of the patch that a global view shows", above=0.0, high=1.0
     )
-    local_views: int = key(6, "number of local views", only="task.type=dino", low=0)
-    local_size: tuple[int, int, int] = key((48, 48, 48), "voxels (x, y, z) of the local views", only="task.type=dino")
+    local_views: int = key(6, "number of local views", low=0)
+    local_size: tuple[int, int, int] = key((48, 48, 48), "voxels (x, y, z) of the local views")
     local_scale: tuple[float, float] = key(
-        (0.05, 0.4), "share of the patch that a local view shows", only="task.type=dino", above=0.0, high=1.0
+        (0.05, 0.4), "share of the patch that a local view shows", above=0.0, high=1.0
     )
-    out_dim: int = key(4096, "outputs of the projection head", only="task.type=dino", low=2)
-    head_width: int = key(2048, "units of the two hidden layers of the projection head", only="task.type=dino", low=1)
-    teacher_temperature: tuple[float, float] = key(
-        (0.04, 0.07), "at first, and after the warm-up", only="task.type=dino", above=0.0
-    )
-    teacher_warmup_epochs: float = key(
-        30.0, "linear warm-up of the teacher's temperature", only="task.type=dino", low=0.0
-    )
+    out_dim: int = key(4096, "outputs of the projection head", low=2)
+    head_width: int = key(2048, "units of the two hidden layers of the projection head", low=1)
+    teacher_temperature: tuple[float, float] = key((0.04, 0.07), "at first, and after the warm-up", above=0.0)
+    teacher_warmup_epochs: float = key(30.0, "linear warm-up of the teacher's temperature", low=0.0)
     teacher_momentum: float = key(
-        0.996,
-        "of the teacher in the first step, on a half cosine to 1 in the last",
-        only="task.type=dino",
-        low=0.0,
-        high=1.0,
+        0.996, "of the teacher in the first step, on a half cosine to 1 in the last", low=0.0, high=1.0
     )
-    centre_momentum: float = key(
-        0.9, "of the centre of the teacher's outputs", only="task.type=dino", low=0.0, high=1.0
-    )
-    freeze_last_layer_epochs: int = key(
-        1, "epochs before the projection head's last layer is trained", only="task.type=dino", low=0
-    )
-
-    @property
-    def pretrains(self):
-        """Whether it learns without labels: its runs have one split without a test part."""
-        return self.type in ("mae", "dino")
-
-    @property
-    def tested_part(self):
-        """The part of a split that results are of: of a pretraining what was held back to select on."""
-        return "val" if self.pretrains else "test"
+    centre_momentum: float = key(0.9, "of the centre of the teacher's outputs", low=0.0, high=1.0)
+    freeze_last_layer_epochs: int = key(1, "epochs before the projection head's last layer is trained", low=0)
 
 
 @dataclass(frozen=True)
 class Data:
-    source: str = key(
-        "phantom",
-        "where the cases come from",
-        choices=("fomo1", "fomo2", "fomo3", "table", "volumes", "slices", "phantom"),
-    )
+    source: str = key("phantom", "where the cases come from")
     root: str | None = key(None, "folder of the data set (phantom: where it is generated)", path=True)
     csv: str | None = key(
         None, "source=table, slices: the table; source=volumes: text file of paths, one a line", path=True
@@ -140,21 +93,16 @@ class Data:
         "error", "slices of volumes without labels; drop: leave them out and say how many", choices=("error", "drop")
     )
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
-    id_column: str = key("id", "column of the case's id", only="data.source=table|phantom")
+    id_column: str = key("id", "column of the case's id")
     subject_column: str | None = key(
-        "subject",
-        "column of the subject, whom folds keep together (none: each line its own)",
-        only="data.source=table|phantom",
+        "subject", "column of the subject, whom folds keep together (none: each line its own)"
     )
-    mask_column: str = key("mask", "column of the mask's path", only="data.source=table|phantom task.type=segmentation")
+    mask_column: str = key("mask", "column of the mask's path")
     fold_column: str | None = key(
         "fold",
         "column of the fold, if the table has it (none: do not use one); of slices, if unset: fold, or else split",
-        only="data.source=table|phantom|slices",
     )
-    pattern: str = key(
-        "*", "only the paths below the root that match, for example *T1w.nii.gz", only="data.source=volumes"
-    )
+    pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz")
     rescan: str = key(
         "auto",
         "look at every source file on every start (never: only when it is first read; auto: always up to 2000 cases)",
@@ -167,7 +115,7 @@ class Data:
     spacing_mm: tuple[float, float, float] | None = key(
         (1.0, 1.0, 1.0), "resample to this voxel size (none: keep each case's own)", above=0.0
     )
-    crop: bool = key(True, "crop to the box of non-zero voxels", only="data.source!=slices")
+    crop: bool = key(True, "crop to the box of non-zero voxels")
     normalize: str = key(
         "zscore",
         "intensities, per channel; slices, which are 0 to 1: none, or as pretrained 2D networks saw them (imagenet)",
@@ -182,27 +130,16 @@ class Data:
     cache_dtype: str = key(
         "float32",
         "number type of the cached images; float16 halves disk and memory and moves values by at most 0.05%",
-        only="data.source!=slices",
         choices=("float32", "float16"),
     )
     prepare_workers: int = key(2, "processes that preprocess (0: this one)", low=0, identity=False)
-    foreground_fraction: float = key(
-        0.5, "share of training patches centred on foreground", only="task.type=segmentation", low=0.0, high=1.0
-    )
-    crop_position: str = key(
-        "random",
-        "where the training patch is taken",
-        only="task.type!=segmentation data.source!=slices",
-        choices=("random", "center"),
-    )
+    foreground_fraction: float = key(0.5, "share of training patches centred on foreground", low=0.0, high=1.0)
+    crop_position: str = key("random", "where the training patch is taken", choices=("random", "center"))
     phantom_layout: str = key(
-        "fomo",
-        "fomo: the layout of the task; table: a table of heads with several targets",
-        only="data.source=phantom",
-        choices=("fomo", "table"),
+        "fomo", "fomo: the layout of the task; table: a table of heads with several targets", choices=("fomo", "table")
     )
-    phantom_cases: int = key(60, "number of phantom cases", only="data.source=phantom", low=4)
-    phantom_size: int = key(48, "voxels along the longest axis of a phantom", only="data.source=phantom", low=16)
+    phantom_cases: int = key(60, "number of phantom cases", low=4)
+    phantom_size: int = key(48, "voxels along the longest axis of a phantom", low=16)
     train_folds: tuple[str, ...] = key((), "values of the fold column to train on (empty: those of no other part)")
     val_folds: tuple[str, ...] = key((), "values of the fold column to select on (empty: cv.val_fraction is held back)")
     test_folds: tuple[str, ...] = key((), "values of the fold column to test on: one split instead of cv.folds")
@@ -211,20 +148,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    name: str = key(
-        "unet_b",
-        "network",
-        choices=(
-            "unet_b",
-            "unet_xl",
-            "unet_b_lw_dec",
-            "unet_xl_lw_dec",
-            "suprem_unet3d",
-            "resnet50",
-            "resnet101",
-            "efficientnet_b0",
-        ),
-    )
+    name: str = key("unet_b", "network")
     width: int | None = key(None, "channels of the first level (none: the network's own, 32 or 64)", low=1)
     deep_supervision: bool = key(False, "segmentation: losses on the coarser levels as well")
     dropout: float = key(0.0, "2D networks: dropout in front of the output layer", low=0.0, high=0.9)
@@ -325,9 +249,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Augment:
-    preset: str = key(
-        "all", "augmentation of the training patches", choices=("none", "basic", "all", "strong", "slices")
-    )
+    preset: str = key("all", "augmentation of the training patches")
     parameters: dict | None = key(
         None, "values that replace the preset's, {transform: {key: value}}, for example augment.parameters.rotate.p=0.5"
     )
@@ -379,11 +301,7 @@ class Cv:
 @dataclass(frozen=True)
 class Eval:
     overlap: float = key(
-        0.5,
-        "overlap of neighbouring windows when a case is larger than the patch",
-        only="data.source!=slices",
-        low=0.0,
-        high=0.95,
+        0.5, "overlap of neighbouring windows when a case is larger than the patch", low=0.0, high=0.95
     )
     windows: int = key(
         2,
@@ -391,29 +309,19 @@ class Eval:
         low=1,
         identity=False,
     )
-    pool_windows: str = key(
-        "mean",
-        "how the windows of one case are pooled",
-        only="task.type=classification|multilabel|regression data.source!=slices",
-        choices=("mean", "max"),
-    )
+    pool_windows: str = key("mean", "how the windows of one case are pooled", choices=("mean", "max"))
     threshold: str = key(
         "youden",
         "decision threshold; half (0.5) or chosen on the inner validation cases",
-        only="task.type=classification|multilabel",
         choices=("half", "youden", "f1"),
     )
     pool_slices: str = key(
         "auto",
         "how the probabilities of a scan's slices are pooled; auto: what is best on the inner validation cases",
-        only="task.type=multilabel data.source=slices",
         choices=("auto", "mean", "max", "topk", "noisy_or"),
     )
     top_slices: int = key(
-        3,
-        "how many slices with the highest probability are averaged",
-        only="task.type=multilabel data.source=slices eval.pool_slices=topk|auto",
-        low=1,
+        3, "how many slices with the highest probability are averaged", only="eval.pool_slices=topk|auto", low=1
     )
     mirror_axes: tuple[int, ...] = key(
         (), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2
@@ -430,7 +338,7 @@ class Eval:
         identity=False,
     )
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
-    surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", only="task.type=segmentation", above=0.0)
+    surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0.0)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ import numpy as np
 
 from ..config import UserError, fingerprint
 from ..space import volume
-from . import index, slice_files, sources
-from .cases import digits, looks_at_files, read_volume, rounded
+from . import index
+from .cases import Case, Prepared, digits, looks_at_files, read_volume, rounded
 
 _VERSION = 1  # raise it when preprocessing changes its results
 _FOREGROUND_VOXELS = 10_000  # kept per class
@@ -41,13 +41,17 @@ _FEW = 8  # cases: starting processes takes longer
 
 
 @dataclass(frozen=True, slots=True)
-class CachedCase:
-    case: sources.Case
+class CachedCase(Prepared):
+    case: Case
     folder: str
     shape: tuple[int, int, int]  # (X, Y, Z)
     background: tuple[float, ...]  # per channel: what lies outside the volume
     class_voxels: tuple[int, ...]  # per class, in the cached mask; empty without a mask
     unseen: str | None  # the settings' hash, where the start has not looked at the sources
+
+    @property
+    def entry(self):
+        return os.path.basename(self.folder)
 
     @property
     def geometry(self):
@@ -58,7 +62,7 @@ class CachedCase:
         """(C, X, Y, Z), memory-mapped. UserError when the sources have changed since, or the entry is gone."""
         if self.unseen is not None:
             files = _sources(self.case, masked=bool(self.class_voxels))
-            if _entry(self.case, files, self.unseen) != os.path.basename(self.folder):
+            if _entry(self.case, files, self.unseen) != self.entry:
                 raise UserError(
                     f"case {self.case.id}: {files[0].path} or a file beside it has changed since it was preprocessed: "
                     "run again with data.rescan=always"
@@ -84,18 +88,16 @@ class CachedCase:
             ) from error
 
 
-def prepare(cases, data, task, log=None, workers=None):
+def prepare(cases, data, wanted, log=None, workers=None):
     """The list of CachedCase for `cases`, in their order; preprocesses those that the cache does not have yet.
 
-    data, task: the config's sections; workers: processes (0: this one; None: data.prepare_workers). log: fomo.log's
+    data: the config's section. wanted: cases.Wanted. workers: processes (0: this one; None: data.prepare_workers). log: fomo.log's
     Log, for progress (`data`) and warnings. Raises one UserError when cases are unusable, after all others are done:
     the first in full and the ids of the rest.
     """
-    if data.source == "slices":
-        return slice_files.prepare(cases, data)
     if data.cache is None:
         raise UserError("data.cache: got none, wanted the folder of the preprocessed cases")
-    settings = _settings(data, task)
+    settings = _settings(data, wanted)
     settings_hash, masked = fingerprint(settings), settings["classes"] is not None
     try:
         os.makedirs(data.cache, exist_ok=True)
@@ -183,7 +185,7 @@ def run_jobs(function, jobs, workers):
             pool.shutdown(cancel_futures=True)
 
 
-def _settings(data, task):
+def _settings(data, wanted):
     """What decides on the content of an entry, besides its sources."""
     used = {
         "version": _VERSION,
@@ -191,7 +193,7 @@ def _settings(data, task):
         "crop": data.crop,
         "kind": data.normalize,
         "dtype": data.cache_dtype,
-        "classes": task.classes if task.type == "segmentation" else None,
+        "classes": wanted.classes if wanted.masked else None,
     }
     if data.normalize in ("percentile", "window"):
         limits = {"percentile": "percentiles", "window": "window"}[data.normalize]
@@ -285,9 +287,9 @@ def _write(case, folder, settings):
     return warning
 
 
-def load(case, data, task):
+def load(case, data, wanted):
     """(image (C, X, Y, Z), background per channel, Geometry) of a case as its entry would hold them, without writing one."""
-    settings = _settings(data, task)
+    settings = _settings(data, wanted)
     image, _, geometry, _ = _preprocess(case, settings)
     return image, tuple(float(value) for value in image.min(axis=(1, 2, 3))), geometry
 

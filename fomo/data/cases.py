@@ -6,6 +6,7 @@ A volume is a NIfTI file, a .npy array (one volume, or one of several on its fir
 import os
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,56 @@ class Case:
     fold: str | None = None  # text of the table's fold column
     scan: str | None = None  # what a slice is from
     labels: tuple[str, ...] = ()  # text of each target as the table has it: the names of classes
+
+
+class Wanted(NamedTuple):
+    """What a task reads of each case; sources, cache and loader ask this and not which task it is."""
+
+    kind: str  # "class", "number", "flags" (0 or 1 for each of several findings), "mask" or "nothing"
+    targets: tuple[str, ...] = ()  # columns of a table
+    classes: int = 2  # of a mask, background included, or of a single target
+    pretraining: bool = False  # labels may be missing, and layouts need not have any
+
+    @property
+    def masked(self):
+        return self.kind == "mask"
+
+
+class Prepared:
+    """A case that can be read, as `prepare` of its source gives it; it knows what its Case knows.
+
+    image() gives (C, X, Y, Z); `shape` is (X, Y, Z), `background` the value of each channel outside the volume.
+    """
+
+    __slots__ = ()
+    is_patch = False  # whether it is as large as a training patch, and `distinct()` reads it
+    entry = None  # name of its entry in the cache
+    scaling = None  # (mean, deviation) of each channel, where one image is repeated in all of them
+
+    @property
+    def id(self):
+        return self.case.id
+
+    @property
+    def subject(self):
+        return self.case.subject
+
+    @property
+    def target(self):
+        return self.case.target
+
+    @property
+    def labels(self):
+        return self.case.labels
+
+    @property
+    def scan(self):
+        return self.case.scan
+
+    @property
+    def native_mask(self):
+        """The Volume of the mask in the space of its file."""
+        return self.case.mask
 
 
 def names_a_file(id):

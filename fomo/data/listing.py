@@ -4,26 +4,28 @@ import re
 
 import numpy as np
 
+from . import sources
 
-def describe(config, listed, log):
+
+def describe(config, wanted, listed, log):
     """Log the `data` line of the cases `listed`, with how many are of each class or the range of the target."""
     values = {"source": config.data.source, "cases": len(listed), "subjects": len({case.subject for case in listed})}
-    for text, value in _targets(config.task, [case for case in listed if case.target is not None]):
+    for text, value in _targets(wanted, [case for case in listed if case.target is not None]):
         name = re.sub(r"\W+", "_", text)  # a key of the log is a word
         while name in values or name == "example":
             name += "_"
         values[name] = value
     log("data", **values, example=listed[0].images[0].path)
-    if config.data.source != "slices":
+    if sources.of(config.data).geometry:
         warn_without_geometry(listed, log)
-    _warn_of_unused_folds(config, listed, log)
+    _warn_of_unused_folds(config, wanted, listed, log)
 
 
-def _warn_of_unused_folds(config, cases, log):
+def _warn_of_unused_folds(config, wanted, cases, log):
     """A `warn` line where a table has folds, and others are made."""
-    data = config.data
+    data, source = config.data, sources.of(config.data)
     named = data.train_folds or data.val_folds or data.test_folds
-    if data.source != "table" or config.cv.kind != "kfold" or named or config.task.pretrains:
+    if not (source.reads_csv and source.geometry) or config.cv.kind != "kfold" or named or wanted.pretraining:
         return
     folds = {case.fold for case in cases}
     if None not in folds:
@@ -42,18 +44,18 @@ def warn_without_geometry(cases, log):
         log.warn(".npy files have no orientation and voxel size: taken as RAS with 1 mm voxels", cases=unknown)
 
 
-def _targets(task, labelled):
-    """Yield (name, count) of the labels or of the classes of each target, or the range of the target; task: the config's."""
+def _targets(wanted, labelled):
+    """Yield (name, count) of the labels or of the classes of each target, or the range of the target."""
     if not labelled:
         yield "labelled", 0
-    elif task.type == "multilabel":
-        yield from zip(task.targets, np.array([case.target for case in labelled]).sum(axis=0).astype(int).tolist())
-    elif task.type == "regression":
+    elif wanted.kind == "flags":
+        yield from zip(wanted.targets, np.array([case.target for case in labelled]).sum(axis=0).astype(int).tolist())
+    elif wanted.kind == "number":
         targets = [case.target for case in labelled]
         yield from (("lowest", min(targets)), ("mean", sum(targets) / len(targets)), ("highest", max(targets)))
     else:
         several = isinstance(labelled[0].target, tuple)
-        for place, column in enumerate(task.targets if several else ("class",)):
+        for place, column in enumerate(wanted.targets if several else ("class",)):
             targets = [case.target[place] if several else case.target for case in labelled]
             names = [case.labels[place] if case.labels else f"{target:g}" for case, target in zip(labelled, targets)]
             for _, name in sorted(set(zip(targets, names))):

@@ -5,7 +5,6 @@ about it is addressed by (seed, fold, s).
 """
 
 import functools
-import math
 import os
 import shutil
 import warnings
@@ -17,9 +16,7 @@ import torch
 from ..config import UserError
 from ..runtime import interrupt, seeds
 from ..space import patches
-from ..transforms import build as build_transform
-from ..transforms import build_views, mixing
-from . import slice_files
+from ..transforms import build, mixing
 
 
 @dataclass(frozen=True)
@@ -80,15 +77,15 @@ _OPEN_CASES = 32  # that a process keeps mapped, for what it costs to map a file
 
 
 @functools.lru_cache(maxsize=_OPEN_CASES)
-def _open(case, segmentation):
+def _open(case, masked):
     """(image (C, X, Y, Z), mask (X, Y, Z), voxels (N, 3) of each foreground class that the case has), the first two
-    tensors over memory maps. Without `segmentation` the mask is None and there are no voxels.
+    tensors over memory maps. Without `masked` the mask is None and there are no voxels.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
         image = torch.from_numpy(case.image())
-        mask = torch.from_numpy(case.mask()) if segmentation else None
-    foreground = case.foreground() if segmentation else ()
+        mask = torch.from_numpy(case.mask()) if masked else None
+    foreground = case.foreground() if masked else ()
     if len(foreground):
         foreground = np.split(foreground[:, :3], np.flatnonzero(np.diff(foreground[:, 3])) + 1)
     return image, mask, list(foreground)
@@ -101,10 +98,9 @@ class Samples(torch.utils.data.Dataset):
     whatever rank has it: it is read here once more.
     """
 
-    def __init__(self, cases, order, config, fold):
+    def __init__(self, cases, order, config, wanted, fold):
         self.cases, self.order, self.data, self.seed, self.fold = cases, order, config.data, config.seed, fold
-        self.segmentation = config.task.type == "segmentation"
-        self.labelled = not config.task.pretrains
+        self.wanted = wanted
         self.mix, self.mix_p, self.batch_size = config.augment.mix, config.augment.mix_p, config.train.batch_size
 
     def __getitem__(self, slot):
@@ -120,17 +116,12 @@ class Samples(torch.utils.data.Dataset):
 
     def _read(self, slot):
         case = self.cases[self.order[slot]]
-        if self.data.source == "slices":  # each is a patch
-            return {
-                "image": torch.from_numpy(case.distinct()),
-                "id": case.case.id,
-                "slot": slot,
-                "target": case.case.target,
-            }
-        image, mask, foreground = _open(case, self.segmentation)
+        if case.is_patch:
+            return {"image": torch.from_numpy(case.distinct()), "id": case.id, "slot": slot, "target": case.target}
+        image, mask, foreground = _open(case, self.wanted.masked)
         generator = seeds.generator(self.seed, "crop", self.fold, slot)
         position, voxel = self.data.crop_position, None
-        if self.segmentation:
+        if self.wanted.masked:
             position = "random"
             # drawn even where there is nothing to draw from, so that the draws after it do not depend on the case
             if generator.random() < self.data.foreground_fraction and foreground:
@@ -138,35 +129,26 @@ class Samples(torch.utils.data.Dataset):
                 voxel = voxels[generator.integers(len(voxels))]
         start = patches.draw_start(case.shape, self.data.patch, generator, position, voxel)
         image = patches.read(image, start, self.data.patch, case.background, torch.float32)
-        sample = {"image": image, "id": case.case.id, "slot": slot}
-        if self.segmentation:
+        sample = {"image": image, "id": case.id, "slot": slot}
+        if self.wanted.masked:
             sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # uint8 up to the loss: an eighth to move
-        elif self.labelled:
-            sample["target"] = case.case.target
+        elif not self.wanted.pretraining:
+            sample["target"] = case.target
         return sample
 
 
-def augmentation(config):
-    """The augmentation of a config; its wrong parameters are the user's error."""
+def augmentation(config, build=build):
+    """The augmentation of a config; wrong parameters of it are the user's error.
+
+    build: function (preset, patch, parameters), as in `transforms`.
+    """
     augment, spacing_mm = config.augment, config.data.spacing_mm
     parameters = dict(augment.parameters or {})
     resample = parameters.get("resample", {})
     if spacing_mm is not None and isinstance(resample, dict):  # angles are those of space
         parameters["resample"] = {"spacing_mm": spacing_mm, **resample}
     try:
-        if config.task.type == "dino":
-            task = config.task
-            return build_views(
-                augment.preset,
-                config.data.patch,
-                parameters,
-                global_size=task.global_size,
-                global_scale=task.global_scale,
-                local_size=task.local_size,
-                local_scale=task.local_scale,
-                local_views=task.local_views,
-            )
-        return build_transform(augment.preset, config.data.patch, parameters)
+        return build(augment.preset, config.data.patch, parameters)
     except ValueError as error:
         raise UserError(f"augment.parameters.{str(error)[:1000]}") from error
 
@@ -181,15 +163,13 @@ def augments_on_gpu(config):
 class Collate:
     """Stacks samples into a batch and draws its augmentation, each sample with its own addressed generator.
 
-    draw(generators, batch): {name: value}, what the task adds to the batch. With augment.mix the batch has also
-    `own_share` (B,), each sample's share of its image, and `partner_target`, the target of what fills the rest.
+    The task adds what its `draw` gives. scaling: see `Prepared.scaling`. With augment.mix the batch has also `own_share`
+    (B,), each sample's share of its image, and `partner_target`, the target of what fills the rest.
     """
 
-    def __init__(self, config, fold, draw=None):
-        self.augment, self.apply = augmentation(config), not augments_on_gpu(config)
-        self.seed, self.fold, self.draw = config.seed, fold, draw
-        reading = slice_files.reading_of(config.data)
-        self.scaling = slice_files.scaling_of(reading) if config.data.source == "slices" and reading.repeats else None
+    def __init__(self, config, task, fold, scaling=None):
+        self.augment, self.apply = task.augmentation(), not augments_on_gpu(config)
+        self.seed, self.fold, self.draw, self.scaling = config.seed, fold, task.draw, scaling
 
     def __call__(self, samples):
         batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "partner"}
@@ -242,15 +222,13 @@ def mixed(batch):
     return batch
 
 
-def check_shared_memory(config, plan, folder="/dev/shm"):
+def check_shared_memory(config, task, plan, folder="/dev/shm"):
     """Workers hand batches over in shared memory; in a container it is often 64 MB, and too little kills them later."""
     workers = config.train.workers
     if not workers or not os.path.isdir(folder):
         return
-    task, voxels = config.task, math.prod(config.data.patch)
-    if task.type == "dino" and not augments_on_gpu(config):
-        voxels = 2 * math.prod(task.global_size) + task.local_views * math.prod(task.local_size)
-    sample = voxels * (4 * len(config.data.channels) + (config.task.type == "segmentation"))
+    voxels = task.sample_voxels(augmented=not augments_on_gpu(config))
+    sample = voxels * (4 * len(config.data.channels) + (task.reads == "mask"))
     if config.augment.mix != "none" and augments_on_gpu(config):
         sample *= 2  # partners come along
     needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use
@@ -276,26 +254,31 @@ class Slots:
 
 
 def make_order(config, cases, fold):
-    labels = [int(case.case.target) for case in cases] if config.train.balanced else None
+    labels = [int(case.target) for case in cases] if config.train.balanced else None
     return Order(len(cases), config.seed, fold, labels)
 
 
-def read_batch(config, cases, fold, slots, draw=None):
+def read_batch(config, task, cases, fold, slots):
     """One micro-batch, of the given slots, read in this process."""
-    samples = Samples(cases, make_order(config, cases, fold), config, fold)
-    return Collate(config, fold, draw)([samples[slot] for slot in slots])
+    samples, collate = _reading(config, task, cases, fold)
+    return collate([samples[slot] for slot in slots])
 
 
-def batches(config, cases, fold, plan, first_step, last_step, pin_memory=False, draw=None):
-    """Iterator over the micro-batches of steps first_step .. last_step - 1 of this rank, in order, read ahead.
+def _reading(config, task, cases, fold):
+    """(Samples, Collate) of the training cases of a fold."""
+    order = make_order(config, cases, fold)
+    collate = Collate(config, task, fold, cases[0].scaling)
+    return Samples(cases, order, config, task.wanted(config.task), fold), collate
 
-    draw: what a task adds to each batch, see Collate.
-    """
+
+def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=False):
+    """Iterator over the micro-batches of steps first_step .. last_step - 1 of this rank, in order, read ahead."""
     slots = Slots(plan, first_step, last_step)
+    samples, collate = _reading(config, task, cases, fold)
     loader = torch.utils.data.DataLoader(
-        Samples(cases, make_order(config, cases, fold), config, fold),
+        samples,
         batch_sampler=slots,
-        collate_fn=Collate(config, fold, draw),
+        collate_fn=collate,
         num_workers=min(config.train.workers, len(slots)),
         pin_memory=pin_memory,
         worker_init_fn=interrupt.ignore_in_worker,

@@ -10,7 +10,7 @@ import torch
 
 from ..config import UserError
 from . import spreadsheet
-from .cases import Case
+from .cases import Case, Prepared
 
 # mean and standard deviation of ImageNet's red, green and blue, which pretrained 2D networks saw as 0 and 1
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
@@ -62,12 +62,17 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class SliceCase:
-    """A slice, with the interface of cache.CachedCase."""
+class SliceCase(Prepared):
+    """A slice, read from its file."""
 
     case: Case
     reading: Reading
-    geometry = None
+    is_patch = True
+
+    @property
+    def scaling(self):
+        """(mean, deviation) of each channel where the slice is repeated in all of them, else None."""
+        return scaling_of(self.reading) if self.reading.repeats else None
 
     @property
     def shape(self):

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -84,6 +85,25 @@ def window_outputs(network, volume, patch, overlap=0.5, *, background=0.0, windo
     starts = patches.window_starts(volume.shape[1:], patch, overlap)
     forward = _forward(network, volume, starts, patch, background, windows, device, autocast)
     return torch.cat([outputs.float() for outputs, _ in forward])
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How a network is moved over whole volumes: the arguments of the two functions above."""
+
+    patch: tuple[int, int, int]
+    overlap: float = 0.5
+    windows: int = 1  # per forward pass
+    device: torch.device | None = None
+    autocast: contextlib.AbstractContextManager | None = None
+
+    def blend(self, network, volume, background):
+        """The dense outputs (K, X, Y, Z), see `sliding_window`."""
+        return sliding_window(network, volume, background=background, **vars(self))
+
+    def each(self, network, volume, background):
+        """One output per window (N, K), see `window_outputs`."""
+        return window_outputs(network, volume, background=background, **vars(self))
 
 
 class Mirrored(torch.nn.Module):

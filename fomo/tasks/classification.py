@@ -3,17 +3,34 @@
 import numpy as np
 import torch
 
-from .. import inference, losses
 from ..config import UserError
 from ..metrics import auroc, average_precision, binary_metrics, bootstrap_ci, choose_threshold
-from . import coverage
-from .task import Task
+from . import categories
+from .multitarget import Multitarget
+from .results import Answer, Output, Results
+from .task import ONE_OR_MORE, Task
+from .views import classification as view
 
 
 class Classification(Task):
     mode = "classification"
+    losses = categories.SOFTMAX_LOSSES
+    reads, columns = "class", ONE_OR_MORE
     select, higher_is_better = "auroc", True
     stratum_kind = "class"
+    keys = ("eval.pool_windows", "eval.threshold", "data.crop_position")
+    options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")
+    view = view.VIEW
+    single = "probability"
+
+    @classmethod
+    def variant(cls, section):
+        """Several targets, or one of more than two classes, have a softmax each."""
+        return Multitarget if len(section.targets) > 1 or section.classes > 2 else cls
+
+    @classmethod
+    def class_names(cls, recorded):
+        return categories.class_names(recorded)
 
     def __init__(self, config):
         super().__init__(config)
@@ -21,7 +38,7 @@ class Classification(Task):
         self.state = {"classes": ["0", "1"], "class_weights": [1.0] * config.task.classes, "threshold": 0.5}
 
     def strata(self, cases):
-        return [coverage.class_of(case)[1] for case in cases]
+        return [categories.class_of(case)[1] for case in cases]
 
     def inspect(self, cases):
         unknown = sorted({case.target for case in cases} - {0, 1})
@@ -29,7 +46,7 @@ class Classification(Task):
             raise UserError(
                 f"target: got {unknown[0] + 1:g} classes or more, wanted 2: set task.classes to their number"
             )
-        found = dict(map(coverage.class_of, cases))
+        found = dict(map(categories.class_of, cases))
         if len(found) < 2:
             raise UserError(
                 f"target: got the class {', '.join(found.values())} in all {len(cases)} labelled cases, wanted two classes"
@@ -43,21 +60,20 @@ class Classification(Task):
         """
         for part, cases in (("training", train), ("validation", val)):
             if not _counts(cases).all():
-                coverage.refuse(part, cases, f"of class {cases[0].case.target:g} only, wanted both classes")
+                categories.refuse(part, cases, f"of class {cases[0].target:g} only, wanted both classes")
         if self.config.task.class_weights == "inverse_frequency":
-            self.state["class_weights"] = coverage.inverse_frequency(_counts(train)).tolist()
+            self.state["class_weights"] = categories.inverse_frequency(_counts(train)).tolist()
         return ()
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"].long())
 
     def _loss(self, logits, target):
-        return softmax_loss(self.config.task, logits, target, self.state["class_weights"])
+        return categories.softmax_loss(self.config.task, logits, target, self.state["class_weights"])
 
-    def infer(self, network, image, background, options):
+    def infer(self, network, image, background, windows):
         """Probability of class 1: the mean or the maximum over the windows that cover the case."""
-        logits = inference.window_outputs(network, image, background=background, **options)
-        positive = logits.softmax(1)[:, 1]
+        positive = windows.each(network, image, background).softmax(1)[:, 1]
         return float(positive.max() if self.config.eval.pool_windows == "max" else positive.mean())
 
     @staticmethod
@@ -69,34 +85,39 @@ class Classification(Task):
             "decision": int(probability >= np.mean([t.state["threshold"] for t in tasks])),
         }, {}
 
-    def predict(self, network, case, options, folder=None):
-        probability = self.infer(network, case.image(), case.background, options)
-        target = coverage.known_class(case.case, "class", self.state["classes"])
+    def predict(self, network, case, windows, fold=None):
+        probability = self.infer(network, case.image(), case.background, windows)
+        target = categories.known_class(case, "class", self.state["classes"])
         log_p = torch.tensor([[1 - probability, probability]]).clamp(min=1e-12).log()
-        return {
-            "id": case.case.id,
-            "subject": case.case.subject,
-            "target": target,
-            "probability": probability,
-            "loss": float(self._loss(log_p, torch.tensor([target]))),
-        }
+        return Answer(
+            {
+                "id": case.id,
+                "subject": case.subject,
+                "target": target,
+                "probability": probability,
+                "loss": float(self._loss(log_p, torch.tensor([target]))),
+            }
+        )
 
     def calibrate(self, evaluate):
         """The decision threshold, from the inner validation cases."""
         if self.config.eval.threshold != "half":
-            labels, scores = _columns(evaluate())
+            labels, scores = _columns(evaluate().rows)
             self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
         return ()
 
-    def finish(self, rows):
-        return [{**row, "decision": int(row["probability"] >= self.state["threshold"])} for row in rows]
+    def finish(self, answers, fold=None):
+        threshold = self.state["threshold"]
+        rows = [answer.row for answer in answers]
+        return Results([{**row, "decision": int(row["probability"] >= threshold)} for row in rows])
 
-    def score(self, rows):
-        labels, scores = _columns(rows)
-        return binary_metrics(labels, scores, decisions=[row["decision"] for row in rows])
+    def score(self, results):
+        labels, scores = _columns(results.rows)
+        return binary_metrics(labels, scores, decisions=[row["decision"] for row in results.rows])
 
-    def intervals(self, rows, resamples, seed):
+    def intervals(self, results, resamples, seed):
         """Of the ranking metrics, and of the shares of right decisions: of all cases, of class 1, of class 0."""
+        rows = results.rows
         labels, scores = _columns(rows)
         subjects = np.array([row["subject"] for row in rows])
         right = np.array([row["decision"] == row["target"] for row in rows], float)
@@ -111,17 +132,20 @@ class Classification(Task):
                 )
         return result
 
+    def outputs(self):
+        return [Output(1, "probability", "target", 1, "class 1")]
 
-def softmax_loss(task, logits, target, class_weights):
-    """(B,): the loss `task.loss` (a config section) of one softmax."""
-    if task.loss == "focal":
-        return losses.focal(logits, target, alpha=class_weights, gamma=task.focal_gamma)
-    return losses.cross_entropy(logits, target, class_weights=class_weights)
+    def learned(self):
+        return {"class_names": self.state["classes"]}
+
+    @staticmethod
+    def merge(states):
+        return {"threshold": float(np.mean([state["threshold"] for state in states]))}
 
 
 def _counts(cases):
     """(2,) cases of class 0 and of class 1."""
-    return np.bincount([int(case.case.target) for case in cases], minlength=2)
+    return np.bincount([int(case.target) for case in cases], minlength=2)
 
 
 def _columns(rows):

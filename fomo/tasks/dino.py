@@ -4,19 +4,24 @@ Caron et al. (ICCV 2021), in 3D. Which epoch is kept: the last, since a lower lo
 validation cases are labelled, that with the best linear probe on the teacher's features. Labels are used for nothing else.
 """
 
+import functools
 import math
-import os
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from .. import inference, losses, schedule
+from .. import losses, schedule
+from ..config import show
 from ..data import loader
 from ..metrics import auroc, bootstrap_ci, macro_auroc, probe
 from ..nets.dino import Dino as Network
 from ..runtime import dist, seeds
 from ..space import patches
-from .task import Task
+from ..transforms import build_views
+from .results import Answer, Results
+from .task import Columns, Task
+from .views import dino as view
 
 _QUERIES, _NEIGHBOURS = 8, 3  # cases that are shown with their nearest
 _NEAR = 0.01  # of the entropy's range, and standard deviation: as good as collapsed
@@ -25,12 +30,49 @@ _NEAR = 0.01  # of the entropy's range, and standard deviation: as good as colla
 class Dino(Task):
     mode = "classification"  # the backbone is a whole-case network; its output layer is taken off
     out_channels = 1
+    losses = ()
+    reads, columns = "class", Columns(0, 1, "at most one column, for the probe")
     select, higher_is_better = "dino_loss", False  # the headline of a run; see is_best
     stratum_kind = "class"
+    pretrains = True
+    keys = (
+        "task.global_size",
+        "task.global_scale",
+        "task.local_views",
+        "task.local_size",
+        "task.local_scale",
+        "task.out_dim",
+        "task.head_width",
+        "task.teacher_temperature",
+        "task.teacher_warmup_epochs",
+        "task.teacher_momentum",
+        "task.centre_momentum",
+        "task.freeze_last_layer_epochs",
+        "data.crop_position",
+    )
+    view = view.VIEW
+
+    @classmethod
+    def check(cls, config, refuse):
+        task, train = config.task, config.train
+        for name, size in (("task.global_size", task.global_size), ("task.local_size", task.local_size)):
+            if any(n < 16 or n % 16 for n in size) or set(size) == {16}:
+                refuse(name, size, "multiples of 16, at least one of them 32 (the network halves each axis four times)")
+        for name, scale in (("task.global_scale", task.global_scale), ("task.local_scale", task.local_scale)):
+            if scale[0] > scale[1]:
+                refuse(name, scale, "the lower one first")
+        for name, value, plain, why in (
+            ("finetune.strategy", config.finetune.strategy, "full", ": nothing is fine-tuned"),
+            ("train.ema", train.ema, 0.0, ": the teacher is the average"),
+            ("train.patience", train.patience, None, ": a lower loss is not a better network"),
+            ("train.checkpoint_activations", train.checkpoint_activations, False, ""),
+        ):
+            if value != plain:
+                refuse(name, value, f"{show(plain).lower()} for task.type=dino{why}")
 
     def __init__(self, config):
         super().__init__(config)
-        self._views = loader.augmentation(config)
+        self._views = self.augmentation()
         self._steps_per_epoch = None
         self._sums = None  # over the views of one step, see _add
         self._watched = []  # (entropy, std) of each step since the last look
@@ -39,7 +81,7 @@ class Dino(Task):
         """The length of an epoch; there is nothing to learn from labels."""
         section = self.config.train
         self._steps_per_epoch = section.steps_per_epoch or math.ceil(len(train) / section.batch_size)
-        subjects = {case.case.subject: int(_label(case)) for case in reversed(val) if not math.isnan(_label(case))}
+        subjects = {case.subject: int(_label(case)) for case in reversed(val) if not math.isnan(_label(case))}
         counts = np.bincount(list(subjects.values()), minlength=2)
         if counts.min() > 1 or not (subjects or self.config.task.targets):
             return ()
@@ -47,6 +89,17 @@ class Dino(Task):
             f"labelled subjects of each class among the {len(val)} validation cases: {', '.join(map(str, counts))}; "
             "wanted 2 or more of each for a probe: there is none, and the last epoch is kept"
         ]
+
+    def augmentation(self):
+        """Views of each patch instead of the patch."""
+        names = ("global_size", "global_scale", "local_size", "local_scale", "local_views")
+        options = {name: getattr(self.config.task, name) for name in names}
+        return loader.augmentation(self.config, functools.partial(build_views, **options))
+
+    def sample_voxels(self, augmented):
+        task = self.config.task
+        views = 2 * math.prod(task.global_size) + task.local_views * math.prod(task.local_size)
+        return views if augmented else super().sample_voxels(augmented)
 
     def wrap(self, network):
         return Network(network, self.config.task.out_dim, self.config.task.head_width)
@@ -135,72 +188,71 @@ class Dino(Task):
 
     # -------------------------------------------------------------------------------------- evaluation
 
-    def predict(self, network, case, options, folder=None):
+    def predict(self, network, case, windows, fold=None):
         """The loss on views that depend on the case alone, and the teacher's features, the mean over windows."""
-        image, config = case.image(), self.config
+        config = self.config
         start = patches.draw_start(case.shape, config.data.patch, None, "center")
-        patch = torch.from_numpy(patches.read(image, start, config.data.patch, case.background, np.float32))
-        generator = seeds.of_case(config.seed, case.case.id)
-        batch = {"image": patch[None].to(options["device"])}
-        batch = self.prepare(self._views(batch, [generator]))
-        with torch.no_grad(), options["autocast"]:
+        patch = torch.from_numpy(patches.read(case.image(), start, config.data.patch, case.background, np.float32))
+        batch = {"image": patch[None].to(windows.device)}
+        batch = self.prepare(self._views(batch, [seeds.of_case(config.seed, case.id)]))
+        with torch.no_grad(), windows.autocast:
             outputs = network(batch["image"])
         student, teacher, _, centre = self._by_view(outputs, 1)
         temperature = config.task.teacher_temperature[1]
-        features = inference.window_outputs(network.teacher["backbone"], image, background=case.background, **options)
-        row = {
-            "id": case.case.id,
-            "subject": case.case.subject,
-            "loss": float(losses.dino(student, teacher, centre, teacher_temperature=temperature)),
-            "_entropy": float(_entropy(losses.dino_target(teacher, centre, temperature)).mean()),
-            "_unit": _unit(teacher.float()).mean((0, 1)).cpu().numpy(),
-            "_features": features.mean(0).cpu().numpy(),
-            "_label": _label(case),
-        }
-        if folder is not None:
-            axis = patches.thinnest(config.data.patch)
-            row["_slice"], row["_folder"] = patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(), folder
-        return row
+        features = windows.each(network.teacher["backbone"], case.image(), case.background)
+        loss = losses.dino(student, teacher, centre, teacher_temperature=temperature)
+        axis = patches.thinnest(config.data.patch)
+        seen = _Seen(
+            entropy=float(_entropy(losses.dino_target(teacher, centre, temperature)).mean()),
+            unit=_unit(teacher.float()).mean((0, 1)).cpu().numpy(),
+            features=features.mean(0).cpu().numpy(),
+            label=_label(case),
+            plane=None if fold is None else patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(),
+        )
+        return Answer({"id": case.id, "subject": case.subject, "loss": float(loss)}, seen)
 
-    def finish(self, rows):
+    def finish(self, answers, fold=None):
         """Where cases are labelled: their class, and the probability of each class by probes on the other labelled cases."""
-        if "_slice" in rows[0] and dist.is_main():
-            _write_neighbours(rows)
-        labels = np.array([row["_label"] for row in rows])
+        rows, kept = [answer.row for answer in answers], [answer.kept for answer in answers]
+        if fold is not None and dist.is_main():
+            _write_neighbours(fold.neighbours, rows, kept)
+        labels = np.array([seen.label for seen in kept])
         known = np.flatnonzero(~np.isnan(labels))
         classes = int(labels[known].max()) + 1 if len(known) else 0
         if classes < 2 or (labels[known] % 1).any():  # none, or a number that is no class
-            return rows
+            return Results(rows, kept=kept)
         found = probe.cross_validated(
-            np.stack([rows[i]["_features"] for i in known]),
+            np.stack([kept[i].features for i in known]),
             labels[known],
             [rows[i]["subject"] for i in known],
             self.config.seed,
             classes=classes,
         )
         empty = {f"{name}_{k}": math.nan for name in ("probe", "knn") for k in range(classes)}
-        rows = [{**row, "target": row["_label"], **empty} for row in rows]
+        rows = [{**row, "target": seen.label, **empty} for row, seen in zip(rows, kept)]
         for place, i in enumerate(known):
             for name, kind in (("probe", "linear"), ("knn", "nearest")):
                 rows[i].update({f"{name}_{k}": float(value) for k, value in enumerate(found[kind][place])})
-        return rows
+        return Results(rows, kept=kept)
 
-    def score(self, rows):
+    def score(self, results):
         """teacher_entropy: mean entropy of the teacher's answers, at most ln(out_dim). teacher_std: how much they vary.
 
         probe_auroc, knn_auroc: of the labelled cases' class, each by the others (several classes: the mean of each
         against the rest); undefined where a class has fewer than two subjects.
         """
+        rows = results.rows
         found = {
             "dino_loss": float(np.mean([row["loss"] for row in rows])),
-            "teacher_entropy": float(np.mean([row["_entropy"] for row in rows])),
-            "teacher_std": float(_std(torch.from_numpy(np.mean([row["_unit"] for row in rows], axis=0)))),
+            "teacher_entropy": float(np.mean([seen.entropy for seen in results.kept])),
+            "teacher_std": float(_std(torch.from_numpy(np.mean([seen.unit for seen in results.kept], axis=0)))),
         }
         for name in ("probe", "knn") if "target" in rows[0] else ():
             found[f"{name}_auroc"] = _macro_auroc(*_scored(rows, name))
         return found
 
-    def intervals(self, rows, resamples, seed):
+    def intervals(self, results, resamples, seed):
+        rows = results.rows
         subjects = np.array([row["subject"] for row in rows])
         values = np.array([row["loss"] for row in rows])
         found = {"dino_loss": bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)}
@@ -214,9 +266,19 @@ class Dino(Task):
         return found
 
 
+class _Seen(NamedTuple):
+    """What the teacher made of a case."""
+
+    entropy: float  # of its answers, in nats
+    unit: np.ndarray  # (out_dim,): the mean direction of its answers
+    features: np.ndarray  # (F,)
+    label: float  # NaN without one
+    plane: np.ndarray | None  # (A, B): the central slice, for a picture
+
+
 def _label(case):
     """The class of the first target; NaN without a label."""
-    target = case.case.target[0] if isinstance(case.case.target, tuple) else case.case.target
+    target = case.target[0] if isinstance(case.target, tuple) else case.target
     return math.nan if target is None else float(target)
 
 
@@ -250,20 +312,20 @@ def _macro_auroc(labels, scores):
     return macro_auroc(np.eye(scores.shape[1], dtype=int)[labels], scores)
 
 
-def _write_neighbours(rows):
-    """folder/neighbours.npz: the central slices of some cases and of the cases whose features are nearest.
+def _write_neighbours(path, rows, kept):
+    """Write the central slices of some cases and of the cases whose features are nearest.
 
     ids (N, 4) text: the query and its neighbours; queries (N, A, B); neighbours (N, 3, A, B); similarity (N, 3): cosines of
     the teacher's standardised features. With fewer than four cases there are fewer neighbours.
     """
-    similarity = probe.cosines([row["_features"] for row in rows])
+    similarity = probe.cosines([seen.features for seen in kept])
     np.fill_diagonal(similarity, -np.inf)
     queries = np.unique(np.linspace(0, len(rows) - 1, min(_QUERIES, len(rows))).round().astype(int))
     nearest = np.argsort(-similarity[queries], axis=1, kind="stable")[:, : min(_NEIGHBOURS, len(rows) - 1)]
-    slices = np.stack([row["_slice"] for row in rows]).astype(np.float16)
+    slices = np.stack([seen.plane for seen in kept]).astype(np.float16)
     names = np.array([row["id"] for row in rows])
     np.savez_compressed(
-        os.path.join(rows[0]["_folder"], "neighbours.npz"),
+        path,
         ids=np.column_stack([names[queries], names[nearest]]),
         queries=slices[queries],
         neighbours=slices[nearest],

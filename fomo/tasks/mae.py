@@ -5,24 +5,36 @@ The mask of a training patch is drawn with the sample's generator; that of a val
 that all epochs and ranks see the same.
 """
 
-import os
-
 import numpy as np
 import torch
 
-from .. import inference, losses
+from .. import losses
+from ..config import show
 from ..metrics import bootstrap_ci
 from ..runtime import seeds
 from ..transforms import masking
-from .task import Task
+from .results import Answer
+from .task import Columns, Task
+from .views import mae as view
 
 _PICTURES = 6  # cases whose reconstructions each process keeps
 
 
 class MaskedAutoencoder(Task):
     mode = "segmentation"  # one value per voxel and channel
+    losses = ()
+    reads, columns = "nothing", Columns(0, 0, "none: no labels are used")
     select, higher_is_better = "reconstruction_mse", False
     stratum_kind = "class"
+    pretrains = True
+    keys = ("task.mask_ratio", "task.mask_cube", "task.mask_value", "task.mae_loss", "data.crop_position")
+    view = view.VIEW
+
+    @classmethod
+    def check(cls, config, refuse):
+        cube, patch = config.task.mask_cube, config.data.patch
+        if 2 * cube > min(patch):
+            refuse("task.mask_cube", cube, f"at most half of the shortest axis of data.patch={show(patch)}")
 
     def __init__(self, config):
         super().__init__(config)
@@ -46,37 +58,37 @@ class MaskedAutoencoder(Task):
     def _scored(self, masked):
         return masked if self.config.task.mae_loss == "masked" else None
 
-    def predict(self, network, case, options, folder=None):
+    def predict(self, network, case, windows, fold=None):
         """The error over the whole case, restored window by window.
 
-        With `folder`, the first cases' central planes are written to folder/reconstructions/ID.npz: original_0..2,
-        masked_0..2 and reconstructed_0..2, across the three axes, float16, of the first channel.
+        With `fold`, the first cases' central planes are written to its `reconstruction`: original_0..2, masked_0..2 and
+        reconstructed_0..2, across the three axes, float16, of the first channel.
         """
-        config = self.config
+        section = self.config.task
         original = torch.from_numpy(np.array(case.image(), np.float32))[None]
-        generator = seeds.of_case(config.seed, case.case.id)
-        cubes = masking.draw_cubes([generator], 1, case.shape, config.task.mask_ratio, config.task.mask_cube)
+        generator = seeds.of_case(self.config.seed, case.id)
+        cubes = masking.draw_cubes([generator], 1, case.shape, section.mask_ratio, section.mask_cube)
         image, masked = self._mask(original, cubes)
-        restored = inference.sliding_window(network, image[0], background=case.background, **options).cpu()[None]
-        if folder is not None and self._pictures < _PICTURES:
+        restored = windows.blend(network, image[0], case.background).cpu()[None]
+        if fold is not None and self._pictures < _PICTURES:
             self._pictures += 1
-            _write_planes(folder, case.case.id, original=original, masked=image, reconstructed=restored)
+            _write_planes(fold.reconstruction(case.id, new=True), original=original, masked=image, reconstructed=restored)
         loss = losses.masked_mse(restored, original, self._scored(masked))
-        return {"id": case.case.id, "subject": case.case.subject, "loss": float(loss)}
+        return Answer({"id": case.id, "subject": case.subject, "loss": float(loss)})
 
-    def score(self, rows):
-        return {"reconstruction_mse": float(np.mean([row["loss"] for row in rows]))}
+    def score(self, results):
+        return {"reconstruction_mse": float(np.mean([row["loss"] for row in results.rows]))}
 
-    def intervals(self, rows, resamples, seed):
+    def intervals(self, results, resamples, seed):
+        rows = results.rows
         values, subjects = np.array([row["loss"] for row in rows]), [row["subject"] for row in rows]
         return {"reconstruction_mse": bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)}
 
 
-def _write_planes(folder, id, **volumes):
+def _write_planes(path, **volumes):
     planes = {
         f"{name}_{axis}": volume[0, 0].select(axis, volume.shape[2 + axis] // 2).numpy().astype(np.float16)
         for name, volume in volumes.items()
         for axis in range(3)
     }
-    os.makedirs(os.path.join(folder, "reconstructions"), exist_ok=True)
-    np.savez_compressed(os.path.join(folder, "reconstructions", f"{id}.npz"), **planes)
+    np.savez_compressed(path, **planes)

@@ -1,26 +1,49 @@
 """Several findings that may occur together, one logit each: on slices, whose scans are what counts, or on whole volumes.
 
-Rows are those of the slices, and of the volumes where there are no scans. `volumes(rows)` makes the rows of the scans:
-the probabilities of a scan's slices are pooled by `eval.pool_slices`, which calibration chooses if it is auto (until then
-the mean).
+Results have a row for each slice and, in `scans`, for each scan, or only a row for each whole volume. The probabilities of
+a scan's slices are pooled by `eval.pool_slices`, which calibration chooses if it is auto (until then it is the mean).
 """
 
+import math
 import operator
 
 import numpy as np
 import torch
 
-from .. import inference, losses
-from ..data import extract
+from .. import losses
+from ..data import sources
 from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, ece, macro_auroc
-from . import coverage, pooling
-from .task import Task
+from . import categories, pooling
+from .results import Answer, Output, Results
+from .task import Columns, Task
+from .views import multilabel as view
 
 
 class Multilabel(Task):
     mode = "classification"
+    losses = ("bce", "focal", "asymmetric")
+    reads, columns = "flags", Columns(1, math.inf, "at least one column")
     select, higher_is_better = "volume_auroc_macro", True
     stratum_kind = "multilabel"
+    keys = (
+        "task.focal_alpha",
+        "eval.pool_windows",
+        "eval.threshold",
+        "eval.pool_slices",
+        "eval.top_slices",
+        "data.crop_position",
+    )
+    options = ("task.class_weights", "task.label_smoothing", "augment.mix", "eval.saliency")
+    view = view.VIEW
+
+    @classmethod
+    def check(cls, config, refuse):
+        task = config.task
+        if not task.targets:
+            refuse("task.targets", task.targets, "at least one label for task.type=multilabel")
+        if task.class_weights != "none" and task.loss == "asymmetric":
+            wanted = "none for task.loss=asymmetric, which weighs positives and negatives itself"
+            refuse("task.class_weights", task.class_weights, wanted)
 
     def __init__(self, config):
         super().__init__(config)
@@ -43,12 +66,11 @@ class Multilabel(Task):
         And how the slices were extracted, so that those of other volumes can be. UserError for a part in which no label
         varies.
         """
-        if self.config.data.source == "slices" and extract.has_settings(self.config.data.csv):
-            self.state["extraction"] = extract.read_settings(self.config.data.csv).to_dict()
-        positives, of_val = (np.array([case.case.target for case in cases]).sum(axis=0) for cases in (train, val))
+        self.state.update(sources.of(self.config.data).record(self.config.data))
+        positives, of_val = (np.array([case.target for case in cases]).sum(axis=0) for cases in (train, val))
         for part, cases, counts in (("training", train, positives), ("validation", val, of_val)):
             if not _varies(counts, len(cases)).any():
-                coverage.refuse(
+                categories.refuse(
                     part, cases, "that are alike in each of task.targets, wanted a label that some have and some don't"
                 )
         varies = _varies(positives, len(train))
@@ -83,36 +105,38 @@ class Multilabel(Task):
 
     # -------------------------------------------------------------------------------- prediction
 
-    def _probabilities(self, network, image, background, options):
+    def _probabilities(self, network, image, background, windows):
         """(labels,) float64: the mean or the maximum over the windows that cover the case."""
-        windows = inference.window_outputs(network, image, background=background, **options).double().sigmoid()
-        return windows.amax(0) if self.config.eval.pool_windows == "max" else windows.mean(0)
+        found = windows.each(network, image, background).double().sigmoid()
+        return found.amax(0) if self.config.eval.pool_windows == "max" else found.mean(0)
 
-    def _rows(self, probabilities, cases):
-        targets = torch.tensor([case.case.target for case in cases])
+    def _answers(self, probabilities, cases):
+        targets = torch.tensor([case.target for case in cases])
         loss = self._loss(probabilities.logit(eps=1e-15).float(), targets.to(probabilities.device)).tolist()
         columns = self._names_of("target"), self._names_of("probability")
         return [
-            {
-                "id": case.case.id,
-                "subject": case.case.subject,
-                "scan": case.case.scan,
-                "loss": loss[i],
-                **dict(zip(columns[0], map(int, case.case.target))),
-                **dict(zip(columns[1], row)),
-            }
+            Answer(
+                {
+                    "id": case.id,
+                    "subject": case.subject,
+                    "scan": case.scan,
+                    "loss": loss[i],
+                    **dict(zip(columns[0], map(int, case.target))),
+                    **dict(zip(columns[1], row)),
+                }
+            )
             for i, (case, row) in enumerate(zip(cases, probabilities.tolist()))
         ]
 
-    def predict(self, network, case, options, folder=None):
-        return self._rows(self._probabilities(network, case.image(), case.background, options)[None], [case])[0]
+    def predict(self, network, case, windows, fold=None):
+        return self._answers(self._probabilities(network, case.image(), case.background, windows)[None], [case])[0]
 
     def predict_batch(self, outputs, cases):
-        return self._rows(outputs.double().sigmoid(), cases)
+        return self._answers(outputs.double().sigmoid(), cases)
 
-    def infer(self, network, image, background, options):
+    def infer(self, network, image, background, windows):
         """(labels,) probabilities."""
-        return self._probabilities(network, image, background, options).cpu().numpy()
+        return self._probabilities(network, image, background, windows).cpu().numpy()
 
     @staticmethod
     def answer(tasks, parts, geometry):
@@ -135,13 +159,13 @@ class Multilabel(Task):
 
         A label whose own threshold is undefined there (it has one class only) takes the one of all labels together.
         """
-        rows = evaluate()
+        rows = evaluate().rows
         levels = {"volume": rows}
         if _has_scans(rows):
             if self.config.eval.pool_slices == "auto":
                 macro = {kind: self._macro_of_scans(rows, kind) for kind in pooling.KINDS}
                 self.state["pooling"] = max(macro, key=macro.get)  # of equals the first
-            levels = {"slice": rows, "volume": self.volumes(rows)}
+            levels = {"slice": rows, "volume": self._scans_of(rows)}
         criterion = self.config.eval.threshold
         if criterion != "half":
             self.state["thresholds"] = {level: self._choose(part, criterion) for level, part in levels.items()}
@@ -169,8 +193,12 @@ class Multilabel(Task):
         fitted = self.state["thresholds"]
         return {"all": 0.5, "each": [0.5] * self.out_channels} if fitted is None else fitted[level]
 
-    def finish(self, rows):
-        return self._decided(rows, "slice" if _has_scans(rows) else "volume")
+    def finish(self, answers, fold=None):
+        rows = [answer.row for answer in answers]
+        if not _has_scans(rows):
+            return Results(self._decided(rows, "volume"))
+        rows = self._decided(rows, "slice")
+        return Results(rows, self._scans_of(rows))
 
     def _decided(self, rows, level):
         """The rows with the decisions at each label's threshold, and (`threshold`) the one of all labels together."""
@@ -178,10 +206,8 @@ class Multilabel(Task):
         decisions = (self._matrix(rows, "probability") >= np.array(thresholds["each"])).astype(int).tolist()
         return [{**row, "threshold": thresholds["all"], **dict(zip(names, made))} for row, made in zip(rows, decisions)]
 
-    def volumes(self, rows):
-        """One row per scan, sorted by id, from those of its slices; the same columns, id being the scan's name. None without scans."""
-        if not _has_scans(rows):
-            return []
+    def _scans_of(self, rows):
+        """One row per scan, sorted by id, from those of its slices; the same columns, `id` is the scan's name."""
         names, first, scan = _scans(rows)
         loss = np.bincount(scan, [row["loss"] for row in rows]) / np.bincount(scan)
         columns, pooled = self._names_of("probability"), self.pool(self._matrix(rows, "probability"), scan)
@@ -193,19 +219,16 @@ class Multilabel(Task):
 
     # -------------------------------------------------------------------------------------- scores
 
-    def score(self, rows, volumes=None):
-        """Metrics `volume_*` and, where the rows are slices of scans, `slice_*`; volumes: rows of the scans, if at hand.
+    def score(self, results):
+        """Metrics `volume_*` and, where the rows are slices of scans, `slice_*`.
 
         Macro is the mean over the labels where a metric is defined, micro counts all decisions together. f1, precision,
         recall, hamming (share of wrong decisions) and exact_match (share of rows without one) are at each label's own
         threshold and, where that is not 0.5, also at the threshold of all labels (`*_common`) and at 0.5 (`*_half`).
         """
-        if not _has_scans(rows):
-            return self._score(rows, "volume")
-        return {
-            **self._score(self.volumes(rows) if volumes is None else volumes, "volume"),
-            **self._score(rows, "slice"),
-        }
+        if not results.scans:
+            return self._score(results.rows, "volume")
+        return {**self._score(results.scans, "volume"), **self._score(results.rows, "slice")}
 
     def _score(self, rows, level):
         labels, scores, decisions = (self._matrix(rows, kind) for kind in ("target", "probability", "decision"))
@@ -227,24 +250,23 @@ class Multilabel(Task):
         result["brier"] = brier(labels.ravel(), scores.ravel())
         return {f"{level}_{name}": value for name, value in result.items()}
 
-    def intervals(self, rows, resamples, seed, volumes=None):
+    def intervals(self, results, resamples, seed):
         """Of the volumes' macro AUROC; those of each label are in `tables`."""
-        part = rows if not _has_scans(rows) else self.volumes(rows) if volumes is None else volumes
+        part = results.scans or results.rows
         options = dict(resamples=resamples, seed=seed, groups=_subjects(part), stratify=False)
         return {"volume_auroc_macro": bootstrap_ci(macro_auroc, *self._labels_and_scores(part), **options)}
 
-    def tables(self, rows, volumes=None):
+    def tables(self, results):
         """{"labels": one row per label}: prevalence and metrics over the scans (or volumes), `slice_*` over the slices.
 
         `threshold` is the fold's own; the table of several folds together has none.
         """
-        scans = _has_scans(rows)
-        volumes = rows if not scans else self.volumes(rows) if volumes is None else volumes
+        volumes = results.scans or results.rows
         labels, scores = self._labels_and_scores(volumes)
         decisions, subjects = self._matrix(volumes, "decision").astype(bool), _subjects(volumes)
         counts = _counts(labels.astype(bool), decisions)
         precision, recall, f1 = _rates(*counts)
-        slices = self._labels_and_scores(rows) if scans else None
+        slices = self._labels_and_scores(results.rows) if results.scans else None
         resamples, seed = self.config.eval.bootstrap, self.config.seed
         fitted = self.state["thresholds"] is not None or self.config.eval.threshold == "half"
         result = []
@@ -261,13 +283,31 @@ class Multilabel(Task):
                 interval = bootstrap_ci(auroc, y, p, resamples, seed, groups=subjects)
                 row.update(auroc_low=interval.low, auroc_high=interval.high)
             row.update(ap=average_precision(y, p), f1=f1[k], precision=precision[k], recall=recall[k], ece=ece(y, p))
-            if scans:
+            if slices:
                 row["slice_auroc"] = auroc(slices[0][:, k], slices[1][:, k])
                 row["slice_ap"] = average_precision(slices[0][:, k], slices[1][:, k])
             if fitted:
                 row["threshold"] = self.thresholds("volume")["each"][k]
             result.append(row)
         return {"labels": result}
+
+    def outputs(self):
+        names = zip(self.names, self.config.task.targets)
+        return [Output(k, f"probability_{name}", f"target_{name}", 1, title) for k, (name, title) in enumerate(names)]
+
+    @staticmethod
+    def merge(states):
+        chosen = [state["pooling"] for state in states]
+        merged = {"pooling": max(chosen, key=chosen.count)}  # that of most, of equals the first
+        if states[0]["thresholds"] is not None:
+            merged["thresholds"] = {
+                level: {
+                    name: np.mean([state["thresholds"][level][name] for state in states], axis=0).tolist()
+                    for name in both
+                }
+                for level, both in states[0]["thresholds"].items()
+            }
+        return merged
 
     # ------------------------------------------------------------------------------------- columns
 

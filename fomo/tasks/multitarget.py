@@ -4,33 +4,48 @@ The network's outputs are the classes of the first target, then those of the sec
 the names of their classes, as the table has them, so that a checkpoint can be tested on another table.
 """
 
-import itertools
-
 import numpy as np
 import torch
 
-from .. import inference
 from ..config import UserError
 from ..metrics import auroc, bootstrap_ci, confusion_matrix, macro_auroc, multiclass_metrics
-from . import coverage
-from .classification import softmax_loss
-from .task import Task
+from . import categories
+from .results import Answer, Output
+from .task import ONE_OR_MORE, Task
+from .views import multitarget as view
 
 
 class Multitarget(Task):
     mode = "classification"
+    losses = categories.SOFTMAX_LOSSES
+    reads, columns = "class", ONE_OR_MORE
     select, higher_is_better = "auroc_macro", True
+    stratum_kind = "multilabel"  # of one target "class"
+    keys = ("eval.pool_windows", "data.crop_position")
+    options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")
+    view = view.VIEW
+
+    @classmethod
+    def check(cls, config, refuse):
+        task = config.task
+        if task.classes != 2 and len(task.targets) != 1:
+            wanted = "2 (the default): other numbers are for segmentation and for classification of one of task.targets"
+            refuse("task.classes", task.classes, wanted)
+        if config.train.balanced and len(task.targets) > 1:
+            wanted = "false with several task.targets: their classes cannot all be drawn equally often"
+            refuse("train.balanced", True, wanted)
 
     def __init__(self, config):
         super().__init__(config)
         self.names = [name.replace(" ", "_") for name in config.task.targets]
-        self.stratum_kind = "class" if len(self.names) == 1 else "multilabel"
+        if len(self.names) == 1:
+            self.stratum_kind = "class"
         self.state = {"classes": None, "class_weights": None}  # a list per target; names of classes in their order
 
     def strata(self, cases):
         """Of one target the classes' names, of several all classes at once."""
         if self.stratum_kind == "class":
-            return [coverage.class_of(case)[1] for case in cases]
+            return [categories.class_of(case)[1] for case in cases]
         targets = np.array([case.target for case in cases]).T
         return np.column_stack([target[:, None] == np.unique(target) for target in targets]).astype(int).tolist()
 
@@ -42,7 +57,7 @@ class Multitarget(Task):
         """The classes of each target, from all labelled cases; a class that none has, between others, is `class_K`."""
         self.state["classes"] = []
         for place, name in enumerate(self.config.task.targets):
-            found = dict(coverage.class_of(case, place) for case in cases)
+            found = dict(categories.class_of(case, place) for case in cases)
             wanted = "at least 2" if len(self.names) > 1 else f"task.classes={self.config.task.classes}"
             if len(found) < 2 or (len(self.names) == 1 and max(found) >= self.config.task.classes):
                 raise UserError(
@@ -60,19 +75,18 @@ class Multitarget(Task):
         for part, cases in (("training", train), ("validation", val)):
             counts[part] = [self._counts(cases, place) for place in range(len(self.names))]
             if max(map(np.count_nonzero, counts[part])) < 2:
-                coverage.refuse(part, cases, "of one class of each of task.targets, wanted several classes")
+                categories.refuse(part, cases, "of one class of each of task.targets, wanted several classes")
         weighted = self.config.task.class_weights == "inverse_frequency"
         self.state["class_weights"] = [
-            (coverage.inverse_frequency(one) if weighted else np.ones(len(one))).tolist() for one in counts["training"]
+            (categories.inverse_frequency(one) if weighted else np.ones(len(one))).tolist()
+            for one in counts["training"]
         ]
         by_target = zip(self.config.task.targets, self.state["classes"], counts["training"], counts["validation"])
-        return [message for target in by_target for message in coverage.lacking(*target)]
+        return [message for target in by_target for message in categories.lacking(*target)]
 
     def _counts(self, cases, place):
         """(classes,) how many cases are of each class of a target."""
-        return np.bincount(
-            [self._class_of(case.case, place) for case in cases], minlength=len(self.state["classes"][place])
-        )
+        return np.bincount([self._class_of(case, place) for case in cases], minlength=len(self.state["classes"][place]))
 
     def loss(self, outputs, batch):
         return self._mean_loss(outputs, batch["target"].long().reshape(len(outputs), -1))
@@ -80,7 +94,7 @@ class Multitarget(Task):
     def _mean_loss(self, logits, targets):
         """(B,) over the targets; logits: (B, outputs), targets: (B, targets)."""
         each = zip(self._split(logits), targets.unbind(1), self.state["class_weights"])
-        return sum(softmax_loss(self.config.task, *one) for one in each) / len(self.names)
+        return sum(categories.softmax_loss(self.config.task, *one) for one in each) / len(self.names)
 
     def _split(self, values):
         """Of each target its columns (B, classes)."""
@@ -92,46 +106,44 @@ class Multitarget(Task):
         """(B, outputs) float64 that sum to 1 over the classes of each target."""
         return torch.cat([logits.double().softmax(1) for logits in self._split(outputs)], dim=1)
 
-    def _pooled(self, network, image, background, options):
+    def _pooled(self, network, image, background, windows):
         """(1, outputs): the windows that cover the case, pooled by their mean, or by their maximum brought to the sum 1."""
-        windows = self._probabilities(inference.window_outputs(network, image, background=background, **options))
+        found = self._probabilities(windows.each(network, image, background))
         if self.config.eval.pool_windows == "mean":
-            return windows.mean(0, keepdim=True)
-        return torch.cat(
-            [part / part.sum(1, keepdim=True) for part in self._split(windows.amax(0, keepdim=True))], dim=1
-        )
+            return found.mean(0, keepdim=True)
+        return torch.cat([part / part.sum(1, keepdim=True) for part in self._split(found.amax(0, keepdim=True))], dim=1)
 
     def _class_of(self, case, place):
-        return coverage.known_class(case, self.config.task.targets[place], self.state["classes"][place], place)
+        return categories.known_class(case, self.config.task.targets[place], self.state["classes"][place], place)
 
-    def _rows(self, probabilities, cases):
+    def _answers(self, probabilities, cases):
         probabilities = probabilities.cpu()
-        targets = [[self._class_of(case.case, place) for place in range(len(self.names))] for case in cases]
+        targets = [[self._class_of(case, place) for place in range(len(self.names))] for case in cases]
         loss = self._mean_loss(probabilities.clamp(min=1e-12).log(), torch.tensor(targets)).tolist()
         split = [part.numpy() for part in self._split(probabilities)]
-        rows = []
+        answers = []
         for i, case in enumerate(cases):
-            row = {"id": case.case.id, "subject": case.case.subject, "loss": loss[i]}
+            row = {"id": case.id, "subject": case.subject, "loss": loss[i]}
             for place, name in enumerate(self.names):
                 row[f"target_{name}"] = targets[i][place]
                 row.update(self._decided(place, split[place][i]))
-            rows.append(row)
-        return rows
+            answers.append(Answer(row))
+        return answers
 
     def _decided(self, place, probabilities):
         name = self.names[place]
         columns = [f"probability_{name}_{text}" for text in self.state["classes"][place]]
         return {f"decision_{name}": int(probabilities.argmax()), **dict(zip(columns, probabilities.tolist()))}
 
-    def predict(self, network, case, options, folder=None):
-        return self._rows(self._pooled(network, case.image(), case.background, options), [case])[0]
+    def predict(self, network, case, windows, fold=None):
+        return self._answers(self._pooled(network, case.image(), case.background, windows), [case])[0]
 
     def predict_batch(self, outputs, cases):
-        return self._rows(self._probabilities(outputs), cases)
+        return self._answers(self._probabilities(outputs), cases)
 
-    def infer(self, network, image, background, options):
+    def infer(self, network, image, background, windows):
         """(1, outputs) probabilities."""
-        return self._pooled(network, image, background, options).cpu()
+        return self._pooled(network, image, background, windows).cpu()
 
     @staticmethod
     def answer(tasks, parts, geometry):
@@ -144,11 +156,11 @@ class Multitarget(Task):
 
     # ------------------------------------------------------------------------------------ scores
 
-    def score(self, rows):
+    def score(self, results):
         """Per target T: `T_auroc` (one class against the rest, mean over the classes; `T_auroc_CLASS` with more than two),
         accuracy, balanced accuracy and Matthews' correlation; `auroc_macro` is the mean over the targets where it is defined.
         """
-        result, aurocs = {}, []
+        rows, result, aurocs = results.rows, {}, []
         for name in self.names:
             labels, probabilities, classes = _columns(rows, name)
             found = multiclass_metrics(labels, probabilities)
@@ -170,8 +182,9 @@ class Multitarget(Task):
             macro["targets_undefined"] = len(aurocs) - len(defined)
         return {**macro, **result}
 
-    def intervals(self, rows, resamples, seed):
+    def intervals(self, results, resamples, seed):
         """Of the AUROCs and of the shares of right decisions."""
+        rows = results.rows
         subjects = np.array([row["subject"] for row in rows])
         options = dict(resamples=resamples, seed=seed, groups=subjects)
         result, all_labels, all_scores = {}, [], []
@@ -198,9 +211,9 @@ class Multitarget(Task):
         macro = bootstrap_ci(mean_over_targets, np.hstack(all_labels), np.hstack(all_scores), stratify=False, **options)
         return {"auroc_macro": macro, **result}
 
-    def tables(self, rows):
+    def tables(self, results):
         """{"confusion": how many cases of each class were decided to be of which}, one line per target and pair."""
-        lines = []
+        rows, lines = results.rows, []
         for name, column in zip(self.config.task.targets, self.names):
             labels, _, classes = _columns(rows, column)
             decisions = np.array([int(row[f"decision_{column}"]) for row in rows])
@@ -212,17 +225,21 @@ class Multitarget(Task):
             ]
         return {"confusion": lines}
 
+    def outputs(self):
+        found = [
+            (f"probability_{name}_{text}", f"target_{name}", k, f"{name} {text}")
+            for name, texts in zip(self.names, self.state["classes"])
+            for k, text in enumerate(texts)
+        ]
+        return [Output(index, *output) for index, output in enumerate(found)]
+
+    def learned(self):
+        return {"class_names": self.state["classes"]}
+
 
 def _columns(rows, name):
     """(classes (n,), probabilities (n, k), names of the k classes) of a target, from the columns of its rows."""
-    classes = classes_of(name, list(rows[0]))
+    names = categories.columns_of(name, list(rows[0]))
     labels = np.array([int(row[f"target_{name}"]) for row in rows])
-    probabilities = np.array([[row[f"probability_{name}_{text}"] for text in classes] for row in rows])
-    return labels, probabilities, classes
-
-
-def classes_of(name, columns):
-    """The names of a target's classes: those whose probabilities stand behind its decision in the columns of a table."""
-    behind = columns[columns.index(f"decision_{name}") + 1 :]
-    found = itertools.takewhile(lambda column: column.startswith(f"probability_{name}_"), behind)
-    return [column.removeprefix(f"probability_{name}_") for column in found]
+    probabilities = np.array([[row[f"probability_{name}_{text}"] for text in names] for row in rows])
+    return labels, probabilities, names

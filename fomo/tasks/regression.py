@@ -4,18 +4,25 @@ import math
 
 import numpy as np
 
-from .. import inference, losses
+from .. import losses
 from ..metrics import apply_bias_correction, bootstrap_ci, fit_bias_correction, mae, pearson, r2, regression_metrics
-from .task import Task
+from .results import Answer, Results
+from .task import Columns, Task
+from .views import regression as view
 
 _FEW, _FLAT = 10, 0.1  # validation cases, and slope, below which the bias correction is doubtful
 
 
 class Regression(Task):
     mode = "regression"
+    losses = ("huber", "mse")
+    reads, columns = "number", Columns(1, 1, "one column")
     select, higher_is_better = "mae", False
     stratum_kind = "continuous"
     out_channels = 1
+    keys = ("task.label_scaling", "eval.pool_windows", "data.crop_position")
+    view = view.VIEW
+    single = "prediction"
 
     def __init__(self, config):
         super().__init__(config)
@@ -23,7 +30,7 @@ class Regression(Task):
 
     def fit(self, train, val):
         """Mean and standard deviation of the training targets; equal ones have no scale but 1."""
-        targets = np.array([case.case.target for case in train])
+        targets = np.array([case.target for case in train])
         equal = targets.min() == targets.max()  # the deviation about a rounded mean need not be 0
         self.state["training_mean"] = float(targets.mean())
         if self.config.task.label_scaling == "standard":
@@ -38,37 +45,39 @@ class Regression(Task):
     def _loss(self, outputs, scaled_target):
         return (losses.mse if self.config.task.loss == "mse" else losses.huber)(outputs, scaled_target)
 
-    def _scaled(self, network, image, background, options):
+    def _scaled(self, network, image, background, windows):
         """0-d tensor, in training's scale: the mean or the maximum over the windows that cover the case."""
-        outputs = inference.window_outputs(network, image, background=background, **options)[:, 0]
+        outputs = windows.each(network, image, background)[:, 0]
         return outputs.max() if self.config.eval.pool_windows == "max" else outputs.mean()
 
-    def infer(self, network, image, background, options):
+    def infer(self, network, image, background, windows):
         """The number, in the targets' unit."""
-        return float(self._scaled(network, image, background, options)) * self.state["scale"] + self.state["mean"]
+        return float(self._scaled(network, image, background, windows)) * self.state["scale"] + self.state["mean"]
 
     @staticmethod
     def answer(tasks, parts, geometry):
         """Mean over the networks of what each predicts and, where all have a bias correction, of what each corrects it to."""
-        rows = [task.finish([{"prediction": part}])[0] for task, part in zip(tasks, parts)]
+        rows = [task._corrected([{"prediction": part}])[0] for task, part in zip(tasks, parts)]
         shared = set.intersection(*map(set, rows))
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name in shared}, {}
 
-    def predict(self, network, case, options, folder=None):
-        scaled = self._scaled(network, case.image(), case.background, options)
-        target = (case.case.target - self.state["mean"]) / self.state["scale"]
-        return {
-            "id": case.case.id,
-            "subject": case.case.subject,
-            "target": case.case.target,
-            "prediction": float(scaled) * self.state["scale"] + self.state["mean"],
-            "training_mean": self.state["training_mean"],
-            "loss": float(self._loss(scaled[None], scaled.new_tensor([target]))),
-        }
+    def predict(self, network, case, windows, fold=None):
+        scaled = self._scaled(network, case.image(), case.background, windows)
+        target = (case.target - self.state["mean"]) / self.state["scale"]
+        return Answer(
+            {
+                "id": case.id,
+                "subject": case.subject,
+                "target": case.target,
+                "prediction": float(scaled) * self.state["scale"] + self.state["mean"],
+                "training_mean": self.state["training_mean"],
+                "loss": float(self._loss(scaled[None], scaled.new_tensor([target]))),
+            }
+        )
 
     def calibrate(self, evaluate):
         """The line that undoes the pull towards the mean (age bias), from the inner validation cases."""
-        targets, predictions = _columns(evaluate())
+        targets, predictions = _columns(evaluate().rows)
         slope, intercept = self.state["bias_correction"] = list(fit_bias_correction(targets, predictions))
         if math.isnan(slope):
             doubt = "their targets are all equal: `corrected` is undefined"
@@ -80,17 +89,21 @@ class Regression(Task):
             return ()
         return [f"age-bias correction from {len(targets)} validation cases: {doubt}"]
 
-    def finish(self, rows):
+    def finish(self, answers, fold=None):
+        return Results(self._corrected([answer.row for answer in answers]))
+
+    def _corrected(self, rows):
         if self.state["bias_correction"] is None:
             return rows
         corrected = apply_bias_correction([row["prediction"] for row in rows], self.state["bias_correction"])
         return [{**row, "corrected": float(value)} for row, value in zip(rows, corrected)]
 
-    def score(self, rows):
+    def score(self, results):
         """Metrics of the raw predictions, of predicting the training mean, and (`corrected_*`) after bias correction.
 
         A fold whose correction is undefined (its validation predictions do not vary) leaves `corrected_*` undefined.
         """
+        rows = results.rows
         raw = regression_metrics(*_columns(rows))
         scores = {**raw, "mae_of_the_mean": mae(*_columns(rows, "training_mean"))}
         if "corrected" in rows[0]:
@@ -100,8 +113,9 @@ class Regression(Task):
             scores.update({f"corrected_{name}": value for name, value in values.items()})
         return scores
 
-    def intervals(self, rows, resamples, seed):
+    def intervals(self, results, resamples, seed):
         """Of the raw predictions and, where they are defined, of the corrected ones."""
+        rows = results.rows
         subjects, result = [row["subject"] for row in rows], {}
         for prefix, column in (("", "prediction"), ("corrected_", "corrected")):
             if column in rows[0] and np.isfinite(_columns(rows, column)[1]).all():
@@ -110,6 +124,20 @@ class Regression(Task):
                         metric, *_columns(rows, column), resamples, seed, groups=subjects
                     )
         return result
+
+    @staticmethod
+    def merge(states):
+        """The lines (p - intercept) / slope are linear in p: their mean, written as one line."""
+        if states[0]["bias_correction"] is None:
+            return {}
+        slopes, intercepts = np.array([state["bias_correction"] for state in states]).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = 1 / np.mean(1 / slopes)
+            return {"bias_correction": [float(slope), float(slope * np.mean(intercepts / slopes))]}
+
+    @staticmethod
+    def units(state):
+        return state["mean"], state["scale"]
 
 
 def _columns(rows, prediction="prediction"):

@@ -4,23 +4,37 @@ By softmax over the classes, or by sigmoid: one output for each foreground class
 is of the most probable class, if that has a probability above 0.5: that of the background is 1 less the largest.
 """
 
-import os
-
 import numpy as np
 import torch
 
-from .. import inference, losses
+from .. import losses
 from ..data.cases import read_volume, rounded
 from ..metrics import bootstrap_ci, dice, over_classes, segmentation_metrics_per_class, summarize
 from ..space import postprocess, volume
-from . import coverage
-from .task import Task
+from . import categories
+from .results import Answer, Results
+from .task import Columns, Task
+from .views import segmentation as view
 
 
 class Segmentation(Task):
     mode = "segmentation"
+    losses = ("dice_ce", "generalized_dice", "cross_entropy")
+    reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
     select, higher_is_better = "dice", True
     stratum_kind = "class"
+    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
+    options = ("task.classes", "task.class_weights", "task.activation", "model.deep_supervision", "eval.postprocess")
+    view = view.VIEW
+    volumes, optional_volumes = ("mask",), ("probabilities",)
+    single = "mask"
+
+    @classmethod
+    def check(cls, config, refuse):
+        task = config.task
+        if task.class_weights != "none" and (task.activation == "sigmoid" or task.loss == "generalized_dice"):
+            wanted = "none for task.activation=sigmoid and for task.loss=generalized_dice"
+            refuse("task.class_weights", task.class_weights, wanted)
 
     def __init__(self, config):
         super().__init__(config)
@@ -42,11 +56,11 @@ class Segmentation(Task):
         of_train, of_val = _voxels(train), _voxels(val)
         for part, cases, voxels in (("training", train, of_train), ("validation", val, of_val)):
             if not voxels[1:].any():
-                coverage.refuse(part, cases, "without a voxel of the foreground, wanted some with")
+                categories.refuse(part, cases, "without a voxel of the foreground, wanted some with")
         if self.config.task.class_weights == "inverse_frequency":
-            weights, present = coverage.inverse_frequency(of_train), of_train > 0
+            weights, present = categories.inverse_frequency(of_train), of_train > 0
             self.state["class_weights"] = np.where(present, weights / weights[present].mean(), 1.0).tolist()
-        return list(coverage.lacking("masks", range(self.config.task.classes), of_train, of_val))
+        return list(categories.lacking("masks", range(self.config.task.classes), of_train, of_val))
 
     def loss(self, outputs, batch):
         return losses.deep_supervision(self._loss, outputs, batch["mask"])
@@ -64,9 +78,9 @@ class Segmentation(Task):
         """(K, X, Y, Z) of (K, X, Y, Z): of all classes or, with sigmoid, of the foreground classes."""
         return (logits.sigmoid() if self.sigmoid else logits.softmax(0)).cpu().numpy()
 
-    def infer(self, network, image, background, options):
+    def infer(self, network, image, background, windows):
         """Probabilities on the network's grid."""
-        return self._probabilities(inference.sliding_window(network, image, background=background, **options))
+        return self._probabilities(windows.blend(network, image, background))
 
     @staticmethod
     def answer(tasks, parts, geometry):
@@ -81,47 +95,40 @@ class Segmentation(Task):
         mask = postprocess.apply(native.argmax(0).astype(np.uint8), volume.spacing(geometry.native_affine), **chosen)
         return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": native}
 
-    def predict(self, network, case, options, folder=None):
-        """Dice on the cached grid or, with `folder`, all metrics in native space, the mask written to folder/masks.
+    def predict(self, network, case, windows, fold=None):
+        """Dice on the cached grid or, with `fold`, all metrics in native space; then the mask is written.
 
         While post-processing is chosen: the Dice in native space that each candidate would give.
         """
-        logits = inference.sliding_window(network, case.image(), background=case.background, **options)
+        logits = windows.blend(network, case.image(), case.background)
         mask = torch.from_numpy(np.array(case.mask())).long().to(logits.device)
-        row = {"id": case.case.id, "subject": case.case.subject, "loss": float(self._loss(logits[None], mask[None]))}
-        if folder is None and not self._candidates:
-            if self.sigmoid:
-                logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
-            reference, prediction = mask.cpu().numpy(), logits.argmax(0).cpu().numpy()
-            row["predicted_voxels"] = int(np.count_nonzero(prediction))
-            row.update(
-                _with_mean(
-                    {c: {"dice": dice(reference == c, prediction == c)} for c in range(1, self.config.task.classes)}
-                )
-            )
-            return row
+        row = {"id": case.id, "subject": case.subject, "loss": float(self._loss(logits[None], mask[None]))}
+        if fold is None and not self._candidates:
+            return Answer({**row, **self._on_grid(logits, mask.cpu().numpy())})
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
-        reference, affine = read_volume(case.case.mask, like=np.array(case.geometry.native_affine))
+        reference, affine = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
         reference = rounded(reference).astype(np.int32)  # as in the cache
         if self._candidates:
-            row["candidates"] = [
-                self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates
-            ]
-            return row
-        os.makedirs(os.path.join(folder, "masks"), exist_ok=True)
-        volume.write_nifti(os.path.join(folder, "masks", f"{case.case.id}.nii.gz"), prediction, affine)
-        spacing_mm, tolerance_mm = volume.spacing(affine), self.config.eval.surface_tolerance_mm
-        row["predicted_voxels"] = int(np.count_nonzero(prediction))
-        row["reference_voxels"] = int(np.count_nonzero(reference))
-        row.update(
-            _with_mean(
-                segmentation_metrics_per_class(
-                    reference, prediction, spacing_mm, self.config.task.classes, tolerance_mm
-                )
-            )
-        )
-        return row
+            found = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
+            return Answer(row, found)
+        volume.write_nifti(fold.mask(case.id, new=True), prediction, affine)
+        return Answer({**row, **self._in_native_space(reference, prediction, volume.spacing(affine))})
+
+    def _on_grid(self, logits, reference):
+        if self.sigmoid:
+            logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
+        prediction, labels = logits.argmax(0).cpu().numpy(), range(1, self.config.task.classes)
+        found = _with_mean({c: {"dice": dice(reference == c, prediction == c)} for c in labels})
+        return {"predicted_voxels": int(np.count_nonzero(prediction)), **found}
+
+    def _in_native_space(self, reference, prediction, spacing_mm):
+        options = self.config.task.classes, self.config.eval.surface_tolerance_mm
+        return {
+            "predicted_voxels": int(np.count_nonzero(prediction)),
+            "reference_voxels": int(np.count_nonzero(reference)),
+            **_with_mean(segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)),
+        }
 
     def _dice_after(self, candidate, reference, prediction, affine):
         """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""
@@ -134,14 +141,17 @@ class Segmentation(Task):
         if self.config.eval.postprocess == "auto":
             self.state["postprocess"] = dict(postprocess.NONE)
             self._candidates = postprocess.CANDIDATES
-            means = np.mean([row["candidates"] for row in evaluate()], axis=0)
+            means = np.mean(evaluate().kept, axis=0)
             self.state["postprocess"] = dict(self._candidates[int(np.argmax(means))])
             self._candidates = ()
         return ()
 
-    def score(self, rows):
+    def finish(self, answers, fold=None):
+        return Results([answer.row for answer in answers], kept=[answer.kept for answer in answers])
+
+    def score(self, results):
         """Mean of each metric over the cases where it is finite; how many are undefined or infinite stands beside it."""
-        scores = {}
+        scores, rows = {}, results.rows
         for name in _metric_names(rows):
             summary = summarize([row[name] for row in rows])
             scores[name] = summary["mean"]
@@ -151,15 +161,26 @@ class Segmentation(Task):
         scores["empty_predictions"] = sum(row["predicted_voxels"] == 0 for row in rows)
         return scores
 
-    def intervals(self, rows, resamples, seed):
+    def intervals(self, results, resamples, seed):
         """Of each metric's mean over the cases where it is finite."""
-        result = {}
+        result, rows = {}, results.rows
         for name in _metric_names(rows):
             finite = [row for row in rows if np.isfinite(row[name])]
             if finite:
                 values, subjects = np.array([row[name] for row in finite]), [row["subject"] for row in finite]
                 result[name] = bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)
         return result
+
+    def doubts(self, scores):
+        if scores["empty_predictions"]:
+            yield "predicted masks are empty", scores["empty_predictions"]
+
+    def learned(self):
+        return {"classes": self.config.task.classes}
+
+    @staticmethod
+    def merge(states):
+        return {"postprocess": postprocess.merge([state["postprocess"] for state in states])}
 
 
 def _with_mean(rows):

@@ -1,48 +1,124 @@
 """What a task is: what the network is trained on, and what its outputs are worth.
 
-A new task is a subclass in a file of its own, in TASKS. It has, besides what is below,
-- `mode`, `out_channels`: what `nets.build` needs; `select`, `higher_is_better`: the validation metric that picks the
-  best epoch (ties go to the lower val_loss); `stratum_kind`: how folds are stratified by `strata`, "class", "continuous"
-  or "multilabel";
-- `state`: plain values fitted on training or validation cases, stored with the checkpoint;
-- `loss(outputs, batch)`: (B,) float32, one per sample, so that accumulation and ranks average exactly;
-- `predict(network, case, options, folder=None)`: one row (dict of plain values with `id`, `subject` and `loss`) for one
-  whole case, a `cache.CachedCase`; with `folder` the final evaluation, in native space. options: keyword arguments of
-  `inference.sliding_window`. Keys of a row that start with "_" are not stored;
-- `score(rows)`: {metric: value} over all rows, NaN where undefined; `intervals(rows, resamples, seed)`: {metric:
-  metrics.Interval} of some of them;
-- unless it pretrains, `infer(network, image, background, options)`: what one network says about one case that has no
-  label, to be averaged; image: (C, X, Y, Z), background: a value per channel; and `answer(tasks, parts, geometry)`: (row,
-  {name: volume in native space}) from what the networks of `tasks`, one or more, said. With one network the row has the
-  same numbers as `predict` and `finish` give.
+A new task is a subclass of Task in a file of its own, and a line in TASKS. Nothing else in the house asks which task it
+is. A subclass that does not declare what stands in `_DECLARED` is refused when Python defines it.
 """
+
+import math
+from typing import NamedTuple
+
+from ..data import loader
+from ..data.cases import Wanted
+from .results import Results
+from .views.view import View
+
+_DECLARED = ("mode", "losses", "reads", "columns", "select", "higher_is_better", "stratum_kind")
+
+
+class Columns(NamedTuple):
+    """How many columns of a table a task learns (task.targets), and how an error says so."""
+
+    least: int
+    most: float
+    text: str
+
+
+ONE_OR_MORE = Columns(1, math.inf, "at least one column")
 
 
 class Task:
-    draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader, by each sample's own numpy generator
-    predict_batch = (
-        None  # (outputs (B, K) float32, cases) -> rows of cases of one window each; None: they are predicted one by one
-    )
+    """The contract; what stands here is what most tasks leave as it is.
+
+    A subclass declares
+    - mode: what `nets.build` builds, "segmentation", "classification" or "regression"; and `out_channels`, which may
+      depend on `state`;
+    - losses: the values of task.loss that it has, besides auto, which is the first of them; () for one loss of its own;
+    - reads: the kind of label that it reads, see `data.cases.Wanted`;
+    - columns: how many columns of a table it learns;
+    - select, higher_is_better: the validation metric that chooses the epoch (ties go to the lower val_loss), which is
+      also the headline of a report;
+    - stratum_kind: how folds are stratified by `strata`, "class", "continuous" or "multilabel";
+    and has
+    - state: plain values fitted on training or validation cases, stored with the checkpoint;
+    - loss(outputs, batch): (B,) float32, one per sample, so that accumulation and ranks average exactly;
+    - predict(network, case, windows, fold=None): the Answer for one whole case, a `data.cases.Prepared`. windows: the
+      `inference.WindowOptions`. With `fold`, the run_folder.FoldFolder, it is the final evaluation, in native space,
+      and files are written to the places that `fold` names;
+    - score(results): {metric: value} over all rows, NaN where undefined;
+    - intervals(results, resamples, seed): {metric: metrics.Interval} of some of them;
+    and, unless it pretrains,
+    - infer(network, image, background, windows): what one network says about one case that has no label, to be
+      averaged. image: (C, X, Y, Z). background: a value per channel;
+    - answer(tasks, parts, geometry): (row, {name: volume in native space}) from what the networks of `tasks`, one or
+      more, said. With one network the row has the same numbers as `predict` and `finish` give.
+    """
+
+    pretrains = False  # whether it learns without labels: its runs have one split, without a test part
+    keys = ()  # keys of the config that only such tasks read; elsewhere they are warned of
+    options = ()  # keys of the config that only some tasks take; elsewhere another value than the default is an error
+    view = View()  # what the report shows of its runs
+    volumes = ()  # names of the volumes that `answer` gives and prediction always writes
+    optional_volumes = ()  # those that it writes when asked
+    single = None  # the column or volume that is the one answer of a case; None: it has several
+    predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
+    draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
+
+    def __init_subclass__(cls):
+        lacking = [name for name in _DECLARED if not hasattr(cls, name)]
+        if lacking:
+            raise TypeError(f"{cls.__name__}: declares no {', '.join(lacking)}: see fomo/tasks/task.py")
 
     def __init__(self, config):
         self.config = config
         self.state = {}
 
+    @classmethod
+    def variant(cls, section):
+        """The class for a config's section `task`: this one, or a neighbour that shares its task.type."""
+        return cls
+
+    @classmethod
+    def check(cls, config, refuse):
+        """Rules of its own about the config; refuse(key, got, wanted) raises the user's error."""
+
+    @classmethod
+    def wanted(cls, section):
+        """What it reads of each case, by the config's section `task`."""
+        return Wanted(cls.reads, section.targets, section.classes, cls.pretrains)
+
+    @classmethod
+    def tested_part(cls):
+        """The part of a split that results are of: of a pretraining the one that is held back to select on."""
+        return "val" if cls.pretrains else "test"
+
+    @classmethod
+    def class_names(cls, recorded):
+        """Names of the two classes that it tells apart, by the cases in splits.json; [] if it has none."""
+        return []
+
     def strata(self, cases):
-        """What the parts of a split shall have equal shares of: of each case a class's name, a number, or a row of 0/1."""
+        """What the parts of a split shall have equal shares of: of each case a class, a number, or a row of 0/1."""
         return [case.target for case in cases]
 
     # ---------------------------------------------------------------------------------------- training
 
+    def augmentation(self):
+        """The augmentation of training batches, see `transforms`."""
+        return loader.augmentation(self.config)
+
+    def sample_voxels(self, augmented):
+        """Voxels of one channel of a training sample as the loader hands it over, augmented or not yet."""
+        return math.prod(self.config.data.patch)
+
     def inspect(self, cases):
-        """Called with all labelled cases before `fit` and before the network is built: how many classes there are, say."""
+        """Look at all labelled cases, before `fit` and before the network is built: how many classes there are, say."""
 
     def fit(self, train, val):
-        """Statistics of the training cases into `state`, and none of the validation cases: it only looks at what they have.
+        """Put statistics of the training cases into `state`; the validation cases are only looked at.
 
-        UserError for a part from which nothing can be learned or chosen. Returns messages: what a part lacks, and what was
-        done instead. Each becomes a `warn` line.
+        Raises UserError for a part from which nothing can be learned or chosen. Returns messages about what a part
+        lacks and what was done instead; each becomes a `warn` line.
         """
         return ()
 
@@ -51,7 +127,7 @@ class Task:
         return network
 
     def load(self, network, load):
-        """Pretrained weights into the network; load(part) fills a part of it and gives the `checkpoint.LoadReport`, returned."""
+        """Fill the network with pretrained weights; load(part) fills a part and returns the LoadReport."""
         return load(network)
 
     def prepare(self, batch):
@@ -76,17 +152,47 @@ class Task:
         return ()
 
     def calibrate(self, evaluate):
-        """Fit what is fitted on the rows of the inner validation cases, which `evaluate()` gives; returns messages like `fit`."""
+        """Fit what is fitted on the inner validation cases, whose Results evaluate() gives; returns messages like `fit`."""
         return ()
 
-    def finish(self, rows):
-        """The rows with what was fitted applied to them."""
-        return rows
+    def finish(self, answers, fold=None):
+        """The Results of some Answers, with what was fitted applied; `fold` as in `predict`, on all ranks."""
+        return Results([answer.row for answer in answers])
 
-    def volumes(self, rows):
-        """The rows of whole scans from those of their slices; `score`, `intervals` and `tables` then take these as `volumes`."""
+    def doubts(self, scores):
+        """(message, number of cases) of what the scores of a test part show to be wrong."""
         return ()
 
-    def tables(self, rows):
+    def tables(self, results):
         """{name: rows}: tables besides the metrics, written as NAME.csv for each fold and for all together."""
         return {}
+
+    def outputs(self):
+        """The Outputs of a network that tells classes apart, for pictures of where it looks."""
+        return []
+
+    # ------------------------------------------------------------------------------- several networks
+
+    def meaning(self):
+        """{key: value} of what its outputs mean, which all that is used together or continued must share."""
+        section = self.config.task
+        return {
+            "task.type": section.type,
+            "task.targets": section.targets,
+            "task.classes": self.state.get("classes", section.classes),
+            "task.activation": section.activation,
+        }
+
+    def learned(self):
+        """{key: value} for settings.json beside predictions: by what references of them are read."""
+        return {}
+
+    @staticmethod
+    def merge(states):
+        """{key: value} of what was fitted on validation cases, for the mean of several networks' weights."""
+        return {}
+
+    @staticmethod
+    def units(state):
+        """(mean, scale) of the target in one unit of the output; None where outputs have no unit."""
+        return None

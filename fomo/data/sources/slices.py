@@ -15,15 +15,16 @@ import os
 import sys
 
 from ...config import UserError
-from .. import spreadsheet
+from .. import extract, spreadsheet
 from ..cases import ID_WANTED, Case, Volume, names_a_file
-from ..slice_files import patient_of, read_labels, stem
+from ..slice_files import patient_of, prepare, read_labels, stem
+from .source import Source
 
 
-def list_slices(data, task, labels=True):
+def list_slices(data, wanted, labels, log=None):
     """The cases of `data.csv`, one per slice; the target is a tuple of 0 and 1, or None where the volume has no labels."""
     required = {f"data.csv, {name}": name for name in ("slice_id", "volume_name", "file_path")}
-    targets = task.targets if labels else ()
+    targets = wanted.targets if labels else ()
     own = targets if data.labels_csv is None else ()
     required.update({f"task.targets: {name}; or data.labels_csv": name for name in own})
     fold_column = data.fold_column
@@ -57,7 +58,7 @@ def list_slices(data, task, labels=True):
         key, scan = stem(cells["volume_name"]), sys.intern(cells["volume_name"])
         fold = fold_column and sys.intern(cells[fold_column])
         cases.append(Case(cells["slice_id"], patients[key], (place,), None, known.get(key), None, fold, scan))
-    return cases
+    return labelled(cases, data, log) if labels else cases
 
 
 def _first_rows(path, rows, columns):
@@ -121,3 +122,42 @@ def _target(path, where, cells, targets):
 
 
 _VALUES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+
+
+def _check(config, refuse):
+    data, count = config.data, len(config.data.channels)
+    if not config.task.targets:
+        refuse("task.targets", (), "the columns of the labels that are learned, for example [Cardiomegaly, Emphysema]")
+    if data.normalize not in ("none", "imagenet"):
+        wanted = "none or imagenet for data.source=slices: they were windowed when they were extracted"
+        refuse("data.normalize", data.normalize, wanted)
+    if data.patch[2] != 1:
+        refuse("data.patch", data.patch, "[x, y, 1], the pixels of a slice, for data.source=slices")
+    if data.neighbours and count != 2 * data.neighbours + 1:
+        wanted = f"{2 * data.neighbours + 1} names for data.neighbours={data.neighbours}, from below to above"
+        refuse("data.channels", data.channels, wanted)
+    if not data.neighbours and count not in (1, 3):
+        refuse("data.channels", data.channels, "one name, or three (the slice three times), for data.neighbours=0")
+
+
+def _record(data):
+    """How the slices were extracted, so that those of other volumes can be; None where it is not known."""
+    known = extract.has_settings(data.csv)
+    return {"extraction": extract.read_settings(data.csv).to_dict() if known else None}
+
+
+SLICES = Source(
+    list=list_slices,
+    gives=("flags",),
+    needs=(("data.csv",), "the table of the slices, for example data.csv=slices/splits/train_slices.csv"),
+    geometry=False,
+    keys=("data.fold_column", "eval.pool_slices", "eval.top_slices"),
+    options=("data.labels_csv", "data.missing_labels", "data.neighbours"),
+    reads_csv=True,
+    reads_root=False,
+    columns=lambda data: True,
+    check=_check,
+    meaning=lambda data: {"data.source": "slices", "data.patch": data.patch, "data.neighbours": data.neighbours},
+    record=_record,
+    prepare=lambda cases, data, *_: prepare(cases, data),
+)

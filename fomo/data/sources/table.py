@@ -18,12 +18,15 @@ import sys
 from ...config import UserError
 from ..cases import ID_WANTED, Case, Volume, any_foreground, looks_at_files, names_a_file
 from ..spreadsheet import NUMBER, check_columns, number, read_rows
+from .source import VOLUME_LABELS, Source
+from .subjects import warn_of_beginnings
 
+KEYS = ("data.id_column", "data.subject_column", "data.mask_column", "data.fold_column")  # of every table of cases
 _MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "?")
 _SHOWN = 5  # classes that an error names
 
 
-def list_table(data, task, labels=True):
+def list_table(data, wanted, labels, log=None):
     """The cases of `data.csv`; every mistake in it is a UserError that names file, line and column."""
     required = {"data.id_column": data.id_column}
     if data.subject_column is not None and labels:
@@ -31,8 +34,8 @@ def list_table(data, task, labels=True):
     for text in data.channels:
         if "|" not in text:
             required[f"data.channels: {text}"] = text
-    targets = task.targets if labels else ()
-    masked = labels and task.type == "segmentation"
+    targets = wanted.targets if labels else ()
+    masked = labels and wanted.masked
     if masked:
         required["data.mask_column"] = data.mask_column
     required.update({f"task.targets: {name}": name for name in targets})
@@ -40,9 +43,9 @@ def list_table(data, task, labels=True):
     for text in data.channels:
         if not any(name in rows[0].cells for name in text.split("|")):
             check_columns(data.csv, list(rows[0].cells), {f"data.channels: {text}": text.split("|")[0]})
-    columns = [_targets(data.csv, task, rows, name) for name in targets]
-    if task.type == "classification":
-        _check_classes(data.csv, task, rows, columns)
+    columns = [_targets(data.csv, wanted, rows, name) for name in targets]
+    if labels and wanted.kind == "class" and not wanted.pretraining:
+        _check_classes(data.csv, wanted, rows, columns)
     look = looks_at_files(data, len(rows))
     lines, cases = {}, []
     for place, row in enumerate(rows):
@@ -56,7 +59,7 @@ def list_table(data, task, labels=True):
             fold = sys.intern(_filled(data.csv, row, data.fold_column, "; data.fold_column=none: no such column"))
         mask = _volume(data.csv, row, data.mask_column, look) if masked else None
         values = [column[place] for column in columns]
-        target, names = _together(task.type, values)
+        target, names = _together(wanted.kind, values)
         if masked:
             target = float(any_foreground(mask, id))
         cases.append(Case(id, subject, images, mask, target, None, fold, None, names))
@@ -114,26 +117,26 @@ def _volume(path, row, column, look):
 # ------------------------------------------------------------------------------------------- targets
 
 
-def _targets(path, task, rows, name):
+def _targets(path, wanted, rows, name):
     """[(value, text of the class or None)] of a target's column, in the rows' order; None for what need not be labelled."""
-    numeric = task.type in ("regression", "multilabel")
-    optional = task.pretrains  # labels are for a look at what was learned, where there are any
+    numeric = wanted.kind in ("number", "flags")
+    optional = wanted.pretraining  # labels are for a look at what was learned, where there are any
     texts = []
     for row in rows:
         text = sys.intern(row.cells[name])
         missing = text.lower() in _MISSING
         if missing and not optional:
-            wanted = "a number" if numeric else "a class"
+            what = "a number" if numeric else "a class"
             _refuse(
                 path,
                 row,
                 name,
                 f"'{text}', which is a missing value" if text else "a blank cell",
-                f"{wanted}, or no such line",
+                f"{what}, or no such line",
             )
         if numeric and number(text) is None:
             _refuse(path, row, name, f"'{text}'", "a number")
-        if task.type == "multilabel" and float(text) not in (0, 1):
+        if wanted.kind == "flags" and float(text) not in (0, 1):
             _refuse(path, row, name, f"'{text}'", "0 or 1")
         texts.append(None if missing else text)
     if numeric:
@@ -142,19 +145,19 @@ def _targets(path, task, rows, name):
     return [None if text is None else (float(index[text]), text) for text in texts]
 
 
-def _check_classes(path, task, rows, columns):
+def _check_classes(path, wanted, rows, columns):
     """Refuse more classes of one target than task.classes, and classes that would share a column of the results."""
     named = {}
-    for target, column in zip(task.targets, columns):
+    for target, column in zip(wanted.targets, columns):
         lines = {}
         for row, (_, text) in zip(rows, column):
             lines.setdefault(text, []).append(row.line)
-        if len(columns) == 1 and len(lines) > task.classes:
+        if len(columns) == 1 and len(lines) > wanted.classes:
             rarest = sorted(lines.items(), key=lambda item: len(item[1]))[:_SHOWN]
             got = ", ".join(f"'{text[:80]}' ({len(where)}, first in line {where[0]})" for text, where in rarest)
             raise UserError(
                 f"{path}: column '{target}': got {len(lines)} classes, the rarest first: {got}{', ...' if len(lines) > _SHOWN else ''}; "
-                f"wanted task.classes={task.classes}: set it to their number, or correct the lines"
+                f"wanted task.classes={wanted.classes}: set it to their number, or correct the lines"
             )
         for text, where in lines.items():
             name, this = f"{target}_{text}".replace(" ", "_"), f"'{text[:80]}' in column '{target}' (line {where[0]})"
@@ -182,4 +185,22 @@ def _together(kind, values):
     if not values or None in values:
         return None, ()
     numbers, texts = zip(*values)
-    return (numbers[0] if len(numbers) == 1 and kind != "multilabel" else numbers), () if None in texts else texts
+    return (numbers[0] if len(numbers) == 1 and kind != "flags" else numbers), () if None in texts else texts
+
+
+def _warn(data, cases, log):
+    if data.subject_column is None:
+        warn_of_beginnings(cases, log)
+
+
+TABLE = Source(
+    list=list_table,
+    gives=VOLUME_LABELS,
+    needs=(("data.csv",), "the table of the cases, for example data.csv=/data/table.csv"),
+    geometry=True,
+    keys=KEYS,
+    reads_csv=True,
+    reads_root=False,
+    columns=lambda data: True,
+    warn=_warn,
+)

@@ -22,6 +22,7 @@ import zlib
 
 from ...config import UserError
 from ..cases import ID_BYTES, Case, Volume, looks_at_files
+from .source import Source
 
 _SUFFIXES = (".nii.gz", ".nii", ".npy")
 _DICOM = (".dcm", ".ima")
@@ -29,8 +30,8 @@ _SUBJECT_FOLDER = re.compile(r"sub[-_][0-9A-Za-z]+", re.ASCII)
 _SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
 
 
-def list_volumes(data, task, labels=True):
-    """The cases of `data.root` or of the list `data.csv`, unlabelled whatever `task` is."""
+def list_volumes(data, wanted=None, labels=True, log=None):
+    """The cases of `data.root` or of the list `data.csv`, never labelled."""
     scans = _from_list(data) if data.csv is not None else scans_below(data.root)
     chosen = re.compile(fnmatch.translate(data.pattern))
     matching = [(name, path) for name, path in scans if chosen.match(name)]
@@ -137,3 +138,14 @@ def _without_suffix(path):
         if path.lower().endswith(suffix):
             return path[: -len(suffix)]
     return path
+
+
+VOLUMES = Source(
+    list=list_volumes,
+    gives=("nothing",),
+    needs=(("data.root", "data.csv"), "the folder of the scans, or their list as data.csv"),
+    geometry=True,
+    keys=("data.pattern",),
+    reads_csv=True,
+    one_channel=True,
+)

@@ -6,7 +6,7 @@ from ...pages import heatmaps, page
 from ...pages.case_table import finish
 from ...pages.figures.classification import calibration, roc, rocs
 from ...pages.page import number, tag
-from ..multitarget import classes_of
+from ..categories import columns_of
 from .classification import against_chance, confusion_table
 from .view import View
 
@@ -107,7 +107,7 @@ def _squared_error(row):
     errors, columns = [], list(row)
     for target in _columns(row, "target"):
         name = target.removeprefix("target_")
-        classes = enumerate(classes_of(name, columns))
+        classes = enumerate(columns_of(name, columns))
         errors.append(sum((row[f"probability_{name}_{text}"] - (k == row[target])) ** 2 for k, text in classes))
     return sum(errors) / len(errors)
 

@@ -1,8 +1,13 @@
-"""The classes of a target: their names, and which of them the training and the validation part of a split have."""
+"""The classes of a target: their names, their weights, which of them a part of a split has, and the softmax's loss."""
+
+import itertools
 
 import numpy as np
 
+from .. import losses
 from ..config import UserError
+
+SOFTMAX_LOSSES = ("cross_entropy", "focal")
 
 
 def lacking(target, classes, train, val):
@@ -58,3 +63,17 @@ def inverse_frequency(counts):
     weights, present = np.ones(len(counts)), counts > 0
     weights[present] = counts.sum() / present.sum() / counts[present]
     return weights
+
+
+def softmax_loss(section, logits, target, class_weights):
+    """(B,): the loss of one softmax that the config's section `task` names."""
+    if section.loss == "focal":
+        return losses.focal(logits, target, alpha=class_weights, gamma=section.focal_gamma)
+    return losses.cross_entropy(logits, target, class_weights=class_weights)
+
+
+def columns_of(name, columns):
+    """The names of a target's classes: those whose probabilities stand behind its decision in the columns of a table."""
+    behind = columns[columns.index(f"decision_{name}") + 1 :]
+    found = itertools.takewhile(lambda column: column.startswith(f"probability_{name}_"), behind)
+    return [column.removeprefix(f"probability_{name}_") for column in found]

@@ -1,0 +1,56 @@
+"""What a source says of itself, so that nothing else in the house needs to know its name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .. import cache
+
+_VOLUME_KEYS = ("data.crop", "data.cache_dtype", "data.crop_position", "eval.overlap", "eval.pool_windows")
+VOLUME_LABELS = ("class", "number", "flags", "mask", "nothing")
+
+
+def _of_volumes(data):
+    return {"data.spacing_mm": data.spacing_mm, "data.crop": data.crop, "data.cache_dtype": data.cache_dtype}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The declaration of a source; `data` is always the config's section.
+
+    list: function (data, wanted, labels, log) that returns the Cases. wanted: see cases.Wanted. labels=False: images
+        only, for prediction. log: for warnings, or None.
+    gives: the kinds of labels (Wanted.kind) that it can have.
+    needs: keys of which at least one must be set, and what the user should give: (("data.root",), "the folder ...").
+    geometry: whether its images are volumes that lie in space, which are preprocessed and can be cut into patches.
+    keys: keys of the config that not all sources read, besides those of all volumes.
+    options: keys of the config that only this source takes; elsewhere another value than the default is an error.
+    reads_csv, reads_root: whether it reads data.csv and data.root.
+    columns: function of `data`: whether task.targets names columns of its table.
+    one_channel: whether each image is a case of its own.
+    check: function (config, refuse) with further rules; refuse(key, got, wanted) raises.
+    warn: function (data, cases, log) that warns of what may be wrong and is no error.
+    meaning: {key: value} of what decides how an image of it is to be understood.
+    record: what a network must know of it for prediction, stored with the checkpoint.
+    prepare: function (cases, data, wanted, log, workers) that returns the Prepared cases.
+    """
+
+    list: Callable
+    gives: tuple[str, ...]
+    needs: tuple[tuple[str, ...], str]
+    geometry: bool
+    keys: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    reads_csv: bool = False
+    reads_root: bool = True
+    columns: Callable = lambda data: False
+    one_channel: bool = False
+    check: Callable = lambda config, refuse: None
+    warn: Callable = lambda data, cases, log: None
+    meaning: Callable = _of_volumes
+    record: Callable = lambda data: {}
+    prepare: Callable = cache.prepare
+
+    @property
+    def own_keys(self):
+        """Every key of the config that it reads and that some other source does not."""
+        return self.keys + (_VOLUME_KEYS if self.geometry else ())

@@ -1,0 +1,38 @@
+"""Subjects that are perhaps one and count as several: warnings about how they are written."""
+
+import re
+
+_SUBJECT = re.compile(r".*?sub[_-][0-9a-z]+", re.ASCII | re.IGNORECASE)
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|\.0+$", re.ASCII)  # in front of a number, and those that make 1 a 1.0
+_SHOWN = 5  # pairs of subjects that a warning names
+
+
+def warn_of_beginnings(cases, log):
+    """Warn of cases whose names begin with one subject and that count as several subjects."""
+    alike = {}
+    for case in cases:
+        beginning = _SUBJECT.match(case.id)
+        if beginning:
+            alike.setdefault(beginning[0].lower(), {}).setdefault(case.subject, case.id)
+    several = [list(ids.values()) for ids in alike.values() if len(ids) > 1]
+    if several:
+        log.warn(
+            "cases count as different subjects, though their names begin alike: sessions of one subject are told by _ses_ in the name, "
+            "or by data.subject_column",
+            beginnings=len(several),
+            example=several[0][:2],
+        )
+
+
+def warn_of_spellings(cases, log):
+    """Warn of subjects that differ only in how they are written."""
+    alike = {}
+    for subject in sorted({case.subject for case in cases}):
+        alike.setdefault(_ZEROS.sub("", subject.lower()), []).append(subject)
+    several = ["/".join(subjects) for subjects in alike.values() if len(subjects) > 1]
+    if several:
+        log.warn(
+            "subjects that differ only in capitals, leading zeros or .0 count as different ones: write those that are one in one way",
+            count=len(several),
+            subjects=several[:_SHOWN],
+        )

@@ -1,0 +1,197 @@
+"""What there is to choose from, tasks, sources, networks and augmentations, and what each choice asks of a config.
+
+Each of these kinds declares in its own room what concerns it. Here the declarations meet the config: choices for
+`--help` and for errors, rules, and the keys that nobody reads.
+"""
+
+from . import config as config_module
+from .config import UserError, fields, show
+from .data.sources import SOURCES
+from .nets import NETWORKS, PLAIN
+from .tasks import TASKS, kind
+from .transforms import PRESETS
+
+
+def choices():
+    """{dotted key: allowed values} of the keys that choose a kind."""
+    losses = dict.fromkeys(loss for task in TASKS.values() for loss in task.losses)
+    return {
+        "task.type": tuple(TASKS),
+        "task.loss": ("auto", *losses),
+        "data.source": tuple(SOURCES),
+        "model.name": tuple(NETWORKS),
+        "augment.preset": tuple(PRESETS),
+    }
+
+
+def load(path, overrides=()):
+    """The Config of a YAML file and of `key=value` overrides, checked in every way, see `config.load` and `check`."""
+    config = config_module.load(path, overrides, choices())
+    check(config, config_module.origin(path, overrides))
+    return config
+
+
+def from_dict(values, where):
+    """The Config of `config.to_dict`'s nested dicts, checked; where: the file that they are from, for errors."""
+    config = config_module.from_dict(values, where, choices())
+    check(config, where)
+    return config
+
+
+def check(config, where):
+    """Raise UserError for a combination of keys that cannot work; where: what the config is from."""
+
+    def refuse(name, got, wanted):
+        raise UserError(f"{where}: {name}: got {show(got)[:300]}, wanted {wanted}")
+
+    config_module.check(config, refuse)
+    _check_source(config, refuse)
+    _check_network(config, refuse)
+    _check_task(config, refuse)
+
+
+# ------------------------------------------------------------------------------------- what each asks
+
+
+def _check_source(config, refuse):
+    data, task, source = config.data, kind(config), SOURCES[config.data.source]
+    named = f"data.source={data.source}"
+    keys, wanted = source.needs
+    if keys and all(getattr(data, key.partition(".")[2]) is None for key in keys):
+        refuse(keys[0], None, wanted)
+    if data.csv is not None and not source.reads_csv:
+        refuse("data.csv", data.csv, f"none for {named}")
+    if source.one_channel and len(data.channels) != 1:
+        refuse("data.channels", data.channels, f"one name for {named}, for example [mri]: each scan is a case")
+    if ("nothing" if task.pretrains else task.reads) not in source.gives:
+        if source.gives == ("nothing",):
+            refuse(
+                "data.source", data.source, f"a source with labels for task.type={config.task.type}, for example table"
+            )
+        fit = [name for name, other in TASKS.items() if other.reads in source.gives and not other.pretrains]
+        refuse("task.type", config.task.type, f"{' or '.join(fit)} for {named}")
+    for name, owners in _options(SOURCES).items():
+        if data.source not in owners and _value(config, name) != _default(name):
+            refuse(name, _value(config, name), f"another value for {named}: it is for {' or '.join(owners)}")
+    if data.normalize == "imagenet" and source.geometry:
+        slices = [name for name, other in SOURCES.items() if not other.geometry]
+        refuse("data.normalize", "imagenet", f"another value for {named}: it is for {' or '.join(slices)}")
+    source.check(config, refuse)
+    _check_targets(config, task, source, refuse)
+
+
+def _check_targets(config, task, source, refuse):
+    targets, (least, most, text) = config.task.targets, task.columns
+    if source.columns(config.data):
+        if not least <= len(targets) <= most:
+            refuse("task.targets", targets, f"{text} (task.type={config.task.type}, columns of the table)")
+    elif targets:
+        refuse("task.targets", targets, f"none for data.source={config.data.source}: its layout says what is learned")
+    if len({name.replace(" ", "_") for name in targets}) != len(targets):
+        wanted = "each column once, of a name of its own ('_' is like a blank: results are named by it)"
+        refuse("task.targets", targets, wanted)
+
+
+def _check_network(config, refuse):
+    model, network = config.model, NETWORKS[config.model.name]
+    for name, got, wanted in (
+        ("data.patch", config.data.patch, network.patch_problem(model.name, config.data.patch)),
+        ("eval.windows", config.eval.windows, network.windows_problem(model.name, config.eval.windows)),
+        ("model.width", model.width, network.width_problem(model.name, model.width)),
+        ("model.name", model.name, network.mode_problem(kind(config).mode, f"task.type={config.task.type}")),
+    ):
+        if wanted is not None:
+            refuse(name, got, wanted)
+    values = {option: getattr(model, option) for option in PLAIN}
+    for option, wanted in network.option_problems(model.name, values):
+        refuse(f"model.{option}", values[option], wanted)
+    if config.train.checkpoint_activations and not network.recomputes:
+        wanted = f"false for model.name={model.name}, task.type={config.task.type}"
+        refuse("train.checkpoint_activations", True, wanted)
+    if kind(config).pretrains and network.sees == "slice":
+        wanted = f"a U-Net for task.type={config.task.type}: a 2D network has one output per slice"
+        refuse("model.name", model.name, wanted)
+
+
+def _check_task(config, refuse):
+    section, task = config.task, kind(config)
+    named = f"task.type={section.type}"
+    losses = ("auto", *task.losses)
+    if section.loss not in losses:
+        refuse("task.loss", section.loss, f"one of {', '.join(losses)} for {named}")
+    for name in _options(TASKS):
+        if name not in task.options and _value(config, name) != _default(name):
+            refuse(name, _value(config, name), f"{show(_default(name))} for {named}")
+    data = config.data
+    if (data.train_folds or data.val_folds) and not data.test_folds and not task.pretrains:
+        refuse("data.test_folds", (), "the folds to test on, beside data.train_folds and data.val_folds")
+    if task.pretrains:
+        for name in ("data.test_folds", "eval.mirror_axes", "cv.final"):
+            if _value(config, name) != _default(name):
+                refuse(name, _value(config, name), f"{show(_default(name))} for {named}: pretraining tests nothing")
+    task.check(config, refuse)
+
+
+def _options(kinds):
+    """{key: names of the kinds that take it} of the keys that not all of them take."""
+    found = {}
+    for name, one in kinds.items():
+        for key in one.options:
+            found.setdefault(key, []).append(name)
+    return found
+
+
+def _value(config, name):
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def _default(name):
+    return _value(config_module.Config(), name)
+
+
+# -------------------------------------------------------------------------------------- who reads what
+
+
+def _readers():
+    """{key: {"task.type": names, "data.source": names}} of the keys that not all tasks, or not all sources, read."""
+    found = {}
+    for chooser, kinds in (("task.type", TASKS), ("data.source", SOURCES)):
+        for name, one in kinds.items():
+            for key in one.keys if chooser == "task.type" else one.own_keys:
+                found.setdefault(key, {}).setdefault(chooser, []).append(name)
+    return found
+
+
+def _condition(chooser, names, all_of_them):
+    """The `names` of a choice, as key=a|b or, of all but one, as key!=a."""
+    others = [name for name in all_of_them if name not in names]
+    return f"{chooser}!={others[0]}" if len(others) == 1 else f"{chooser}={'|'.join(names)}"
+
+
+def unread(config):
+    """Names of the keys that are not as by default and that nothing reads, as the other keys are."""
+    readers = {"task.type": kind(config).keys, "data.source": SOURCES[config.data.source].own_keys}
+    left = set(config_module.unread(config))
+    for name, choosers in _readers().items():
+        if _value(config, name) != _default(name) and not all(name in readers[chooser] for chooser in choosers):
+            left.add(name)
+    return [name for name, _, _ in fields(config) if name in left]
+
+
+def describe_keys():
+    """The text of `--help`: every key, its default and one line of explanation."""
+    allowed, readers, lines = choices(), _readers(), []
+    for name, field, value in fields(config_module.Config()):
+        meta = field.metadata
+        shown = "none" if value is None else show(value)
+        notes = [meta["help"]]
+        one_of = allowed.get(name) or meta["choices"]
+        if one_of:
+            notes.append("one of " + " ".join(str(choice) for choice in one_of))
+        conditions = [_condition(chooser, names, allowed[chooser]) for chooser, names in readers.get(name, {}).items()]
+        conditions += [meta["only"]] if meta["only"] else []
+        if conditions:
+            notes.append("for " + " ".join(conditions))
+        lines.append(f"  {name + '=' + shown:<40} {'; '.join(notes)}")
+    return "\n".join(lines)
