@@ -1,29 +1,31 @@
 """Folds for cross-validation: grouped, stratified, and the same for the same cases in any order.
 
-A fold is {"train": ids, "val": ids, "test": ids}, each sorted. A group (the subject) is never split; every id is tested
-in exactly one fold; `val` is held back from the training part, grouped and stratified like the test part.
+A fold is {"train": ids, "val": ids, "test": ids}, each sorted. A group (the subject) is never split. Every id is tested
+in exactly one fold. `val` is held back from the training part, grouped and stratified like the test part.
 
-What is balanced, by `kind` of labels:
+The `kind` of labels says what is balanced:
   "class"       one label per id; every test, val and train part has every class, or it is an error
   "continuous"  one number per id; groups are binned by the quantile of their mean, as finely as the parts allow
-  "multilabel"  one row of 0/1 per id; each label, and having none; a label too rare for all parts is spread out
+  "multilabel"  one row of 0/1 per id; each label is balanced, and so are ids without any; rare labels are spread out
 
-Method: groups are placed one by one, the largest and rarest first, where their labels are missed most, then exchanged
-while that helps. It follows the iterative stratification of Sechidis et al. 2011, for groups instead of single cases.
+Method: groups are placed one by one, the largest and rarest first, in the part that needs their labels most. Then they
+are exchanged while that helps. It is the iterative stratification of Sechidis et al. 2011, of groups instead of cases.
 """
+
+from collections import Counter
 
 import numpy as np
 
-_SIZE_WEIGHT = 0.1  # of the parts' sizes against the labels (1 in all)
+_SIZE_WEIGHT = 0.1  # of the sizes of the parts; the labels together weigh 1
 _MISSING_WEIGHT = 10.0  # of a part without a class: more than any imbalance
-_PARTNERS = 200  # groups tried for an exchange, so that large sets stay fast
+_PARTNERS = 200  # groups that are tried for an exchange, so that large sets stay fast
 
 
 def kfold(ids, groups, labels, folds, val_fraction, seed, kind="class"):
-    """`folds` folds of {"train", "val", "test"}; val has about `val_fraction` of the ids that are not in test.
+    """A list of `folds` folds {"train", "val", "test"}; val has about `val_fraction` of the ids that are not in test.
 
-    ids: unique, text. groups, labels: one per id, see the top of the file. Raises ValueError when a class is in fewer
-    groups than `folds`, or in too few for a validation part, naming class and count.
+    ids: unique, text. groups, labels: one per id, see the top of the file. Raises ValueError, with class and count,
+    where a class is in fewer groups than `folds`, or in too few for a validation part.
     """
     if folds < 2:
         raise ValueError(f"folds: got {folds}, wanted at least 2")
@@ -34,10 +36,10 @@ def kfold(ids, groups, labels, folds, val_fraction, seed, kind="class"):
 
 
 def leave_one_group_out(ids, subjects, sites, labels, val_fraction, seed, kind="class"):
-    """One fold per site, in sorted order, whose test part is that site; val is grouped by subject.
+    """One fold per site, in sorted order: the site is its test part. val is grouped by subject.
 
-    A site may lack a class, since its test part is given; the others must have it for both training and validation.
-    Raises ValueError for a subject at two sites and for fewer than two sites.
+    A site may lack a class, but the other sites must have it for both training and validation. Raises ValueError for a
+    subject at two sites and for fewer than two sites.
     """
     cases = _sorted_cases(ids, subjects, labels, val_fraction, kind)
     site_of = dict(zip(ids, sites, strict=True))
@@ -49,16 +51,16 @@ def leave_one_group_out(ids, subjects, sites, labels, val_fraction, seed, kind="
     if len(names) < 2:
         raise ValueError(f"sites: got {', '.join(map(str, names)) or 'none'}, wanted at least two")
     parts = [[case for case in cases if site_of[case[0]] == site] for site in names]
-    return _with_validation(
-        parts, cases, val_fraction, kind, np.random.default_rng(seed), [f"site {site}" for site in names]
-    )
+    rng = np.random.default_rng(seed)
+    return _with_validation(parts, cases, val_fraction, kind, rng, [f"site {site}" for site in names])
 
 
 def holdout(ids, groups, labels, val_fraction, seed, kind="class", val=(), test=()):
     """One {"train", "val", "test"}: `val` and `test` are given ids, train is the rest.
 
-    An empty `test` stays empty. An empty `val` is held back from the rest as in `kfold`; with labels None, as for
-    pretraining, whole groups are drawn at random. Raises ValueError like `kfold`, and for a group in two parts.
+    An empty `test` stays empty. Where `val` is empty, a part of the rest is held back as in `kfold`; without labels
+    (None, as for pretraining) whole groups are drawn at random. Raises ValueError like `kfold`, and for a group in two
+    parts.
     """
     val, test = sorted(val), sorted(test)
     rest = sorted(set(ids) - set(val) - set(test))
@@ -97,7 +99,7 @@ def check_split(split, group_of):
 def check(folds, group_of=None):
     """Raise ValueError unless each fold's parts are filled and disjoint, all folds have the same ids, each tested once.
 
-    group_of: {id: group}; when given, it must know exactly these ids, and groups must be disjoint as well.
+    group_of: {id: group}; where given, it must know exactly these ids, and groups must be disjoint as well.
     """
     if not folds:
         raise ValueError("folds: got none")
@@ -105,29 +107,28 @@ def check(folds, group_of=None):
         if set(fold) != {"train", "val", "test"} or not all(fold.values()):
             got = ", ".join(f"{part} ({len(names)})" for part, names in fold.items())
             raise ValueError(f"fold {i}: got {got or 'nothing'}, wanted train, val and test, none of them empty")
-    everyone = sorted(name for fold in folds for name in fold["test"])
-    twice = sorted({a for a, b in zip(everyone, everyone[1:]) if a == b})
+    tested = Counter(name for fold in folds for name in fold["test"])
+    twice = sorted(name for name, count in tested.items() if count > 1)
     if twice:
         raise ValueError(f"test parts: {_some(twice)} tested more than once, wanted each id in one fold")
-    if group_of is not None and set(group_of) != set(everyone):
-        raise ValueError(
-            f"test parts: {_some(sorted(set(group_of) ^ set(everyone)))} not in both the folds and the cases"
-        )
+    if group_of is not None and set(group_of) != set(tested):
+        differing = sorted(set(group_of) ^ set(tested))
+        raise ValueError(f"test parts: {_some(differing)} not in both the folds and the cases")
     for i, fold in enumerate(folds, 1):
-        if sorted(name for part in fold.values() for name in part) != everyone:
-            owners = {}
-            for part, names in fold.items():
-                for name in names:
-                    owners.setdefault(name, []).append(part)
-            wrong = sorted(
-                name for name in {*owners, *everyone} if len(owners.get(name, ())) != 1 or name not in everyone
-            )
-            raise ValueError(f"fold {i}: {_some(wrong)} not in exactly one of train, val and test")
-        if group_of is not None:
-            try:
-                check_split(fold, group_of)
-            except ValueError as error:
-                raise ValueError(f"fold {i}: {error}") from None
+        try:
+            _check_fold(fold, tested, group_of)
+        except ValueError as error:
+            raise ValueError(f"fold {i}: {error}") from None
+
+
+def _check_fold(fold, tested, group_of):
+    """tested: {id: 1} of the ids of all folds."""
+    found = Counter(name for part in fold.values() for name in part)
+    wrong = sorted(name for name in found | tested if found[name] != tested[name])
+    if wrong:
+        raise ValueError(f"{_some(wrong)} not in exactly one of train, val and test")
+    if group_of is not None:
+        check_split(fold, group_of)
 
 
 def _sorted_cases(ids, groups, labels, val_fraction, kind):
@@ -137,9 +138,8 @@ def _sorted_cases(ids, groups, labels, val_fraction, kind):
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction: got {val_fraction}, wanted more than 0 and less than 1")
     if not len(ids) == len(groups) == len(labels):
-        raise ValueError(
-            f"ids, groups, labels: got {len(ids)}, {len(groups)} and {len(labels)}, wanted one each per id"
-        )
+        lengths = f"{len(ids)}, {len(groups)} and {len(labels)}"
+        raise ValueError(f"ids, groups, labels: got {lengths}, wanted one each per id")
     cases = sorted(zip(ids, groups, labels), key=lambda case: case[0])
     twice = [a[0] for a, b in zip(cases, cases[1:]) if a[0] == b[0]]
     if twice:
@@ -157,28 +157,27 @@ def _classes(cases, kind):
 
 
 def _with_validation(parts, cases, val_fraction, kind, rng, names):
+    """The folds with these test parts; names: what errors call each fold."""
     folds = []
     for test, name in zip(parts, names):
         tested = {case[0] for case in test}
         rest = [case for case in cases if case[0] not in tested]
-        train, val = _hold_back(
-            rest, val_fraction, kind, rng, f"{name}: training and validation", _classes(cases, kind)
-        )
-        folds.append(
-            {part: [case[0] for case in chosen] for part, chosen in (("train", train), ("val", val), ("test", test))}
-        )
+        what = f"{name}: training and validation"
+        train, val = _hold_back(rest, val_fraction, kind, rng, what, _classes(cases, kind))
+        chosen = {"train": train, "val": val, "test": test}
+        folds.append({part: [case[0] for case in cases_of] for part, cases_of in chosen.items()})
     check(folds, {name: group for name, group, _ in cases})
     return folds
 
 
 def _hold_back(cases, val_fraction, kind, rng, what, classes=None):
-    """(train, val); classes: those that both must have (None: those of the cases)."""
+    """(train, val); classes: what both must have (None: the classes of the cases)."""
     classes = _classes(cases, kind) if classes is None else classes
     return _divide(cases, [1 - val_fraction, val_fraction], kind, rng, what, classes)
 
 
 def _divide(cases, shares, kind, rng, what, classes):
-    """`cases` in len(shares) parts of about those shares of every label and of the ids; no group in two parts."""
+    """The cases in len(shares) parts, which get about these shares of each label and of the ids; groups stay whole."""
     members = {}
     for i, (_, group, _) in enumerate(cases):
         members.setdefault(group, []).append(i)
@@ -189,17 +188,15 @@ def _divide(cases, shares, kind, rng, what, classes):
     if kind == "class":
         for label, groups in zip(classes, present.sum(0)):
             if groups < len(shares):
-                raise ValueError(
-                    f"{what}: class {label} is in {groups} groups (subjects), wanted at least {len(shares)}"
-                )
+                wanted = f"wanted at least {len(shares)}"
+                raise ValueError(f"{what}: class {label} is in {groups} groups (subjects), {wanted}")
     if kind == "continuous":
         present = present[:, :0]  # bins may be empty
     sizes = np.array([len(rows) for rows in members.values()])
     part, missing = _place(counts, present, sizes, np.array(shares), rng)
     if missing and kind == "class":
-        raise ValueError(
-            f"{what}: no way found to give each part every class ({', '.join(map(str, classes))}) with whole groups"
-        )
+        every = ", ".join(map(str, classes))
+        raise ValueError(f"{what}: no way found to give each part every class ({every}) with whole groups")
     divided = [[] for _ in shares]
     for rows, p in zip(members.values(), part):
         divided[p] += rows
@@ -207,7 +204,7 @@ def _divide(cases, shares, kind, rng, what, classes):
 
 
 def _counts(labels, members, kind, classes, shares):
-    """(groups, strata): how many ids of each group are in each stratum."""
+    """(groups, strata): the number of ids of each group in each stratum."""
     if kind == "class":
         rows = np.array([[label == name for name in classes] for label in labels], dtype=float)
     elif kind == "multilabel":
@@ -222,10 +219,10 @@ def _counts(labels, members, kind, classes, shares):
 
 
 def _place(counts, present, sizes, shares, rng):
-    """(part of every group, number of (part, class) pairs left without a group).
+    """(part of each group, number of (part, class) pairs without a group): the best of a few searches.
 
-    Minimises the squared deviation of every part from its share of every stratum, each relative to the stratum's total
-    so that rare ones weigh as much as common ones, and of the ids. The best of a few starts, because it is a search.
+    A search minimises the squared deviation of each part from its share of each stratum and of the ids. A deviation is
+    relative to the stratum's total, so that rare strata weigh as much as common ones.
     """
     totals = counts.sum(0)
     used = totals > 0
@@ -246,7 +243,7 @@ def _place(counts, present, sizes, shares, rng):
 
 
 def _search(z, present, shares, order, rng):
-    """(part of every group, (missing pairs, deviation)). Rounded, so that no machine breaks a tie its own way."""
+    """(part of each group, (missing pairs, deviation)); values are rounded, so that all machines break ties alike."""
     part = np.empty(len(z), int)
     excess = -np.outer(shares, z.sum(0))  # of each part in each stratum
     for g in order:

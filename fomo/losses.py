@@ -1,6 +1,6 @@
 """Losses per sample: every function returns shape (B,) in float32, for any input dtype and under autocast.
 
-The mean over the batch is the caller's, so that accumulation and ranks add up exactly to one big batch.
+The caller takes the mean over the batch, so that accumulation and ranks add up exactly to one big batch.
 Logits are (B, K) or (B, K, X, Y, Z); class targets are whole numbers 0..K-1 of shape (B,) or (B, X, Y, Z).
 A wrong shape is a ValueError, because broadcasting would hide it.
 """
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 def cross_entropy(logits, target, class_weights=None):
     """-log softmax of the target class, times its weight; the mean over the voxels of a sample.
 
-    class_weights: (K,), scaled by the caller (mean 1 over the training set keeps the learning rate's meaning):
-    nothing is divided by the weights that happen to be in a batch.
+    class_weights: (K,). The caller scales them (a mean of 1 over the training set keeps the learning rate's meaning);
+    the loss is not divided by the weights that happen to be in a batch.
     """
     _check_classes(logits, target)
     return _per_sample(_nll(logits.float().log_softmax(1), target, class_weights))
@@ -36,10 +36,10 @@ def dice_ce(logits, target, class_weights=None, smooth=1.0, activation="softmax"
     """1 - soft Dice, averaged over the foreground classes (1..K-1), plus cross_entropy, both per sample.
 
     Dice of class c = (2 sum p_c y_c + smooth) / (sum p_c + sum y_c + smooth) over the voxels of the sample, p the
-    softmax. For a class that the sample does not have, its loss is therefore sum p_c / (sum p_c + smooth): 0 when none
-    is predicted, and 1/2 when as little as `smooth` voxels of it are (Isensee et al. 2021, with the foreground only).
-    activation="sigmoid": logits have one channel for each class 1..K, without the background; p is their sigmoid, and the
-    cross-entropy is sigmoid_cross_entropy.
+    softmax. Of a class that the sample does not have the loss is sum p_c / (sum p_c + smooth): 0 where none is
+    predicted, 1/2 where as few as `smooth` voxels are (Isensee et al. 2021, with the foreground only).
+    activation="sigmoid": logits have one channel for each class 1..K and none for the background; p is their sigmoid,
+    and the cross-entropy is sigmoid_cross_entropy.
     """
     classes = _foreground(logits, target, activation)
     if activation == "sigmoid":
@@ -57,9 +57,9 @@ def dice_ce(logits, target, class_weights=None, smooth=1.0, activation="softmax"
 
 
 def sigmoid_cross_entropy(logits, target):
-    """Of independent classes: channel k of the logits (B, K, X, Y, Z) against target == k + 1, by the sigmoid.
+    """Cross-entropy, by the sigmoid, of independent classes: channel k of the logits (B, K, X, Y, Z) is class k + 1.
 
-    The mean over the classes and voxels of a sample; target: whole numbers (B, X, Y, Z), 0 is none of the classes.
+    The mean over the classes and voxels of a sample. target: whole numbers (B, X, Y, Z), 0 where there is no class.
     """
     classes = _foreground(logits, target, "sigmoid")
     total = 0.0
@@ -70,12 +70,12 @@ def sigmoid_cross_entropy(logits, target):
 
 
 def generalized_dice(logits, target, activation="softmax", smooth=1e-5):
-    """1 - 2 sum_c w_c sum p_c y_c / sum_c w_c sum (p_c + y_c) per sample, w_c = 1 / (voxels of c)^2 (Sudre et al. 2017).
+    """1 - 2 sum_c w_c sum p_c y_c / sum_c w_c sum (p_c + y_c), w_c = 1 / (voxels of c)^2 (Sudre et al. 2017).
 
-    The sums are over the voxels of the sample and its classes: with "softmax" all channels, the background too; with
-    "sigmoid" channel k is class k + 1, and there is no background. A class that the sample does not have gets the largest
-    weight of those that it has (as in the authors' NiftyNet). A sample without any class (sigmoid) has the mean of p as
-    its loss, to which the formula comes close for a softmax with nothing but background. `smooth` is added above and
+    The sums run over the voxels and the classes. With "softmax" all channels are classes, the background too; with
+    "sigmoid" channel k is class k + 1, and there is no background. A class that the sample does not have gets the
+    largest weight of the others (as in the authors' NiftyNet). Of a sample without any class (sigmoid) the loss is the
+    mean of p; the formula comes close to that for a softmax of nothing but background. `smooth` is added above and
     below, in voxels of the rarest class.
     """
     first = _foreground(logits, target, activation)[0]
@@ -84,7 +84,7 @@ def generalized_dice(logits, target, activation="softmax", smooth=1e-5):
     y = torch.stack([(target == channel + shift).flatten(1) for channel in range(p.shape[1])], 1)
     p, count = p.flatten(2), y.sum(2)
     rarest = torch.where(count > 0, count, count.amax() + 1).amin(1, keepdim=True)
-    weights = (rarest / torch.where(count > 0, count, rarest)) ** 2  # of the rarest class 1: their scale means nothing
+    weights = (rarest / torch.where(count > 0, count, rarest)) ** 2  # 1 for the rarest class: the scale cancels
     both, each = (weights * (p * y).sum(2)).sum(1), (weights * (p.sum(2) + count)).sum(1)
     dice = (2 * both + smooth) / (each + smooth).clamp(min=1e-30)
     return torch.where(count.sum(1) > 0, 1 - dice, p.mean((1, 2)))
@@ -105,8 +105,8 @@ def mse(prediction, target):
 def masked_mse(prediction, target, mask=None):
     """Squared error; the mean over the masked voxels of a sample, in all channels. Both (B, C, X, Y, Z).
 
-    mask: bool (B, 1 or C, X, Y, Z), True where the error counts (None: everywhere). A sample without such a voxel has the
-    loss 0, and no gradient. What lies outside the mask may be anything, infinite too.
+    mask: bool (B, 1 or C, X, Y, Z), True where the error counts (None: everywhere). A sample without such a voxel has
+    the loss 0 and no gradient. Values outside the mask do not matter; they may be infinite.
     """
     _check_same(prediction, target)
     if mask is None:
@@ -122,9 +122,10 @@ def masked_mse(prediction, target, mask=None):
 def dino(student, teacher, centre, student_temperature=0.1, teacher_temperature=0.04):
     """Cross-entropy of each student view against each teacher view of another crop; the mean over all such pairs.
 
-    student: outputs (B, K) of all V views, as a list or as (V, B, K); teacher: of the first G of these views, which are
-    the global ones; centre: (K,), taken off the teacher's outputs. The teacher's side has no gradient. Views of the same
-    crop (equal index) are no pair (Caron et al. 2021, eq. 3; github.com/facebookresearch/dino, DINOLoss).
+    student: outputs (B, K) of all V views, as a list or as (V, B, K).
+    teacher: outputs of the first G of these views, which are the global ones; they get no gradient.
+    centre: (K,), subtracted from the teacher's outputs.
+    Views of the same crop (equal index) are no pair (Caron et al. 2021, eq. 3; DINOLoss of facebookresearch/dino).
     """
     student, teacher = (torch.stack(list(views)) for views in (student, teacher))
     views, others = len(student), len(teacher)
@@ -132,9 +133,8 @@ def dino(student, teacher, centre, student_temperature=0.1, teacher_temperature=
         shapes = ", ".join(str(tuple(x.shape)) for x in (student, teacher, centre))
         raise ValueError(f"student, teacher, centre: got shapes {shapes}, wanted (V, B, K), (G, B, K), (K,)")
     if not 1 <= others <= views or views < 2:
-        raise ValueError(
-            f"student, teacher: got {views} and {others} views, wanted at least 2, and no more of the teacher"
-        )
+        got = f"{views} and {others} views"
+        raise ValueError(f"student, teacher: got {got}, wanted at least 2, and no more of the teacher")
     with torch.no_grad():
         target = dino_target(teacher, centre, teacher_temperature)
     log_p = (student.float() / student_temperature).log_softmax(-1)
@@ -147,17 +147,19 @@ def dino(student, teacher, centre, student_temperature=0.1, teacher_temperature=
 
 
 def dino_target(teacher, centre, temperature):
-    """Probabilities, in float32, that the student is to give: the teacher's outputs (..., K), centred and sharpened."""
+    """Probabilities, in float32, that the student shall give: the teacher's outputs (..., K), centred and sharpened."""
     return ((teacher.float() - centre.float()) / temperature).softmax(-1)
 
 
 def bce(logits, targets, pos_weight=None, label_smoothing=0.0):
-    """Binary cross-entropy of each label, that of its presence times pos_weight; the mean over the labels.
+    """Binary cross-entropy of each label, times pos_weight where the label is present; the mean over the labels.
 
-    Of the three losses of several labels, `bce`, `focal_multilabel` and `asymmetric`: logits and targets are (B, K), a
-    target is the probability of the label (0 or 1, or between where images were mixed), and the losses are linear in it,
-    so that a mixed target gives the mix of the losses. label_smoothing e makes it (1 - e) target + e / 2. pos_weight: one
-    number or (K,). A target that is NaN makes the loss NaN.
+    pos_weight: one number or (K,).
+
+    The three losses of several labels, `bce`, `focal_multilabel` and `asymmetric`, have this in common: logits and
+    targets are (B, K). A target is the probability of the label: 0 or 1, or between where images were mixed. The loss
+    is linear in it, so that a mixed target gives the mix of the losses. A target that is NaN makes the loss NaN.
+    label_smoothing e makes the target (1 - e) target + e / 2.
     """
     logits, targets = _labels(logits, targets, label_smoothing)
     present, absent = F.softplus(-logits), F.softplus(logits)  # -log p, -log(1 - p)
@@ -178,17 +180,19 @@ def focal_multilabel(logits, targets, alpha=0.25, gamma=2.0, label_smoothing=0.0
 
 
 def asymmetric(logits, targets, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, label_smoothing=0.0):
-    """(1 - p)^gamma_pos (-log p) where the label is present, q^gamma_neg (-log(1 - q)), q = max(p - clip, 0), where not.
+    """Asymmetric focal loss (Ridnik et al. 2021); the mean over the labels. gamma_*: one number or (K,).
 
-    A negative that the network gives less than `clip` costs nothing. The mean over the labels. gamma_*: one number or (K,).
-    Source: Ridnik et al. 2021. Their code (Alibaba-MIIL/ASL) has these defaults, trains with gamma_pos=0, sums over the
-    labels, and does not differentiate the powers unless told to; here they are part of the loss, as in the paper.
+    Where the label is present (1 - p)^gamma_pos (-log p), where not q^gamma_neg (-log(1 - q)) with q = max(p - clip,
+    0):
+    an absent label with p below `clip` costs nothing. The authors' code (Alibaba-MIIL/ASL) has these defaults, but
+    trains with gamma_pos=0, sums over the labels, and differentiates the powers only when told to. Here the powers have
+    a gradient, as in the paper.
     """
     logits, targets = _labels(logits, targets, label_smoothing)
     gamma_neg, gamma_pos = _per_label(gamma_neg, logits, "gamma_neg"), _per_label(gamma_pos, logits, "gamma_pos")
     present = _positive(torch.sigmoid(-logits)) ** gamma_pos * F.softplus(-logits)
     shifted = (torch.sigmoid(logits) - clip).clamp(min=0)
-    # -log(1 - q); without a shift softplus, which is exact where 1 - p is not
+    # -log(1 - q); without a clip by softplus, which is exact where 1 - p is rounded
     absent = _positive(shifted) ** gamma_neg * (-torch.log1p(-shifted) if clip > 0 else F.softplus(logits))
     return _per_sample(targets * present + (1 - targets) * absent)
 
@@ -196,9 +200,9 @@ def asymmetric(logits, targets, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, label_s
 def deep_supervision(loss, outputs, target):
     """Weighted sum of loss(logits, target) over `outputs`, finest first, with weights 1, 1/2, 1/4 ... normalised to 1.
 
-    outputs: list of (B, K, x, y, z) whose sizes divide the target's, or one tensor (what the network gives without
-    gradients), which is plain loss(outputs, target). target: (B, X, Y, Z); coarse levels take the voxel at the centre
-    of each block, the upper one of the two (nearest neighbour).
+    outputs: list of (B, K, x, y, z) whose sizes divide the target's; or one tensor, as the network gives it without
+      gradients, for plain loss(outputs, target).
+    target: (B, X, Y, Z). Coarse levels take the voxel at the centre of each block, the upper of the two middle ones.
     """
     if isinstance(outputs, torch.Tensor):
         return loss(outputs, target)
@@ -206,9 +210,8 @@ def deep_supervision(loss, outputs, target):
     for i, logits in enumerate(outputs):
         size, coarse = target.shape[1:], logits.shape[2:]
         if len(size) != len(coarse) or any(n % m for n, m in zip(size, coarse)):
-            raise ValueError(
-                f"outputs[{i}]: got size {tuple(coarse)}, wanted one that divides the target's {tuple(size)}"
-            )
+            wanted = f"one that divides the target's {tuple(size)}"
+            raise ValueError(f"outputs[{i}]: got size {tuple(coarse)}, wanted {wanted}")
         factors = [n // m for n, m in zip(size, coarse)]
         centres = tuple(slice(f // 2, None, f) for f in factors)
         total = total + 0.5**i * loss(logits, target[(slice(None), *centres)])
@@ -250,16 +253,15 @@ def _per_label(values, logits, name):
 
 
 def _positive(base):
-    """The base of a power: never exactly 0, where the gradient is infinite for an exponent below 1."""
+    """The base of a power, at least 1e-8: at 0 the gradient of an exponent below 1 is infinite."""
     return base.clamp(min=1e-8)
 
 
 def _check_classes(logits, target):
     wanted = (logits.shape[0], *logits.shape[2:])
     if target.shape != wanted or target.is_floating_point():
-        raise ValueError(
-            f"target: got {target.dtype} of shape {tuple(target.shape)}, wanted whole numbers of shape {wanted}"
-        )
+        got = f"{target.dtype} of shape {tuple(target.shape)}"
+        raise ValueError(f"target: got {got}, wanted whole numbers of shape {wanted}")
 
 
 def _foreground(logits, target, activation):

@@ -1,6 +1,6 @@
-"""Learning rate and early stopping as pure functions: of the step, and of the validation losses so far.
+"""Learning rate and early stopping as pure functions of the step and of the validation losses so far.
 
-There is no scheduler object to save or to forget: a resumed run computes the same numbers.
+There is no scheduler object to save: a resumed run computes the same numbers.
 """
 
 import math
@@ -9,10 +9,10 @@ import math
 def learning_rate(step, *, peak, total_steps, warmup_steps=0, kind="cosine", stretch=1.15, minimum=1e-9):
     """Learning rate of optimizer step `step` (from 0).
 
-    The first `warmup_steps` rise linearly from peak/1000; step number `warmup_steps` has the peak. Then "cosine" falls
-    along half a cosine that would end at `minimum` at step stretch x total_steps (1.15: the FOMO25 baseline stops
-    before the flat end) and stays there; "constant" keeps the peak (times `plateau_factor`, if the caller
-    wants that). The result is never below `minimum`.
+    warmup_steps: the rate rises linearly from peak/1000 at step 0 to the peak at this step.
+    kind: "cosine" then falls along half a cosine, "constant" keeps the peak (callers may multiply by `plateau_factor`).
+    stretch: the cosine ends at step stretch x total_steps; at 1.15, as in the FOMO25 baseline, training stops before.
+    minimum: the end of the cosine; no rate is below it.
     """
     if kind not in ("cosine", "constant"):
         raise ValueError(f"kind: got {kind!r}, wanted 'cosine' or 'constant'")
@@ -32,14 +32,14 @@ def learning_rate(step, *, peak, total_steps, warmup_steps=0, kind="cosine", str
 
 
 def half_cosine(step, start, end, total_steps):
-    """From `start` at step 0 along half a cosine towards `end` at step total_steps."""
+    """The value at `step` on half a cosine from `start` at step 0 to `end` at step total_steps."""
     return end + (start - end) * (1 + math.cos(math.pi * min(step, total_steps) / total_steps)) / 2
 
 
 def plateau_factor(val_losses, factor, patience, min_delta=0.0):
-    """`factor` to the power of how often `patience` epochs in a row brought no loss below the best by `min_delta`.
+    """One `factor` for each `patience` epochs in a row without a loss that is `min_delta` below the best, multiplied.
 
-    val_losses: one per epoch so far, oldest first. Each reduction starts the count again. NaN is no improvement.
+    val_losses: one per epoch so far, oldest first. The count starts again after each factor. NaN is no improvement.
     """
     scale, waited, best = 1.0, 0, math.inf
     for loss in val_losses:
@@ -53,7 +53,7 @@ def plateau_factor(val_losses, factor, patience, min_delta=0.0):
 
 
 def epochs_without_improvement(val_losses, min_delta=0.0):
-    """Epochs since the last loss that was below the best before it by more than `min_delta`; NaN is no improvement."""
+    """Epochs since a loss was last more than `min_delta` below the best before it; NaN is no improvement."""
     waited, best = 0, math.inf
     for loss in val_losses:
         if loss < best - min_delta:

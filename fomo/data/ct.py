@@ -1,11 +1,11 @@
-"""One chest CT into axial slices: which of them, and their pixels.
+"""One chest CT into axial slices: chooses slices and makes their pixels.
 
-A slice is (X, Y) in RAS order (x to the patient's right, y to the front), its window of Hounsfield units mapped to 0..1
-(uint8: 0..255). The field of view is kept whole and is made square by air on two sides, never stretched; then it is
-averaged down (or interpolated up) to `size` pixels, so that a pixel is as long as it is wide.
+A slice is (X, Y) in RAS order (x to the patient's right, y to the front). A window of Hounsfield units is mapped to
+0..1 (uint8: 0..255). The whole field of view is kept. Air on two sides makes it square, it is never stretched; then it
+is averaged down (or interpolated up) to `size` pixels, so that pixels are square.
 
-Body: the largest connected region above -500 HU, its holes filled in each slice. Slices in which it is smaller than a
-quarter of its largest cross-section are not taken. Lung: air within the body.
+The body is the largest connected region above -500 HU, its holes filled in each slice. Slices in which it is smaller
+than a quarter of its largest cross-section are not taken. The lungs are the air within the body.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ STRATEGIES = ("multi_slice", "best_slice", "anatomical", "uniform")
 UNITS = ("auto", "hu", "stored", "twice")
 DTYPES = ("float16", "uint8")
 _COARSE_MM = 4.0  # of the grid on which body and lungs are found
-_SMALLEST_CM2 = 20.0  # cross-section of a body, of a child as well
+_SMALLEST_CM2 = 20.0  # cross-section of a body, also of a child's
 # shares of the lungs' height: bases, ventricles, left atrium and hila, carina, aortic arch, apices
 _LEVELS = (0.10, 0.28, 0.45, 0.60, 0.73, 0.90)
 
@@ -60,7 +60,7 @@ class Settings:
 def take_slices(array, affine, settings):
     """[(slice index, relative position, pixels)] of a CT volume (X, Y, Z) with its affine, from below to above.
 
-    The index is that of the volume in RAS order; the position is 0 at the lowest slice with body and 1 at the highest.
+    The index is of the volume in RAS order; the position is 0 at the lowest slice with body and 1 at the highest.
     pixels: (X, Y), or (2n+1, X, Y) with the neighbours from below to above, in settings.dtype. Raises ValueError for
     values that are no Hounsfield units (settings.units) and for a volume without a body.
     """
@@ -68,9 +68,8 @@ def take_slices(array, affine, settings):
     spacing_mm = volume.spacing(affine)
     body_cm2, lung_cm2 = cross_sections(array, spacing_mm)
     if body_cm2.max() < _SMALLEST_CM2:
-        raise ValueError(
-            f"no body found: the largest region above -500 HU measures {body_cm2.max():.3g} cm2 in a slice, wanted {_SMALLEST_CM2:g}"
-        )
+        found = f"the largest region above -500 HU measures {body_cm2.max():.3g} cm2 in a slice"
+        raise ValueError(f"no body found: {found}, wanted {_SMALLEST_CM2:g}")
     inside = np.flatnonzero(body_cm2 >= body_cm2.max() / 4)
     step = 1 if settings.neighbour_mm is None else max(1, round(settings.neighbour_mm / spacing_mm[2]))
     around = np.arange(-settings.neighbours, settings.neighbours + 1) * step
@@ -84,10 +83,10 @@ def take_slices(array, affine, settings):
 
 
 def in_hounsfield(array, units="auto"):
-    """`array` in Hounsfield units. ValueError when it looks as if it were not, and `units` does not say what it is.
+    """`array` in Hounsfield units; ValueError where its values do not look like that.
 
-    units: `auto` (Hounsfield units, checked), `hu` (taken as they are), `stored` (the scanner's values, HU + 1024) or
-    `twice` (the intercept was applied twice, HU - 1024); the last two are checked after the correction.
+    units: what the values are: `auto` (Hounsfield units), `stored` (the scanner's values, HU + 1024), `twice` (the
+    intercept was applied twice, HU - 1024), all checked after the correction; or `hu` (taken as they are).
     """
     if units == "hu":
         return array
@@ -96,7 +95,7 @@ def in_hounsfield(array, units="auto"):
     sample = array[step]
 
     def looks_like(offset):
-        """Whether 3% are soft tissue and 3% air, once `offset` is taken off."""
+        """Whether 3% are soft tissue and 3% air after `offset` is subtracted."""
         tissue = np.mean((sample >= offset - 200) & (sample <= offset + 300))
         air = np.mean((sample >= offset - 1100) & (sample <= offset - 500))
         return min(tissue, air) >= 0.03
@@ -105,18 +104,16 @@ def in_hounsfield(array, units="auto"):
         return array
     seen = f"values from {array.min():.6g} to {array.max():.6g}, median {np.median(sample):.6g}"
     if looks_like(1024):
-        raise ValueError(
-            f"got {seen}: stored values without the rescale intercept, wanted Hounsfield units (or --units stored)"
-        )
+        found = "stored values without the rescale intercept"
+        raise ValueError(f"got {seen}: {found}, wanted Hounsfield units (or --units stored)")
     if looks_like(-1024):
         raise ValueError(f"got {seen}: rescaled twice, wanted Hounsfield units (or --units twice)")
-    raise ValueError(
-        f"got {seen}: neither air nor soft tissue where Hounsfield units have them (--units hu takes them as they are)"
-    )
+    found = "neither air nor soft tissue where Hounsfield units have them"
+    raise ValueError(f"got {seen}: {found} (--units hu takes them as they are)")
 
 
 def cross_sections(array, spacing_mm):
-    """(body, lungs): their area in cm2 in each axial slice of (X, Y, Z) Hounsfield units in RAS order."""
+    """(area of the body, of the lungs) in cm2 in each axial slice of (X, Y, Z) Hounsfield units in RAS order."""
     step = [max(1, int(_COARSE_MM / size)) for size in spacing_mm[:2]]
     solid = array[:: step[0], :: step[1]] > -500
     regions, count = scipy.ndimage.label(solid)
@@ -129,22 +126,23 @@ def cross_sections(array, spacing_mm):
 
 
 def choose(inside, lung_cm2, settings):
-    """Slice indices, ascending and each once, among `inside`: those with body.
+    """Slice indices, ascending and each once, out of `inside`, the slices with body.
 
-    uniform: the middles of equal stretches of the body. multi_slice: the same, drawn towards the middle, where they are
-    twice as dense as in `uniform`. best_slice: the one with the most lung. anatomical: six levels of the lungs.
+    uniform: the middles of equal stretches of the body.
+    multi_slice: the same, drawn towards the middle, where they are twice as dense.
+    best_slice: the slice with the most lung.
+    anatomical: six levels of the lungs.
     """
     if settings.strategy == "best_slice":
         return [inside[np.argmax(lung_cm2[inside])]]
     if settings.strategy == "anatomical":
-        lungs = inside[lung_cm2[inside] >= lung_cm2[inside].max() / 10]
-        if lung_cm2[inside].max() < _SMALLEST_CM2:
-            raise ValueError(
-                f"no lungs found: at most {lung_cm2[inside].max():.3g} cm2 in a slice, wanted {_SMALLEST_CM2:g} for anatomical"
-            )
-        return np.unique(
-            [lungs[np.abs(lungs - (lungs[0] + level * (lungs[-1] - lungs[0]))).argmin()] for level in _LEVELS]
-        )
+        most = lung_cm2[inside].max()
+        if most < _SMALLEST_CM2:
+            wanted = f"wanted {_SMALLEST_CM2:g} for anatomical"
+            raise ValueError(f"no lungs found: at most {most:.3g} cm2 in a slice, {wanted}")
+        lungs = inside[lung_cm2[inside] >= most / 10]
+        levels = [lungs[0] + level * (lungs[-1] - lungs[0]) for level in _LEVELS]
+        return np.unique([lungs[np.abs(lungs - level).argmin()] for level in levels])
     places = 2 * (np.arange(settings.slices) + 0.5) / settings.slices - 1  # from -1 to 1
     if settings.strategy == "multi_slice":
         places = (places + places**3) / 2

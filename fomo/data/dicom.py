@@ -1,9 +1,9 @@
 """A folder of DICOM files as one volume, through pydicom (optional: pip install pydicom).
 
-The files are one series of parallel slices, one a file or, in multi-frame ("enhanced") files, many. Whatever would have
-to be guessed is an error: several series, slices that are missing, doubled or unevenly spaced, a tilted gantry (sheared
-volumes), mosaics, colours. Values are stored values * RescaleSlope + RescaleIntercept, of each slice its own: Hounsfield
-units in CT, which must have both, also where a scanner pads with less than -1024.
+The files are one series of parallel slices. A file has one slice, or many if it is multi-frame ("enhanced"). Whatever
+would have to be guessed is an error: several series, slices that are missing, doubled or unevenly spaced, a tilted
+gantry (a sheared volume), mosaics, colours. A value is the stored value * RescaleSlope + RescaleIntercept, each slice
+with its own. CT must have both, and its values are Hounsfield units, also where a scanner pads with less than -1024.
 """
 
 import os
@@ -15,9 +15,10 @@ import numpy as np
 
 _GRID = 0.1  # how far, in slice distances, a slice may lie off the regular grid
 _PARALLEL = 1e-3  # how much direction cosines may differ
-_MALFORMED = (
-    OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RuntimeError, struct.error
-)  # fmt: skip  # RuntimeError: of a compression that pydicom has no decoder for
+_MALFORMED = (  # RuntimeError: a compression that pydicom has no decoder for
+    OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RuntimeError,
+    struct.error,
+)  # fmt: skip
 
 
 class _Slice(NamedTuple):
@@ -33,8 +34,9 @@ class _Slice(NamedTuple):
 def read_dicom(folder):
     """(array float32 (X, Y, Z), affine) of the series in `folder`, or of one multi-frame file.
 
-    X runs along the rows, Y down the columns, Z along their normal; affine: to RAS+ mm, as in nibabel. Subfolders, hidden
-    files and a DICOMDIR are left alone. Raises ValueError, with the path, for anything else that is not one regular volume.
+    X runs along the rows, Y down the columns, Z along their normal; affine: to RAS+ mm, as in nibabel. Subfolders,
+    hidden files and a DICOMDIR are ignored. Raises ValueError, with the path, for all else that is not one regular
+    volume.
     """
     slices = [part for path in _files(folder) for part in _read(path)]
     first = slices[0]
@@ -49,8 +51,12 @@ def read_dicom(folder):
     affine[:3, 3] = slices[0].position
     array = np.stack([part.values.T for part in slices], axis=-1)
     if not np.isfinite(array).all():
-        raise ValueError(f"{folder}: got voxels that are NaN or infinite, wanted numbers")
+        _refuse(folder, "voxels that are NaN or infinite", "numbers")
     return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _refuse(path, got, wanted):
+    raise ValueError(f"{path}: got {got}, wanted {wanted}")
 
 
 def _files(folder):
@@ -62,7 +68,7 @@ def _files(folder):
         raise ValueError(f"{folder}: cannot read it: {error.strerror}") from error
     names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.name.upper() != "DICOMDIR")
     if not names:
-        raise ValueError(f"{folder}: got a folder without files, wanted the DICOM files of one series")
+        _refuse(folder, "a folder without files", "the DICOM files of one series")
     return [os.path.join(folder, name) for name in names]
 
 
@@ -92,19 +98,18 @@ def _read(path):
 def _check_kind(path, data):
     if "PixelData" not in data:
         kind = data.SOPClassUID.name if "SOPClassUID" in data else data.get("Modality", "unknown")
-        raise ValueError(f"{path}: got a DICOM file without an image ({kind}), wanted the slices of one series")
+        _refuse(path, f"a DICOM file without an image ({kind})", "the slices of one series")
     if "MOSAIC" in data.get("ImageType", ()):
-        raise ValueError(
-            f"{path}: got a Siemens mosaic (many slices in one picture), wanted single slices: convert it with dcm2niix"
-        )
+        mosaic = "a Siemens mosaic (many slices in one picture)"
+        _refuse(path, mosaic, "single slices: convert it with dcm2niix")
     if data.get("SamplesPerPixel", 1) != 1:
-        raise ValueError(f"{path}: got a colour image, wanted grey values")
+        _refuse(path, "a colour image", "grey values")
     if "ModalityLUTSequence" in data:
-        raise ValueError(f"{path}: got a lookup table for the values, wanted RescaleSlope and RescaleIntercept")
+        _refuse(path, "a lookup table for the values", "RescaleSlope and RescaleIntercept")
 
 
 def _slice(path, data, frame, stored):
-    """One frame of a file. What an enhanced file says of the frame goes before what it says of all frames."""
+    """One frame of a file. An enhanced file's fields of the frame go before its fields of all frames."""
     places = [data]
     if "PerFrameFunctionalGroupsSequence" in data:
         shared = data.get("SharedFunctionalGroupsSequence") or [{}]
@@ -117,37 +122,32 @@ def _slice(path, data, frame, stored):
             if value is not None and value != "":
                 return value
         if default is None:
-            raise ValueError(
-                f"{path}: got no {name}, wanted slices that say where they lie in the patient and, of CT, what is 0 HU"
-            )
+            _refuse(path, f"no {name}", "slices that say where they lie in the patient and, of CT, what is 0 HU")
         return default
 
     def numbers(count, *address):
         value = np.array([float(number) for number in find(*address)])
         if value.shape != (count,) or not np.isfinite(value).all():
-            raise ValueError(f"{path}: got {address[1]} {value.tolist()}, wanted {count} numbers")
+            _refuse(path, f"{address[1]} {value.tolist()}", f"{count} numbers")
         return value
 
     position = numbers(3, "PlanePositionSequence", "ImagePositionPatient")
     axes = numbers(6, "PlaneOrientationSequence", "ImageOrientationPatient").reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > _PARALLEL:
-        raise ValueError(
-            f"{path}: got ImageOrientationPatient {axes.ravel().tolist()}, wanted two perpendicular unit vectors"
-        )
+        _refuse(path, f"ImageOrientationPatient {axes.ravel().tolist()}", "two perpendicular unit vectors")
     between_rows, between_columns = numbers(2, "PixelMeasuresSequence", "PixelSpacing")
-    thickness = float(find("PixelMeasuresSequence", "SpacingBetweenSlices", 0)) or float(
-        find("PixelMeasuresSequence", "SliceThickness", 0)
-    )
-    unscaled = (None, None) if data.get("Modality") == "CT" else (1, 0)  # only CT's numbers mean something as they are
+    between, thick = (find("PixelMeasuresSequence", name, 0) for name in ("SpacingBetweenSlices", "SliceThickness"))
+    thickness = abs(float(between) or float(thick)) or None
+    # only in CT the unit of a value means something
+    unscaled = (None, None) if data.get("Modality") == "CT" else (1, 0)
     slope = float(find("PixelValueTransformationSequence", "RescaleSlope", unscaled[0]))
     intercept = float(find("PixelValueTransformationSequence", "RescaleIntercept", unscaled[1]))
     if min(between_rows, between_columns) <= 0 or slope == 0:
-        raise ValueError(
-            f"{path}: got PixelSpacing {between_rows:g} {between_columns:g} and RescaleSlope {slope:g}, wanted none of them 0"
-        )
+        got = f"PixelSpacing {between_rows:g} {between_columns:g} and RescaleSlope {slope:g}"
+        _refuse(path, got, "none of them 0")
     values = (stored * np.float64(slope) + intercept).astype(np.float32)
     series = str(data.get("SeriesInstanceUID", ""))
-    return _Slice(path, series, position, axes, (between_columns, between_rows), abs(thickness) or None, values)
+    return _Slice(path, series, position, axes, (between_columns, between_rows), thickness, values)
 
 
 def _check_same(folder, first, part):
@@ -159,16 +159,14 @@ def _check_same(folder, first, part):
     ):
         if not same:
             one_file, other_file = os.path.basename(first.path), os.path.basename(part.path)
-            raise ValueError(
-                f"{folder}: got several {name} ({one} in {one_file}, {other} in {other_file}), wanted one series a folder"
-            )
+            _refuse(folder, f"several {name} ({one} in {one_file}, {other} in {other_file})", "one series a folder")
 
 
 def _step(folder, slices, normal):
     """mm between neighbouring slices, which must lie on a regular, straight grid."""
     if len(slices) == 1:
         if slices[0].thickness is None:
-            raise ValueError(f"{folder}: got one slice without SliceThickness, wanted a volume")
+            _refuse(folder, "one slice without SliceThickness", "a volume")
         return slices[0].thickness
     places = np.array([part.position for part in slices])
     depths = places @ normal
@@ -177,24 +175,19 @@ def _step(folder, slices, normal):
     for gap, one, other in zip(gaps, slices, slices[1:]):
         pair = f"{os.path.basename(one.path)} and {os.path.basename(other.path)}"
         if gap < 0.01 or gap < 0.01 * usual:
-            raise ValueError(
-                f"{folder}: got two slices at one place ({pair}), wanted each once: several time points, echoes or copies in a folder?"
-            )
+            wanted = "each once: several time points, echoes or copies in a folder?"
+            _refuse(folder, f"two slices at one place ({pair})", wanted)
         if gap > (2 - _GRID) * usual:
-            raise ValueError(
-                f"{folder}: got {gap:.4g} mm between {pair} and {usual:.4g} mm elsewhere, wanted every slice: {round(gap / usual) - 1} missing?"
-            )
+            wanted = f"every slice: {round(gap / usual) - 1} missing?"
+            _refuse(folder, f"{gap:.4g} mm between {pair} and {usual:.4g} mm elsewhere", wanted)
     step = (depths[-1] - depths[0]) / (len(slices) - 1)
     off = np.abs(depths - depths[0] - step * np.arange(len(slices)))
     if off.max() > _GRID * step:
         name = os.path.basename(slices[int(off.argmax())].path)
-        raise ValueError(
-            f"{folder}: got slices {gaps.min():.4g} to {gaps.max():.4g} mm apart (see {name}), wanted even distances"
-        )
+        _refuse(folder, f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart (see {name})", "even distances")
     sideways = np.linalg.norm(places - places[0] - np.outer(depths - depths[0], normal), axis=1).max()
     if sideways > 0.5 * min(slices[0].spacing):
         angle = np.degrees(np.arctan2(sideways, depths[-1] - depths[0]))
-        raise ValueError(
-            f"{folder}: got slices shifted sideways by up to {sideways:.3g} mm (gantry tilt of {angle:.3g} degrees?), wanted a box"
-        )
+        tilt = f"gantry tilt of {angle:.3g} degrees?"
+        _refuse(folder, f"slices shifted sideways by up to {sideways:.3g} mm ({tilt})", "a box")
     return step

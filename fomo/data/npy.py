@@ -1,4 +1,4 @@
-"""Arrays in .npy files, one volume or several, also as pickled objects: read without running what is in them.
+"""Reads arrays of one volume or several from .npy files, also as pickled objects, without running code in them.
 
 Only arrays and numbers are unpickled, and no more memory is taken than the file has bytes.
 """
@@ -13,23 +13,14 @@ import numpy as np
 
 from ..config import UserError
 
-_HEADER_BYTES = 10_000  # of a .npy file; numpy's own limit comes after it has taken the memory
+_HEADER_BYTES = 10_000  # at most; numpy checks its own limit only after it has taken the memory
 # what numpy's and pickle's readers raise on damaged and foreign files
 _NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError, RecursionError)
-_REFUSED = (
-    *_NO_HEADER,
-    OSError,
-    EOFError,
-    pickle.UnpicklingError,
-    AttributeError,
-    LookupError,
-    ImportError,
-    AssertionError,
-)
+_NO_ARRAY = (OSError, EOFError, pickle.UnpicklingError, AttributeError, LookupError, ImportError, AssertionError)
 
 
 def read_npy(path, index=None):
-    """float32 (X, Y, Z) of a .npy file: its array, or the one at `index` of several; ValueError, with the path, for anything else."""
+    """float32 (X, Y, Z): the volume of a .npy file, or the one at `index` of several; else ValueError with the path."""
     stack = _load_array(path, 3 if index is None else 4)
     array, name = (stack, "the volume") if index is None else (stack[index], f"volume {index}")
     if not isinstance(array, np.ndarray) or array.ndim != 3 or 0 in array.shape:
@@ -61,7 +52,7 @@ def _one_line(error):
 class _ArraysOnly(pickle._Unpickler):
     """An unpickler that can build numpy arrays and Python numbers, and nothing that runs code.
 
-    Python's own, not the one in C: there a few bytes can ask for any amount of memory.
+    It is the one in Python: in the one in C a few bytes can ask for any amount of memory.
     """
 
     def __init__(self, file):
@@ -71,14 +62,14 @@ class _ArraysOnly(pickle._Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return _Type
         if (module, name) == ("numpy", "ndarray"):
-            return "ndarray"  # only handed to the next
+            return "ndarray"  # which is only given to _reconstruct
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1 and 2
             return _Array
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a numpy array; it was not run")
 
 
 class _Type:
-    """A pickled type of numbers or objects; numpy's own can be led to a crash by a wrong state."""
+    """A pickled type of numbers or objects. numpy's own dtype can crash on a wrong state."""
 
     def __init__(self, code, *_):
         if not re.fullmatch(r"[biufO]\d{0,2}", code):
@@ -107,7 +98,7 @@ class _Array:
 
 
 class _Bounded:
-    """A file of which no more is read at once than there is: the memory for it is taken first."""
+    """A file that refuses to read more bytes at once than it has, because the memory is taken before they are read."""
 
     def __init__(self, file):
         self.readline, self._file, self._size = file.readline, file, os.fstat(file.fileno()).st_size
@@ -143,7 +134,7 @@ def _load_array(path, axes):
             if not dtype.hasobject:
                 return np.load(path, mmap_mode="r", allow_pickle=False)
             array = getattr(_ArraysOnly(file).load(), "value", None)
-    except _REFUSED as error:
+    except (*_NO_HEADER, *_NO_ARRAY) as error:
         if str(error).startswith(path):
             raise
         raise ValueError(f"{path}: refused: {_one_line(error)}") from error

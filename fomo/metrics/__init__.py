@@ -1,12 +1,12 @@
 """Metrics and intervals for segmentation, classification and regression. Needs numpy and scipy only.
 
-One file, one topic: overlap and surface (masks), ranking, classification and calibration (labels), regression,
-intervals and comparison (statistics), summary (values with NaN and inf). Arrays in, plain numbers out; reference
-before prediction. An undefined metric is NaN. Bad input raises ValueError, naming the argument, what was got and what
-was wanted.
+Each file has one topic: overlap, surface and lesions (masks), ranking, classification and calibration (labels),
+regression, intervals and comparison (statistics), summary (values with NaN and inf), probe (frozen features). Arrays go
+in, plain numbers come out; the reference comes before the prediction. An undefined metric is NaN. Bad input raises
+ValueError, which names the argument, what was got and what was wanted.
 """
 
-from .calibration import apply_temperature, brier, ece, fit_temperature, log_loss
+from .calibration import brier, ece, log_loss
 from .classification import (
     binary_metrics,
     choose_threshold,
@@ -14,16 +14,14 @@ from .classification import (
     decision_metrics,
     matthews,
     multiclass_metrics,
-    multilabel_metrics,
 )
-from .comparison import delong_interval, delong_test, paired_permutation, wilcoxon
+from .comparison import delong_test, paired_permutation
 from .intervals import Interval, bootstrap_ci, t_interval
 from .lesions import lesion_counts
 from .overlap import (
     dice,
     jaccard,
     overlap_from_counts,
-    overlap_per_class,
     precision,
     sensitivity,
     specificity,

@@ -8,7 +8,7 @@ def fail(name, got, wanted):
 
 
 def mask(values, name):
-    """`values` as a bool array, from bool or from integers that are all 0 or 1; no probabilities, no label maps."""
+    """`values` as a bool array. They must be bool, or integers 0 and 1: no probabilities, no label maps."""
     array = np.asarray(values)
     if array.dtype == bool:
         return array
@@ -58,7 +58,7 @@ def spacing(spacing_mm, dimensions):
 
 
 def number(value, name, low, high=np.inf, above=False):
-    """`value` as a finite float from `low` to `high`, inclusive; with `above`, `low` itself is refused."""
+    """`value` as a finite float from `low` to `high`, inclusive; `above` refuses `low` itself."""
     array = np.asarray(value)
     is_finite = array.ndim == 0 and array.dtype.kind in "iuf" and np.isfinite(array)
     if not is_finite or not low <= array <= high or above and array == low:
@@ -94,7 +94,7 @@ def real(values, name, dimensions=1, finite=True):
 
 
 def binary_labels(values, name="labels", dimensions=1):
-    """`values` as a bool array; any real dtype whose values are exactly 0 and 1 (tables come back as floats)."""
+    """`values`, exactly 0 and 1, as a bool array, from any real dtype: tables come back as floats."""
     array = np.asarray(values)
     if array.dtype.kind not in "iufb":
         fail(name, f"dtype {array.dtype}", "labels 0 and 1")
@@ -128,8 +128,8 @@ def labels_and_scores(labels, scores, dimensions=1, name="scores"):
     return labels, scores
 
 
-def labels_and_probabilities(labels, probabilities, dimensions=1):
-    labels, probabilities = labels_and_scores(labels, probabilities, dimensions, "probabilities")
+def labels_and_probabilities(labels, probabilities):
+    labels, probabilities = labels_and_scores(labels, probabilities, name="probabilities")
     probability_range(probabilities)
     return labels, probabilities
 
@@ -149,3 +149,10 @@ def real_pair(first, second, first_name, second_name):
 def ratio(numerator, denominator):
     """numerator / denominator as a float; NaN where the denominator is 0."""
     return float(numerator / denominator) if denominator else float("nan")
+
+
+def mean_of_defined(values):
+    """Mean of those values that are not NaN, as a float; NaN where all are."""
+    values = np.asarray(values, np.float64)
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

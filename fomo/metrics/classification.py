@@ -1,9 +1,9 @@
-"""Metrics of decisions: confusion matrix and what follows from it; binary, multiclass and multi-label tables.
+"""Metrics of decisions: the confusion matrix and the metrics that follow from it, for two or more classes.
 
 A rate whose denominator is 0 is NaN (scikit-learn: 0 with a warning): precision when nothing is predicted positive,
 recall without positives, specificity without negatives, F1 without both, Matthews when a class or a prediction is
-missing, balanced accuracy when a class is missing. Macro averages run over the defined classes and come with their
-number.
+missing, balanced accuracy when a class is missing. Macro averages run over the classes where the metric is defined;
+the number of these classes is given too.
 """
 
 import numpy as np
@@ -54,14 +54,19 @@ def matthews(confusion):
 def binary_metrics(labels, probabilities, threshold=0.5, decisions=None):
     """All metrics of a binary classifier as a dict.
 
-    labels (n,) 0/1; probabilities (n,) of class 1, in [0, 1]; positive means probability >= threshold, or a 1 in
-    `decisions` (n,). Keys: auroc average_precision, those of `decision_metrics`, brier log_loss ece.
+    Keys: auroc average_precision, those of `decision_metrics`, brier log_loss ece.
+    labels: (n,) 0/1.
+    probabilities: (n,) of class 1, in [0, 1].
+    threshold: positive means probability >= threshold.
+    decisions: (n,) 0/1, which replace the threshold's where given.
     """
     labels, probabilities = checks.labels_and_probabilities(labels, probabilities)
+    chosen = probabilities >= threshold if decisions is None else np.asarray(decisions) == 1
+    tp, positive, predicted = map(np.count_nonzero, (labels & chosen, labels, chosen))
     return dict(
         auroc=ranking.auroc(labels, probabilities),
         average_precision=ranking.average_precision(labels, probabilities),
-        **_decisions(labels, probabilities >= threshold if decisions is None else np.asarray(decisions) == 1),
+        **decision_metrics(tp, predicted - tp, positive - tp, labels.size - positive - predicted + tp),
         brier=calibration.brier(labels, probabilities),
         log_loss=calibration.log_loss(labels, probabilities),
         ece=calibration.ece(labels, probabilities),
@@ -71,10 +76,12 @@ def binary_metrics(labels, probabilities, threshold=0.5, decisions=None):
 def multiclass_metrics(labels, probabilities):
     """All metrics of a classifier of k > 1 exclusive classes as a dict.
 
-    labels (n,) in 0..k-1; probabilities (n, k), rows summing to 1; the decision is the largest (the first of equals).
-    Scalars: accuracy balanced_accuracy (mean recall over the classes that occur) mcc brier log_loss ece; for precision,
-    recall, specificity, f1, auroc and average_precision (one class against the rest) `macro_*` over the defined
-    classes, `*_defined` with their number and `*_per_class` (k,); micro_f1 (equal to the accuracy); `confusion` (k, k).
+    labels (n,) in 0..k-1; probabilities (n, k), rows summing to 1. The decision is the class of the largest probability
+    (the first of equals). Keys:
+      accuracy, balanced_accuracy (mean recall over the classes that occur), mcc, brier, log_loss, ece
+      micro_f1 (equal to the accuracy), confusion (k, k)
+      macro_*, *_defined, *_per_class (k,): for precision, recall, specificity, f1, auroc and average_precision of one
+      class against the rest, the mean over the defined classes, their number and each class's value
     """
     labels, probabilities = calibration.check_multiclass(labels, probabilities)
     n, classes = probabilities.shape
@@ -87,7 +94,7 @@ def multiclass_metrics(labels, probabilities):
         row["average_precision"] = ranking.average_precision(labels == k, probabilities[:, k])
     result = dict(
         accuracy=checks.ratio(tp.sum(), n),
-        balanced_accuracy=_mean_defined([row["recall"] for row in rows])[0],
+        balanced_accuracy=checks.mean_of_defined([row["recall"] for row in rows]),
         mcc=matthews(table),
         micro_f1=checks.ratio(tp.sum(), n),
         brier=calibration.brier(labels, probabilities),
@@ -95,46 +102,21 @@ def multiclass_metrics(labels, probabilities):
         ece=calibration.ece(labels, probabilities),
         confusion=table,
     )
-    return result | _macro(rows, ("precision", "recall", "specificity", "f1", "auroc", "average_precision"))
-
-
-def multilabel_metrics(labels, probabilities, threshold=0.5):
-    """All metrics of k labels that may occur together, as a dict.
-
-    labels (n, k) 0/1; probabilities (n, k) in [0, 1]; threshold: one number or k. For auroc average_precision accuracy
-    balanced_accuracy precision recall specificity f1 mcc: `macro_*` over the labels where it is defined, `*_defined`
-    with their number, `*_per_label` (k,). Scalars: micro_{auroc,average_precision,precision,recall,f1} over all n*k
-    decisions, hamming_accuracy (share of right decisions), exact_match (share of cases with all k right).
-    """
-    labels, probabilities = checks.labels_and_probabilities(labels, probabilities, dimensions=2)
-    threshold = np.asarray(threshold, np.float64)
-    if threshold.ndim and threshold.shape != labels.shape[1:]:
-        checks.fail("threshold", f"shape {threshold.shape}", f"one number or {labels.shape[1]}, one per label")
-    predictions = probabilities >= threshold
-    rows = [
-        dict(
-            auroc=ranking.auroc(labels[:, k], probabilities[:, k]),
-            average_precision=ranking.average_precision(labels[:, k], probabilities[:, k]),
-            **_decisions(labels[:, k], predictions[:, k]),
-        )
-        for k in range(labels.shape[1])
-    ]
-    pooled = _decisions(labels.ravel(), predictions.ravel())
-    result = {f"micro_{name}": pooled[name] for name in ("precision", "recall", "f1")}
-    result["micro_auroc"] = ranking.auroc(labels.ravel(), probabilities.ravel())
-    result["micro_average_precision"] = ranking.average_precision(labels.ravel(), probabilities.ravel())
-    result["hamming_accuracy"] = float((predictions == labels).mean())
-    result["exact_match"] = float((predictions == labels).all(axis=1).mean())
-    names = [name for name in rows[0] if name not in ("tp", "fp", "fn", "tn")]
-    return result | _macro(rows, names, "per_label")
+    for name in ("precision", "recall", "specificity", "f1", "auroc", "average_precision"):
+        values = np.array([row[name] for row in rows], np.float64)
+        result[f"macro_{name}"] = checks.mean_of_defined(values)
+        result[f"{name}_defined"] = int(np.count_nonzero(~np.isnan(values)))
+        result[f"{name}_per_class"] = values
+    return result
 
 
 def choose_threshold(labels, scores, criterion="youden"):
-    """The threshold with the best decisions `score >= threshold` on these cases; to be applied to other cases.
+    """The threshold that makes the best decisions `score >= threshold` on these cases, for use on other cases.
 
-    labels, scores: (n,), or (n, k) for one threshold per label, then (k,). criterion: "youden" (sensitivity +
-    specificity - 1) or "f1". The threshold lies midway between two neighbouring distinct scores (at the lowest score
-    when all cases are positive decisions); of equally good ones the highest is taken. One class only: NaN.
+    labels, scores: (n,), or (n, k) for one threshold per label, then (k,).
+    criterion: "youden" (sensitivity + specificity - 1) or "f1".
+    The threshold lies midway between two neighbouring distinct scores, or at the lowest score where all decisions are
+    positive. Of equally good ones the highest is taken. One class only: NaN.
     """
     checks.choice(criterion, "criterion", ("youden", "f1"))
     if np.ndim(scores) == 2:
@@ -154,23 +136,3 @@ def choose_threshold(labels, scores, criterion="youden"):
         return float(values[best])
     middle = values[best + 1] / 2 + values[best] / 2
     return float(middle if middle > values[best + 1] else values[best])
-
-
-def _decisions(labels, predictions):
-    tp, positive, predicted = map(np.count_nonzero, (labels & predictions, labels, predictions))
-    return decision_metrics(tp, predicted - tp, positive - tp, labels.size - positive - predicted + tp)
-
-
-def _mean_defined(values):
-    values = np.array(values, np.float64)
-    defined = values[~np.isnan(values)]
-    return (float(defined.mean()) if len(defined) else float("nan")), len(defined)
-
-
-def _macro(rows, names, suffix="per_class"):
-    result = {}
-    for name in names:
-        values = [row[name] for row in rows]
-        result[f"macro_{name}"], result[f"{name}_defined"] = _mean_defined(values)
-        result[f"{name}_{suffix}"] = np.array(values, np.float64)
-    return result

@@ -1,4 +1,4 @@
-"""Is one model better than another on the same cases: (clustered) DeLong for AUROC, paired permutation, Wilcoxon's signed ranks."""
+"""Whether one model is better than another on the same cases: (clustered) DeLong for AUROC, paired permutation."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,6 @@ import numpy as np
 from scipy import special, stats
 
 from . import checks
-from .intervals import Interval
 
 
 class Comparison(NamedTuple):
@@ -22,7 +21,7 @@ class Comparison(NamedTuple):
 
 
 class PairedTest(NamedTuple):
-    """`difference`: mean of first minus second; `p`: two-sided; n: pairs that took part."""
+    """`difference`: mean of first minus second; `p`: two-sided; `n`: pairs that took part."""
 
     difference: float
     p: float
@@ -53,8 +52,9 @@ def _delong(labels, *scores, groups=None):
 def _clustered(labels, by_positive, by_negative, groups):
     """Covariance (k, k) of AUROCs where subjects have several cases (Obuchowski, Biometrics 53:567, 1997).
 
-    The deviations of the placements, (k, positives) and (k, negatives), are summed per subject: cases of a subject may
-    go together, within a class and across, and subjects are independent. All NaN with fewer than two subjects of a class.
+    The deviations of the placements, (k, positives) and (k, negatives), are summed per subject. So cases of one subject
+    may depend on each other, within a class and across; subjects are independent. Fewer than two subjects of a class:
+    all NaN.
     """
     names, subject = np.unique(groups, return_inverse=True)
 
@@ -77,10 +77,13 @@ def _clustered(labels, by_positive, by_negative, groups):
 def delong_test(labels, first, second, level=0.95, groups=None):
     """DeLong's test of two AUROCs on the same cases (Biometrics 44:837, 1988), O(n log n) after Sun and Xu (2014).
 
-    labels, first, second: (n,) 0/1 and the scores of two models. groups: (n,) subject of each case; where subjects have
-    several cases, their placement values are summed per subject (clustered DeLong, Obuchowski 1997), without which p is
-    far too small. Returns a `Comparison`. Fewer than two cases of a class: NaN; fewer than two subjects of a class: no
-    limits and no p. No variance (equal rankings, or both perfect): p is 1 if the AUROCs are equal, NaN if not.
+    labels: (n,) 0/1.
+    first, second: (n,) scores of two models.
+    level: of the confidence limits.
+    groups: (n,) subject of each case. Where subjects have several cases, the placement values are summed per subject
+      (clustered DeLong, Obuchowski 1997); p would be far too small without that.
+    Returns a `Comparison`. Fewer than two cases of a class: NaN. Fewer than two subjects of a class: no limits, no p.
+    No variance (equal rankings, or both perfect): p is 1 if the AUROCs are equal, NaN if not.
     False positives at p < 0.05 without a difference, four correlated cases per subject: 20 subjects 6.4%, 40 5.7%,
     80 5.4% (as if the cases were independent: 31 to 32%).
     """
@@ -99,26 +102,12 @@ def delong_test(labels, first, second, level=0.95, groups=None):
     return Comparison(*map(float, (a, b, a - b, error, a - b - half, a - b + half, p)))
 
 
-def delong_interval(labels, scores, level=0.95):
-    """Confidence interval of one AUROC from DeLong's variance, on the logit scale, so that it stays within 0 to 1.
-
-    Fewer than two cases of a class, or an AUROC of 0 or 1 (no variance to go by): limits NaN.
-    """
-    labels, scores = checks.labels_and_scores(labels, scores)
-    level = checks.number(level, "level", 0.5, 0.9999)
-    (value,), ((variance,),) = _delong(labels, scores)
-    if not 0 < value < 1:
-        return Interval(float(value), float("nan"), float("nan"), 0)
-    half = special.ndtri((1 + level) / 2) * np.sqrt(variance) / (value * (1 - value))
-    low, high = special.expit(special.logit(value) + np.array([-half, half]))
-    return Interval(float(value), float(low), float(high), 0)
-
-
 def paired_permutation(first, second, resamples=10000, seed=0):
     """Sign-flip permutation test of the mean difference of two models' per-case values.
 
-    first, second: (n,) finite. All 2^n sign patterns are enumerated when they are at most `resamples`, else `resamples`
-    are drawn and p = (1 + as extreme) / (1 + resamples) (Phipson and Smyth 2010). Returns a `PairedTest`.
+    first, second: (n,) finite. All 2^n sign patterns are enumerated where they are at most `resamples`. Otherwise
+    `resamples` are drawn, and p = (1 + number as extreme) / (1 + resamples) (Phipson and Smyth 2010). Returns a
+    `PairedTest`.
     """
     first, second = checks.real_pair(first, second, "first", "second")
     checks.whole_number(resamples, "resamples", 1)
@@ -138,16 +127,3 @@ def paired_permutation(first, second, resamples=10000, seed=0):
         extreme += np.count_nonzero(np.abs((1.0 - 2.0 * flips) @ difference) >= limit)
     p = extreme / total if exact else (1 + extreme) / (1 + total)
     return PairedTest(float(difference.mean()), float(p), n)
-
-
-def wilcoxon(first, second):
-    """Wilcoxon's two-sided signed-rank test of two models' per-case values; equal pairs are dropped.
-
-    first, second: (n,) finite. Exact up to 50 pairs without ties, else normal. All pairs equal: p is NaN. Returns a
-    `PairedTest` whose n are the unequal pairs.
-    """
-    first, second = checks.real_pair(first, second, "first", "second")
-    difference = first - second
-    unequal = difference[difference != 0]
-    p = stats.wilcoxon(unequal).pvalue if len(unequal) else float("nan")
-    return PairedTest(float(difference.mean()), float(p), len(unequal))

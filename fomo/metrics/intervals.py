@@ -9,7 +9,7 @@ from . import checks, classification, ranking, regression
 
 
 class Interval(NamedTuple):
-    """An estimate with its confidence limits; `undefined`: resamples (or values) that had none and were left out."""
+    """An estimate with its confidence limits; `undefined`: how many resamples (or values) were NaN and left out."""
 
     value: float
     low: float
@@ -22,70 +22,64 @@ def bootstrap_ci(
 ):
     """Bootstrap confidence interval of `metric(labels, scores)` over cases (Efron and Tibshirani 1993).
 
-    metric: a function of (labels, scores), or of (labels,) when scores is None, returning a number, or a dict of
-    numbers (then the result is a dict of intervals, from the same resamples). labels, scores: arrays with the cases
-    first. auroc, average_precision, macro_auroc, np.mean and the metrics of `regression` (but spearman) are computed for all
-    resamples at once; any other function is called once a resample.
+    metric: a function of (labels, scores), or of (labels,) where scores is None, that returns a number or a dict of
+      numbers. Of a dict the result is a dict of intervals, from the same resamples. auroc, average_precision,
+      macro_auroc, np.mean and the metrics of `regression` (but spearman) are computed for all resamples at once; any
+      other function is called once a resample.
+    labels, scores: arrays with the cases first.
+    seed: the same seed gives the same interval.
     method: "bca" (bias-corrected and accelerated, Efron 1987, by leaving each subject out in turn) or "percentile".
-    Either is widened for few subjects: the normal quantile is replaced by Student's t times sqrt(n / (n - 1))
-    (Hesterberg, Am Stat 69:371, 2015), without which the intervals of 25 cases cover 92%; scipy.stats.bootstrap does
-    not do that.
+      Both are widened for few subjects: Student's t times sqrt(n / (n - 1)) replaces the normal quantile (Hesterberg,
+      Am Stat 69:371, 2015). scipy.stats.bootstrap does not do that, and its intervals of 25 cases cover 92%.
     groups: (n,) subject of each case; whole subjects are drawn.
-    stratify: draw the classes of `labels` apart, so that each resample has as many subjects of each; default: where the
-    metric needs both classes (auroc, average_precision, binary_metrics). Subjects with cases of several classes are
-    strata of their own.
-    seed: the same seed gives the same interval. Resamples without a value (NaN) are left out and counted. The limits
-    are NaN when the estimate is not finite, or BCa's correction is undefined (as for an AUROC with a single positive
-    case). A metric at its limit in every resample (AUROC 1) has an interval of width 0: read it with the number of
-    cases.
+    stratify: whether each class of `labels` is drawn apart, so that each resample has as many subjects of it. Default:
+      where the metric needs both classes (auroc, average_precision, binary_metrics). Subjects with cases of several
+      classes are strata of their own.
+
+    Resamples without a value (NaN) are left out and counted. The limits are NaN where the estimate is not finite, or
+    where BCa's correction is undefined (as for an AUROC with a single positive case). A metric at its limit in every
+    resample (AUROC 1) has an interval of width 0: read it with the number of cases.
 
     AUROC of 200 cases, 1,000 resamples: 6 ms (loop over torchmetrics 1.9.0 0.24 s, over scikit-learn 1.9.1 2.0 s;
-    `tools/benchmark.py metrics`, one thread of a 2-core Xeon, 2026-11-21).
-    Coverage of the 95% interval, measured by tests/metrics/test_coverage.py (2,000 simulated studies each, +-0.5%):
+    `tools/benchmark metrics`, one thread of a 2-core Xeon, 2026-11-21).
+    Coverage of the 95% interval (tests/metrics/test_coverage.py, 2,000 simulated studies each, +-0.5%):
     AUROC of 60 cases, true values .7 to .9, 30% or 50% positive: bca 95.3 to 96.4%, percentile 92.0 to 95.0%; mean
     Dice of 25 cases, four distributions, one with missed cases: bca 93.6 to 96.5%, percentile 93.8 to 95.0%
     (t_interval 92.9 to 95.0%).
     """
-    if not callable(metric):
-        checks.fail("metric", repr(metric), "a function of (labels, scores)")
     checks.whole_number(resamples, "resamples", 1)
     level = checks.number(level, "level", 0.5, 0.9999)
     checks.choice(method, "method", ("percentile", "bca"))
-    data = [np.asarray(labels)] if scores is None else [np.asarray(labels), np.asarray(scores)]
-    for array, name in zip(data, ("labels", "scores")):
-        if array.ndim == 0 or len(array) == 0:
-            checks.fail(name, f"shape {array.shape}", "at least one case")
-        if len(array) != len(data[0]):
-            checks.fail(name, f"{len(array)} cases", f"{len(data[0])}, the number of labels")
-    n = len(data[0])
-    estimate = metric(*data)  # checks the data
+    data = _checked(metric, labels, scores)
+    estimate = metric(*data)  # checks the values
     if stratify is None:
         stratify = metric in (ranking.auroc, ranking.average_precision, classification.binary_metrics)
     subject, strata = _strata(data[0], groups, stratify)
-
-    weighted = _WEIGHTED.get(metric)
-    evaluate = weighted(*data) if weighted else _one_by_one(metric, data)
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // n)
-    values = [
-        evaluate(_draw(strata, min(chunk, resamples - start), rng)[:, subject]) for start in range(0, resamples, chunk)
-    ]
-    subjects = sum(map(len, strata))
+    evaluate = _WEIGHTED[metric](*data) if metric in _WEIGHTED else _one_by_one(metric, data)
+    values = _resampled(evaluate, subject, strata, resamples, np.random.default_rng(seed))
+    left_out, strata = _jackknifed(evaluate, subject, strata) if method == "bca" else ([], strata)
+    subjects = subject.max() + 1
     widen = np.sqrt(subjects / (subjects - 1)) if subjects > 1 else np.nan
     z = stats.t.ppf((1 + level) / 2, subjects - 1) * widen * np.array([-1, 1])
-    left_out = []
-    if method == "bca":
-        block, strata = _blocks(strata)
-        for start in range(0, block.max() + 1, chunk):
-            blocks = np.arange(start, min(start + chunk, block.max() + 1))
-            left_out.append(evaluate((block[subject] != blocks[:, None]).astype(np.float64)))
-
     if not isinstance(estimate, dict):
         return _interval(estimate, values, left_out, strata, z)
     return {
         name: _interval(value, [part[name] for part in values], [part[name] for part in left_out], strata, z)
         for name, value in estimate.items()
     }
+
+
+def _checked(metric, labels, scores):
+    """[labels] or [labels, scores] as arrays."""
+    if not callable(metric):
+        checks.fail("metric", repr(metric), "a function of (labels, scores)")
+    data = [np.asarray(labels)] if scores is None else [np.asarray(labels), np.asarray(scores)]
+    for array, name in zip(data, ("labels", "scores")):
+        if array.ndim == 0 or len(array) == 0:
+            checks.fail(name, f"shape {array.shape}", "at least one case")
+        if len(array) != len(data[0]):
+            checks.fail(name, f"{len(array)} cases", f"{len(data[0])}, the number of labels")
+    return data
 
 
 _CHUNK = 1 << 21  # weights held at a time: 16 MB
@@ -113,8 +107,15 @@ def _strata(labels, groups, stratify):
     return subject, [np.flatnonzero(kind == k) for k in range(kind.max() + 1)]
 
 
+def _resampled(evaluate, subject, strata, resamples, rng):
+    """The metric of each resample, in parts."""
+    chunk = max(1, _CHUNK // len(subject))
+    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+    return [evaluate(_draw(strata, size, rng)[:, subject]) for size in sizes]
+
+
 def _draw(strata, resamples, rng):
-    """(resamples, subjects) times that each subject is drawn."""
+    """(resamples, subjects): how often each subject is drawn."""
     counts = np.empty((resamples, sum(map(len, strata))))
     for members in strata:
         m = len(members)
@@ -123,10 +124,19 @@ def _draw(strata, resamples, rng):
     return counts
 
 
-def _blocks(strata):
-    """The block of each subject that BCa leaves out together, and the blocks of each stratum.
+def _jackknifed(evaluate, subject, strata):
+    """(metric without each block of subjects, in parts; the blocks of each stratum)."""
+    chunk = max(1, _CHUNK // len(subject))
+    block, strata = _blocks(strata)
+    starts = range(0, block.max() + 1, chunk)
+    parts = (np.arange(start, min(start + chunk, block.max() + 1)) for start in starts)
+    return [evaluate((block[subject] != part[:, None]).astype(np.float64)) for part in parts], strata
 
-    A subject is a block, unless a stratum has more than 500: the skewness of blocks estimates the same acceleration.
+
+def _blocks(strata):
+    """(block of each subject, blocks of each stratum); BCa leaves out the subjects of a block together.
+
+    A block is one subject, or several where a stratum has more than 500: the acceleration is estimated as well by them.
     """
     block, members_of, first = np.empty(sum(map(len, strata)), np.int64), [], 0
     for members in strata:
@@ -138,7 +148,7 @@ def _blocks(strata):
 
 
 def _interval(estimate, values, left_out, strata, z):
-    """Interval from the resamples' values and, for BCa, from those without each subject; both come in parts."""
+    """Interval from the values of the resamples and, for BCa, from those without each block; both come in parts."""
     values = np.concatenate(values)
     defined = values[~np.isnan(values)]
     undefined = len(values) - len(defined)
@@ -149,7 +159,7 @@ def _interval(estimate, values, left_out, strata, z):
         bias = special.ndtri(below)
         shifted = bias + z
         scale = 1 - _acceleration(np.concatenate(left_out), strata) * shifted
-        z = bias + np.divide(shifted, scale, out=np.sign(shifted) * np.inf, where=scale > 0)  # few subjects: to the end
+        z = bias + np.divide(shifted, scale, out=np.sign(shifted) * np.inf, where=scale > 0)  # few subjects: infinite
         z = z if np.isfinite(bias) and np.isfinite(scale).all() else np.array([np.nan])
     if np.isnan(z).any():  # one subject, all resamples on one side, or a jackknife value undefined
         return Interval(float(estimate), float("nan"), float("nan"), undefined)
@@ -167,7 +177,7 @@ def _acceleration(left_out, strata):
     return cubes / (6 * squares**1.5) if squares else 0.0
 
 
-# Each takes the checked data of a metric and returns a function of the weights (resamples, n) of the cases.
+# Each function below takes the data of a metric and returns a function of the cases' weights (resamples, n).
 
 
 def _one_by_one(metric, data):
@@ -264,7 +274,7 @@ def _weighted_regression(name):
             total = weights.sum(axis=1)
             mae, mse, mx, my, xx, yy, xy = (weights @ columns / total[:, None]).T
             xx, yy, xy = xx - mx * mx, yy - my * my, xy - mx * my
-            # Of a resample of one repeated value, rounding is not spread.
+            # where a resample repeats one value, what is left is rounding and no spread
             xx = np.where(xx > 1e-14 * np.square(x).max(), xx, np.nan)
             yy = np.where(yy > 1e-14 * np.square(y).max(), yy, np.nan)
             return dict(
@@ -296,9 +306,9 @@ _WEIGHTED = {
 def t_interval(values, level=0.95):
     """Student's t interval of the mean of a few independent values, as of folds: mean +- t * s / sqrt(n).
 
-    Undefined (NaN) values are left out and counted; fewer than two defined, or an infinite one: limits NaN. The folds
-    of a cross-validation share training cases, so the interval is a description of their spread rather than a test
-    (Bengio and Grandvalet, JMLR 5:1089, 2004); the pooled bootstrap is the one to report.
+    Undefined (NaN) values are left out and counted. Fewer than two defined values, or an infinite one: limits NaN. The
+    folds of a cross-validation share training cases, so the interval describes their spread and tests nothing (Bengio
+    and Grandvalet, JMLR 5:1089, 2004). Report the pooled bootstrap.
     """
     values = checks.real(values, "values", finite=False).astype(np.float64)
     level = checks.number(level, "level", 0.5, 0.9999)

@@ -1,7 +1,7 @@
 """Lesion-wise detection: connected components found, missed and invented.
 
-Components are joined from runs of foreground along the last axis rather than voxel by voxel, which is as exact as
-scipy.ndimage.label and goes with the number of runs instead of the volume.
+Components are joined from runs of foreground along the last axis, not voxel by voxel. This is as exact as
+scipy.ndimage.label, and its time goes with the number of runs, not with the volume.
 """
 
 from itertools import product
@@ -17,10 +17,11 @@ from .words import Words
 def lesion_counts(reference, prediction, connectivity=None, min_overlap=0.0):
     """Connected components detected, missed and false.
 
-    reference, prediction: masks of one shape. connectivity: 1 (voxels that share a face) up to the number of axes (also
-    edges and corners; default). A reference lesion is detected when more than the share `min_overlap` of its voxels is
-    predicted (0: one voxel is enough); a predicted component is false when it touches no reference lesion. Returns a
-    dict: lesions, lesions_detected, lesions_missed, lesions_false (counts),
+    reference, prediction: masks of one shape.
+    connectivity: 1 (voxels that share a face) up to the number of axes (also edges and corners; default).
+    min_overlap: a reference lesion is detected when more than this share of its voxels is predicted (0: one voxel).
+    A predicted component is false when it touches no reference lesion. Returns a dict:
+    lesions, lesions_detected, lesions_missed, lesions_false (counts),
     lesion_sensitivity = detected / lesions (NaN without lesions),
     lesion_f1 = 2 detected / (2 detected + missed + false) (NaN when both masks are empty).
     """
@@ -32,8 +33,8 @@ def lesion_counts(reference, prediction, connectivity=None, min_overlap=0.0):
 
 
 def counts_from_words(words, other_words, connectivity, min_overlap=0.0):
-    """`lesion_counts` of two masks of one shape that are at hand as `Words`."""
-    # Two more voxels along each axis than there are, so that neighbours beyond a border are never foreground.
+    """`lesion_counts` of two masks of one shape, given as `Words`."""
+    # each axis is padded by two voxels, so that neighbours beyond a border are never foreground
     strides = np.cumprod([1, *(size + 2 for size in words.mask.shape[:0:-1])])[::-1]
     first, last = (index @ strides for index in words.runs())
     other_first, other_last = (index @ strides for index in other_words.runs())
@@ -65,7 +66,7 @@ def _meeting(first, last, other_first, other_last, reach=0):
 
 
 def _components(first, last, strides, connectivity):
-    """(component of each run, number of components) of runs given by their first and last voxels, ascending."""
+    """(component of each run, number of components); runs: first and last voxels, ascending."""
     links = [np.zeros((2, 0), np.int64)]
     for steps in product((-1, 0, 1), repeat=len(strides) - 1):
         changed = np.count_nonzero(steps)

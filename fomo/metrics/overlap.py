@@ -10,17 +10,15 @@ precision           TP / (TP + FP)               NaN          0                 
 specificity         TN / (TN + FP)               1            TN / (TN + FP)    1
 volume_similarity   1 - |FP - FN| / (2 TP + FP + FN)   NaN    0                 0
 
-Specificity is NaN when the reference fills the whole array. A metric whose denominator is 0 is NaN, never 0 or 1: of a
-case without the structure there is nothing to measure. scikit-learn's f1_score and jaccard_score give 0 there; MONAI's
-DiceMetric gives NaN for every empty reference, or 1 and 0 with ignore_empty=False. With a non-empty reference all
-agree. Volume similarity: Taha and Hanbury, BMC Med Imaging 15:29 (2015).
+Specificity is NaN when the reference fills the whole array. A metric whose denominator is 0 is NaN, never 0 or 1:
+without the structure there is nothing to measure. scikit-learn's f1_score and jaccard_score give 0 there; MONAI's
+DiceMetric gives NaN for every empty reference, or 1 and 0 with ignore_empty=False. All agree where the reference is not
+empty. Volume similarity: Taha and Hanbury, BMC Med Imaging 15:29 (2015).
 """
 
 import numpy as np
 
 from . import checks
-
-OVERLAP = ("dice", "jaccard", "sensitivity", "specificity", "precision", "volume_similarity")
 
 
 def voxel_counts(reference, prediction):
@@ -72,18 +70,3 @@ def precision(reference, prediction):
 def volume_similarity(reference, prediction):
     """1 - |FP - FN| / (2 TP + FP + FN): 1 for equal volumes wherever they lie; both empty: NaN; one empty: 0."""
     return overlap_from_counts(*voxel_counts(reference, prediction))["volume_similarity"]
-
-
-def overlap_per_class(reference, prediction, classes):
-    """Overlap metrics of each class of two label maps.
-
-    reference, prediction: integer arrays of one shape, values 0..classes-1. Returns {metric: float array (classes,)},
-    class 0 included; a class's values are those of the masks `labels == class`. One pass over the voxels.
-    """
-    reference, prediction = checks.label_pair(reference, prediction, classes)
-    pairs = reference.astype(np.int64).ravel() * classes + prediction.ravel()
-    table = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    tp, in_reference, in_prediction = np.diag(table), table.sum(1), table.sum(0)
-    fp, fn = in_prediction - tp, in_reference - tp
-    rows = [overlap_from_counts(*counts) for counts in zip(tp, fp, fn, table.sum() - tp - fp - fn)]
-    return {name: np.array([row[name] for row in rows]) for name in OVERLAP}

@@ -1,8 +1,8 @@
 """How much frozen features tell about a label: linear probe and nearest neighbours. Needs numpy and scipy only.
 
-features: (n, F); labels: (n,) classes 0 .. K-1 as whole numbers; the result is one score per class, (m, K), each row a
-probability distribution. Features are first standardised by the mean and deviation of the training cases' (a feature that
-does not vary there is left out), because pooled features of a network are nearly parallel and of very unequal size.
+features: (n, F); labels: (n,) classes 0 .. K-1 as whole numbers. The result is one score per class, (m, K), each row a
+probability distribution. Features are first standardised by their mean and deviation over the training cases, because
+pooled features of a network are nearly parallel and of very unequal size. A feature that does not vary is left out.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 def linear(features, labels, new, classes=2, l2=1.0):
     """Multinomial logistic regression on (features, labels), applied to the features `new`.
 
-    l2: weight of half the squared coefficients, without the intercept, beside the summed log loss, as 1/C elsewhere.
+    l2: weight of half the squared coefficients (not the intercept) against the summed log loss; other libraries' 1/C.
     """
     features, new = _standardised(features, new)
     one_hot = np.eye(classes)[_classes(labels, classes)]
@@ -33,7 +33,7 @@ def linear(features, labels, new, classes=2, l2=1.0):
 def nearest(features, labels, new, classes=2, neighbours=20, temperature=0.07):
     """Votes of the `neighbours` training cases with the largest cosine, each weighted by exp(cosine / temperature).
 
-    Fewer training cases all vote (Wu et al. 2018; as in the DINO paper).
+    All training cases vote where there are fewer (Wu et al. 2018; as in the DINO paper).
     """
     features, new = (_unit(x) for x in _standardised(features, new))
     one_hot = np.eye(classes)[_classes(labels, classes)]
@@ -48,12 +48,13 @@ def nearest(features, labels, new, classes=2, neighbours=20, temperature=0.07):
 def cross_validated(features, labels, groups, seed=0, folds=5, classes=2):
     """{"linear": (n, K), "nearest": (n, K)}: scores of each case by probes on the cases of other folds.
 
-    groups: (n,), whose cases stay together; `folds` or, where a class has fewer groups, as many. NaN throughout where a
-    class has fewer than two groups.
+    groups: (n,); the cases of a group stay in one fold.
+    folds: how many; fewer where a class has fewer groups.
+    All scores are NaN where a class has fewer than two groups.
     """
     features, labels, groups = np.asarray(features, float), _classes(labels, classes), np.asarray(groups)
     names, first = np.unique(groups, return_index=True)
-    stratum = labels[first]  # a group counts as of its first case's class
+    stratum = labels[first]  # a group has the class of its first case
     folds = min(folds, *np.bincount(stratum, minlength=classes))
     scores = {name: np.full((len(labels), classes), np.nan) for name in ("linear", "nearest")}
     if folds < 2:
@@ -70,7 +71,7 @@ def cross_validated(features, labels, groups, seed=0, folds=5, classes=2):
 
 
 def cosines(features):
-    """(n, n) cosine of each two cases' standardised features."""
+    """(n, n): the cosine between the standardised features of each two cases."""
     unit = _unit(_standardised(features, features)[0])
     return unit @ unit.T
 

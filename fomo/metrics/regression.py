@@ -1,7 +1,7 @@
 """Regression metrics, and the linear correction of the age bias.
 
-All take targets and predictions of shape (n,), finite; predictions minus targets is the error. What a formula divides
-by 0 is NaN.
+All take targets and predictions of shape (n,), finite; the error is prediction minus target. Where a formula divides by
+0 the result is NaN.
 """
 
 import numpy as np
@@ -62,7 +62,7 @@ def ccc(targets, predictions):
 def bias_slope(targets, predictions):
     """Least-squares slope of (prediction - target) over the target; NaN when all targets are equal.
 
-    0 is unbiased; -1 is a model that always predicts the mean. Brain-age models lie between: the young look older.
+    0: no bias; -1: a model that always predicts the mean. Brain-age models lie between: the young look older.
     """
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     return checks.ratio(_products(targets, predictions - targets), _squares(targets))
@@ -77,7 +77,7 @@ def regression_metrics(targets, predictions):
 def fit_bias_correction(targets, predictions):
     """(slope, intercept) of the least-squares line prediction = slope * target + intercept.
 
-    For `apply_bias_correction`; fit on cases that are not reported on. Both NaN when all targets are equal.
+    For `apply_bias_correction`; fit it on cases that are not reported on. Both are NaN when all targets are equal.
     """
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     slope = checks.ratio(_products(targets, predictions), _squares(targets))
@@ -87,9 +87,8 @@ def fit_bias_correction(targets, predictions):
 def apply_bias_correction(predictions, correction):
     """(predictions - intercept) / slope: Cole et al., Mol Psychiatry 23:1385 (2018); NaN when the slope is 0 or NaN.
 
-    Needs no target of the corrected cases. (The variant of de Lange and Cole, NeuroImage Clin 26:102229 (2020),
-    subtracts a line in the *true* age, which makes even a constant prediction correlate with age; it is left out on
-    purpose.)
+    It needs no target of the corrected cases. The variant of de Lange and Cole, NeuroImage Clin 26:102229 (2020), is
+    left out on purpose: it subtracts a line in the *true* age, so that even a constant prediction correlates with age.
     """
     predictions = checks.real(predictions, "predictions").astype(np.float64)
     slope, intercept = correction
@@ -97,7 +96,7 @@ def apply_bias_correction(predictions, correction):
 
 
 def _products(first, second):
-    """Sum of the products about the means; exactly 0 where either is constant, whatever rounding its mean has."""
+    """Sum of the products about the means; exactly 0 where either is constant, although its mean may be rounded."""
     return 0.0 if _constant(first) or _constant(second) else np.dot(first - first.mean(), second - second.mean())
 
 

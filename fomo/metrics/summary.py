@@ -8,21 +8,18 @@ COUNTS = ("_undefined", "_infinite")  # endings of the names under which tables 
 
 
 def over_classes(values):
-    """Mean of one metric over the classes of a case: of those where it is defined; infinite where one of them is missed.
-
-    NaN where none is defined.
-    """
-    values = checks.real(values, "values", finite=False).astype(np.float64)
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
+    """Mean of one metric over the classes of a case where it is defined; infinite where a class is missed; or NaN."""
+    return checks.mean_of_defined(checks.real(values, "values", finite=False))
 
 
 def summarize(values):
-    """Mean, spread and counts of per-case values, as a dict.
+    """Mean, spread and counts of per-case values (n,), as a dict.
 
-    values: (n,). mean, std (n - 1), median, minimum, maximum of the finite ones (NaN if none; std of one: NaN), and the
-    counts: n all, finite, undefined (NaN: the metric has no value, as Dice of two empty masks), infinite (a missed
-    structure's distance). A mean over fewer than n cases must be shown with those counts.
+    mean, std (n - 1), median, minimum, maximum: of the finite values; NaN without any, std also for only one.
+    n, finite: the number of all values and of the finite ones.
+    undefined: the number of NaN, where the metric has no value, as for Dice of two empty masks.
+    infinite: the number of infinite values, as for the distance to a missed structure.
+    A mean over fewer than n cases must be shown with these counts.
     """
     values = checks.real(values, "values", finite=False).astype(np.float64)
     kept = values[np.isfinite(values)]

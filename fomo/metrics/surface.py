@@ -7,9 +7,9 @@ What the surface is (argument `surface`)
              and background, located at its middle and weighted by its area in mm^2 (2D: length in mm). The definition
              of DeepMind's surface-distance (Nikolov et al., J Med Internet Res 23:e26151, 2021) and MONAI's
              `use_subvoxels`.
-The distance of an element is the Euclidean one to the nearest element of the other surface; no interpolation.
+The distance of an element is Euclidean, to the nearest element of the other surface, without interpolation.
 
-How the two directions become one number (argument `combine`), and what the libraries compute:
+How the two directions become one number (argument `combine`), and which library computes the same:
                               surface   combine            equal to
   hausdorff                   voxels    "max"  (default)   MONAI HausdorffDistanceMetric(percentile=p)
                               voxels    "pooled"           MedPy hd95
@@ -20,22 +20,22 @@ How the two directions become one number (argument `combine`), and what the libr
   surface_dice                voxels    -                  MONAI SurfaceDiceMetric
                               surfels   -                  surface-distance, MONAI use_subvoxels=True
 
-The default of the percentiles is the larger of the two directed ones (Maier-Hein, Reinke et al., Nat Methods 21:195,
-2024): with a small prediction inside a large reference the pooled percentile is ruled by whichever surface has more
-elements, so that a prediction can lower its HD95 by adding surface. Area weights matter where voxels are anisotropic;
-voxel counts are the default because that is what published HD95 values mostly are. One must not compare values of two
-definitions: at spacing 0.5 x 0.5 x 3 mm they easily differ by half.
+The default of a percentile is the larger of the two directed ones (Maier-Hein, Reinke et al., Nat Methods 21:195,
+2024). The pooled percentile is ruled by the surface with more elements, so that a prediction can lower its HD95 by
+adding surface. Area weights matter where voxels are anisotropic; voxel counts are the default because most published
+HD95 values are of that kind. Never compare values of two definitions: at spacing 0.5 x 0.5 x 3 mm they easily differ by
+half.
 
 Degenerate cases             hausdorff, average_surface_distance   surface_dice
   both masks empty           NaN                                   NaN
   one mask empty             inf (a miss is not dropped)           0
 MONAI 1.6 agrees; MedPy raises; surface-distance's average is NaN with one mask empty.
 
-Cost: only words of 8 voxels that hold foreground are read. Distances are looked up in the voxels around each element,
-and from a k-d tree where there is none within about 3 voxels. Both are exact, and faster than the exact Euclidean
-distance transform of the masks' common box in all but contrived cases (a few voxels against dense noise: 1.3 times its
-time). `tools/benchmark.py metrics`: five metrics of masks of 192 x 224 x 192, seconds on one thread of a (busy) 2-core
-Xeon, 2026-11-21, numpy 2.4.6, scipy 1.17.1, torch 2.13.0:
+Cost: only words of 8 voxels with foreground are read. The nearest element is looked for in the voxels around each
+element, then, where none is within about 3 voxels, in a k-d tree. Both are exact. They are faster than the exact
+Euclidean distance transform of the masks' common box in all but contrived cases (a few voxels against dense noise: 1.3
+times its time). `tools/benchmark metrics`: five metrics of masks of 192 x 224 x 192, seconds on one thread of a (busy)
+2-core Xeon, 2026-11-21, numpy 2.4.6, scipy 1.17.1, torch 2.13.0:
                                       this file   two transforms   MONAI 1.6.1   surface-distance 0.1
   small tumour, radius 8                0.0020         0.028           1.1            0.033
   the same, one far false positive      0.0027         0.26            1.2            0.32
@@ -66,10 +66,10 @@ class SurfaceDistances(NamedTuple):
 
 
 def surface_distances(reference, prediction, spacing_mm, surface="voxels"):
-    """The one pass over the surfaces that all metrics below are reductions of.
+    """One pass over both surfaces; the functions named `*_from` reduce its result to a metric.
 
     reference, prediction: masks (X, Y) or (X, Y, Z) of one shape; spacing_mm: voxel size along each axis. Returns
-    `SurfaceDistances`, elements in no particular order; hand it to the functions named `*_from`.
+    `SurfaceDistances`, whose elements are in no particular order.
     """
     reference, prediction, spacing = _check(reference, prediction, spacing_mm)
     checks.choice(surface, "surface", ("voxels", "surfels"))
@@ -100,7 +100,7 @@ def average_surface_distance_from(distances, combine="pooled"):
     return float((a_sum / a_weights.sum() + b_sum / b_weights.sum()) / 2)
 
 
-_ROUNDING = 1e-5  # relative: above what float32 does to a voxel size, far below the steps between distances on a grid
+_ROUNDING = 1e-5  # relative: more than float32 rounds a voxel size by, far less than distances on a grid differ by
 
 
 def surface_dice_from(distances, tolerance_mm):
@@ -116,7 +116,7 @@ def hausdorff(reference, prediction, spacing_mm, percentile=100, surface="voxels
 
     reference, prediction: masks (X, Y) or (X, Y, Z) of one shape; spacing_mm: voxel size along each axis.
     combine: "max", the larger of the two directed percentiles, or "pooled", the percentile of all distances together.
-    Percentiles interpolate linearly between voxels; of surfels it is the first distance that reaches the share of the
+    A percentile of voxels is interpolated linearly; one of surfels is the first distance that reaches its share of the
     area. Both masks empty: NaN; one empty: inf.
     """
     return hausdorff_from(surface_distances(reference, prediction, spacing_mm, surface), percentile, combine)
@@ -134,8 +134,8 @@ def average_surface_distance(reference, prediction, spacing_mm, surface="voxels"
 def surface_dice(reference, prediction, spacing_mm, tolerance_mm, surface="voxels"):
     """Normalized surface Dice: the share of both surfaces that lies within `tolerance_mm` (inclusive) of the other one.
 
-    Inclusive up to a relative 1e-5: voxel sizes come from affines that files store in float32, and one of 1.0000000067 mm
-    is 1 mm. Both masks empty: NaN; one empty: 0.
+    The limit is inclusive up to a relative 1e-5: files store affines in float32, so that 1 mm may be 1.0000000067 mm.
+    Both masks empty: NaN; one empty: 0.
     """
     return surface_dice_from(surface_distances(reference, prediction, spacing_mm, surface), tolerance_mm)
 
@@ -213,7 +213,7 @@ def _surfels(words, spacing):
     if not len(voxels):
         return voxels, np.zeros(0)
     low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
-    # Every mixed neighbourhood holds a surface voxel: of those that hold one, keep the mixed ones.
+    # every mixed neighbourhood holds a surface voxel: look at those that hold one, and keep the mixed ones
     box = np.zeros(high - low + 2, np.uint8)
     box[(slice(1, -1),) * axes] = words.mask[tuple(map(slice, low, high))]
     candidates = np.zeros(box.shape, bool)
@@ -232,8 +232,8 @@ def _surfels(words, spacing):
 
 
 # Marching cubes: foreground corners (x, y, z as digits) of a cube and the |area vectors| of its triangles, in 1/8 of
-# a face. All other cubes follow by the 48 symmetries and by exchanging foreground and background. Diagonal foreground
-# corners of a face stay apart; polygons that are not flat are split as surface-distance splits them.
+# a face. The 48 symmetries, and exchanging foreground and background, give all other cubes. Diagonal foreground corners
+# of a face stay apart. Polygons that are not flat are split as surface-distance splits them.
 _CUBES = (
     ("000", "111"),
     ("000 001", "220 220"),
@@ -293,9 +293,9 @@ def _nearest(first, second, spacing):
 
 
 def _to_nearest(points, others, spacing, box):
-    """Distances (mm) to the nearest of `others`. The voxels around are tried first: surfaces mostly lie close.
+    """Distances (mm) to the nearest of `others`. The voxels around each point come first: surfaces mostly lie close.
 
-    box: all False, before and after; it has room for the voxels around.
+    box: bool, all False before and after, with room for the voxels around.
     """
     strides = np.array(box.strides)
     occupied, there = box.reshape(-1), others @ strides
@@ -313,10 +313,10 @@ def _to_nearest(points, others, spacing, box):
             break
     occupied[there] = False
     if len(left):
-        # Sliding midpoints: points on planes make the balanced tree degenerate.
+        # sliding midpoints, because points on planes make a balanced tree degenerate
         tree = KDTree(others * spacing, balanced_tree=False, compact_nodes=False)
         nearest = tree.query(points[left] * spacing)[1]
-        # From whole voxels, as a distance transform does it: a point at exactly the tolerance stays there.
+        # computed from whole voxels, as a distance transform does: a point at exactly the tolerance stays there
         distances[left] = np.sqrt(np.square((points[left] - others[nearest]) * spacing).sum(axis=1))
     return distances
 

@@ -1,4 +1,4 @@
-"""A mask read 8 voxels at a time, so that the time goes with the foreground rather than with the volume."""
+"""A mask read 8 voxels at a time, so that the time goes with the foreground, not with the volume."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ import numpy as np
 class Words:
     """A bool mask of any number of axes as words of 8 voxels (bytes 0 and 1) along its last axis.
 
-    `occupied`: indices of the words that are not all background; only they are looked at. A mask that is not in C
-    order, or whose last axis is no multiple of 8, is copied.
+    `occupied`: indices of the words with foreground; only these are looked at. A mask that is not in C order, or whose
+    last axis is no multiple of 8, is copied.
     """
 
     def __init__(self, mask):
@@ -28,11 +28,11 @@ class Words:
         return np.count_nonzero(self.own.view(np.uint8))
 
     def count_common(self, other):
-        """Number of foreground voxels of both masks, which have one shape."""
+        """Number of voxels that are foreground in both masks, which have one shape."""
         return np.count_nonzero((self.own & other.words[self.occupied]).view(np.uint8))
 
     def surface_voxels(self):
-        """(n, axes) indices, in array order, of the foreground voxels with background or the outside at a face."""
+        """(n, axes) indices, in array order, of the foreground voxels with a face to background or to the outside."""
         before, after = self._along_last()
         interior = self.own & before & after
         stride = self.shape[-1]
@@ -48,7 +48,7 @@ class Words:
         return self._indices(self.own & ~before), self._indices(self.own & ~after)
 
     def _along_last(self):
-        """The occupied words shifted by one voxel along the last axis, up and down: each byte's neighbours."""
+        """The voxels before and after each voxel of the occupied words, along the last axis."""
         before, after = self._neighbours(-1, -1, 0), self._neighbours(-1, 1, self.shape[-1] - 1)
         return self.own << 8 | before >> 56, self.own >> 8 | after << 56
 
@@ -59,7 +59,7 @@ class Words:
         return words
 
     def _indices(self, chosen):
-        """(n, axes) indices of the voxels set in words that go with the occupied ones."""
+        """(n, axes) indices of the voxels that are set in `chosen`, which has a word for each occupied one."""
         kept = np.flatnonzero(chosen)
         voxel = np.flatnonzero(chosen[kept].view(np.uint8) != 0)
         word = kept[voxel >> 3]

@@ -1,11 +1,8 @@
-"""Calibration metrics by hand and against scikit-learn and torchmetrics; temperature scaling recovers what it
-should.
-"""
+"""Calibration metrics by hand and against scikit-learn and torchmetrics."""
 
 import numpy as np
 import pytest
 import sklearn.metrics
-from scipy import special
 
 from fomo import metrics
 
@@ -42,41 +39,6 @@ def test_ece_equals_torchmetrics(seed):
     assert metrics.ece(classes, table, bins=10) == pytest.approx(theirs.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_temperature_is_recovered(temperature):
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, 20000)
-    labels = rng.random(20000) < special.expit(logits)
-    fitted = metrics.fit_temperature(labels, logits * temperature)
-    assert fitted == pytest.approx(temperature, rel=0.05)
-    two_columns = np.stack([np.zeros(20000), logits * temperature], axis=1)
-    assert metrics.fit_temperature(labels.astype(int), two_columns) == pytest.approx(fitted, rel=1e-6)
-
-
-def test_temperature_is_the_minimum_and_keeps_the_order():
-    rng = np.random.default_rng(1)
-    logits = rng.normal(size=(60, 3)) * 4
-    labels = (logits / 3 + rng.gumbel(size=(60, 3))).argmax(axis=1)
-    fitted = metrics.fit_temperature(labels, logits)
-    nearby = fitted * np.array([0.98, 1, 1.02])
-    losses = [metrics.log_loss(labels, metrics.apply_temperature(logits, temperature)) for temperature in nearby]
-    assert losses[1] == min(losses)
-    np.testing.assert_array_equal(metrics.apply_temperature(logits, fitted).argmax(axis=1), logits.argmax(axis=1))
-
-
-def test_temperature_at_its_limits():
-    assert np.isnan(metrics.fit_temperature([1, 1], [0.3, 2.0]))
-    assert np.isnan(metrics.apply_temperature([0.3], np.nan)).all()
-    # Separable cases: the sharper the better; the wrong way round: the flatter.
-    assert metrics.fit_temperature([0, 0, 1, 1], [-2.0, -1.0, 1.0, 2.0]) == pytest.approx(0.05)
-    assert metrics.fit_temperature([1, 1, 0, 0], [-2.0, -1.0, 1.0, 2.0]) == pytest.approx(20)
-    assert np.isfinite(metrics.apply_temperature(np.array([1e4, -1e4]), 0.05)).all()
-
-
 def test_bad_input():
     with pytest.raises(ValueError, match="bins: got 0, wanted a whole number of at least 1"):
         metrics.ece([0, 1], [0.1, 0.2], bins=0)
-    with pytest.raises(ValueError, match="logits: got 1 non-finite cases"):
-        metrics.fit_temperature([0, 1], [0.1, np.inf])
-    with pytest.raises(ValueError, match="bounds: got 0"):
-        metrics.fit_temperature([0, 1], [0.1, 0.3], bounds=(0, 1))

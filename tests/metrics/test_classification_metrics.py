@@ -89,22 +89,6 @@ def test_a_class_that_is_missing_is_counted_not_averaged():
     assert row["macro_recall"] == 0.75 and row["recall_defined"] == 2 and row["auroc_defined"] == 2
 
 
-LABELS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
-PROBABILITIES = np.array([[0.9, 0.6, 0.2], [0.2, 0.7, 0.1], [0.4, 0.8, 0.3], [0.1, 0.3, 0.4]])
-
-
-def test_multilabel_by_hand():
-    row = metrics.multilabel_metrics(LABELS, PROBABILITIES)
-    np.testing.assert_equal(row["auroc_per_label"], [1, 1, NAN])
-    assert row["macro_auroc"] == 1 and row["auroc_defined"] == 2
-    assert row["hamming_accuracy"] == 10 / 12  # wrong: .6 for 0, .4 for 1
-    assert row["exact_match"] == 2 / 4
-    assert row["micro_f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
-    assert row["micro_auroc"] == pytest.approx(sklearn.metrics.roc_auc_score(LABELS, PROBABILITIES, average="micro"))
-    chosen = metrics.multilabel_metrics(LABELS, PROBABILITIES, threshold=[0.4, 0.65, 0.5])
-    assert chosen["hamming_accuracy"] == 1
-
-
 def test_confusion_matrix_rows_are_the_truth():
     np.testing.assert_array_equal(metrics.confusion_matrix([0, 0, 1], [1, 0, 1], 3), [[1, 1, 0], [0, 1, 0], [0, 0, 0]])
 
@@ -153,7 +137,6 @@ def test_no_threshold_is_better(seed, criterion, neighbours):
         (lambda: metrics.multiclass_metrics([0, 1], [[0.5, 0.6], [0.5, 0.5]]), "got a sum of 1.1 in row 0"),
         (lambda: metrics.multiclass_metrics([0, 2], [[0.5, 0.5], [0.5, 0.5]]), "got labels from 0 to 2, wanted 0 to 1"),
         (lambda: metrics.multiclass_metrics([0], [[0.5, 0.5], [0.5, 0.5]]), "probabilities: got 2 rows, wanted 1"),
-        (lambda: metrics.multilabel_metrics(LABELS, PROBABILITIES, [0.5, 0.5]), r"threshold: got shape \(2,\)"),
         (lambda: metrics.confusion_matrix([0, 1], [0, 3], 3), "predictions: got labels from 0 to 3, wanted 0 to 2"),
         (lambda: metrics.confusion_matrix([0.0, 1.0], [0, 1], 2), "got dtype float64, wanted integer class labels"),
         (lambda: metrics.choose_threshold([0, 1], [0.1, 0.2], "best"), "criterion: got 'best'"),

@@ -26,7 +26,6 @@ AUROC_INTERVALS = {
     "percentile": lambda labels, scores, seed: metrics.bootstrap_ci(
         metrics.auroc, labels, scores, RESAMPLES, seed, method="percentile"
     ),
-    "delong": lambda labels, scores, seed: metrics.delong_interval(labels, scores),
 }
 
 

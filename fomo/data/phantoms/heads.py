@@ -1,18 +1,18 @@
-"""Synthetic heads in the three Task layouts: something to try everything on, with an answer that is known.
+"""Synthetic heads in the three Task layouts, to try everything on data with a known answer.
 
-A head is an ellipsoid with cortex, sulci, white matter and ventricles, drawn in world mm and then sampled on a scan
-grid of varying orientation, tilt and voxel size, with its own gain, bias field and noise, so that no absolute intensity
-means anything. What is to be learned:
+A head is an ellipsoid with cortex, sulci, white matter and ventricles. It is drawn in world mm and sampled on a scan
+grid of varying orientation, tilt and voxel size. Each scan has its own gain, bias field and noise, so that no absolute
+intensity means anything. A network can learn:
 
-    1  infarct: bright on DWI and dark on ADC at the same place. Every scan has two lesions, one of them bright and one
-       dark on each of the two, so that no single channel tells: an infarct and an old cavity (dark on DWI, bright on
-       ADC), or T2 shine-through (bright on both) and an old bleeding (dark on both).
-    2  meningioma: a mass at the dura; lesions inside the brain with the same intensities, and cysts at the dura, do
-       not belong to it. One subject in sixteen has none.
+    1  infarct: bright on DWI and dark on ADC at the same place. Every scan has two lesions, one bright and one dark on
+       each of these channels, so that one channel alone tells nothing: an infarct and an old cavity (dark on DWI,
+       bright on ADC), or T2 shine-through (bright on both) and an old bleeding (dark on both).
+    2  meningioma: a mass at the dura. Lesions inside the brain with the same intensities, and cysts at the dura, do not
+       belong to it. One subject in sixteen has none.
     3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age, each with its own variation;
        head size means nothing.
 
-A fourth data set is a table (table.csv, see table.py) of heads with everything at once; the mean intensity tells none:
+A fourth data set is a table (table.csv) of heads with everything at once; the mean intensity tells none of it:
 
     cohort  a lesion that is bright, one that is as dark as fluid, or one of both
     gender  long (f) or tall (m) ventricles, of equal volume
@@ -130,9 +130,10 @@ def _write_case(root, task, number, session, size, seed):
         image = _image(scan, channel, points, tissues, shares)
         _write(os.path.join(root, "preprocessed", place, f"{channel}.nii.gz"), image * inside, affine, code)
     labels = os.path.join(root, "labels", place)
-    tumour = sum((share for name, share, _ in shares if name == ("mass" if task == 2 else "infarct")), np.zeros(shape))
-    mask = ((tumour > 0.5) & inside).astype(np.uint8)
     if task == 2 or (task == 1 and number % 5 < 2):
+        wanted = "mass" if task == 2 else "infarct"
+        tumour = sum((share for name, share, _ in shares if name == wanted), np.zeros(shape))
+        mask = ((tumour > 0.5) & inside).astype(np.uint8)
         _write(os.path.join(labels, "seg.nii.gz"), mask, affine, code)
     if task == 3 or (task == 1 and number % 5 > 0):
         os.makedirs(labels, exist_ok=True)
@@ -225,7 +226,7 @@ def _rise(distance, soft):
 
 
 def _ellipsoid(points, centre, axes):
-    """Distance in mm inside the surface of an ellipsoid along the ray from its centre, about exact near the surface."""
+    """Distance in mm inside the surface of an ellipsoid, along the ray from its centre; nearly exact at the surface."""
     offset = points - np.reshape(centre, (3, 1, 1, 1))
     rho = np.sqrt(sum((offset[k] / axes[k]) ** 2 for k in range(3))) + 1e-6
     return (1 - rho) * np.minimum(np.sqrt((offset**2).sum(0)) / rho, max(axes))
@@ -256,7 +257,7 @@ class _Head:
         self.turn = _rotation(rng.uniform(-4, 4, 3))
 
     def tissues(self, points, soft):
-        """(depth below the surface in mm, shares (3, X, Y, Z) of fluid, grey and white matter, share of the ventricles)."""
+        """(depth below the surface in mm, shares (3, X, Y, Z) of fluid, grey and white matter, share of ventricles)."""
         points = np.tensordot(self.turn, points, axes=1)
         depth = _ellipsoid(points, np.zeros(3), self.axes)
         direction = points / (np.sqrt((points**2).sum(0)) + 1e-6)
