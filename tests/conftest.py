@@ -54,6 +54,14 @@ def one_line_error(done, *said):
         assert text in done.stderr, done.stderr
 
 
+def wanted(type="classification", **section):
+    """What a task reads of each case, by its section of a config."""
+    from fomo import config, tasks
+
+    section = config.Task(type=type, **section)
+    return tasks.TASKS[type].variant(section).wanted(section)
+
+
 def tool(name, *arguments, root=ROOT):
     """Call main() of tools/NAME.py in this process."""
     spec = importlib.util.spec_from_file_location(f"tool_{name}", root / "tools" / f"{name}.py")
@@ -124,8 +132,7 @@ def tiny_config(tmp_path, phantom_root):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, phantom_root):
     """Function: task -> the run folder of a tiny cross-validation, trained once, with a final model of another kind each."""
-    from fomo import checkpoint, nets
-    from fomo import config as config_module
+    from fomo import checkpoint, kinds, nets
     from fomo.runs import crossval
 
     done = {}
@@ -170,7 +177,7 @@ def trained(tmp_path_factory, phantom_root):
                 spacing_mm=[5.0, 5.0, 5.0],
             )
             (folder / "config.yaml").write_text(yaml.safe_dump(mine))
-            crossval.run(config_module.load(folder / "config.yaml"))
+            crossval.run(kinds.load(folder / "config.yaml"))
             done[task] = folder / "run"
         return done[task]
 

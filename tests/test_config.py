@@ -6,8 +6,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from fomo import config
+from fomo import config, kinds, tasks
 from fomo.config import UserError
+from fomo.data import sources
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ MINIMAL = "data: {channels: [t1]}\n"
 
 
 def test_defaults_types_and_scientific_notation(write):
-    loaded = config.load(write(MINIMAL + "optim: {lr: 1e-4, clip_norm: 1}\n"))
+    loaded = kinds.load(write(MINIMAL + "optim: {lr: 1e-4, clip_norm: 1}\n"))
     assert loaded.optim.lr == 1e-4 and type(loaded.optim.lr) is float
     assert loaded.optim.clip_norm == 1.0 and type(loaded.optim.clip_norm) is float
     assert loaded.train == config.Train()
@@ -35,7 +36,7 @@ def test_defaults_types_and_scientific_notation(write):
 def test_bases_are_inherited_key_by_key_and_overridden_from_the_command_line(write):
     write(MINIMAL + "seed: 1\noptim: {lr: 0.1, weight_decay: 0.2}\n", "base.yaml")
     path = write("base: base.yaml\noptim: {lr: 0.3}\n")
-    loaded = config.load(path, ["optim.weight_decay=3e-4", "data.patch=[32,32,16]", "train.patience=none"])
+    loaded = kinds.load(path, ["optim.weight_decay=3e-4", "data.patch=[32,32,16]", "train.patience=none"])
     assert (loaded.seed, loaded.optim.lr, loaded.optim.weight_decay) == (1, 0.3, 3e-4)
     assert loaded.data.patch == (32, 32, 16) and loaded.train.patience is None
 
@@ -46,7 +47,7 @@ def test_paths_resolve_against_the_file_that_names_them(write, tmp_path, monkeyp
     write(MINIMAL + "output: ../out\n", "sub/base.yaml")
     path = write("base: sub/base.yaml\nweights: {path: w.pt}\n")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    loaded = config.load(path, ["data.root=here"])
+    loaded = kinds.load(path, ["data.root=here"])
     assert loaded.output == str(tmp_path / "out")
     assert loaded.weights.path == str(tmp_path / "w.pt")
     assert loaded.data.root == str(tmp_path / "elsewhere" / "here")
@@ -54,8 +55,8 @@ def test_paths_resolve_against_the_file_that_names_them(write, tmp_path, monkeyp
 
 
 def test_resolved_config_written_and_read_again_is_the_same(write):
-    loaded = config.load(write("data: {channels: [a, b], patch: [16, 32, 48], spacing_mm: none}\noptim: {lr: 1e-5}\n"))
-    again = config.load(write(yaml.safe_dump(config.to_dict(loaded)), "again.yaml"))
+    loaded = kinds.load(write("data: {channels: [a, b], patch: [16, 32, 48], spacing_mm: none}\noptim: {lr: 1e-5}\n"))
+    again = kinds.load(write(yaml.safe_dump(config.to_dict(loaded)), "again.yaml"))
     assert again == loaded
 
 
@@ -125,7 +126,7 @@ def test_resolved_config_written_and_read_again_is_the_same(write):
 def test_a_mistake_is_one_clear_error(write, text, said):
     text = text if "channels" in text or "- a" in text or "name: [" in text else MINIMAL + text
     with pytest.raises(UserError) as caught:
-        config.load(write(text))
+        kinds.load(write(text))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -133,23 +134,23 @@ def test_a_mistake_is_one_clear_error(write, text, said):
 def test_an_error_says_which_file_it_is_about(write):
     path = write("")
     with pytest.raises(UserError, match=f"^{path}: data.channels: "):
-        config.load(path)
+        kinds.load(path)
     with pytest.raises(UserError, match=f"^{path} and the command line: data.channels: "):
-        config.load(path, ["seed=1"])
+        kinds.load(path, ["seed=1"])
     with pytest.raises(UserError, match="^best.pt: data.channels: "):
-        config.from_dict({}, "best.pt")
+        kinds.from_dict({}, "best.pt")
     with pytest.raises(UserError, match=f"^{write('foo: {}')}: unknown key 'foo'"):
-        config.load(path)
+        kinds.load(path)
 
 
 @pytest.mark.parametrize("override", ["optim.lr", "=3", "optim.lr=x", "optim=3", "seed.x=1", "optim.lrr=1"])
 def test_bad_overrides_are_errors(write, override):
     with pytest.raises(UserError):
-        config.load(write(MINIMAL), [override])
+        kinds.load(write(MINIMAL), [override])
 
 
 def test_help_lists_every_key_with_its_default():
-    text = config.describe_keys()
+    text = kinds.describe_keys()
     for name, _, value in config.fields(config.Config()):
         line = next(line for line in text.splitlines() if line.strip().startswith(name + "="))
         assert len(line.split(None, 1)[1]) > 10, f"{name} has no explanation"
@@ -169,30 +170,30 @@ def test_every_key_is_read_somewhere():
 
 def test_a_section_of_free_keys_is_inherited_and_overridden_like_any_other(write):
     write(MINIMAL + "augment: {parameters: {rotate: {p: 0.1, degrees: [-5, 5]}}}\n", "base.yaml")
-    loaded = config.load(write("base: base.yaml\n"), ["augment.parameters.rotate.p=0.7", "augment.parameters.blur.p=1"])
+    loaded = kinds.load(write("base: base.yaml\n"), ["augment.parameters.rotate.p=0.7", "augment.parameters.blur.p=1"])
     assert loaded.augment.parameters == {"rotate": {"p": 0.7, "degrees": [-5, 5]}, "blur": {"p": 1}}
     with pytest.raises(UserError, match="augment.parameters: got 3"):
-        config.load(write(MINIMAL), ["augment.parameters=3"])
+        kinds.load(write(MINIMAL), ["augment.parameters=3"])
 
 
 def test_identity_ignores_what_changes_no_result(write):
-    one = config.load(write(MINIMAL))
-    two = config.load(write(MINIMAL), ["train.workers=7", "output=elsewhere", "cv.folds_to_run=[2]"])
-    three = config.load(write(MINIMAL), ["optim.lr=1"])
+    one = kinds.load(write(MINIMAL))
+    two = kinds.load(write(MINIMAL), ["train.workers=7", "output=elsewhere", "cv.folds_to_run=[2]"])
+    three = kinds.load(write(MINIMAL), ["optim.lr=1"])
     assert config.identity(one) == config.identity(two)
     assert config.identity(one) != config.identity(three)
 
 
 def test_off_is_no_false(write):
-    assert config.load(write(MINIMAL + "train: {amp: off}")).train.amp == "off"
+    assert kinds.load(write(MINIMAL + "train: {amp: off}")).train.amp == "off"
 
 
 def test_digits_of_a_name_stay_as_they_are_written(write):
-    loaded = config.load(
+    loaded = kinds.load(
         write("data: {channels: [t1], test_folds: [1, 07, 010, 08, 1:30, 1_0, 1_0.5]}\nname: 2026_11_21")
     )
     assert loaded.data.test_folds == ("1", "07", "010", "08", "1:30", "1_0", "1_0.5") and loaded.name == "2026_11_21"
-    assert config.load(write(yaml.safe_dump(config.to_dict(loaded)))) == loaded
+    assert kinds.load(write(yaml.safe_dump(config.to_dict(loaded)))) == loaded
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_digits_of_a_name_stay_as_they_are_written(write):
     ],
 )
 def test_text_on_the_command_line_is_taken_as_it_is(write, key, text, value):
-    loaded = {name: value for name, _, value in config.fields(config.load(write(MINIMAL), [f"{key}={text}"]))}
+    loaded = {name: value for name, _, value in config.fields(kinds.load(write(MINIMAL), [f"{key}={text}"]))}
     assert loaded[key] == value
 
 
@@ -239,17 +240,17 @@ def test_text_on_the_command_line_is_taken_as_it_is(write, key, text, value):
 )
 def test_what_is_wrong_on_the_command_line_is_one_line(write, override, said):
     with pytest.raises(UserError) as caught:
-        config.load(write(MINIMAL), [override])
+        kinds.load(write(MINIMAL), [override])
     assert str(caught.value).startswith(f"command line: {said}") and "\n" not in str(caught.value)
 
 
 def test_keys_that_nothing_reads_are_named(write):
-    loaded = config.load(write("data: {channels: [t1], source: table, csv: a.csv}\n"
+    loaded = kinds.load(write("data: {channels: [t1], source: table, csv: a.csv}\n"
                                "task: {type: multilabel, targets: [a], loss: bce, focal_gamma: 3, mask_ratio: 0.6}\n"
                                "optim: {plateau_patience: 2}\neval: {threshold: half, surface_tolerance_mm: 2}\n"))  # fmt: skip
-    assert list(config.unread(loaded)) == ["task.focal_gamma", "optim.plateau_patience", "eval.surface_tolerance_mm"]
+    assert list(kinds.unread(loaded)) == ["task.focal_gamma", "optim.plateau_patience", "eval.surface_tolerance_mm"]
     read = ["task.loss=focal", "optim.schedule=plateau", "eval.surface_tolerance_mm=1"]
-    assert not list(config.unread(config.load(write(yaml.safe_dump(config.to_dict(loaded))), read)))
+    assert not list(kinds.unread(kinds.load(write(yaml.safe_dump(config.to_dict(loaded))), read)))
     of_slices = [
         "data.source=slices",
         "data.patch=[64,64,1]",
@@ -259,8 +260,8 @@ def test_keys_that_nothing_reads_are_named(write):
     ]
     values = ["data.crop=false", "eval.overlap=0.1", "eval.top_slices=5", "data.crop_position=center"]
     plain = write("data: {channels: [t1], source: table, csv: a.csv}\ntask: {type: multilabel, targets: [a]}\n")
-    assert list(config.unread(config.load(plain, values))) == ["eval.top_slices"]
-    assert list(config.unread(config.load(plain, of_slices + values))) == [
+    assert list(kinds.unread(kinds.load(plain, values))) == ["eval.top_slices"]
+    assert list(kinds.unread(kinds.load(plain, of_slices + values))) == [
         "data.crop",
         "data.crop_position",
         "eval.overlap",
@@ -269,14 +270,16 @@ def test_keys_that_nothing_reads_are_named(write):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_set_nothing_that_they_do_not_read(path):
-    assert not list(config.unread(config.load(path)))
+    assert not list(kinds.unread(kinds.load(path)))
 
 
 def test_what_a_key_is_for_names_keys_and_values():
     values = {name: (field, value) for name, field, value in config.fields(config.Config())}
+    choices = kinds.choices()
     for name, (field, _) in values.items():
         for condition in field.metadata["only"].split():
             other, wanted = condition.split("=")
-            assert set(wanted.split("|")) < set(values[other.rstrip("!")][0].metadata["choices"]), (
-                f"{name}: {condition}"
-            )
+            known = choices.get(other) or values[other][0].metadata["choices"]
+            assert set(wanted.split("|")) < set(known), f"{name}: {condition}"
+    for kind in (*tasks.TASKS.values(), *sources.SOURCES.values()):
+        assert {*kind.keys, *kind.options} <= set(values), kind

@@ -2,19 +2,19 @@
 
 from conftest import ROOT, run_command
 
-from fomo import config
+from fomo import kinds
 
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_key_list_is_the_helps():
-    assert f"```text\n{config.describe_keys()}\n```" in README
+    assert f"```text\n{kinds.describe_keys()}\n```" in README
 
 
 def test_help_prints_every_key():
     for script in ("cv.py", "train.py"):
         done = run_command(script, "--help")
-        assert done.returncode == 0 and config.describe_keys() in done.stdout
+        assert done.returncode == 0 and kinds.describe_keys() in done.stdout
 
 
 def test_named_files_exist():

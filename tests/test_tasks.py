@@ -10,23 +10,30 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import run_folder, tasks
+from fomo import kinds, tasks
 from fomo.config import UserError
 from fomo.data import cache, sources
-from fomo.data.cases import Case
+from fomo.data.cases import Case, Volume
+from fomo.inference import WindowOptions
 from fomo.prediction import predict
+from fomo.run_folder import FoldFolder
 from fomo.runs import crossval
+from fomo.runs import splits as splits_module
 from fomo.runtime import files
 from fomo.space import volume
-from fomo.tasks import segmentation
+from fomo.tasks import Answer, Results, categories, segmentation
 
 
 def build(tiny_config, task, /, **sections):
-    return tasks.build(config_module.load(tiny_config(task, **sections)))
+    return tasks.build(kinds.load(tiny_config(task, **sections)))
 
 
 def labelled(*targets):
-    return [SimpleNamespace(case=SimpleNamespace(target=float(target))) for target in targets]
+    return [SimpleNamespace(target=float(target)) for target in targets]
+
+
+def answers(rows):
+    return [Answer(row) for row in rows]
 
 
 def masks(*voxels):
@@ -59,13 +66,9 @@ def test_the_loss_of_a_validation_case_is_that_of_training(tiny_config, monkeypa
     task.state["class_weights"] = [0.5, 2.0]
     monkeypatch.setattr(task, "infer", lambda *_: torch.tensor([0.3, -0.9]).softmax(0)[1].item())
     for target in (0, 1):
-        case = SimpleNamespace(
-            case=SimpleNamespace(id="a", subject="a", target=float(target), labels=()),
-            image=lambda: None,
-            background=(),
-        )
+        case = SimpleNamespace(id="a", subject="a", target=float(target), labels=(), image=lambda: None, background=())
         wanted = task.loss(torch.tensor([[0.3, -0.9]]), {"target": torch.tensor([target])}).item()
-        assert task.predict(None, case, {})["loss"] == pytest.approx(wanted, rel=1e-5)
+        assert task.predict(None, case, None).row["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_classes_of_another_table_are_known_by_their_names(tiny_config, monkeypatch):
@@ -83,11 +86,9 @@ def test_classes_of_another_table_are_known_by_their_names(tiny_config, monkeypa
     def row(text):
         return task.predict(
             None,
-            SimpleNamespace(
-                case=SimpleNamespace(id="a", subject="a", target=0.0, labels=(text,)), image=lambda: None, background=()
-            ),
-            {},
-        )
+            SimpleNamespace(id="a", subject="a", target=0.0, labels=(text,), image=lambda: None, background=()),
+            None,
+        ).row
 
     assert row("ill at ease")["target"] == 1 and row("healthy")["target"] == 0
     with pytest.raises(
@@ -99,12 +100,12 @@ def test_classes_of_another_table_are_known_by_their_names(tiny_config, monkeypa
 def test_decisions_use_the_threshold_that_was_fitted_on_validation(tiny_config):
     task = build(tiny_config, "classification")
     val = [{"target": y, "probability": p} for y, p in ((0, 0.1), (0, 0.2), (1, 0.3), (1, 0.4))]
-    task.calibrate(lambda: val)
+    task.calibrate(lambda: Results(val))
     assert task.state["threshold"] == pytest.approx(0.25)
-    rows = task.finish(
-        [{"id": i, "subject": i, "target": y, "probability": p} for i, y, p in (("a", 1, 0.26), ("b", 0, 0.24))]
+    results = task.finish(
+        answers({"id": i, "subject": i, "target": y, "probability": p} for i, y, p in (("a", 1, 0.26), ("b", 0, 0.24)))
     )
-    assert [row["decision"] for row in rows] == [1, 0] and task.score(rows)["accuracy"] == 1
+    assert [row["decision"] for row in results.rows] == [1, 0] and task.score(results)["accuracy"] == 1
     half = build(tiny_config, "classification", eval={"threshold": "half"})
     half.calibrate(lambda: pytest.fail("nothing is to be fitted"))
     assert half.state["threshold"] == 0.5
@@ -112,8 +113,8 @@ def test_decisions_use_the_threshold_that_was_fitted_on_validation(tiny_config):
 
 def test_one_class_is_undefined_and_not_one_half(tiny_config):
     task = build(tiny_config, "classification")
-    rows = task.finish([{"id": i, "subject": i, "target": 1, "probability": p} for i, p in (("a", 0.2), ("b", 0.9))])
-    scores = task.score(rows)
+    rows = ({"id": i, "subject": i, "target": 1, "probability": p} for i, p in (("a", 0.2), ("b", 0.9)))
+    scores = task.score(task.finish(answers(rows)))
     assert math.isnan(scores["auroc"]) and scores["recall"] == 0.5 and math.isnan(scores["specificity"])
 
 
@@ -124,25 +125,23 @@ def test_regression_learns_standardised_targets_and_answers_in_years(tiny_config
     outputs, batch = torch.tensor([[0.0]]), {"target": torch.tensor([50 + task.state["scale"]])}
     assert task.loss(outputs, batch).item() == pytest.approx(1)
     row = {"id": "a", "subject": "a", "target": 60.0, "prediction": 55.0, "training_mean": 50.0}
-    scores = task.score([row, {**row, "target": 40.0, "prediction": 45.0}])
+    scores = task.score(Results([row, {**row, "target": 40.0, "prediction": 45.0}]))
     assert scores["mae"] == 5 and scores["mae_of_the_mean"] == 10 and "corrected_mae" not in scores
 
 
 def test_the_bias_correction_comes_from_validation_and_is_shown_beside_the_raw_values(tiny_config):
     task = build(tiny_config, "regression")
     val = [{"target": t, "prediction": 50 + 0.5 * (t - 50)} for t in (30.0, 50.0, 70.0)]
-    task.calibrate(lambda: val)
-    rows = task.finish(
-        [
-            {"id": "a", "subject": "a", "target": t, "prediction": 50 + 0.5 * (t - 50), "training_mean": 50.0}
-            for t in (20.0, 80.0)
-        ]
-    )
-    scores = task.score(rows)
+    task.calibrate(lambda: Results(val))
+    rows = [
+        {"id": "a", "subject": "a", "target": t, "prediction": 50 + 0.5 * (t - 50), "training_mean": 50.0}
+        for t in (20.0, 80.0)
+    ]
+    scores = task.score(task.finish(answers(rows)))
     assert scores["mae"] == 15 and scores["bias_slope"] == pytest.approx(-0.5)
     assert scores["corrected_mae"] == pytest.approx(0, abs=1e-9)
     task.state["bias_correction"] = [float("nan"), float("nan")]
-    scores = task.score(task.finish([{k: v for k, v in row.items() if k != "corrected"} for row in rows]))
+    scores = task.score(task.finish(answers(rows)))
     assert scores["mae"] == 15 and math.isnan(scores["corrected_mae"])
 
 
@@ -166,7 +165,7 @@ def test_equal_targets_are_said_and_have_no_scale(tiny_config):
 )
 def test_a_doubtful_bias_correction_is_said(tiny_config, targets, slope, said):
     rows = [{"target": t, "prediction": 30.1 + slope * t} for t in targets]
-    messages = build(tiny_config, "regression").calibrate(lambda: rows)
+    messages = build(tiny_config, "regression").calibrate(lambda: Results(rows))
     assert [said in message for message in messages] == ([True] if said else [])
 
 
@@ -178,7 +177,7 @@ def test_missed_and_undefined_cases_are_counted_beside_the_mean(tiny_config):
         {"id": "b", **common, "predicted_voxels": 0, "dice": 0.0, "hd95": math.inf},
         {"id": "c", **common, "predicted_voxels": 0, "dice": math.nan, "hd95": math.nan},
     ]
-    scores = task.score(rows)
+    scores = task.score(Results(rows))
     assert scores["dice"] == pytest.approx(0.4) and scores["dice_undefined"] == 1
     assert scores["hd95"] == 2 and scores["hd95_infinite"] == 1 and scores["hd95_undefined"] == 1
     assert scores["empty_predictions"] == 2
@@ -197,20 +196,20 @@ def test_one_class_in_all_cases_is_refused_before_anything_is_prepared(tiny_conf
 
 def test_classes_are_named_as_in_the_table():
     recorded = {"a": {"target": 1.0, "labels": ["CN"]}, "b": {"target": 0.0, "labels": ["AD"]}, "c": {"target": None}}
-    assert tasks.coverage.class_names(recorded) == ["AD", "CN"]
-    assert tasks.coverage.class_names({"a": {"target": 1.0}}) == ["0", "1"]
+    assert categories.class_names(recorded) == ["AD", "CN"]
+    assert categories.class_names({"a": {"target": 1.0}}) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
     "empties, split", [(3, {"with foreground": 15}), (5, {"with foreground": 10, "without foreground": 5})]
 )
 def test_too_few_empty_masks_are_no_reason_to_refuse(tiny_config, empties, split):
-    config = config_module.load(tiny_config("segmentation", cv={"folds": 5, "stratify": True}))
+    config = kinds.load(tiny_config("segmentation", cv={"folds": 5, "stratify": True}))
     count = sum(split.values())
     cases = [Case(f"c{i:02}", f"s{i:02}", (), None, float(i >= empties), None) for i in range(count)]
     task = tasks.build(config)
     assert Counter(task.strata(cases)) == split
-    splits = run_folder.make_splits(config, task, cases)
+    splits = splits_module.make_splits(config, task, cases)
     assert sorted(name for one in splits for name in one["test"]) == [case.id for case in cases]
     if empties == 5:
         assert all(any(name < "c05" for name in one["test"]) for one in splits)
@@ -246,7 +245,7 @@ def segmentation_case(shape, mask):
     geometry = volume.Geometry(shape, tuple(map(tuple, np.eye(4))), axes, whole, (1.0,) * 3, (1.0,) * 3, shape)
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     return SimpleNamespace(
-        case=SimpleNamespace(id="a", subject="a", mask=mask), image=lambda: image, mask=lambda: mask, shape=shape, background=(0.0,), geometry=geometry
+        id="a", subject="a", native_mask=mask, image=lambda: image, mask=lambda: mask, shape=shape, background=(0.0,), geometry=geometry
     )  # fmt: skip
 
 
@@ -254,19 +253,18 @@ def segmentation_case(shape, mask):
 def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp_path, loss):
     shape = (16, 16, 8)
     mask = np.random.default_rng(1).integers(2, size=shape).astype(np.uint8)
-    case, options = (
+    case, windows = (
         segmentation_case(shape, mask),
-        dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None),
+        WindowOptions((16, 16, 16), overlap=0.0, device=torch.device("cpu")),
     )
     monkeypatch.setattr(segmentation, "read_volume", lambda source, like: (source, np.eye(4)))
-    (tmp_path / "masks").mkdir()
     networks = {"sigmoid": lambda x: x, "softmax": lambda x: torch.cat([-x / 2, x / 2], 1)}
     found, native = {}, {}
     for name, network in networks.items():
         task = build(tiny_config, "segmentation", task={"activation": name, "loss": loss})
         assert task.out_channels == (1 if name == "sigmoid" else 2)
-        found[name] = [task.predict(network, case, options), task.predict(network, case, options, str(tmp_path))]
-        part = task.infer(network, case.image(), case.background, options)
+        found[name] = [task.predict(network, case, windows, fold).row for fold in (None, FoldFolder(tmp_path, 1))]
+        part = task.infer(network, case.image(), case.background, windows)
         native[name] = task.answer([task, task], [part, part], case.geometry)
     for one, two in zip(*found.values()):
         assert one.keys() == two.keys() and 0 < one["dice"] < 1
@@ -285,9 +283,9 @@ def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_conf
     shape = (16, 16, 16)
     mask = np.zeros(shape, np.uint8)
     mask[2:6, 1:4, 3:7] = 1
-    case, options = (
+    case, windows = (
         segmentation_case(shape, mask),
-        dict(patch=(16, 16, 16), overlap=0.0, windows=1, device=torch.device("cpu"), autocast=None),
+        WindowOptions((16, 16, 16), overlap=0.0, device=torch.device("cpu")),
     )
     task, rows = build(tiny_config, "segmentation"), []
     perfect = 9 * torch.from_numpy(mask).float()[None, None]
@@ -295,8 +293,10 @@ def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_conf
     flipped[0, 3] = shape[0] - 1
     for name, array, affine in (("same", mask, np.eye(4)), ("flipped", mask[::-1], flipped)):
         volume.write_nifti(tmp_path / f"{name}.nii.gz", array, affine)
-        case.case.mask = sources.Volume(str(tmp_path / f"{name}.nii.gz"))
-        rows.append(task.predict(lambda x: torch.cat([1 - perfect, perfect], 1), case, options, str(tmp_path)))
+        case.native_mask = Volume(str(tmp_path / f"{name}.nii.gz"))
+        rows.append(
+            task.predict(lambda x: torch.cat([1 - perfect, perfect], 1), case, windows, FoldFolder(tmp_path, 1)).row
+        )
         written, own = volume.read_nifti(str(tmp_path / "masks" / "a.nii.gz"))
         assert np.array_equal(own, np.eye(4)) and np.array_equal(written, mask)
     assert rows[0] == rows[1] and rows[0]["dice"] == 1
@@ -313,7 +313,7 @@ def test_sigmoid_classes_are_independent_and_the_most_probable_above_one_half_wi
 
 
 def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny_config):
-    config = config_module.load(
+    config = kinds.load(
         tiny_config(
             "segmentation",
             task={"activation": "sigmoid", "loss": "generalized_dice"},
@@ -327,9 +327,9 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
     folder = pathlib.Path(config.output) / config.name / "fold_1"
     rows = files.read_csv(folder / "predictions.csv")
     members = predict.load_members([str(folder / "best.pt")], torch.device("cpu"))
-    listed = {case.id: case for case in sources.list_cases(config.data, config.task)}
+    listed = {case.id: case for case in sources.list_cases(config.data, tasks.wanted(config))}
     row = max(rows, key=lambda row: float(row["predicted_voxels"]))
-    image, background, geometry = cache.load(listed[row["id"]], config.data, config.task)
+    image, background, geometry = cache.load(listed[row["id"]], config.data, tasks.wanted(config))
     answered, volumes = predict.answer(members, predict.infer(members, listed[row["id"]], image, background), geometry)
     stored, _ = volume.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
     assert answered["predicted_voxels"] == int(float(row["predicted_voxels"])) > 0
@@ -347,4 +347,4 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
 )
 def test_settings_of_segmentation_that_cannot_be_together_are_refused(tiny_config, task, sections, key):
     with pytest.raises(config_module.UserError, match=key):
-        config_module.load(tiny_config(task, task={"type": task, **sections}))
+        kinds.load(tiny_config(task, task={"type": task, **sections}))

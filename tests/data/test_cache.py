@@ -8,12 +8,13 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
+from conftest import wanted
 
 from fomo import config
 from fomo.data import cache, sources
 from fomo.space import volume
 
-SEGMENTATION = config.Task(type="segmentation")
+SEGMENTATION = wanted(type="segmentation")
 
 
 class Log:
@@ -64,7 +65,7 @@ def prepare(data, task=SEGMENTATION, log=None, workers=0):
 
 def test_what_an_entry_holds(data):
     case = prepare(data)[0]
-    assert case.case.id == "a_ses_1" and case.shape == (11, 12, 10), "cropped to the non-zero box"
+    assert case.id == "a_ses_1" and case.shape == (11, 12, 10), "cropped to the non-zero box"
     image, mask = case.image(), case.mask()
     assert isinstance(image, np.memmap) and image.dtype == np.float32 and image.shape == (2, 11, 12, 10)
     assert isinstance(mask, np.memmap) and mask.dtype == np.uint8 and mask.shape == case.shape
@@ -75,7 +76,7 @@ def test_what_an_entry_holds(data):
     assert foreground.dtype == np.int16 and foreground.shape == (64, 4)
     assert {tuple(row[:3]) for row in foreground} == {tuple(index) for index in np.argwhere(mask == 1)}
     native = volume.to_native(np.asarray(mask), case.geometry, order=0)
-    np.testing.assert_array_equal(native, nibabel.load(case.case.mask.path).get_fdata())
+    np.testing.assert_array_equal(native, nibabel.load(case.native_mask.path).get_fdata())
 
 
 def test_the_second_time_nothing_is_done_and_the_result_is_the_same(data, monkeypatch):
@@ -174,13 +175,11 @@ def test_float16_refuses_what_it_cannot_hold(data):
 
 
 def test_classification(data):
-    task = config.Task(type="classification")
+    task = wanted(type="classification")
     data = dataclasses.replace(data, source="fomo1")
     case = prepare(data, task)[0]
     assert (
-        sorted(os.listdir(case.folder)) == ["case.json", "image.npy"]
-        and case.class_voxels == ()
-        and case.case.target == 1
+        sorted(os.listdir(case.folder)) == ["case.json", "image.npy"] and case.class_voxels == () and case.target == 1
     )
 
 

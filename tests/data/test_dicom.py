@@ -4,8 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from fomo.data import dicom, sources
-from fomo.data.cases import read_volume
+from fomo.data import dicom
+from fomo.data.cases import Volume, read_volume
 from fomo.space import volume
 
 pydicom = pytest.importorskip("pydicom")
@@ -65,7 +65,7 @@ def refused(words, folder):
 def test_slices_in_order_with_their_place_in_the_patient(tmp_path):
     stored = values()
     folder = write(tmp_path / "a", stored)
-    array, affine = read_volume(sources.Volume(folder))
+    array, affine = read_volume(Volume(folder))
     assert array.shape == (5, 3, 4) and array.dtype == np.float32
     assert np.array_equal(array, 2.0 * stored.transpose(2, 1, 0) - 1024)
     # column 4, row 2, slice 3 by the standard's formula (C.7.6.2.1.1), from LPS to RAS
@@ -74,7 +74,7 @@ def test_slices_in_order_with_their_place_in_the_patient(tmp_path):
     assert np.allclose(volume.spacing(affine), (0.5, 1.5, 2.0), atol=1e-6), (
         "distance of the slices, not their thickness"
     )
-    assert sources.Volume(folder).has_geometry
+    assert Volume(folder).has_geometry
 
 
 def test_each_slice_has_its_own_slope_and_none_means_one(tmp_path):
@@ -113,7 +113,7 @@ def test_a_multi_frame_file_equals_its_single_slices(tmp_path):
     (tmp_path / "multi").mkdir()
     enhanced(tmp_path / "multi" / "all.dcm", stored)
     for source in (tmp_path / "multi", tmp_path / "multi" / "all.dcm"):
-        array, own = read_volume(sources.Volume(str(source)))
+        array, own = read_volume(Volume(str(source)))
         assert np.array_equal(array, single) and np.allclose(own, affine, atol=1e-5)
     (tmp_path / "one").mkdir()
     enhanced(tmp_path / "one" / "all.dcm", stored, order=(1,), thickness=3.0)

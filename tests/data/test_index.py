@@ -8,11 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import wanted
 
-from fomo import config
+from fomo import config, tasks
 from fomo.data import cache, index, loader, sources
+from fomo.data.cases import Case, Volume
 
-TASK = config.Task(type="mae")
+TASK = wanted(type="mae")
 
 
 class Log:
@@ -91,20 +93,20 @@ def test_new_and_removed_cases_and_entries_are_noticed(data):
     shutil.rmtree(start(data)[-1].folder)
     log = Log()
     cases = start(data, log)
-    assert [case.case.id for case in cases][:2] == ["sub_00_other", "sub_00_scan_1"] and len(cases) == 14
+    assert [case.id for case in cases][:2] == ["sub_00_other", "sub_00_scan_1"] and len(cases) == 14
     assert log.lines[0]["cached"] == 13 and os.path.isdir(cases[-1].folder) and cases[0].image().shape == (1, 4, 4, 4)
 
 
 def test_a_file_that_changed_in_place_ends_the_run_when_it_is_read(data):
     path = os.path.join(data.root, "sub_01", "scan_2.npy")
-    before = next(case for case in start(data) if case.case.id == "sub_01_scan_2").image()[:]
+    before = next(case for case in start(data) if case.id == "sub_01_scan_2").image()[:]
     np.save(path, np.random.default_rng(9).normal(0, 1, (4, 4, 4)).astype(np.float32))
     os.utime(path, (1, 1))
-    case = next(case for case in start(data) if case.case.id == "sub_01_scan_2")
+    case = next(case for case in start(data) if case.id == "sub_01_scan_2")
     with pytest.raises(config.UserError, match="sub_01_scan_2: .*scan_2.npy .*changed .*data.rescan=always"):
         case.image()
     again = dataclasses.replace(data, rescan="always")
-    new = next(case for case in start(again) if case.case.id == "sub_01_scan_2")
+    new = next(case for case in start(again) if case.id == "sub_01_scan_2")
     assert new.folder != case.folder and not np.array_equal(new.image(), before)
     assert np.array_equal(next(case for case in start(data) if case.folder == new.folder).image(), new.image()), (
         "and stays so"
@@ -117,7 +119,7 @@ def test_a_file_that_changed_in_place_ends_the_run_when_it_is_read(data):
 def test_a_case_under_another_id_has_an_entry_of_its_own(data):
     path = os.path.join(data.root, "sub_00", "scan_0.npy")
     for id in ("b", "b-c", "b"):
-        case = sources.Case(id, id, (sources.Volume(path),), None, None, None)
+        case = Case(id, id, (Volume(path),), None, None, None)
         (cached,) = cache.prepare([case], data, TASK, workers=0)
         assert os.path.basename(cached.folder).rpartition("-")[0] == id and cached.image().shape == (1, 4, 4, 4)
 
@@ -140,26 +142,28 @@ def test_an_entry_that_is_gone_or_cut_is_one_line(data):
         file.truncate(10)
     shutil.rmtree(cases[1].folder)
     for case in cases[:2]:
-        with pytest.raises(config.UserError, match=f"case {case.case.id}: cannot read .*run again"):
+        with pytest.raises(config.UserError, match=f"case {case.id}: cannot read .*run again"):
             case.image()
 
 
 def test_the_users_error_in_a_worker_is_the_line_that_it_is(data):
     settings = config.Config(
-        data=dataclasses.replace(data, patch=(32, 16, 16)), task=TASK, train=config.Train(workers=1, batch_size=1)
+        data=dataclasses.replace(data, patch=(32, 16, 16)),
+        task=config.Task(type="mae"),
+        train=config.Train(workers=1, batch_size=1),
     )
     cases = start(data)
-    for case in cases:
-        os.utime(case.case.images[0].path, (1, 1))
+    for prepared in cases:
+        os.utime(prepared.case.images[0].path, (1, 1))
     with pytest.raises(config.UserError, match="^case sub_0.*has changed.*rescan=always$") as error:
-        next(loader.batches(settings, cases, 1, loader.Plan(1, 0, 1, 1), 0, 4))
+        next(loader.batches(settings, tasks.build(settings), cases, 1, loader.Plan(1, 0, 1, 1), 0, 4))
     assert not multiprocessing.active_children(), f"no worker is left, though {error} is held"
 
 
 def test_any_file_of_a_folder_changes_its_entry(tmp_path):
     for name in ("1.dcm", "2.dcm"):
         (tmp_path / name).write_bytes(b"one")
-    case = sources.Case("a", "a", (sources.Volume(str(tmp_path)),), None, None, None)
+    case = Case("a", "a", (Volume(str(tmp_path)),), None, None, None)
     entries = {cache._entry(case, case.images, "")}
     os.utime(tmp_path / "2.dcm", (1, 1))
     entries.add(cache._entry(case, case.images, ""))

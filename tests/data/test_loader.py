@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fomo import config as config_module
+from fomo import kinds, tasks
 from fomo.data import cache, loader, sources
 
 
@@ -45,8 +46,10 @@ def test_ranks_and_micro_batches_share_out_the_same_slots(world_size, micro_batc
 @pytest.fixture
 def cached(tiny_config):
     def prepare(task, **sections):
-        config = config_module.load(tiny_config(task, **sections))
-        cases = cache.prepare(sources.list_cases(config.data, config.task), config.data, config.task, workers=0)
+        config = kinds.load(tiny_config(task, **sections))
+        cases = cache.prepare(
+            sources.list_cases(config.data, tasks.wanted(config)), config.data, tasks.wanted(config), workers=0
+        )
         return config, cases
 
     return prepare
@@ -56,7 +59,7 @@ def all_samples(config, cases, workers, plans, steps=(0, 3)):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, workers=workers))
     found = {}
     for plan in plans:
-        for batch in loader.batches(config, cases, 1, plan, *steps):
+        for batch in loader.batches(config, tasks.build(config), cases, 1, plan, *steps):
             for i, slot in enumerate(batch["slot"]):
                 found[slot] = {k: v[i] for k, v in batch.items()}
     return found
@@ -88,7 +91,7 @@ def test_foreground_fraction_decides_how_often_a_patch_shows_foreground(cached):
             "segmentation", data={"patch": [32, 16, 16], "foreground_fraction": fraction, "spacing_mm": [4.0, 4.0, 4.0]}
         )
         cases = [case for case in cases if len(case.foreground())]
-        samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+        samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, tasks.wanted(config), 1)
         shares[fraction] = np.mean([bool(samples[slot]["mask"].any()) for slot in range(60)])
     assert shares[1.0] == 1.0 and shares[0.0] < 0.9
 
@@ -97,7 +100,7 @@ def test_patches_are_boxes_of_the_cached_volume_and_equal_with_other_number_type
     samples = {}
     for dtype in ("float32", "float16"):
         config, cases = cached("segmentation", data={"patch": [32, 16, 16], "cache_dtype": dtype})
-        samples[dtype] = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+        samples[dtype] = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, tasks.wanted(config), 1)
     for slot in range(10):
         one, half = samples["float32"][slot], samples["float16"][slot]
         assert one["image"].dtype == half["image"].dtype == torch.float32 and one["mask"].dtype == torch.uint8
@@ -110,7 +113,7 @@ def test_patches_are_boxes_of_the_cached_volume_and_equal_with_other_number_type
 def test_open_files_are_bounded_and_stay_behind_in_the_process(cached, monkeypatch):
     config, cases = cached("segmentation")
     monkeypatch.setattr(loader, "_open", functools.lru_cache(maxsize=3)(loader._open.__wrapped__))
-    samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+    samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, tasks.wanted(config), 1)
     assert loader._OPEN_CASES * 2 <= 64 and len(cases) > 3
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
@@ -131,7 +134,7 @@ def test_each_class_is_drawn_as_often_however_few_voxels_it_has(cached, monkeypa
     drawn = collections.Counter()
     monkeypatch.setattr(loader.patches, "draw_start", lambda *given: drawn.update([tuple(given[-1])]) or (0, 0, 0))
     monkeypatch.setattr(loader, "_open", functools.lru_cache(loader._open.__wrapped__))
-    samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+    samples = loader.Samples(cases, loader.Order(len(cases), 0, 1), config, tasks.wanted(config), 1)
     for slot in range(400):
         samples[slot]
     assert len(drawn) == 10 and 160 < drawn[2, 2, 2] < 240
@@ -144,7 +147,7 @@ def test_too_little_shared_memory_is_said_before_training(cached, tmp_path, monk
     for free, enough in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(loader.shutil, "disk_usage", lambda folder: collections.namedtuple("Usage", "free")(free))
         if enough:
-            loader.check_shared_memory(config, plan, tmp_path)
+            loader.check_shared_memory(config, tasks.build(config), plan, tmp_path)
         else:
             with pytest.raises(config_module.UserError, match="--shm-size"):
-                loader.check_shared_memory(config, plan, tmp_path)
+                loader.check_shared_memory(config, tasks.build(config), plan, tmp_path)

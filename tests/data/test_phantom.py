@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.ndimage
-from conftest import run_command, tool
+from conftest import run_command, tool, wanted
 
 from fomo import config
 from fomo.data import sources
@@ -26,7 +26,7 @@ def made(tmp_path_factory):
         root = tmp_path_factory.mktemp("heads") / f"task{number}"
         heads.make(str(root), number, cases=66, size=24)
         data = config.Data(source=f"fomo{number}", root=str(root), channels=CHANNELS[number])
-        found[number] = root, sources.list_cases(data, config.Task(type=TYPES[number]))
+        found[number] = root, sources.list_cases(data, wanted(type=TYPES[number]))
     return found
 
 
@@ -171,7 +171,7 @@ def table(tmp_path_factory):
         phantom_size=24,
         channels=("t1", "t2"),
     )
-    return data, sources.list_cases(data, config.Task(targets=("cohort", "gender")))
+    return data, sources.list_cases(data, wanted(targets=("cohort", "gender")))
 
 
 def test_the_table_has_every_combination_in_every_fold_and_keeps_subjects_together(table):
@@ -182,7 +182,7 @@ def test_the_table_has_every_combination_in_every_fold_and_keeps_subjects_togeth
     }
     assert {case.target[:1] + case.labels[:1] for case in cases} == {(0.0, "both"), (1.0, "bright"), (2.0, "dark")}
     assert len({(case.subject, case.fold, case.labels) for case in cases}) == 60
-    ages = [case.target for case in sources.list_cases(data, config.Task(type="regression", targets=("age",)))]
+    ages = [case.target for case in sources.list_cases(data, wanted(type="regression", targets=("age",)))]
     assert 45 <= min(ages) < 52 and 73 < max(ages) <= 80.5
 
 
@@ -199,7 +199,7 @@ def test_no_intensity_tells_the_gender_and_no_mean_the_cohort(table):
 def test_the_lesions_look_as_the_cohort_says(table):
     data, cases = table
     cohorts = {case.id: case.labels[0] for case in cases}
-    for case in sources.list_cases(data, config.Task(type="segmentation"))[:24]:
+    for case in sources.list_cases(data, wanted(type="segmentation"))[:24]:
         image, mask = read_volume(case.images[0])[0], read_volume(case.mask)[0]
         assert set(np.unique(mask)) == {0, 1, 2} and image[mask > 0].min() > 0, "within the head"
         parts, count = scipy.ndimage.label(mask == 2)
@@ -210,9 +210,9 @@ def test_the_lesions_look_as_the_cohort_says(table):
 
 def test_pretraining_has_other_heads_without_labels(tmp_path):
     data = config.Data(source="phantom", root=str(tmp_path), phantom_cases=4, phantom_size=16, channels=("flair",))
-    tested = sources.list_cases(data, config.Task())
+    tested = sources.list_cases(data, wanted())
     for kind in ("mae", "dino"):
-        cases = sources.list_cases(data, config.Task(type=kind))
+        cases = sources.list_cases(data, wanted(type=kind))
         assert [case.id for case in cases] == [case.id for case in tested] and {case.target for case in cases} == {None}
         for one, other in zip(cases, tested):
             a, b = read_volume(one.images[0])[0], read_volume(other.images[0])[0]

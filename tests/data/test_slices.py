@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from fomo import config as config_module
-from fomo import folds
-from fomo.data import cache, loader, slice_files, sources
+from fomo import folds, kinds, tasks
+from fomo.data import loader, slice_files, sources
 from fomo.training import loop
 
 LABELS = ("Cardiomegaly", "Lung nodule")
@@ -63,10 +63,10 @@ def data_set(tmp_path):
 
 
 def load(path, *overrides):
-    config = config_module.load(path, overrides)
+    config = kinds.load(path, overrides)
     log = Warnings()
-    cases = sources.list_cases(config.data, config.task, log=log)
-    return config, cache.prepare(cases, config.data, config.task), log
+    cases = sources.list_cases(config.data, tasks.wanted(config), log=log)
+    return config, sources.prepare(cases, config.data, tasks.wanted(config)), log
 
 
 def test_cases_have_labels_patients_and_scans(data_set, tmp_path):
@@ -74,15 +74,15 @@ def test_cases_have_labels_patients_and_scans(data_set, tmp_path):
     assert len(cases) == 16
     case = cases[4].case
     assert (case.id, case.subject, case.scan, case.fold) == ("train_1_b_1_0", "train_1", "train_1_b_1.nii.gz", "train")
-    assert case.target == (1.0, 0.0) and [c.case.target for c in cases[8:16:4]] == [(0.0, 1.0), (1.0, 1.0)]
+    assert case.target == (1.0, 0.0) and [c.target for c in cases[8:16:4]] == [(0.0, 1.0), (1.0, 1.0)]
     assert case.images[0].path == str(tmp_path / "slices" / "train_1_b_1_0.npy")
-    assert cases[4].case.target is cases[5].case.target, "a target is held once for all slices of a scan"
-    assert sources.list_cases(config.data, config.task, labels=False)[0].target is None
+    assert cases[4].target is cases[5].target, "a target is held once for all slices of a scan"
+    assert sources.list_cases(config.data, tasks.wanted(config), labels=False)[0].target is None
     own = (tmp_path / "splits" / "all.csv").read_text().splitlines()
     columns = ["Lung nodule,Cardiomegaly", *(f"{i // 4 % 2},1" for i in range(16))]
     (tmp_path / "splits" / "own.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(own, columns)))
     _, cases, _ = load(tmp_path / "config.yaml", "data.labels_csv=none", f"data.csv={tmp_path / 'splits' / 'own.csv'}")
-    assert [case.case.target for case in cases[::4]] == [(1.0, 0.0), (1.0, 1.0)] * 2
+    assert [case.target for case in cases[::4]] == [(1.0, 0.0), (1.0, 1.0)] * 2
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_names_without_a_patient_need_a_column(data_set, tmp_path):
     lines = (tmp_path / "splits" / "all.csv").read_text().splitlines()
     lines = [lines[0] + ",patient", *(line + ",anna" for line in lines[1:])]
     (tmp_path / "splits" / "all.csv").write_text("\n".join(lines))
-    assert {case.case.subject for case in load(path)[1]} == {"anna"}
+    assert {case.subject for case in load(path)[1]} == {"anna"}
 
 
 @pytest.mark.parametrize("dtype, scale", [(np.uint8, 255), (np.float16, 1), (np.float32, 1)])
@@ -205,7 +205,7 @@ def test_wrong_files_are_one_line_with_the_path(data_set, tmp_path):
         cases[8].image()
     workers = dataclasses.replace(config, train=dataclasses.replace(config.train, workers=1))
     with pytest.raises(config_module.UserError) as caught:
-        list(loader.batches(workers, cases, 1, loader.Plan(4, 0, 1, 4), 0, 8))
+        list(loader.batches(workers, tasks.build(workers), cases, 1, loader.Plan(4, 0, 1, 4), 0, 8))
     assert str(caught.value).startswith(str(later)) and "Traceback" not in str(caught.value)
     assert not multiprocessing.active_children(), "a worker that is left would keep the process from ending"
     later.unlink()
@@ -224,14 +224,14 @@ def test_impossible_settings_are_refused(data_set):
         ("train.batch_size=1", "train.batch_size"),
     ):
         with pytest.raises(config_module.UserError, match=f"{named}: "):
-            config_module.load(path, [override, "augment.mix=mixup"])
+            kinds.load(path, [override, "augment.mix=mixup"])
 
 
 def all_samples(config, cases, plans, workers=0):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, workers=workers))
     found = {}
     for plan in plans:
-        for batch in loader.batches(config, cases, 1, plan, 0, 4):
+        for batch in loader.batches(config, tasks.build(config), cases, 1, plan, 0, 4):
             assert len(batch["image"]) == len(batch["target"]) == plan.micro_batch
             for i, slot in enumerate(batch["slot"]):
                 found[slot] = {k: v[i] for k, v in batch.items()}
@@ -297,7 +297,7 @@ def test_a_slice_that_is_three_channels_is_augmented_once_and_then_as_if_it_had_
     plain = all_samples(
         *load(path, "data.channels=[red,green,blue]", "data.normalize=imagenet")[:2], [loader.Plan(4, 0, 1, 4)]
     )
-    by_id = {case.case.id: case for case in cases}
+    by_id = {case.id: case for case in cases}
     for sample in plain.values():
         np.testing.assert_allclose(sample["image"].numpy(), by_id[sample["id"]].image(), atol=1e-6)
 
@@ -312,10 +312,10 @@ def test_a_batch_that_is_augmented_after_the_loader_is_the_same(data_set, monkey
         "data.channels=[a,b,c]",
         "data.normalize=imagenet",
     )
-    usual = loader.read_batch(config, cases, 1, [0, 1])
+    usual = loader.read_batch(config, tasks.build(config), cases, 1, [0, 1])
     monkeypatch.setattr(loader, "augments_on_gpu", lambda config: True)
-    left = loader.read_batch(config, cases, 1, [0, 1])
+    left = loader.read_batch(config, tasks.build(config), cases, 1, [0, 1])
     assert left["image"].shape == (4, 1, *SIZE, 1) and len(left["plans"]) == 4
-    done = loop.to_device(left, torch.device("cpu"), loader.augmentation(config))
+    done = loop.to_device(left, torch.device("cpu"), tasks.build(config).augmentation())
     assert sorted(done) == sorted(usual) and torch.equal(done["image"], usual["image"])
     assert done["image"].shape == (2, 3, *SIZE, 1)

@@ -6,10 +6,11 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
+from conftest import wanted
 
 from fomo import config
 from fomo.data import sources
-from fomo.data.cases import read_volume
+from fomo.data.cases import Volume, read_volume
 
 CHANNELS = {1: ("dwi_b1000", "flair", "adc", "swi|t2s"), 2: ("dwi_b1000", "flair", "swi|t2s"), 3: ("t1", "t2")}
 TYPES = {1: "classification", 2: "segmentation", 3: "regression"}
@@ -34,7 +35,7 @@ class Log:
 
 def listed(root, number, labels=True, kind=None, log=None, **values):
     data = config.Data(source=f"fomo{number}", root=str(root), **{"channels": CHANNELS[number], **values})
-    return sources.list_cases(data, config.Task(type=kind or TYPES[number]), labels=labels, log=log)
+    return sources.list_cases(data, wanted(type=kind or TYPES[number]), labels=labels, log=log)
 
 
 def task1_case(root, subject, session="ses_1", label=None, mask=None, swi="swi", derived=True):
@@ -151,7 +152,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     holder[0] = Malicious(str(tmp_path / "executed"))
     np.save(tmp_path / "bad.npy", holder, allow_pickle=True)
     with pytest.raises(ValueError, match="bad.npy: refused: .*mkdir.*not a numpy array"):
-        read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
+        read_volume(Volume(str(tmp_path / "bad.npy"), 1))
     assert not (tmp_path / "executed").exists()
 
 
@@ -162,7 +163,7 @@ def test_other_objects_in_an_array_are_refused(tmp_path, value):
     holder[1] = value
     np.save(tmp_path / "bad.npy", holder, allow_pickle=True)
     with pytest.raises(ValueError, match="bad.npy"):
-        read_volume(sources.Volume(str(tmp_path / "bad.npy"), 1))
+        read_volume(Volume(str(tmp_path / "bad.npy"), 1))
 
 
 def test_broken_arrays_are_named(tmp_path):
@@ -315,7 +316,7 @@ def test_each_folder_is_resolved_once(tmp_path, monkeypatch):
     looked, real = [], os.lstat
     monkeypatch.setattr(os, "lstat", lambda path, *rest, **options: looked.append(path) or real(path, *rest, **options))
     data = config.Data(source="volumes", root=str(tmp_path), channels=("mri",))
-    assert len(sources.list_cases(data, config.Task(type="mae"))) == 30
+    assert len(sources.list_cases(data, wanted(type="mae"))) == 30
     assert len(looked) <= 30 + 4 * len(tmp_path.parts) + 3
 
 
@@ -435,12 +436,12 @@ def test_pretraining_asks_for_no_labels(tmp_path, task):
         folder = tmp_path / str(number)
         write(folder / "preprocessed" / "sub_1" / "ses_1" / "t1.nii.gz", text="")
         data = config.Data(source=f"fomo{number}", root=str(folder), channels=("t1",))
-        (case,) = sources.list_cases(data, config.Task(type=task))
+        (case,) = sources.list_cases(data, wanted(type=task))
         assert case.target is None and case.mask is None
         with pytest.raises(config.UserError, match="no label, wanted .*label.txt"):
-            sources.list_cases(data, config.Task(type="regression"))
+            sources.list_cases(data, wanted(type="regression"))
     arrays(tmp_path, "sub_1")
     data = config.Data(source="fomo2", root=str(tmp_path), channels=("a", "b", "c"))
-    assert sources.list_cases(data, config.Task(type=task))[0].target is None
+    assert sources.list_cases(data, wanted(type=task))[0].target is None
     with pytest.raises(config.UserError, match="no label, wanted another data.source: this layout has none"):
-        sources.list_cases(data, config.Task(type="regression"))
+        sources.list_cases(data, wanted(type="regression"))

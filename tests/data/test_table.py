@@ -5,10 +5,11 @@ import os
 import nibabel
 import numpy as np
 import pytest
+from conftest import wanted
 
-from fomo import config
+from fomo import config, kinds
 from fomo.data import sources, spreadsheet
-from fomo.data.cases import read_volume
+from fomo.data.cases import Volume, read_volume
 from fomo.data.sources import table
 
 HEADER = "id,subject,t1,flair,mask,cohort,gender,age,fold"
@@ -38,7 +39,7 @@ def listed(
 ):
     (folder / "table.csv").write_text("\n".join((header, *lines)) + "\n")
     data = config.Data(source="table", csv=str(folder / "table.csv"), channels=channels, **values)
-    return sources.list_cases(data, config.Task(type=kind, targets=targets, classes=classes), labels=labels, log=log)
+    return sources.list_cases(data, wanted(type=kind, targets=targets, classes=classes), labels=labels, log=log)
 
 
 def refused(words, *arguments, **values):
@@ -60,7 +61,7 @@ def test_text_labels_folds_subjects_and_paths(folder):
     assert [case.target for case in cases] == [(1.0, 0.0), (0.0, 1.0), (2.0, 1.0)]
     assert [case.labels for case in cases] == [("mild", "f"), ("healthy", "m"), ("severe", "m")]
     assert [case.fold for case in cases] == ["1", "1", "x y"] and {case.mask for case in cases} == {None}
-    assert cases[0].images == (sources.Volume(str(folder / "images" / "a.nii.gz")),)
+    assert cases[0].images == (Volume(str(folder / "images" / "a.nii.gz")),)
     array, affine = read_volume(cases[2].images[0])
     assert array.shape == (2, 2, 2) and np.array_equal(affine, np.eye(4))
 
@@ -280,7 +281,7 @@ def test_the_config_says_what_a_table_needs(folder):
 
     def load(**values):
         path.write_text("data: {source: table, channels: [t1], csv: t.csv}\ntask: {targets: [age]}\n")
-        return config.load(path, [f"{name}={value}" for name, value in values.items()])
+        return kinds.load(path, [f"{name}={value}" for name, value in values.items()])
 
     assert load().data.csv == str(folder / "t.csv")
     for name, value in (("csv", "none"), ("source", "fomo1"), ("source", "volumes")):

@@ -5,6 +5,7 @@ import os
 import nibabel
 import numpy as np
 import pytest
+from conftest import wanted
 
 from fomo import config
 from fomo.data import sources
@@ -13,7 +14,7 @@ from fomo.data.cases import read_volume
 
 def listed(root=None, **values):
     data = config.Data(source="volumes", root=root and str(root), channels=("mri",), **values)
-    return sources.list_cases(data, config.Task())
+    return sources.list_cases(data, wanted())
 
 
 def touch(root, *names):

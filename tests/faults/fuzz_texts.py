@@ -11,7 +11,7 @@ import yaml
 from fuzz_damage import CANARY, ROOT, TOUCH, damage, pick
 
 from fomo import config as config_module
-from fomo import run_folder, tasks
+from fomo import kinds, run_folder, tasks
 from fomo.data import cache, cases, loader, sources
 from fomo.evaluation import evaluate
 from fomo.prediction import predict
@@ -197,12 +197,12 @@ def _listed(kind):
 def check_config(folder, given):
     """What a command does with a config before it looks at the data; what was read must be what is written into the run folder."""
     path, overrides = given
-    config = config_module.load(path, overrides)
-    again = config_module.from_dict(config_module.to_dict(config), "again")
+    config = kinds.load(path, overrides)
+    again = kinds.from_dict(config_module.to_dict(config), "again")
     assert config_module.identity(again) == config_module.identity(config)
     loader.augmentation(config)
     run_folder.open_folder(config, str(folder / "run"), Log(active=False)).close()
-    assert config_module.identity(config_module.load(folder / "run" / "config.yaml")) == config_module.identity(config)
+    assert config_module.identity(kinds.load(folder / "run" / "config.yaml")) == config_module.identity(config)
     if config.task.type in ("classification", "segmentation", "regression") and config.data.source == "phantom":
         run_folder.make_splits(config, tasks.build(config), _listed(config.task.type))
 
@@ -272,7 +272,7 @@ def _table_config(folder, **data):
     section = {"channels": ["t1"], "patch": [32, 16, 16], "prepare_workers": 0, "rescan": "always", **data}
     task = {"type": "regression", **({"targets": ["age"]} if data["source"] == "table" else {})}
     (folder / "config.yaml").write_text(yaml.safe_dump({"output": str(folder / "runs"), "task": task, "data": section}))
-    return config_module.load(folder / "config.yaml")
+    return kinds.load(folder / "config.yaml")
 
 
 def check_table(folder, given):
@@ -281,8 +281,8 @@ def check_table(folder, given):
     if kind in ("table", "paths"):
         source = {"table": "table", "paths": "volumes"}[kind]
         config = _table_config(folder, source=source, csv=str(path))
-        listed = sources.list_cases(config.data, config.task, labels=kind == "table")
-        cached = cache.prepare(listed, config.data, config.task)
+        listed = sources.list_cases(config.data, tasks.wanted(config), labels=kind == "table")
+        cached = cache.prepare(listed, config.data, tasks.wanted(config))
         assert all(pathlib.Path(case.folder).parent == folder / "runs" / "cache" for case in cached)
     elif kind in ("groups", "labels"):
         for i in range(6):
@@ -294,7 +294,7 @@ def check_table(folder, given):
             label.write_bytes(path.read_bytes() if kind == "labels" and i == 3 else b"40")
         groups = {"groups": str(path)} if kind == "groups" else {}
         config = _table_config(folder, source="fomo3", root=str(folder / "root"), **groups)
-        sources.list_cases(config.data, config.task)
+        sources.list_cases(config.data, tasks.wanted(config))
     elif kind == "cases":
         listed = predict.cases_from_table(str(path), config_module.Data(channels=("t1",)))
         assert all(os.path.basename(case.id) == case.id and case.id not in (".", "..") for case in listed)
