@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from fomo import cli
 from fomo.config import UserError
 from fomo.space import patches, volume
-from fomo.transforms import KEYS, PRESETS, build, masking, mixing, resolve
+from fomo.transforms import PRESETS, TRANSFORMS, build, masking, mixing, resolve
 
 
 def main(arguments):
@@ -33,9 +33,8 @@ def main(arguments):
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.seed < 0 or min(options.patch or [_SMALLEST]) < _SMALLEST:
-        parser.error(
-            f"got --seed {options.seed} --patch {options.patch}, wanted at least 0 and {_SMALLEST} voxels along each axis"
-        )
+        got = f"got --seed {options.seed} --patch {options.patch}"
+        parser.error(f"{got}, wanted at least 0 and {_SMALLEST} voxels along each axis")
     if options.mask and not options.image:
         parser.error("--mask goes with --image")
     try:
@@ -97,9 +96,9 @@ def cases(batch, preset_name, seed):
     """Yield (title, batch after) for every transform at the strong end of its ranges, and a few draws of the preset."""
     patch = tuple(batch["image"].shape[2:])
     values = resolve(preset_name)
-    off = {name: {"p": 0.0} for name in KEYS if name != "resample"}
+    off = {name: {"p": 0.0} for name, transform in TRANSFORMS.items() if transform.stage != "setting"}
     for name in off:
-        strongest = {key: 1.0 for key in KEYS[name] if key in ("p", "axis_p", "channel_p")}
+        strongest = {key: 1.0 for key in values[name] if key in ("p", "axis_p", "channel_p")}
         for key, value in values[name].items():
             if isinstance(value, tuple) and len(value) == 2 and key != "copies":
                 strongest[key] = (value[0],) * 2 if key in WEAK_END_LAST else (value[1],) * 2

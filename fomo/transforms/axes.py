@@ -1,10 +1,8 @@
 """Linear operations that act along one axis at a time, each written as one small matrix per axis.
 
-Blurring, changing the resolution, cutting off high frequencies (Gibbs ringing), adding shifted copies (ghosting) and
-evaluating a spline on a grid are all separable: output = Mx · My · Mz · volume. A matrix is built in float64 from a few
-numbers; several operations in a row are one matrix product before the volume is touched; and a 96³ channel costs one
-small GEMM per axis, which is faster than convolutions or FFTs on a CPU and needs no code of its own on a GPU.
-Every image matrix has rows that sum to 1, so a constant stays constant.
+Filters of an image and splines on a grid are separable: output = Mx · My · Mz · volume. A matrix is built in float64
+from a few numbers, and several filters are one matrix product before the volume is touched. A channel of 96³ costs one
+small GEMM per axis: faster than convolutions or FFTs on a CPU, and without code of its own on a GPU.
 """
 
 import numpy as np
@@ -29,22 +27,6 @@ def product(left, right):
     return (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
 
 
-def blur(size, sigma):
-    """Gaussian blur, sigma in voxels; at the ends the kernel is cut and renormalised. sigma = 0 is the identity."""
-    if sigma <= 0:
-        return np.eye(size)
-    position = np.arange(size)
-    weights = np.exp(-0.5 * ((position[:, None] - position) / sigma) ** 2)
-    weights[weights < 1e-6] = 0.0  # denormal float32 products are a hundred times slower
-    return weights / weights.sum(1, keepdims=True)
-
-
-def low_resolution(size, zoom):
-    """Average down to round(zoom · size) voxels and interpolate linearly back to `size`."""
-    coarse = max(1, round(zoom * size))
-    return np.eye(size) if coarse == size else product(resize(coarse, size), resize(size, coarse))
-
-
 def resize(size, new):
     """Matrix (new, size) that averages on the way down and interpolates on the way up, over the same field of view.
 
@@ -54,24 +36,6 @@ def resize(size, new):
     new_centre = (np.arange(new) + 0.5) / new
     weights = np.clip(1 - np.abs(new_centre[:, None] - centre) * min(size, new), 0, None)
     return weights / weights.sum(1, keepdims=True)
-
-
-def gibbs(size, cutoff):
-    """Keep only the frequencies up to `cutoff` (0 to 1) of the highest one, with a sharp edge: Gibbs ringing."""
-    frequency = np.abs(np.fft.fftfreq(size)) * 2
-    return np.fft.ifft(np.fft.fft(np.eye(size), axis=0) * (frequency <= cutoff)[:, None], axis=0).real
-
-
-def ghosting(size, copies, strength):
-    """The share `strength` of the signal is spread over `copies` equidistant, wrapped-around positions.
-
-    That is what periodic motion does along the phase-encoding axis: every `copies`-th line of k-space is consistent and
-    the others are weakened by `strength` (Wood & Henkelman, Med. Phys. 1985).
-    """
-    matrix = (1 - strength) * np.eye(size)
-    for copy in range(copies):
-        matrix += strength / copies * np.roll(np.eye(size), round(copy * size / copies), axis=0)
-    return matrix
 
 
 def linear_basis(size):
@@ -108,7 +72,7 @@ def spline_coefficients(size):
 
 
 def tensors(matrices, device, dtype=torch.float32):
-    """numpy matrices (or None) as tensors on the device, without waiting for it, as a GPU's copy of unpinned memory may do."""
+    """numpy matrices (or None) as tensors on the device; from pinned memory, so that nothing waits for a GPU."""
     own = [None if m is None else torch.as_tensor(m, dtype=dtype) for m in matrices]
     if device.type == "cuda":
         own = [None if m is None else m.pin_memory() for m in own]

@@ -11,9 +11,9 @@ from .generators import per_sample
 
 
 def draw_cubes(generator, samples, patch, ratio, cube):
-    """Which cubes are masked: bool (B, nx, ny, nz), in every sample exactly round(ratio · cubes) of them.
+    """Which cubes are masked: bool (B, nx, ny, nz), True for exactly round(ratio · cubes) of each sample.
 
-    cube: edge length in voxels, one number or (x, y, z). Where a patch is no multiple of it, the last cubes are cut.
+    cube: edge length in voxels, one number or (x, y, z). The last cubes are cut where the patch is no multiple of it.
     Raises ValueError for an impossible argument.
     """
     if not 0 <= ratio <= 1:

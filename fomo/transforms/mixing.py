@@ -4,23 +4,26 @@
     image = mix(images, partners, plans)
     loss = plan["share"] * loss(output, target) + (1 - plan["share"]) * loss(output, target of the partner)
 
-A plan is None (the sample stays) or a dict: `partner`, the place of the other sample in the batch; `share`, the sample's
-own share of the image; for CutMix also `box`, the three (start, stop) of the partner's voxels. For a loss that is linear
-in its target, as cross entropy is, that is the loss of the mixed target; it needs no meaning of mixed targets from any
-other. Sources: CutMix, Yun et al., ICCV 2019; MixUp, Zhang et al., ICLR 2018.
+A plan is None (the sample stays) or a dict:
+partner  place of the other sample in the batch
+share    the sample's own share of the image
+box      for CutMix: the three (start, stop) of the partner's voxels
+For a loss that is linear in its target, such as cross entropy, this is the loss of the mixed target; other losses need
+no meaning of mixed targets. Sources: CutMix, Yun et al., ICCV 2019; MixUp, Zhang et al., ICLR 2018.
 """
 
 import numpy as np
 import torch
 
-KINDS = {"cutmix": 1.0, "mixup": 0.4}  # and the alpha of their papers
+KINDS = {"cutmix": 1.0, "mixup": 0.4}  # with the alpha of their papers
 
 
 def draw(kind, generator, place, samples, patch, p=0.5, alpha=None):
     """The plan of the sample at `place` of a batch of `samples`; its own share is drawn from Beta(alpha, alpha).
 
-    generator: of this sample, so that its plan does not depend on how the batch is divided over ranks. alpha: None for
-    the kind's own. Raises ValueError for an impossible argument, as for a batch of one sample, which has no partners.
+    generator: this sample's own, so that its plan does not depend on how the batch is divided over ranks.
+    alpha: None for that of the kind.
+    Raises ValueError for an impossible argument, such as a batch of one sample, which has no partners.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, wanted one of {', '.join(KINDS)}")
@@ -54,12 +57,11 @@ def _draw_box(generator, patch, share):
 
 
 def mix(image, partners, plans):
-    """(B, C, X, Y, Z) mixed with `partners`: those of the plans that are not None, in their order. The input stays."""
+    """Images (B, C, X, Y, Z), copied, mixed with `partners`: one for each plan that is not None, in their order."""
     mixed = [index for index, plan in enumerate(plans) if plan is not None]
     if len(plans) != len(image) or len(partners) != len(mixed):
-        raise ValueError(
-            f"plans: got {len(plans)} with {len(mixed)} partners, wanted {len(image)} with {len(partners)}, as there are images"
-        )
+        given = f"{len(image)} images and {len(partners)} partners"
+        raise ValueError(f"plans: got {len(plans)}, {len(mixed)} of them with a partner, for {given}")
     if not mixed:
         return image
     result = image.clone()

@@ -1,8 +1,7 @@
 """Multi-crop views of volumes for self-supervised learning: crops at random places and scales, augmented independently.
 
-Two large (global) views and some small (local) ones of each patch: a box of it, with the patch's own proportions, resized
-trilinearly to the view's size and augmented by the preset for that size (Caron et al. 2020, SwAV; in 3D). Drawn on the CPU
-and applied on the batch's device, like any augmentation.
+Each patch gives two large (global) views and some small (local) ones (Caron et al. 2020, SwAV; in 3D). A view is a box
+with the patch's proportions, resized trilinearly and augmented; drawn on the CPU and applied on the batch's device.
 """
 
 import torch
@@ -16,9 +15,10 @@ GLOBAL_VIEWS = 2
 class Views:
     """views(batch, generator) = views.apply(batch, views.draw(generator, batch size, channels)), as for Augmentation.
 
-    patch: voxels (x, y, z) of the batch's images. augment: {"global": Augmentation, "local": Augmentation}, each for the
-    size of its views. scale: {"global": (low, high), "local": (low, high)}, share of the patch's volume that a view
-    shows. local_views: number of local views, 0 or more.
+    patch: voxels (x, y, z) of the batch's images.
+    augment: {"global": Augmentation, "local": Augmentation}, each for the size of its views.
+    scale: {"global": (low, high), "local": (low, high)}, the share of the patch's volume that a view shows.
+    local_views: number of local views, 0 or more.
     """
 
     def __init__(self, patch, augment, scale, local_views):

@@ -1,11 +1,12 @@
-"""fomo.transforms.intensity and .axes: each transform does what its name and its units say."""
+"""fomo.transforms.intensity and its matrices: each transform does what its name and its units say."""
 
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
 
-from fomo.transforms import axes, build, intensity
+from fomo.transforms import TRANSFORMS, axes, build
+from fomo.transforms.intensity import histogram, linear
 
 SHAPE = (24, 20, 28)
 
@@ -92,7 +93,7 @@ def test_gamma_keeps_range_order_and_optionally_moments():
 def test_gamma_is_as_often_below_1_as_above():
     keys = dict(gamma=(0.5, 2.0), invert_p=0.0, retain=True)
     rng = np.random.default_rng(0)
-    drawn = [intensity.draw("gamma", rng, keys, SHAPE, lambda p: False)["gamma"] for _ in range(2000)]
+    drawn = [TRANSFORMS["gamma"].draw(rng, keys, None, lambda p: False)["gamma"] for _ in range(2000)]
     assert np.mean(np.array(drawn) < 1) == pytest.approx(0.5, abs=0.03)
     assert 0.5 <= min(drawn) < 0.51 and 1.98 < max(drawn) <= 2.0
 
@@ -119,7 +120,7 @@ def test_histogram_shift_is_increasing_and_keeps_the_range(seed):
 
 def test_histogram_map_by_hand():
     channel = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
-    intensity.histogram_(channel, np.array([0, 0.5, 1]), np.array([0, 0.8, 1]))
+    histogram.histogram_(channel, np.array([0, 0.5, 1]), np.array([0, 0.8, 1]))
     assert channel.tolist() == pytest.approx([0, 0.4, 0.8, 0.9, 1.0], abs=1e-6)
 
 
@@ -161,7 +162,7 @@ def test_ghosts_lie_along_one_axis_that_varies():
 def test_gibbs_cuts_frequencies_above_the_fraction_and_rings(size):
     # Half of the highest frequency: a wave below it stays as it is, one above it vanishes, an edge overshoots by 9%.
     position = np.arange(size)
-    matrix = axes.gibbs(size, 0.5)
+    matrix = linear.gibbs(size, 0, cutoff=0.5)
     low, high = (np.cos(2 * np.pi * cycles * position / size) for cycles in (size // 8, size // 3))
     assert np.abs(matrix @ low - low).max() < 1e-9 and np.abs(matrix @ high).max() < 1e-9
     edge = (position >= size // 2).astype(float)
@@ -183,11 +184,11 @@ def test_gibbs_is_the_fft_low_pass_of_a_volume():
 
 def test_low_resolution_by_hand():
     # Four voxels become two averages; on the way back the values lie on the line between them.
-    matrix = axes.low_resolution(4, 0.5)
+    matrix = linear.low_resolution(4, 0, zoom=[0.5])
     down = np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7  # triangle of width 2 about each pair, cut at the border
     up = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
     assert matrix == pytest.approx(up @ down)
-    assert np.array_equal(axes.low_resolution(7, 1.0), np.eye(7))
+    assert np.array_equal(linear.low_resolution(7, 0, zoom=[1.0]), np.eye(7))
 
 
 def test_low_resolution_of_one_axis_leaves_the_others_alone():
@@ -198,7 +199,13 @@ def test_low_resolution_of_one_axis_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize(
-    "matrix", [axes.blur(9, 1.3), axes.low_resolution(9, 0.4), axes.gibbs(9, 0.5), axes.ghosting(9, 4, 0.3)]
+    "matrix",
+    [
+        linear.blur(9, 0, 1.3),
+        linear.low_resolution(9, 0, [0.4]),
+        linear.gibbs(9, 0, 0.5),
+        linear.ghosting(9, 0, 0, 4, 0.3),
+    ],
 )
 def test_matrices_of_images_keep_constants(matrix):
     assert matrix.sum(1) == pytest.approx(np.ones(9), abs=1e-9)
@@ -264,7 +271,8 @@ def test_a_shared_draw_treats_channels_alike(name):
 
 
 @pytest.mark.parametrize("name, keys", [
-    ("blur", {"sigma": always(0.9)}), ("low_resolution", {"zoom": always(0.5), "single_axis_p": 0.0}), ("gibbs", {"cutoff": always(0.5)}),
+    ("blur", {"sigma": always(0.9)}), ("low_resolution", {"zoom": always(0.5), "single_axis_p": 0.0}),
+    ("gibbs", {"cutoff": always(0.5)}),
 ])  # fmt: skip
 def test_a_slice_is_filtered_in_its_plane_as_in_a_volume_of_equal_slices(name, keys):
     """Along an axis of one voxel every filter is the identity, as it is along one on which nothing changes."""

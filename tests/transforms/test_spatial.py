@@ -5,12 +5,13 @@ import pytest
 import scipy.ndimage
 import torch
 
-from fomo.transforms import KEYS, build, spatial
+from fomo.transforms import KEYS, build
+from fomo.transforms.spatial import affine, elastic, resampling, sampling
 
 CPU = torch.device("cpu")
 
 
-def plan_of(matrix=np.eye(3), offset=(0, 0, 0), elastic=None):
+def plan_of(matrix=((1, 0, 0), (0, 1, 0), (0, 0, 1)), offset=(0, 0, 0), elastic=None):
     return dict(matrix=np.asarray(matrix, float), offset=np.asarray(offset, float), elastic=elastic)
 
 
@@ -34,18 +35,18 @@ def resample(plan, volume, mask=None, **keys):
 @pytest.mark.parametrize("border", ["min", "zero", "edge", "reflect"])
 def test_identity_map_gives_the_input_back(shape, interpolation, border):
     image, mask = smooth(shape), np.random.default_rng(0).integers(0, 5, shape)
-    positions = spatial.inside(spatial.positions(plan_of(), shape, CPU), shape, border)
-    padded = spatial.pad(torch.as_tensor(image)[None], border, float(image.min()) if border == "min" else 0)
-    result = spatial.sample(padded, positions, interpolation)[0]
+    positions = sampling.inside(resampling.positions(plan_of(), shape, CPU), shape, border)
+    padded = sampling.pad(torch.as_tensor(image)[None], border, float(image.min()) if border == "min" else 0)
+    result = sampling.sample(padded, positions, interpolation)[0]
     assert np.abs(result.numpy() - image).max() < 1e-4
     for labels in ("nearest", "linear"):
-        assert np.array_equal(spatial.resample_label(torch.as_tensor(mask), positions, border, labels).numpy(), mask)
+        assert np.array_equal(resampling.resample_label(torch.as_tensor(mask), positions, border, labels).numpy(), mask)
 
 
 @pytest.mark.parametrize("axis, dims", [(0, (1, 2)), (1, (2, 0)), (2, (0, 1))])
 def test_rotation_by_90_degrees_is_rot90_on_a_cube(axis, dims):
     image, mask = smooth((9, 9, 9)), np.random.default_rng(0).integers(0, 5, (9, 9, 9))
-    inverse = np.linalg.inv(spatial.rotation(axis, 90.0))
+    inverse = np.linalg.inv(affine.rotation(axis, 90.0))
     expected, expected_mask = np.rot90(image, 1, dims), np.rot90(mask, 1, dims)
     turned, turned_mask = resample(plan_of(inverse), image, mask)
     assert np.array_equal(turned, expected) and np.array_equal(turned_mask, expected_mask)
@@ -57,7 +58,7 @@ def test_rotation_by_90_degrees_is_rot90_on_a_cube(axis, dims):
 
 def test_rotation_by_90_degrees_of_unequal_axes_keeps_the_shape():
     image = smooth((9, 7, 5))
-    turned, _ = resample(plan_of(np.linalg.inv(spatial.rotation(2, 90.0))), image)
+    turned, _ = resample(plan_of(np.linalg.inv(affine.rotation(2, 90.0))), image)
     # the middle 7 × 7 columns of the turned content are those of rot90
     assert turned.shape == image.shape
     assert np.abs(turned[1:8] - np.rot90(image[1:8], 1, (0, 1))).max() < 1e-4
@@ -75,9 +76,9 @@ def test_rotation_by_90_degrees_of_unequal_axes_keeps_the_shape():
 )
 def test_resampling_agrees_with_scipy(shape, border, mode, interpolation, order):
     if shape[2] == 1:
-        matrix = spatial.rotation(2, 20) @ np.diag([1.1, 0.9, 1])
+        matrix = affine.rotation(2, 20) @ np.diag([1.1, 0.9, 1])
     else:
-        matrix = spatial.rotation(0, 20) @ spatial.rotation(1, -15) @ spatial.rotation(2, 30) @ np.diag([1.1, 0.9, 1.2])
+        matrix = affine.rotation(0, 20) @ affine.rotation(1, -15) @ affine.rotation(2, 30) @ np.diag([1.1, 0.9, 1.2])
     offset = np.array([1.5, -2.25, 0.0])
     image = smooth(shape)
     result, _ = resample(plan_of(matrix, offset), image, border=border, image=interpolation)
@@ -115,7 +116,7 @@ def test_fast_resampling_is_torchs_own():
     )
     scaled = torch.stack([where[2] / 16, where[1] / 10, where[0] / 13], -1) * 2 - 1
     expected = torch.nn.functional.grid_sample(volume[None], scaled[None], align_corners=True)[0]
-    assert (spatial.sample_linear(volume, where) - expected).abs().max() < 1e-3
+    assert (sampling.sample_linear(volume, where) - expected).abs().max() < 1e-3
 
 
 def test_border_rules_on_a_shift_by_hand():
@@ -160,7 +161,7 @@ def test_angles_are_reduced_where_a_patch_is_flat():
     plans = build("none", (40, 40, 10), parameters).draw(np.random.default_rng(0), 60, 1)
     turned = [np.linalg.inv(plan["spatial"]["matrix"]) for plan in plans if plan]
     for axis, degrees in ((0, 15), (1, 15), (2, 30)):
-        assert any(np.allclose(matrix, spatial.rotation(axis, degrees)) for matrix in turned)
+        assert any(np.allclose(matrix, affine.rotation(axis, degrees)) for matrix in turned)
 
 
 def test_a_bar_turned_into_the_thick_axis():
@@ -168,7 +169,7 @@ def test_a_bar_turned_into_the_thick_axis():
     unit, shape = np.array([1, 1, 4]), (33, 33, 9)
     image = np.zeros(shape, np.float32)
     image[8:25, 14:19, 4] = 1
-    turned, _ = resample(plan_of(np.linalg.inv(spatial.rotation(1, 90.0)) * unit / unit[:, None]), image)
+    turned, _ = resample(plan_of(np.linalg.inv(affine.rotation(1, 90.0)) * unit / unit[:, None]), image)
     assert np.flatnonzero((turned > 0.5).any((0, 1))).tolist() == [2, 3, 4, 5, 6]
     assert (turned > 0.5).any((1, 2)).sum() <= 5  # 4 mm thick before: at most five planes of 1 mm now
 
@@ -197,9 +198,9 @@ def test_quarter_turns_are_permutations_of_the_voxels():
 @pytest.mark.parametrize("shape", [(24, 24, 24), (40, 16, 24), (32, 24, 1)])
 @pytest.mark.parametrize("displacement", [0.5, 3.0])
 def test_elastic_fields_have_the_stated_magnitude(shape, displacement):
-    coefficients = spatial.draw_elastic(np.random.default_rng(0), shape, 10.0, displacement)
+    coefficients = elastic.draw_nodes(np.random.default_rng(0), shape, 10.0, displacement)
     plan = plan_of(elastic=coefficients)
-    field = spatial.positions(plan, shape, CPU).double().numpy() - np.indices(shape)
+    field = resampling.positions(plan, shape, CPU).double().numpy() - np.indices(shape)
     assert np.sqrt((field**2).sum(0).mean()) == pytest.approx(displacement, rel=1e-4)
     assert shape[2] > 1 or not field[2].any()
 
@@ -208,14 +209,14 @@ def test_elastic_deformation_of_the_preset_does_not_fold():
     shape = (48, 48, 48)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        coefficients = spatial.draw_elastic(rng, shape, 24.0, 3.0)
-        where = spatial.positions(plan_of(elastic=coefficients), shape, CPU).numpy()
+        coefficients = elastic.draw_nodes(rng, shape, 24.0, 3.0)
+        where = resampling.positions(plan_of(elastic=coefficients), shape, CPU).numpy()
         jacobian = np.stack([np.stack(np.gradient(where[i])) for i in range(3)])
         assert np.linalg.det(np.moveaxis(jacobian, (0, 1), (-2, -1))).min() > 0
 
 
 def test_elastic_of_anisotropic_voxels_moves_as_far_in_space_on_every_axis():
-    coefficients = spatial.draw_elastic(np.random.default_rng(0), (32, 32, 32), 8.0, 4.0, unit=(1, 1, 4))
+    coefficients = elastic.draw_nodes(np.random.default_rng(0), (32, 32, 32), 8.0, 4.0, unit=(1, 1, 4))
     spread = coefficients.std((1, 2, 3))
     assert spread[2] * 4 == pytest.approx(spread[0], rel=0.3)
 
@@ -253,13 +254,14 @@ def test_the_short_way_for_slices_gives_what_the_long_way_gives(border, shape, m
     image = torch.from_numpy(np.stack([smooth(shape, seed) for seed in range(6)])).reshape(3, 2, *shape) + 5
     plans = augment.draw(np.random.default_rng(1), 3, 2)
     short = augment.apply({"image": image}, plans)["image"]
-    monkeypatch.setattr(spatial, "is_affine_slice", lambda *given: False)
+    monkeypatch.setattr(resampling, "is_affine_slice", lambda *given: False)
     long = augment.apply({"image": image}, plans)["image"]
     assert (short - long).abs().max() < 1e-4 and (short - image).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("name, keys", [
-    ("rotate", {"axis_p": 1.0}), ("scale", {"per_axis": True}), ("translate", {}), ("turn", {}), ("mirror", {"axes": (True, True, True)}),
+    ("rotate", {"axis_p": 1.0}), ("scale", {"per_axis": True}), ("translate", {}), ("turn", {}),
+    ("mirror", {"axes": (True, True, True)}),
 ])  # fmt: skip
 def test_a_slice_moves_in_its_plane_only_and_as_in_a_volume_of_equal_slices(name, keys):
     """The plan that was drawn for a slice, applied to five copies of it on top of each other."""

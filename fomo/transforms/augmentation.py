@@ -1,0 +1,88 @@
+"""Augmentation: draw on the CPU, apply on whatever device the batch lives on."""
+
+import torch
+
+from . import intensity, spatial
+from .generators import per_sample
+from .registry import TRANSFORMS
+from .spatial import resampling
+from .transform import INTENSITY, Grid
+
+
+class Augmentation:
+    """augment(batch, generator) = augment.apply(batch, augment.draw(generator, batch size, channels)).
+
+    batch: dict with `image` (B, C, X, Y, Z), floating point, and optionally `mask` (B, X, Y, Z), integer or bool; other
+    keys are passed on. The result is a new dict with the same keys, shapes and types; the input is left as it was (a
+    result may share memory with it where nothing was drawn). generator: a numpy Generator, or a list of one per sample.
+    """
+
+    def __init__(self, parameters, patch):
+        if len(patch) != 3 or any(int(size) != size or size < 1 for size in patch):
+            raise ValueError(f"patch: got {patch!r}, wanted three positive whole numbers (x, y, z)")
+        self.parameters = parameters
+        self.patch = tuple(int(size) for size in patch)
+        self.grid = Grid(self.patch, parameters["resample"]["spacing_mm"])
+        # Kept here, and not looked up later: a worker process may know fewer transforms.
+        self.spatial = {name: one for name, one in TRANSFORMS.items() if one.stage == "spatial"}
+        self.intensity = {n: one for stage in INTENSITY for n, one in TRANSFORMS.items() if one.stage == stage}
+
+    def __call__(self, batch, generator):
+        samples, channels = batch["image"].shape[:2]
+        return self.apply(batch, self.draw(generator, samples, channels))
+
+    def draw(self, generator, samples, channels):
+        """One plan per sample: a dict of plain values, empty when nothing is to be done."""
+        return [self._draw_sample(one, channels) for one in per_sample(generator, samples)]
+
+    def _draw_sample(self, generator, channels):
+        def hit(p):  # the only place where a probability becomes an event; p = 0 costs no draw
+            return p > 0 and bool(generator.random() < p)
+
+        drawn = {"spatial": spatial.draw(self.spatial, generator, self.parameters, self.grid, hit)}
+        for name, transform in self.intensity.items():
+            drawn[name] = intensity.draw(transform, generator, self.parameters[name], self.grid, channels, hit)
+        return {name: what for name, what in drawn.items() if what}
+
+    @torch.no_grad()
+    def apply(self, batch, plans):
+        """Apply one plan per sample. Deterministic; computes in float32 whatever the image's type or autocast say."""
+        image, mask = batch["image"], batch.get("mask")
+        self._check(image, mask, plans)
+        if not any(plans):
+            return dict(batch)
+        result = {key: torch.empty_like(batch[key]) for key in ("image", "mask") if batch.get(key) is not None}
+        with torch.autocast(image.device.type, enabled=False):
+            flat = self.patch[2] == 1
+            work = torch.empty(self.patch[:2], dtype=torch.complex64, device=image.device) if flat else None
+            for b, plan in enumerate(plans):  # written at once: the memory of one sample serves the next
+                done = self._apply_sample(image[b], None if mask is None else mask[b], plan, work)
+                for whole, one in zip(result.values(), done):
+                    whole[b] = one
+        return {**batch, **result}
+
+    def _check(self, image, mask, plans):
+        if image.ndim != 5 or tuple(image.shape[2:]) != self.patch or not image.is_floating_point():
+            wanted = f"floating point of shape (B, C, {', '.join(map(str, self.patch))})"
+            raise ValueError(f"image: got {image.dtype} of shape {tuple(image.shape)}, wanted {wanted}")
+        if mask is not None and (mask.shape != image[:, 0].shape or mask.is_floating_point()):
+            wanted = f"integers of shape {tuple(image[:, 0].shape)}"
+            raise ValueError(f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, wanted {wanted}")
+        if len(plans) != len(image):
+            raise ValueError(f"plans: got {len(plans)}, wanted one for each of {len(image)} samples")
+
+    def _apply_sample(self, image, mask, plan, work):
+        """(C, X, Y, Z) and (X, Y, Z) or None -> the same."""
+        values = image
+        if "spatial" in plan:
+            values, mask = resampling.resample(values, mask, plan["spatial"], self.parameters["resample"], work)
+        if plan.keys() - {"spatial"}:
+            values = values.to(torch.float32, copy=values is image)
+            for c, one in enumerate(values):
+                own = [(self.intensity[name], plan[name][c]) for name in self.intensity if c in plan.get(name, ())]
+                if own:
+                    intensity.change_(one, own)
+        if values.dtype != image.dtype:
+            limit = min(torch.finfo(image.dtype).max, torch.finfo(torch.float32).max)
+            values = values.clamp_(-limit, limit).to(image.dtype)
+        return values, mask
