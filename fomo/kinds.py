@@ -57,19 +57,13 @@ def _check_source(config, refuse):
     data, task, source = config.data, kind(config), SOURCES[config.data.source]
     named = f"data.source={data.source}"
     keys, wanted = source.needs
-    if keys and all(getattr(data, key.partition(".")[2]) is None for key in keys):
+    if keys and all(_value(config, key) is None for key in keys):
         refuse(keys[0], None, wanted)
     if data.csv is not None and not source.reads_csv:
         refuse("data.csv", data.csv, f"none for {named}")
     if source.one_channel and len(data.channels) != 1:
         refuse("data.channels", data.channels, f"one name for {named}, for example [mri]: each scan is a case")
-    if ("nothing" if task.pretrains else task.reads) not in source.gives:
-        if source.gives == ("nothing",):
-            refuse(
-                "data.source", data.source, f"a source with labels for task.type={config.task.type}, for example table"
-            )
-        fit = [name for name, other in TASKS.items() if other.reads in source.gives and not other.pretrains]
-        refuse("task.type", config.task.type, f"{' or '.join(fit)} for {named}")
+    _check_labels(config, task, source, refuse)
     for name, owners in _options(SOURCES).items():
         if data.source not in owners and _value(config, name) != _default(name):
             refuse(name, _value(config, name), f"another value for {named}: it is for {' or '.join(owners)}")
@@ -78,6 +72,17 @@ def _check_source(config, refuse):
         refuse("data.normalize", "imagenet", f"another value for {named}: it is for {' or '.join(slices)}")
     source.check(config, refuse)
     _check_targets(config, task, source, refuse)
+
+
+def _check_labels(config, task, source, refuse):
+    """Whether the source has labels of the kind that the task reads."""
+    if ("nothing" if task.pretrains else task.reads) in source.gives:
+        return
+    if source.gives == ("nothing",):
+        wanted = f"a source with labels for task.type={config.task.type}, for example table"
+        refuse("data.source", config.data.source, wanted)
+    fit = [name for name, other in TASKS.items() if other.reads in source.gives and not other.pretrains]
+    refuse("task.type", config.task.type, f"{' or '.join(fit)} for data.source={config.data.source}")
 
 
 def _check_targets(config, task, source, refuse):

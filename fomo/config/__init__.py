@@ -13,11 +13,11 @@ from .sections import Augment, Config, Cv, Data, Eval, Finetune, Model, Optim, T
 
 
 def load(path, overrides=(), choices=None):
-    """The Config of the YAML file `path`, with its bases and with `key=value` overrides; its types and limits are checked.
+    """The Config of a YAML file, its bases and `key=value` overrides, with types and limits checked.
 
-    Relative paths in a file resolve against that file, those on the command line against the working directory.
-    choices: {dotted key: allowed values} of the keys whose choices are said elsewhere. Raises UserError, with the file
-    and the dotted key, for anything unknown or mistyped.
+    Relative paths in a file start from that file, those on the command line from the working directory.
+    choices: {dotted key: allowed values} of the keys whose choices are said elsewhere.
+    Raises UserError, with the file and the dotted key, for anything unknown or mistyped.
     """
     values = read(path)
     for text in overrides:
@@ -31,7 +31,7 @@ def load(path, overrides=(), choices=None):
 
 
 def origin(path, overrides):
-    """What a config is from, for errors."""
+    """Where a config was written, for errors."""
     return f"{path} and the command line" if overrides else path
 
 
@@ -47,7 +47,7 @@ def to_dict(config):
 
 
 def identity(config):
-    """{dotted key: value} of all keys that change what a run computes; two runs with equal identities are the same run."""
+    """{dotted key: value} of all keys that change what a run computes; runs with equal identities are the same."""
     return {name: value for name, field, value in fields(config) if field.metadata["identity"]}
 
 

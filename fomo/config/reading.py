@@ -28,7 +28,7 @@ _SHOWN = 300  # characters of a value or path in an error
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without arbitrary tags, silently repeated keys, and aliases (of which a few lines can stand for billions)."""
+    """YAML without arbitrary tags, repeated keys and aliases (a few lines of which can stand for billions)."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -141,7 +141,7 @@ def override(values, text):
 
 
 def _hint(name):
-    """The type of the key with a dotted name; None where there is no such key."""
+    """The type of the key with this dotted name; None if there is no such key."""
     hint = Config
     for part in name.split("."):
         hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
@@ -153,12 +153,12 @@ _CONTROL = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")  # YAML folds line breaks a
 
 
 def _command_line_value(text, hint, where):
-    """What a value on the command line stands for: YAML, but of a key that is text itself: *, #, : and _ mean nothing in it."""
+    """The value that a text on the command line stands for: YAML, or for a key of type text the text itself."""
     plain = text.strip()
     quoted = plain[:1] in ("'", '"') and plain[-1:] == plain[:1]
     if hint not in (str, str | None) or not plain or quoted or _CONTROL.search(plain):
         return _parse_yaml(text, where)
-    return None if plain in _YAML_NULL and hint != str else plain
+    return None if plain in _YAML_NULL and hint is not str else plain
 
 
 def shown(value):
@@ -178,8 +178,10 @@ def map_leaves(tree, function):
 
 
 def build(cls, values, prefix, folder, where, choices):
-    """The dataclass `cls` from a tree; folder: what the defaults' relative paths start from; where: the tree is from.
+    """The dataclass `cls` from a tree.
 
+    folder: where the relative paths of defaults start.
+    where: where the tree was written, for errors.
     choices: {dotted key: allowed values}, besides those that stand with the key.
     """
     known = {field.name: field for field in dataclasses.fields(cls)}
@@ -207,7 +209,7 @@ def build(cls, values, prefix, folder, where, choices):
 
 
 def _where(value, whole):
-    """Where a leaf was written, or the first one of a section; of an empty one `whole`, where the tree is from."""
+    """Where a leaf, or the first leaf of a section, was written; whole: where the tree was, for an empty section."""
     while isinstance(value, dict):
         if not value:
             return whole
@@ -254,7 +256,7 @@ def _type_name(hint):
 
 
 def _convert(value, hint, where):
-    """`value` as the type `hint`; ints become floats or text, `1e-4` (text, to YAML) a float, `none` None. Nothing else bends."""
+    """`value` as the type `hint`. An int may become a float or text, `1e-4` (text in YAML) a float, `none` None."""
     wrong = UserError(f"{where}: got {shown(value)} ({type(value).__name__}), wanted {_type_name(hint)}")
     if isinstance(hint, types.UnionType):
         if value is None or value == "none":

@@ -17,7 +17,7 @@ def check(config, refuse):
 
 
 def unread(config):
-    """Names of the keys that are not as by default and that other keys, not being what they are for, leave unread."""
+    """Names of the keys that differ from their default and that nothing reads, because of the values of other keys."""
     values = {name: value for name, _, value in fields(config)}
     for name, field, value in fields(config):
         if value != field.default and not all(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 def key(default, help, *, only="", choices=None, low=None, high=None, above=None, path=False, identity=True):
     """A field of a section.
 
-    only: what other keys must be for this one to be read, as "task.loss=focal cv.parallel=folds|auto". choices: the allowed
-    values (of each element, for a tuple). low, high: inclusive limits; above: exclusive lower limit. path: relative values
-    resolve against the file that names them. identity=False: the value does not change what a run computes, so it may
-    differ when an existing run folder is continued.
+    only: what other keys must be for this one to be read, as "task.loss=focal cv.parallel=folds|auto".
+    choices: the allowed values (of each element of a tuple).
+    low, high: inclusive limits; above: exclusive lower limit.
+    path: relative values start from the file that names them.
+    identity: False if the value does not change what a run computes; it may differ when a run is continued.
     """
     metadata = dict(
         help=help, only=only, choices=choices, low=low, high=high, above=above, path=path, identity=identity
@@ -255,7 +256,8 @@ class Augment:
     )
     mix: str = key(
         "none",
-        "(multilabel) classification: cutmix puts a box of another training sample into each, mixup takes the weighted mean of both",
+        "(multilabel) classification: cutmix puts a box of another training sample into each, "
+        "mixup takes the weighted mean of both",
         choices=("none", "cutmix", "mixup"),
     )
     mix_p: float = key(
@@ -292,7 +294,8 @@ class Cv:
     folds_to_run: tuple[int, ...] = key((), "folds (from 1) to run now (empty: all)", low=1, identity=False)
     final: str = key(
         "none",
-        "model for new cases, made in <run>/final once all folds are done: all folds together, their mean weights, or one trained on all cases",
+        "model for new cases, made in <run>/final once all folds are done: all folds together, their mean weights, "
+        "or one trained on all cases",
         choices=("none", "ensemble", "soup", "refit"),
         identity=False,
     )

@@ -54,7 +54,7 @@ def build_network(config, task):
 
 
 def meaning(config, task):
-    """{key: value} of what a network's inputs and outputs mean, which all that is used together or continued must share."""
+    """{key: value} of what inputs and outputs of a network mean; networks that are used together must share it."""
     data = config.data
     limits = {"percentile": data.percentiles, "window": data.window}.get(data.normalize)
     prepared = {"data.channels": data.channels, "data.normalize": (data.normalize, limits)}

@@ -1,4 +1,4 @@
-"""The classes of a target: their names, their weights, which of them a part of a split has, and the softmax's loss."""
+"""The classes of a target: names, weights, the loss of their softmax, and which of them a part of a split has."""
 
 import itertools
 
@@ -11,9 +11,9 @@ SOFTMAX_LOSSES = ("cross_entropy", "focal")
 
 
 def lacking(target, classes, train, val):
-    """Messages about the `classes` (names) of a target that no training or no validation case has.
+    """Messages about classes of a target that no training case or no validation case has.
 
-    train, val: (classes,) how many cases, or voxels, are of each.
+    classes: their names. train, val: (classes,) how many cases, or voxels, are of each.
     """
     for part, counts, effect in (
         ("training", train, "not learned, and of weight 1 in the loss"),
@@ -25,21 +25,22 @@ def lacking(target, classes, train, val):
 
 
 def class_of(case, place=0):
-    """(number, name) of a case's class of its target at `place`: as its source counts and calls it."""
+    """(number, name) of a case's class, as its source counts and calls it; place: which of several targets."""
     number = case.target[place] if isinstance(case.target, tuple) else case.target
     return int(number), (case.labels[place] if case.labels else f"{number:g}").replace(" ", "_")
 
 
 def class_names(recorded):
-    """Names of classes 0 and 1 of one target; recorded: the `cases` of splits.json, which have the table's texts."""
+    """Names of classes 0 and 1 of one target; recorded: the `cases` of splits.json, which hold the table's texts."""
     names = {int(case["target"]): case["labels"][0] for case in recorded.values() if case.get("labels")}
     return [names.get(number, str(number)) for number in (0, 1)]
 
 
 def known_class(case, column, classes, place=0):
-    """The number among `classes`, names in the network's order, of a case's class, by its name.
+    """The number of a case's class among `classes`, names in the network's order.
 
-    By its name, since another table may hold fewer classes, and counts its own. UserError for a class that is not there.
+    It is found by its name, because another table may hold fewer classes and numbers its own. Raises UserError for a
+    class that is not there.
     """
     _, name = class_of(case, place)
     if name not in classes:
@@ -48,16 +49,16 @@ def known_class(case, column, classes, place=0):
 
 
 def refuse(part, cases, lack):
-    """UserError about a part from which nothing is learned, or by which no epoch is chosen."""
+    """Raise UserError: nothing can be learned from this part, or no epoch can be chosen by it."""
     raise UserError(
         f"{part} cases: got {len(cases)} {lack}: set cv.stratify=true, lower cv.folds or change cv.val_fraction"
     )
 
 
 def inverse_frequency(counts):
-    """(classes,) weights in inverse proportion to how many cases are of each class, with mean 1 over the cases.
+    """(classes,) weights in inverse proportion to the counts of the classes, with mean 1 over the cases.
 
-    1 for a class without cases, which no case uses.
+    A class without cases, whose weight no case uses, gets 1.
     """
     counts = np.asarray(counts)
     weights, present = np.ones(len(counts)), counts > 0
@@ -66,14 +67,14 @@ def inverse_frequency(counts):
 
 
 def softmax_loss(section, logits, target, class_weights):
-    """(B,): the loss of one softmax that the config's section `task` names."""
+    """(B,): the loss of one softmax; section: the config's section `task`, which names the loss."""
     if section.loss == "focal":
         return losses.focal(logits, target, alpha=class_weights, gamma=section.focal_gamma)
     return losses.cross_entropy(logits, target, class_weights=class_weights)
 
 
 def columns_of(name, columns):
-    """The names of a target's classes: those whose probabilities stand behind its decision in the columns of a table."""
+    """The names of a target's classes: their probabilities stand behind its decision in the columns of a table."""
     behind = columns[columns.index(f"decision_{name}") + 1 :]
     found = itertools.takewhile(lambda column: column.startswith(f"probability_{name}_"), behind)
     return [column.removeprefix(f"probability_{name}_") for column in found]

@@ -22,6 +22,7 @@ class Classification(Task):
     options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")
     view = view.VIEW
     single = "probability"
+    scored = ("probability", "decision")
 
     @classmethod
     def variant(cls, section):
@@ -49,14 +50,15 @@ class Classification(Task):
         found = dict(map(categories.class_of, cases))
         if len(found) < 2:
             raise UserError(
-                f"target: got the class {', '.join(found.values())} in all {len(cases)} labelled cases, wanted two classes"
+                f"target: got the class {', '.join(found.values())} in all {len(cases)} labelled cases, "
+                "wanted two classes"
             )
         self.state["classes"] = [found.get(number, str(number)) for number in (0, 1)]
 
     def fit(self, train, val):
-        """Inverse-frequency class weights, scaled so that their mean over the training cases is 1.
+        """Fit inverse-frequency class weights, whose mean over the training cases is 1.
 
-        UserError for a part with one class only.
+        Raises UserError for a part with one class only.
         """
         for part, cases in (("training", train), ("validation", val)):
             if not _counts(cases).all():
@@ -100,7 +102,7 @@ class Classification(Task):
         )
 
     def calibrate(self, evaluate):
-        """The decision threshold, from the inner validation cases."""
+        """Choose the decision threshold on the inner validation cases."""
         if self.config.eval.threshold != "half":
             labels, scores = _columns(evaluate().rows)
             self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
@@ -116,7 +118,7 @@ class Classification(Task):
         return binary_metrics(labels, scores, decisions=[row["decision"] for row in results.rows])
 
     def intervals(self, results, resamples, seed):
-        """Of the ranking metrics, and of the shares of right decisions: of all cases, of class 1, of class 0."""
+        """Of the ranking metrics, and of the shares of right decisions among all cases, class 1 and class 0."""
         rows = results.rows
         labels, scores = _columns(rows)
         subjects = np.array([row["subject"] for row in rows])

@@ -1,7 +1,7 @@
-"""DINO: a network learns to give the same answer to different views of a volume as its own moving average; no labels.
+"""DINO: without labels, a network learns to answer a view of a volume as its moving average answers another view.
 
-Caron et al. (ICCV 2021), in 3D. Which epoch is kept: the last, since a lower loss is not a better network, or, where the
-validation cases are labelled, that with the best linear probe on the teacher's features. Labels are used for nothing else.
+Caron et al. (ICCV 2021), in 3D. The last epoch is kept, since a lower loss is not a better network. If validation cases
+are labelled, the epoch with the best linear probe on the teacher's features is kept. Labels are used for nothing else.
 """
 
 import functools
@@ -78,7 +78,7 @@ class Dino(Task):
         self._watched = []  # (entropy, std) of each step since the last look
 
     def fit(self, train, val):
-        """The length of an epoch; there is nothing to learn from labels."""
+        """Note the length of an epoch; nothing is learned from labels."""
         section = self.config.train
         self._steps_per_epoch = section.steps_per_epoch or math.ceil(len(train) / section.batch_size)
         subjects = {case.subject: int(_label(case)) for case in reversed(val) if not math.isnan(_label(case))}
@@ -105,13 +105,13 @@ class Dino(Task):
         return Network(network, self.config.task.out_dim, self.config.task.head_width)
 
     def load(self, network, load):
-        """Into the student's backbone, with which the teacher starts as well."""
+        """Fill the student's backbone; the teacher starts with the same weights."""
         report = load(network.trunk)
         network.follow(0.0)
         return report
 
     def frozen(self, network, epoch):
-        """The teacher, always, and in the first epochs the student's last layer."""
+        """The teacher is never trained, and the student's last layer not in the first epochs."""
         return network.fixed_prefixes + network.late_prefixes * (epoch < self.config.task.freeze_last_layer_epochs)
 
     def prepare(self, batch):
@@ -138,7 +138,7 @@ class Dino(Task):
         return last if step >= warmup else first + (last - first) * step / warmup
 
     def _add(self, teacher, features, centre, temperature):
-        """Of the teacher's views of a micro-batch, what the step's update and the watch need."""
+        """Add up what the step's update and the log need of the teacher's views of a micro-batch."""
         teacher, features = teacher.float(), features.double()  # whose variance is a small difference of its moments
         entropy = _entropy(losses.dino_target(teacher, centre, temperature))
         parts = [
@@ -153,7 +153,7 @@ class Dino(Task):
         self._sums = sums if self._sums is None else self._sums + sums
 
     def after_step(self, network, step, last_step):
-        """The teacher follows the student, centre and statistics the teacher's answers over the step and all ranks."""
+        """Move the teacher towards the student, and its centre and statistics towards this step's, over all ranks."""
         task = self.config.task
         sums, self._sums = dist.mean(self._sums), None
         means, features = sums / sums[-1], len(network.feature_mean)
@@ -169,7 +169,7 @@ class Dino(Task):
         return {"teacher_entropy": entropy, "teacher_std": std}
 
     def warnings(self, row):
-        """Signs of collapse: all inputs get the same answer, an even one or one single output."""
+        """Warn of signs of collapse: all inputs get the same answer, an even one or one single output."""
         entropy, std, most = row["val_teacher_entropy"], row["val_teacher_std"], math.log(self.config.task.out_dim)
         values = f"(teacher_entropy={entropy:.4g} of at most {most:.4g}, teacher_std={std:.4g})"
         remedy = "if it stays so, lower optim.lr, lengthen its warm-up or change task.teacher_temperature"
@@ -181,7 +181,7 @@ class Dino(Task):
             yield f"the teacher answers all cases alike {values}: {remedy}"
 
     def is_best(self, row, history):
-        """The best probe; as long as none is defined, the latest."""
+        """The epoch with the best probe; as long as none is defined, the latest."""
         earlier = [old["val_probe_auroc"] for old in history if not math.isnan(old.get("val_probe_auroc", math.nan))]
         value = row.get("val_probe_auroc", math.nan)
         return not earlier if math.isnan(value) else all(value >= other for other in earlier)
@@ -212,7 +212,7 @@ class Dino(Task):
         return Answer({"id": case.id, "subject": case.subject, "loss": float(loss)}, seen)
 
     def finish(self, answers, fold=None):
-        """Where cases are labelled: their class, and the probability of each class by probes on the other labelled cases."""
+        """Labelled cases get their class, and its probabilities by probes on the other labelled cases."""
         rows, kept = [answer.row for answer in answers], [answer.kept for answer in answers]
         if fold is not None and dist.is_main():
             _write_neighbours(fold.neighbours, rows, kept)
@@ -236,10 +236,11 @@ class Dino(Task):
         return Results(rows, kept=kept)
 
     def score(self, results):
-        """teacher_entropy: mean entropy of the teacher's answers, at most ln(out_dim). teacher_std: how much they vary.
+        """The loss, signs of collapse and, where cases are labelled, what the features tell about their class.
 
-        probe_auroc, knn_auroc: of the labelled cases' class, each by the others (several classes: the mean of each
-        against the rest); undefined where a class has fewer than two subjects.
+        teacher_entropy: mean entropy of the teacher's answers, at most ln(out_dim). teacher_std: how much they vary.
+        probe_auroc, knn_auroc: each case is predicted from the others; of several classes it is the mean of each
+        against the rest. They are undefined where a class has fewer than two subjects.
         """
         rows = results.rows
         found = {
@@ -315,8 +316,8 @@ def _macro_auroc(labels, scores):
 def _write_neighbours(path, rows, kept):
     """Write the central slices of some cases and of the cases whose features are nearest.
 
-    ids (N, 4) text: the query and its neighbours; queries (N, A, B); neighbours (N, 3, A, B); similarity (N, 3): cosines of
-    the teacher's standardised features. With fewer than four cases there are fewer neighbours.
+    ids (N, 4) text: the query and its neighbours; queries (N, A, B); neighbours (N, 3, A, B).
+    similarity (N, 3): cosines of the teacher's standardised features. Fewer than four cases have fewer neighbours.
     """
     similarity = probe.cosines([seen.features for seen in kept])
     np.fill_diagonal(similarity, -np.inf)

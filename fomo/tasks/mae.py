@@ -1,8 +1,8 @@
 """Masked autoencoder: most cubes of a volume are hidden, and the network restores it; no labels are needed.
 
-He et al. (CVPR 2022), in 3D and with a U-Net as in AMAES (Munk et al. 2024), which the FOMO25 baseline was pretrained with.
-The mask of a training patch is drawn with the sample's generator; that of a validation case depends on the case alone, so
-that all epochs and ranks see the same.
+He et al. (CVPR 2022), in 3D and with a U-Net as in AMAES (Munk et al. 2024), the pretraining of the FOMO25 baseline.
+The mask of a training patch is drawn by the sample's generator. That of a validation case depends on the case alone, so
+that it is the same in all epochs and on all ranks.
 """
 
 import numpy as np
@@ -72,7 +72,9 @@ class MaskedAutoencoder(Task):
         restored = windows.blend(network, image[0], case.background).cpu()[None]
         if fold is not None and self._pictures < _PICTURES:
             self._pictures += 1
-            _write_planes(fold.reconstruction(case.id, new=True), original=original, masked=image, reconstructed=restored)
+            _write_planes(
+                fold.reconstruction(case.id, new=True), original=original, masked=image, reconstructed=restored
+            )
         loss = losses.masked_mse(restored, original, self._scored(masked))
         return Answer({"id": case.id, "subject": case.subject, "loss": float(loss)})
 

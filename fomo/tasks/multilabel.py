@@ -1,7 +1,7 @@
-"""Several findings that may occur together, one logit each: on slices, whose scans are what counts, or on whole volumes.
+"""Several findings that may occur together, one logit each: on slices of scans, or on whole volumes.
 
-Results have a row for each slice and, in `scans`, for each scan, or only a row for each whole volume. The probabilities of
-a scan's slices are pooled by `eval.pool_slices`, which calibration chooses if it is auto (until then it is the mean).
+Of slices, Results have a row for each slice and, in `scans`, one for each scan, which is what counts. The probabilities
+of a scan's slices are pooled by `eval.pool_slices`; if that is auto, calibration chooses (until then it is the mean).
 """
 
 import math
@@ -61,10 +61,9 @@ class Multilabel(Task):
     # ---------------------------------------------------------------------------------- training
 
     def fit(self, train, val):
-        """Negatives / positives of each label among the training cases; 1 for a label without the one or the other.
+        """Fit the weight of each label's positives: negatives / positives in training, 1 where one of them is missing.
 
-        And how the slices were extracted, so that those of other volumes can be. UserError for a part in which no label
-        varies.
+        Notes what the source must know for prediction, too. Raises UserError for a part in which no label varies.
         """
         self.state.update(sources.of(self.config.data).record(self.config.data))
         positives, of_val = (np.array([case.target for case in cases]).sum(axis=0) for cases in (train, val))
@@ -81,7 +80,7 @@ class Multilabel(Task):
         return self._alike("training", positives, len(train), "not learned, and their positives not weighed")
 
     def _alike(self, part, positives, cases, effect):
-        """Messages about the labels that none or all of the cases of a part have; positives: (labels,) how many have it."""
+        """A message about labels that none or all cases of a part have; positives: (labels,) how many have each."""
         varies = _varies(positives, cases)
         names = [
             f"{name} ({count:g})" for name, count, one in zip(self.config.task.targets, positives, varies) if not one
@@ -94,7 +93,7 @@ class Multilabel(Task):
         return self._loss(outputs, batch["target"], self.config.task.label_smoothing)
 
     def _loss(self, logits, target, smoothing=0.0):
-        """With weights of the positives a label's alpha in the focal loss is the one that stands in their ratio."""
+        """(B,): the loss; in the focal loss the weight w of the positives becomes alpha = w / (1 + w)."""
         task, weights = self.config.task, self.state["pos_weight"]
         if task.loss == "focal":
             alpha = task.focal_alpha if weights is None else [weight / (1 + weight) for weight in weights]
@@ -145,7 +144,7 @@ class Multilabel(Task):
 
     @staticmethod
     def rows_of(tasks, parts, level="volume"):
-        """Rows of the mean probabilities over `parts`, (rows, labels) of each task, with decisions at the mean thresholds."""
+        """Rows of mean probabilities and decisions at mean thresholds; parts: (rows, labels) of each task."""
         probabilities = np.mean(parts, axis=0)
         decisions = probabilities >= np.mean([task.thresholds(level)["each"] for task in tasks], axis=0)
         columns = tasks[0]._names_of("probability") + tasks[0]._names_of("decision")
@@ -155,9 +154,9 @@ class Multilabel(Task):
     # ------------------------------------------------------------------------------- calibration
 
     def calibrate(self, evaluate):
-        """The pooling with the best macro AUROC of the scans, and the thresholds, from the inner validation cases.
+        """Choose the pooling with the best macro AUROC of the scans, and the thresholds, on the inner validation cases.
 
-        A label whose own threshold is undefined there (it has one class only) takes the one of all labels together.
+        A label that does not vary there has no threshold of its own and takes the one of all labels together.
         """
         rows = evaluate().rows
         levels = {"volume": rows}
@@ -180,7 +179,7 @@ class Multilabel(Task):
         )
 
     def pool(self, probabilities, scan, kind=None):
-        """(scans, labels) from (slices, labels) and the scan of each slice, 0 .. scans - 1; kind None: the calibrated one."""
+        """(scans, labels) from (slices, labels); scan: of each slice, 0 .. scans - 1; kind None: the calibrated one."""
         return pooling.pool(probabilities, scan, kind or self.state["pooling"], self.config.eval.top_slices)
 
     def _choose(self, rows, criterion):
@@ -201,7 +200,7 @@ class Multilabel(Task):
         return Results(rows, self._scans_of(rows))
 
     def _decided(self, rows, level):
-        """The rows with the decisions at each label's threshold, and (`threshold`) the one of all labels together."""
+        """The rows with decisions at each label's threshold, and with the `threshold` of all labels together."""
         thresholds, names = self.thresholds(level), self._names_of("decision")
         decisions = (self._matrix(rows, "probability") >= np.array(thresholds["each"])).astype(int).tolist()
         return [{**row, "threshold": thresholds["all"], **dict(zip(names, made))} for row, made in zip(rows, decisions)]
@@ -243,23 +242,25 @@ class Multilabel(Task):
             **({"labels_undefined": undefined} if undefined else {}),
             **_decisions(labels, decisions, ""),
         }
-        half, common = scores >= 0.5, np.array([row["threshold"] for row in rows])[:, None]
-        if (decisions != half).any() or (common != 0.5).any():
-            result.update(_decisions(labels, scores >= common, "_common") | _decisions(labels, half, "_half"))
+        half, common = scores >= 0.5, [[row["threshold"]] for row in rows if "threshold" in row]  # of files maybe none
+        if (decisions != half).any() or (np.array(common) != 0.5).any():
+            if common:
+                result.update(_decisions(labels, scores >= np.array(common), "_common"))
+            result.update(_decisions(labels, half, "_half"))
         result["ece"] = _mean([ece(labels[:, k], scores[:, k]) for k in range(self.out_channels)])
         result["brier"] = brier(labels.ravel(), scores.ravel())
         return {f"{level}_{name}": value for name, value in result.items()}
 
     def intervals(self, results, resamples, seed):
-        """Of the volumes' macro AUROC; those of each label are in `tables`."""
+        """Of the scans' macro AUROC; `tables` has those of each label."""
         part = results.scans or results.rows
         options = dict(resamples=resamples, seed=seed, groups=_subjects(part), stratify=False)
         return {"volume_auroc_macro": bootstrap_ci(macro_auroc, *self._labels_and_scores(part), **options)}
 
     def tables(self, results):
-        """{"labels": one row per label}: prevalence and metrics over the scans (or volumes), `slice_*` over the slices.
+        """{"labels": a row per label}: prevalence and metrics over the scans or volumes, `slice_*` over the slices.
 
-        `threshold` is the fold's own; the table of several folds together has none.
+        A fold's table has its `threshold`; the table of several folds together has none.
         """
         volumes = results.scans or results.rows
         labels, scores = self._labels_and_scores(volumes)
@@ -324,7 +325,7 @@ class Multilabel(Task):
 
 
 def _varies(positives, cases):
-    """(labels,) whether some of the cases have a label and some don't; positives: (labels,) how many have it."""
+    """(labels,): whether some cases have the label and some do not; positives: (labels,) how many have it."""
     return (positives > 0) & (positives < cases)
 
 

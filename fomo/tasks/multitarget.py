@@ -1,7 +1,7 @@
-"""Whole-case classification of several targets at once, or of one with more than two classes: a softmax for each target.
+"""Classification of several targets at once, or of one with more than two classes: a softmax for each target.
 
-The network's outputs are the classes of the first target, then those of the second, and so on. Targets are told apart by
-the names of their classes, as the table has them, so that a checkpoint can be tested on another table.
+The network's outputs are the classes of the first target, then those of the second, and so on. Classes are known by
+their names in the table, so that a checkpoint can be tested on another table.
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ class Multitarget(Task):
         self.state = {"classes": None, "class_weights": None}  # a list per target; names of classes in their order
 
     def strata(self, cases):
-        """Of one target the classes' names, of several all classes at once."""
+        """Of one target the name of the class; of several a 0 or 1 for each class of each target."""
         if self.stratum_kind == "class":
             return [categories.class_of(case)[1] for case in cases]
         targets = np.array([case.target for case in cases]).T
@@ -54,7 +54,7 @@ class Multitarget(Task):
         return sum(map(len, self.state["classes"]))
 
     def inspect(self, cases):
-        """The classes of each target, from all labelled cases; a class that none has, between others, is `class_K`."""
+        """Note the classes of each target in all labelled cases; a number without a case is called `class_K`."""
         self.state["classes"] = []
         for place, name in enumerate(self.config.task.targets):
             found = dict(categories.class_of(case, place) for case in cases)
@@ -67,9 +67,9 @@ class Multitarget(Task):
             self.state["classes"].append([found.get(k, f"class_{k}") for k in range(count)])
 
     def fit(self, train, val):
-        """Inverse-frequency class weights of each target, scaled so that their mean over the training cases is 1.
+        """Fit inverse-frequency class weights of each target, whose mean over the training cases is 1.
 
-        A class that no training case has gets the weight 1. UserError for a part in which no target varies.
+        A class without a training case gets the weight 1. Raises UserError for a part in which no target varies.
         """
         counts = {}
         for part, cases in (("training", train), ("validation", val)):
@@ -107,7 +107,7 @@ class Multitarget(Task):
         return torch.cat([logits.double().softmax(1) for logits in self._split(outputs)], dim=1)
 
     def _pooled(self, network, image, background, windows):
-        """(1, outputs): the windows that cover the case, pooled by their mean, or by their maximum brought to the sum 1."""
+        """(1, outputs): the mean over the windows that cover the case, or their maximum, scaled to sum to 1."""
         found = self._probabilities(windows.each(network, image, background))
         if self.config.eval.pool_windows == "mean":
             return found.mean(0, keepdim=True)
@@ -157,8 +157,9 @@ class Multitarget(Task):
     # ------------------------------------------------------------------------------------ scores
 
     def score(self, results):
-        """Per target T: `T_auroc` (one class against the rest, mean over the classes; `T_auroc_CLASS` with more than two),
-        accuracy, balanced accuracy and Matthews' correlation; `auroc_macro` is the mean over the targets where it is defined.
+        """Metrics `T_...` of each target T, and `auroc_macro`, the mean of `T_auroc` over the targets that have one.
+
+        `T_auroc` is the mean of each class against the rest; with more than two classes each stands as `T_auroc_CLASS`.
         """
         rows, result, aurocs = results.rows, {}, []
         for name in self.names:
@@ -212,7 +213,7 @@ class Multitarget(Task):
         return {"auroc_macro": macro, **result}
 
     def tables(self, results):
-        """{"confusion": how many cases of each class were decided to be of which}, one line per target and pair."""
+        """{"confusion": ...}: how many cases of which class were decided to be of which, a line per target and pair."""
         rows, lines = results.rows, []
         for name, column in zip(self.config.task.targets, self.names):
             labels, _, classes = _columns(rows, column)

@@ -8,8 +8,8 @@ KINDS = ("mean", "max", "topk", "noisy_or")
 def pool(probabilities, scan, kind, top=3):
     """(scans, labels) from probabilities (slices, labels) and each slice's scan, a whole number 0 .. scans - 1.
 
-    kind: "mean" and "max" over the slices of a scan; "topk", the mean of its `top` highest (of all where it has fewer),
-    for each label apart; "noisy_or", 1 - product of (1 - p): at least one slice shows it, the slices being independent.
+    kind: "mean" or "max" over the slices of a scan; "topk": for each label the mean of the `top` highest slices (of all
+    where there are fewer); "noisy_or": 1 - product of (1 - p), as if slices were independent and one were enough.
     """
     probabilities, scan = np.asarray(probabilities, np.float64), np.asarray(scan)
     order = np.argsort(scan, kind="stable")

@@ -23,21 +23,22 @@ class Regression(Task):
     keys = ("task.label_scaling", "eval.pool_windows", "data.crop_position")
     view = view.VIEW
     single = "prediction"
+    scored = ("prediction", "corrected")
 
     def __init__(self, config):
         super().__init__(config)
         self.state = {"training_mean": None, "mean": 0.0, "scale": 1.0, "bias_correction": None}
 
     def fit(self, train, val):
-        """Mean and standard deviation of the training targets; equal ones have no scale but 1."""
+        """Fit mean and standard deviation of the training targets; equal targets get the scale 1."""
         targets = np.array([case.target for case in train])
         equal = targets.min() == targets.max()  # the deviation about a rounded mean need not be 0
         self.state["training_mean"] = float(targets.mean())
         if self.config.task.label_scaling == "standard":
             self.state["mean"] = self.state["training_mean"]
             self.state["scale"] = 1.0 if equal else float(targets.std())
-        said = f"all {len(targets)} training targets are {targets[0]:g}: there is nothing to learn, and they are not scaled"
-        return [said] if equal else ()
+        same = f"all {len(targets)} training targets are {targets[0]:g}"
+        return [f"{same}: there is nothing to learn, and they are not scaled"] if equal else ()
 
     def loss(self, outputs, batch):
         return self._loss(outputs[:, 0], (batch["target"] - self.state["mean"]) / self.state["scale"])
@@ -56,7 +57,7 @@ class Regression(Task):
 
     @staticmethod
     def answer(tasks, parts, geometry):
-        """Mean over the networks of what each predicts and, where all have a bias correction, of what each corrects it to."""
+        """The mean of the networks' predictions and, if all have a bias correction, of their corrected predictions."""
         rows = [task._corrected([{"prediction": part}])[0] for task, part in zip(tasks, parts)]
         shared = set.intersection(*map(set, rows))
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name in shared}, {}
@@ -76,7 +77,7 @@ class Regression(Task):
         )
 
     def calibrate(self, evaluate):
-        """The line that undoes the pull towards the mean (age bias), from the inner validation cases."""
+        """Fit the line that undoes the pull towards the mean (age bias) on the inner validation cases."""
         targets, predictions = _columns(evaluate().rows)
         slope, intercept = self.state["bias_correction"] = list(fit_bias_correction(targets, predictions))
         if math.isnan(slope):
@@ -99,13 +100,15 @@ class Regression(Task):
         return [{**row, "corrected": float(value)} for row, value in zip(rows, corrected)]
 
     def score(self, results):
-        """Metrics of the raw predictions, of predicting the training mean, and (`corrected_*`) after bias correction.
+        """Metrics of the raw predictions, of predicting the training mean and, as `corrected_*`, after bias correction.
 
-        A fold whose correction is undefined (its validation predictions do not vary) leaves `corrected_*` undefined.
+        If a fold's correction is undefined, because its validation predictions do not vary, so are `corrected_*`.
         """
         rows = results.rows
         raw = regression_metrics(*_columns(rows))
-        scores = {**raw, "mae_of_the_mean": mae(*_columns(rows, "training_mean"))}
+        scores = dict(raw)
+        if "training_mean" in rows[0]:  # not where only files are evaluated
+            scores["mae_of_the_mean"] = mae(*_columns(rows, "training_mean"))
         if "corrected" in rows[0]:
             targets, corrected = _columns(rows, "corrected")
             defined = np.isfinite(corrected).all()

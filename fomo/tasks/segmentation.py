@@ -1,7 +1,7 @@
 """Voxel-wise segmentation; the final evaluation is in the space of the input file.
 
-By softmax over the classes, or by sigmoid: one output for each foreground class, independent of the others. A voxel then
-is of the most probable class, if that has a probability above 0.5: that of the background is 1 less the largest.
+Outputs are a softmax over the classes, or a sigmoid for each foreground class by itself. With sigmoids the probability
+of the background is 1 less the largest of them, so that a voxel is foreground if one of them is above 0.5.
 """
 
 import numpy as np
@@ -44,14 +44,14 @@ class Segmentation(Task):
         self._candidates = ()  # of post-processing, while it is chosen
 
     def strata(self, cases):
-        """Whether there is foreground; empty masks of fewer subjects than there are parts lie where they come to lie."""
+        """Whether there is foreground; empty masks are not spread over the parts if fewer subjects have one."""
         few = len({case.subject for case in cases if not case.target}) < max(4, self.config.cv.folds)
         return ["with foreground" if case.target or few else "without foreground" for case in cases]
 
     def fit(self, train, val):
-        """Inverse-frequency class weights over the voxels of the training masks, with mean 1 over the classes that they have.
+        """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes.
 
-        A class that they don't have gets the weight 1. UserError for a part without foreground.
+        A class without a voxel gets the weight 1. Raises UserError for a part without foreground.
         """
         of_train, of_val = _voxels(train), _voxels(val)
         for part, cases, voxels in (("training", train, of_train), ("validation", val, of_val)):
@@ -84,7 +84,7 @@ class Segmentation(Task):
 
     @staticmethod
     def answer(tasks, parts, geometry):
-        """The mean probabilities, brought to native space, and the mask of the most probable class, post-processed."""
+        """The mean probabilities in native space, and the post-processed mask of the most probable class."""
         native = volume.to_native(sum(parts[1:], parts[0]) / np.float32(len(parts)), geometry, order=1)
         if tasks[0].sigmoid:
             native = np.concatenate([1 - native.max(0, keepdims=True), native])
@@ -137,7 +137,7 @@ class Segmentation(Task):
         return float(np.mean([1.0 if np.isnan(value) else value for value in values]))
 
     def calibrate(self, evaluate):
-        """The post-processing with the best mean Dice over the inner validation cases, if it is to be chosen; ties: less."""
+        """Choose the post-processing with the best mean Dice on the inner validation cases; of equals the lesser."""
         if self.config.eval.postprocess == "auto":
             self.state["postprocess"] = dict(postprocess.NONE)
             self._candidates = postprocess.CANDIDATES
@@ -150,7 +150,7 @@ class Segmentation(Task):
         return Results([answer.row for answer in answers], kept=[answer.kept for answer in answers])
 
     def score(self, results):
-        """Mean of each metric over the cases where it is finite; how many are undefined or infinite stands beside it."""
+        """The mean of each metric over the cases where it is finite, and the counts of undefined and infinite ones."""
         scores, rows = {}, results.rows
         for name in _metric_names(rows):
             summary = summarize([row[name] for row in rows])
@@ -184,7 +184,7 @@ class Segmentation(Task):
 
 
 def _with_mean(rows):
-    """Of the metrics {class: {metric: value}} those of class 1; of more classes their `over_classes` and each, `dice_1 ...`."""
+    """Of {class: {metric: value}} the metrics of one class, or those over all classes and of each, `dice_1 ...`."""
     if len(rows) == 1:
         return rows[1]
     result = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}

@@ -60,6 +60,7 @@ class Task:
     volumes = ()  # names of the volumes that `answer` gives and prediction always writes
     optional_volumes = ()  # those that it writes when asked
     single = None  # the column or volume that is the one answer of a case; None: it has several
+    scored = ()  # columns of a row that `score` reads of files, the first always; (): all numbers
     predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
@@ -152,7 +153,7 @@ class Task:
         return ()
 
     def calibrate(self, evaluate):
-        """Fit what is fitted on the inner validation cases, whose Results evaluate() gives; returns messages like `fit`."""
+        """Fit what is fitted on inner validation cases; evaluate() gives their Results. Returns messages like `fit`."""
         return ()
 
     def finish(self, answers, fold=None):
