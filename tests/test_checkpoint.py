@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from fomo import checkpoint, nets
 from fomo.config import UserError
@@ -114,9 +115,8 @@ else:
     os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     checkpoint.save(sys.argv[2], {"step": 2, "x": torch.zeros(100_000)})
 """
-    root = os.path.dirname(os.path.dirname(os.path.abspath(checkpoint.__file__)))
     results = [
-        subprocess.run([sys.executable, "-c", script, root, path, how], capture_output=True, text=True)
+        subprocess.run([sys.executable, "-c", script, ROOT, path, how], capture_output=True, text=True)
         for how in ("full", "kill")
     ]
     assert "refused cannot write the checkpoint" in results[0].stdout

@@ -32,6 +32,24 @@ def test_what_fails_leaves_what_was_there_and_the_usual_rights(tmp_path):
     assert path.read_text() == "first" and os.listdir(tmp_path) == ["t.txt"]
 
 
+def test_a_durable_file_is_on_the_disk_first_and_its_predecessor_is_kept(tmp_path, monkeypatch):
+    path, previous, events = tmp_path / "t.bin", tmp_path / "old.bin", []
+    true_sync, true_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("sync"), true_sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append(os.path.basename(names[1])), true_replace(*names)))
+    (tmp_path / ".t.bin.tmp").write_bytes(b"what a kill left behind, which is longer")
+    for content in (b"first", b"second"):
+        with files.replacing(str(path), durable=True, previous=str(previous)) as file:
+            file.write(content)
+    assert path.read_bytes() == b"second" and previous.read_bytes() == b"first"
+    assert events == ["sync", "t.bin", "sync", "sync", "old.bin", "t.bin", "sync"]
+    assert sorted(os.listdir(tmp_path)) == ["old.bin", "t.bin"]
+    monkeypatch.chdir(tmp_path)
+    with files.replacing("t.bin", durable=True) as file:
+        file.write(b"third")
+    assert path.read_bytes() == b"third" and previous.read_bytes() == b"first"
+
+
 def test_numbers_are_read_as_they_were_written(tmp_path):
     path = str(tmp_path / "t.csv")
     row = {"id": "01", "fold": 2, "p": 0.1 + 0.2, "dice": float("nan"), "distance": float("inf"), "count": -3}

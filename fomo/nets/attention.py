@@ -1,7 +1,7 @@
-"""Attention on feature maps (B, C, X, Y): which channels count (SE), and which channels and which places (CBAM).
+"""Attention on feature maps (B, C, X, Y): SE weighs the channels, CBAM the channels and the places.
 
-The last layer of each gate starts at zero, and the gate at 1/2 everywhere: until something was learned SE lets a map pass at
-half its size and CBAM, with two gates, at a quarter. Sources: Hu et al. 2018 (squeeze-and-excitation); Woo et al. 2018 (CBAM).
+The last layer of each gate starts at zero, so every gate starts at 1/2: before anything is learned, SE halves a map and
+CBAM, which has two gates, quarters it. Sources: Hu et al. 2018 (squeeze-and-excitation); Woo et al. 2018 (CBAM).
 """
 
 import torch
@@ -13,7 +13,7 @@ _REDUCTION, _NARROWEST = 16, 4  # the gate's hidden layer: channels / 16, at lea
 
 
 class SE(nn.Module):
-    """Each channel times a gate in (0, 1), from the means of all channels."""
+    """Multiplies each channel by a gate in (0, 1), made from the means of all channels."""
 
     def __init__(self, channels):
         super().__init__()
@@ -24,7 +24,7 @@ class SE(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Channel gate from the means and the maxima of the channels, then one gate per place, from a 7x7 surrounding."""
+    """Multiplies by a gate per channel, from its mean and maximum, and one per place, from the 7x7 places around it."""
 
     def __init__(self, channels):
         super().__init__()
@@ -37,15 +37,17 @@ class CBAM(nn.Module):
         return x * self.places(x)
 
     def places(self, x):
-        """(B, 1, X, Y) in (0, 1): the weight of each place, of a map x that has passed the channel gate."""
+        """The weight of each place, (B, 1, X, Y) in (0, 1), for a map x that has passed the channel gate."""
         return torch.sigmoid(self.spatial(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)))
+
+
+_KINDS = {"none": lambda channels: nn.Identity(), "se": SE, "cbam": CBAM}
 
 
 def build(kind, channels):
     """kind: "none" (the map as it is), "se" or "cbam"."""
-    kinds = {"none": lambda channels: nn.Identity(), "se": SE, "cbam": CBAM}
-    checks.choice("attention", kind, kinds)
-    return kinds[kind](channels)
+    checks.choice("attention", kind, _KINDS)
+    return _KINDS[kind](channels)
 
 
 def _gate(channels):

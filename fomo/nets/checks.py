@@ -1,23 +1,26 @@
-"""What the networks ask of their arguments and inputs; each is a ValueError that says what was got and what was wanted."""
+"""What the networks ask of their arguments and inputs. Each error is a ValueError: what was got and what was wanted."""
+
+WHOLE_CASE = ("classification", "regression")  # modes with one output per case
+MODES = ("segmentation", *WHOLE_CASE)
 
 
 def choice(name, value, options):
-    """value: one of `options`, names."""
+    """value: one of the names `options`."""
     if value not in options:
         raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(options)}")
 
 
 def counts(**values):
-    """Each a whole number of at least 1."""
+    """Each value is a whole number of at least 1."""
     for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
 
 
 def volumes(x, channels, stride):
-    """x: (B, channels, X, Y, Z) for a U-Net that brings each axis down to a `stride`-th of it.
+    """x: (B, channels, X, Y, Z), for a U-Net whose bottleneck has one voxel for each `stride` voxels of an axis.
 
-    The axes are multiples of `stride`, and not all equal to it: of a bottleneck of one voxel a norm has no statistics.
+    The axes are multiples of `stride`, and not all equal to it: the norm of a one-voxel bottleneck is undefined.
     """
     size = tuple(x.shape[2:])
     if x.ndim != 5 or x.shape[1] != channels:
@@ -26,6 +29,5 @@ def volumes(x, channels, stride):
         fit = tuple(max(1, -(-n // stride)) * stride for n in size)
         raise ValueError(f"input: got size {size}, wanted multiples of {stride}: pad or crop, for example to {fit}")
     if size == (stride,) * 3:
-        raise ValueError(
-            f"input: got size {size}, which leaves one voxel at the bottleneck: wanted at least one axis of {2 * stride}"
-        )
+        wanted = f"at least one axis of {2 * stride}"
+        raise ValueError(f"input: got size {size}, which leaves one voxel at the bottleneck: wanted {wanted}")

@@ -1,10 +1,10 @@
 """Student and teacher of DINO (Caron et al. 2021) around any whole-case network.
 
-Each is backbone -> features (B, F) -> projection head -> (B, out_dim). The teacher is the student's moving average and is
-never trained; the centre is the moving average of the teacher's outputs. All of it is in one state dict, so that a run
-continues exactly. One step is not in the paper: in front of the head the features are standardised by running statistics of
-the teacher's. Behind instance norms the mean over all voxels is nearly the same for all inputs, and so would the answers be
-(teacher_std of UNet-B's first steps on phantoms: 0.05, with this step 0.97).
+Each is backbone -> features (B, F) -> projection head -> (B, out_dim). The teacher is the student's moving average and
+is never trained; the centre is the moving average of the teacher's outputs. One state dict holds them all, so that a
+run continues exactly. One step is not in the paper: running statistics of the teacher's features standardise the
+features in front of the head. Behind instance norms the mean over all voxels is nearly the same for all inputs, and so
+would be the answers (teacher_std of UNet-B's first steps on phantoms: 0.05; with this step 0.97).
 Source of head and update: github.com/facebookresearch/dino, vision_transformer.py (DINOHead) and main_dino.py.
 """
 
@@ -20,12 +20,12 @@ _SMALL = 1e-3  # lowest standard deviation of a feature
 class Dino(nn.Module):
     """[global views, local views], two batches of equal views or one -> (student, teacher, features, centre).
 
-    backbone: a whole-case network with one linear layer as its head, which is taken off; its outputs are then the
-    features. hidden, bottleneck, out_dim: sizes of the projection head.
+    backbone: a whole-case network with one linear layer as its head, which is taken off; it then gives features.
+    hidden, bottleneck, out_dim: sizes of the projection head.
 
-    forward(batches): batches[0] holds the global views (G * B, C, X, Y, Z), views[v * B + b] of sample b, and any further
-    batch views of another size. Returns the student's outputs (V * B, out_dim) of all views, the teacher's
-    (G * B, out_dim) and its features (G * B, F), both without gradient, and the centre (out_dim,).
+    forward(batches): batches[0] holds the global views (G * B, C, X, Y, Z), with view v of sample b at v * B + b; a
+    second batch holds local views, of another size. Returns the student's outputs (V * B, out_dim) for all views; the
+    teacher's outputs (G * B, out_dim) and features (G * B, F), both without gradient; and the centre (out_dim,).
     """
 
     fixed_prefixes = ("teacher.",)
@@ -43,14 +43,15 @@ class Dino(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_std", torch.ones(features))
         self.stem = f"student.backbone.{backbone.stem}"
-        self.stages = (*(_below("student.backbone.", stage) for stage in kept), ("student.head.", "teacher."))
+        stages = [tuple(f"student.backbone.{prefix}" for prefix in stage) for stage in kept]
+        self.stages = (*stages, ("student.head.", "teacher."))
         self.encoder_prefixes = ("student.backbone.",)
         self.head_prefixes = ("student.head.",)
         self.new_prefixes = self.unused_prefixes = ()
 
     @property
     def trunk(self):
-        """What pretrained weights are loaded into; `follow(0)` hands them on to the teacher."""
+        """The part that pretrained weights are loaded into; `follow(0)` then copies them to the teacher."""
         return self.student["backbone"]
 
     def forward(self, batches):
@@ -74,19 +75,19 @@ class Dino(nn.Module):
 
     @torch.no_grad()
     def move_centre(self, mean, momentum):
-        """mean: (out_dim,) of the teacher's outputs over a whole step, the same on all ranks."""
+        """mean: (out_dim,), of the teacher's outputs over a whole step, the same on all ranks."""
         self.centre.lerp_(mean.to(self.centre), 1 - momentum)
 
     @torch.no_grad()
     def move_statistics(self, mean, square, momentum):
-        """mean, square: (F,) float64, of the teacher's features and of their squares over a whole step, the same on all ranks."""
+        """mean, square: (F,) float64, means of the teacher's features and of their squares, as for `move_centre`."""
         std = (square - mean.square()).clamp(min=_SMALL**2).sqrt()
         self.feature_mean.lerp_(mean.to(self.feature_mean), 1 - momentum)
         self.feature_std.lerp_(std.to(self.feature_std), 1 - momentum)
 
 
 class Head(nn.Module):
-    """Three layers with GELU to a vector of length 1, and its cosines with out_dim directions: (B, F) -> (B, out_dim)."""
+    """(B, F) -> (B, out_dim): three layers with GELU make a vector of length 1; returns its cosines with directions."""
 
     def __init__(self, features, out_dim, hidden, bottleneck):
         super().__init__()
@@ -103,7 +104,7 @@ class Head(nn.Module):
 
 
 class _Directions(nn.Module):
-    """Linear layer without bias whose rows count as of length 1 (weight normalisation with its gain fixed)."""
+    """Linear layer without bias whose rows are scaled to length 1 (weight normalisation with a fixed gain)."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -115,9 +116,9 @@ class _Directions(nn.Module):
 
 
 def take_head(network):
-    """Replace a whole-case network's linear output layer by the identity; returns its number of inputs.
+    """Replace the linear output layer of a whole-case network by the identity; returns the layer's number of inputs.
 
-    Raises ValueError for a network without exactly one such layer.
+    Raises ValueError unless the network has exactly one such layer.
     """
     found = [
         name
@@ -132,7 +133,3 @@ def take_head(network):
     features = network.get_submodule(found[0]).in_features
     setattr(network.get_submodule(parent), name, nn.Identity())
     return features
-
-
-def _below(prefix, names):
-    return tuple(prefix + name for name in names)

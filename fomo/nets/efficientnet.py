@@ -8,7 +8,7 @@ from torch import nn
 
 from . import checks, heads
 
-# expansion, kernel, stride, channels out, blocks of each of the seven stages, for 32 channels of the first convolution
+# each of the seven stages: expansion, kernel, stride, channels out, blocks; for 32 channels of the first convolution
 _STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -20,18 +20,19 @@ _STAGES = (
 )
 _LAST, _WIDTH = 1280, 32
 _MULTISCALE = (3, 5, 8)  # the children of `features` whose maps are 1/8, 1/16 and 1/32 of the image
-_SKIPPED = 0.2  # stochastic depth: probability of the last block, growing linearly from 0
+_SKIPPED = 0.2  # stochastic depth: the probability grows linearly, block by block, from 0 towards this
 
 
 class EfficientNet(nn.Module):
     """(B, in_channels, X, Y) or (B, in_channels, X, Y, 1) -> (B, out_channels); any X and Y.
 
-    width: channels of the first convolution; all others are in proportion. The last map is 1/32 of the image.
-    dropout: of the features, in front of the output layer (published: 0.2). attention, pooling: see `heads.Readout`;
-    multiscale: the maps at 1/8, 1/16 and 1/32 instead of the last only.
+    width: channels of the first convolution; all others are in proportion.
+    dropout: of the features, in front of the output layer (published: 0.2).
+    attention, pooling: see `heads.Readout`.
+    multiscale: reads the maps at 1/8, 1/16 and 1/32 of the image, instead of the last only.
 
-    `features` is the module that makes (B, features) of a batch: torchvision's convolutions under their names
-    `features.0` to `features.8`, and behind them `features.readout`.
+    The module `features` turns a batch into (B, features): torchvision's convolutions under their names `features.0` to
+    `features.8`, and behind them `features.readout`.
     """
 
     stem = "features.0.0.weight"
@@ -39,7 +40,6 @@ class EfficientNet(nn.Module):
     head_prefixes = new_prefixes = ("features.readout.", "classifier.")
     unused_prefixes = ()
     stages = (*((prefix,) for prefix in encoder_prefixes), head_prefixes)
-    options = ("dropout", "attention", "multiscale", "pooling")
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class EfficientNet(nn.Module):
         pooling="mean",
     ):
         super().__init__()
-        checks.choice("mode", mode, heads.MODES)
+        checks.choice("mode", mode, checks.WHOLE_CASE)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         self.features = _Features(in_channels, width, attention, multiscale, pooling)
         self.saliency_layer = f"features.{self.features.read[0]}"
@@ -108,9 +108,9 @@ class _Features(nn.Module):
 
 
 class _Block(nn.Module):
-    """Wide in the middle: 1x1 up, one kernel per channel, squeeze-and-excitation, 1x1 down; beside the input if it fits.
+    """1x1 convolution up, one kernel per channel, squeeze-and-excitation, 1x1 down; added to the input if it fits.
 
-    skipped: probability that the branch of a sample in training is left out (stochastic depth, Huang et al. 2016), drawn
+    skipped: probability that training leaves out this branch for a sample (stochastic depth, Huang et al. 2016), drawn
     from torch's global generator.
     """
 
@@ -139,7 +139,7 @@ class _Block(nn.Module):
 
 
 class _Squeeze(nn.Module):
-    """Squeeze-and-excitation as torchvision names it."""
+    """Squeeze-and-excitation, with torchvision's names."""
 
     def __init__(self, channels, hidden):
         super().__init__()

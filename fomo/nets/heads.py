@@ -6,11 +6,9 @@ from torch import nn
 from . import attention as attentions
 from . import checks
 
-MODES = ("classification", "regression")  # one output per image
-
 
 def as_images(x, channels):
-    """(B, C, X, Y) of a batch (B, C, X, Y), or (B, C, X, Y, 1): volumes of one slice."""
+    """(B, C, X, Y) of a batch (B, C, X, Y), or of volumes of one slice (B, C, X, Y, 1)."""
     if x.ndim == 5 and x.shape[-1] == 1:
         x = x.squeeze(-1)
     if x.ndim != 4 or x.shape[1] != channels:
@@ -19,11 +17,11 @@ def as_images(x, channels):
 
 
 class Readout(nn.Module):
-    """Feature maps [(B, c, x, y), ...], finest first -> (B, features): attention on each map, pooling, fusion.
+    """Feature maps [(B, c, x, y), ...], finest first -> (B, features), by attention on each map, pooling and fusion.
 
     channels: c of each map. pooling: "mean", "max" or "mean_max" (both, one after the other) over the places of a map.
-    With one map the features are its pooled channels. With several each map's are brought to one scale by a layer norm
-    of their own, and a linear layer with ReLU makes as many of them as the last map alone would have given.
+    One map: the features are its pooled channels. Several maps: a layer norm for each brings them to one scale, and a
+    linear layer with ReLU fuses them into as many features as the last map alone would have given.
     """
 
     def __init__(self, channels, attention="none", pooling="mean"):

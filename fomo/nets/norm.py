@@ -1,12 +1,12 @@
 """Instance norm that keeps a whole GPU at work.
 
-torch's own, in half precision, gives each channel of each sample to one block of threads: in the first level of a U-Net with
-two samples 64 blocks, each for a million voxels, on a chip that runs hundreds at once. Here the statistics are torch's
-general reductions, which share a channel among blocks, and all else is batch norm with given statistics, for which each channel
-is cut into parts that count as channels of their own.
+torch's instance norm, in half precision, gives each channel of each sample to one block of threads. In the first level
+of a U-Net with two samples these are 64 blocks of a million voxels each, on a chip that runs hundreds of blocks. Here
+torch's general reductions make the statistics, and they share a channel among blocks. Batch norm with given statistics
+does the rest; for it each channel is cut into parts that count as channels.
 
-That this pays is concluded from the sizes of torch's launches (aten/src/ATen/native/cuda/Normalization.cuh) and not measured yet:
-`tools/benchmark.py gpu` holds it against torch's own (`fomo_torch_norm`).
+That this is faster is concluded from the sizes of torch's launches (aten/src/ATen/native/cuda/Normalization.cuh) and
+not yet measured: `tools/benchmark.py gpu` compares it with torch's own (`fomo_torch_norm`).
 """
 
 import math
@@ -16,24 +16,24 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_LARGE = 2**16  # voxels per channel; with fewer, a dozen small kernels take longer than torch's few
-_BLOCKS = 4096  # parts in all, each the work of one block
+_LARGE = 2**16  # voxels per channel; below, a dozen small kernels take longer than torch's few
+_BLOCKS = 4096  # parts of all channels together; each part is the work of one block
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """nn.InstanceNorm3d (affine, no running statistics), by `Split` where that is faster: large half-precision volumes on a GPU."""
+    """nn.InstanceNorm3d (affine, no running statistics) that uses `Split` for large half-precision volumes on a GPU."""
 
     def forward(self, x):
-        if not torch.compiler.is_compiling() and _pays(x):  # a compiler makes kernels of its own
+        if not torch.compiler.is_compiling() and _pays(x):  # a compiler makes its own kernels
             return Split.apply(x, self.weight, self.bias, self.eps)
         return super().forward(x)
 
 
 class Split(torch.autograd.Function):
-    """x (B, C, X, Y, Z), weight (C), bias (C), eps -> weight (x - mean) / sqrt(var + eps) + bias, contiguous, in the type of x.
+    """x (B, C, X, Y, Z), weight (C), bias (C), eps -> weight (x - mean) / sqrt(var + eps) + bias, contiguous, x's type.
 
-    mean and var are over X, Y, Z, summed in float32. var is the mean square less the squared mean, which loses what
-    half precision has lost before: digits of a standard deviation far below the mean.
+    mean and var are over X, Y, Z, summed in float32. var is the mean square minus the squared mean. This loses digits
+    of a standard deviation far below the mean, which half precision has already lost.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class Split(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps = eps
         y = _affine(planes, mean, var, weight.repeat(len(x)), bias.repeat(len(x)), eps)
-        return torch.ops.aten._unsafe_view(y, x.shape)  # of a plain view the activation could not take the place
+        return torch.ops.aten._unsafe_view(y, x.shape)  # the activation, in place, refuses a plain view
 
     @staticmethod
     @once_differentiable
@@ -55,7 +55,7 @@ class Split(torch.autograd.Function):
         scale = weight.repeat(len(x))
         by_weight, by_bias = _sums(gradient, planes, mean, var, scale, ctx.eps)
         slope = scale * torch.rsqrt(var + ctx.eps)
-        # slope (gradient - its mean - the normalised x times the mean of their product)
+        # by x: slope (gradient - its mean - normalised x times the mean of gradient times normalised x)
         by_x = _affine(
             planes, mean, var, -slope * by_weight / planes.shape[1], -slope * by_bias / planes.shape[1], ctx.eps
         )
@@ -69,13 +69,13 @@ def _pays(x):
 
 
 def _affine(planes, mean, var, weight, bias, eps):
-    """weight (planes - mean) / sqrt(var + eps) + bias; planes: (P, N), all others: (P)."""
+    """weight (planes - mean) / sqrt(var + eps) + bias. planes: (P, N); all others: (P)."""
     parts, (mean, var, weight, bias) = _cut(planes, mean, var, weight, bias)
     return functional.batch_norm(parts, mean, var, weight, bias, eps=eps).view(planes.shape)
 
 
 def _sums(gradient, planes, mean, var, weight, eps):
-    """Per plane (P): the sums over its voxels of gradient times normalised value, and of the gradient."""
+    """For each plane (P), two sums over its voxels: of gradient times normalised value, and of the gradient."""
     parts, (mean, var, weight) = _cut(planes, mean, var, weight)
     sums = torch.ops.aten.native_batch_norm_backward(
         gradient.view(parts.shape),
@@ -93,6 +93,6 @@ def _sums(gradient, planes, mean, var, weight, eps):
 
 
 def _cut(planes, *values):
-    """(planes (P, N) as a batch of one with each plane cut into equal channels, values (P) repeated for each of these)."""
+    """(planes (P, N) as one sample, each plane cut into equal channels; values (P), repeated for each channel)."""
     parts = math.gcd(planes.shape[1], max(1, _BLOCKS // len(planes)))
     return planes.view(1, len(planes) * parts, -1), [value.repeat_interleave(parts) for value in values]

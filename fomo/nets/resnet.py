@@ -7,15 +7,17 @@ from torch import nn
 
 from . import checks, heads
 
-_EXPANSION = 4  # a block gives four times the channels that its 3x3 convolution has
+_EXPANSION = 4  # a block returns four times as many channels as its 3x3 convolution has
 
 
 class ResNet(nn.Module):
     """(B, in_channels, X, Y) or (B, in_channels, X, Y, 1) -> (B, out_channels); any X and Y.
 
-    blocks: of each of the four stages. width: channels of the first convolution. The last map is 1/32 of the image.
-    dropout: of the features, in front of the output layer. attention, pooling: see `heads.Readout`; multiscale: the maps
-    at 1/8, 1/16 and 1/32 instead of the last only.
+    blocks: how many each of the four stages has.
+    width: channels of the first convolution.
+    dropout: of the features, in front of the output layer.
+    attention, pooling: see `heads.Readout`.
+    multiscale: reads the maps at 1/8, 1/16 and 1/32 of the image, instead of the last only.
     """
 
     stem = "conv1.weight"
@@ -23,7 +25,6 @@ class ResNet(nn.Module):
     head_prefixes = new_prefixes = ("readout.", "fc.")
     unused_prefixes = ()
     stages = (("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",), head_prefixes)
-    options = ("dropout", "attention", "multiscale", "pooling")
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class ResNet(nn.Module):
         pooling="mean",
     ):
         super().__init__()
-        checks.choice("mode", mode, heads.MODES)
+        checks.choice("mode", mode, checks.WHOLE_CASE)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         self.in_channels, self.multiscale = in_channels, multiscale
         self.saliency_layer = "layer2" if multiscale else "layer4"
@@ -66,7 +67,7 @@ class ResNet(nn.Module):
         return self.fc(self.dropout(self.features(x)))
 
     def features(self, x):
-        """(B, features): what goes into the output layer."""
+        """(B, features), the input of the output layer."""
         x = heads.as_images(x, self.in_channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
@@ -77,7 +78,7 @@ class ResNet(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution beside the input, which is projected where its shape changes."""
+    """1x1, 3x3 and 1x1 convolution, added to the input; a projection of the input where the shape changes."""
 
     def __init__(self, channels_in, planes, stride):
         super().__init__()

@@ -1,10 +1,11 @@
 """The 3D U-Net of SuPreM and Models Genesis, with its parameter names.
 
-Four levels of two [3x3x3 convolution, batch norm, ReLU], of which the first doubles to width / 2 ... and the second to width
-... 8 width channels (64 to 512). Its batch norm uses the statistics of the batch at hand in evaluation, too: an output
-depends on what else is in the forward pass, in training on how the batch divides over ranks and micro-batches.
-Source: github.com/MrGiovanni/ModelsGenesis, pytorch/unet3d.py, and github.com/MrGiovanni/SuPreM, backbone/unet.py (Zhou et
-al. 2021; Li et al. 2024), whose output layer here gives logits in all cases.
+Four levels have two [3x3x3 convolution, batch norm, ReLU] each. The first level makes width / 2 and width channels; in
+each other level the second convolution doubles them, up to 8 width. Batch norm uses the statistics of the batch, in
+evaluation too: an output depends on the other samples of the forward pass and, in training, on how ranks and
+micro-batches divide the batch.
+Source: github.com/MrGiovanni/ModelsGenesis, pytorch/unet3d.py, and github.com/MrGiovanni/SuPreM, backbone/unet.py (Zhou
+et al. 2021; Li et al. 2024). Here the output layer always gives logits.
 """
 
 from collections import OrderedDict
@@ -14,25 +15,23 @@ from torch import nn
 
 from . import checks
 
-_MODES = ("segmentation", "classification", "regression")
 _STRIDE = 8  # the encoder halves each axis three times
 
 
 class SuPreM(nn.Module):
     """(B, in_channels, X, Y, Z) -> logits (B, out_channels, X, Y, Z), or (B, out_channels) for a whole-volume mode.
 
-    X, Y and Z must divide by 8, and not all be 8: the statistics of a one-voxel bottleneck are undefined. A published file
-    has weights for `width` 64 and one input channel. The decoder is left out in the whole-volume modes.
+    X, Y and Z must be multiples of 8, and not all be 8: the statistics of a one-voxel bottleneck are undefined.
+    Published weights have `width` 64 and one input channel. The whole-volume modes have no decoder.
     """
 
     stem = "down_tr64.ops.0.conv1.weight"
     encoder_prefixes = ("down_tr",)
     saliency_layer = "down_tr512"
-    options = ()
 
     def __init__(self, in_channels, out_channels, mode="segmentation", width=64):
         super().__init__()
-        checks.choice("mode", mode, _MODES)
+        checks.choice("mode", mode, checks.MODES)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         if width % 2:
             raise ValueError(f"width: got {width!r}, wanted an even number")
@@ -66,7 +65,7 @@ class SuPreM(nn.Module):
         return self.out_tr(self.up_tr64(self.up_tr128(self.up_tr256(x3, x2), x1), x0))
 
     def features(self, x):
-        """(B, 8 width): the bottleneck's mean over all voxels, which goes into the output layer of a whole-volume mode."""
+        """(B, 8 width), the bottleneck's mean over all voxels: the output layer's input in a whole-volume mode."""
         return self._encode(x)[-1].mean(dim=(2, 3, 4))
 
     def _encode(self, x):
@@ -79,11 +78,11 @@ class SuPreM(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm3d):
-    """By the statistics of the batch, always. The running ones are never used: they are part of the file format."""
+    """Always uses the statistics of the batch. The running ones are never read; they are part of the file format."""
 
     def __init__(self, channels):
         super().__init__(channels)
-        self.track_running_stats = False  # for whoever asks whether samples depend on each other in evaluation
+        self.track_running_stats = False  # says that samples depend on each other in evaluation
 
     def forward(self, x):
         kept = (self.running_mean, self.running_var) if self.training else (None, None)
@@ -100,7 +99,7 @@ class _Level(nn.Module):
 
 
 class _Up(nn.Module):
-    """To twice the resolution, then the skip connection behind it: `below` and `here` channels give `here`."""
+    """Doubles the resolution and appends the skip connection: `below` and `here` channels become `here`."""
 
     def __init__(self, below, here):
         super().__init__()

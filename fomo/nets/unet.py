@@ -1,7 +1,7 @@
 """The 3D UNet-B and UNet-XL of the FOMO25 baseline, with its parameter names, and its light pretraining decoder.
 
-Five levels of two [3x3x3 convolution, instance norm, leaky ReLU]; the light decoder has one per level. The baseline's
-`*_lw_dec` networks have skip connections although their arguments say otherwise; this is the network that was trained.
+Five levels have two [3x3x3 convolution, instance norm, leaky ReLU] each; the light decoder has one per level. The
+baseline's `*_lw_dec` networks have skip connections, although their arguments say otherwise: those were trained.
 Source: github.com/fomo25/baseline-codebase, src/models/networks/unet.py (Ronneberger et al. 2015; Cicek et al. 2016).
 """
 
@@ -13,37 +13,35 @@ from torch.utils.checkpoint import checkpoint
 
 from . import checks, norm
 
-_MODES = ("segmentation", "classification", "regression")
 _STRIDE = 16  # the encoder halves each axis four times
 
 
 class UNet(nn.Module):
     """(B, in_channels, X, Y, Z) -> logits (B, out_channels, X, Y, Z), or (B, out_channels) for a whole-volume mode.
 
-    X, Y and Z must divide by 16, and not all be 16: the instance norm of a one-voxel bottleneck is undefined. width: channels
-    of the first level, each further one has twice as many. light_decoder: one convolution per decoder level instead of two.
-    With deep supervision the result is a list, finest first, of full to 1/16 resolution while gradients are enabled.
+    X, Y and Z must be multiples of 16, and not all be 16: the instance norm of a one-voxel bottleneck is undefined.
+    width: channels of the first level; each further level has twice as many.
+    light_decoder: segmentation with one convolution per decoder level instead of two.
+    deep_supervision: while gradients are enabled, segmentation gives a list, from full to 1/16 resolution.
     """
 
     stem = "encoder.in_conv.conv1.conv.weight"
     encoder_prefixes = ("encoder.",)
     saliency_layer = "encoder.encoder_conv4"
-    options = ("deep_supervision",)
 
     def __init__(
         self, in_channels, out_channels, mode="segmentation", width=32, light_decoder=False, deep_supervision=False
     ):
         super().__init__()
-        checks.choice("mode", mode, _MODES)
+        checks.choice("mode", mode, checks.MODES)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
-        if mode != "segmentation" and light_decoder:
-            raise ValueError(f"mode: got {mode!r} for a *_lw_dec network, wanted 'segmentation': use unet_b or unet_xl")
         if mode != "segmentation" and deep_supervision:
             raise ValueError(f"deep_supervision: got True for mode {mode!r}, wanted False: it has one output only")
         self.in_channels = in_channels
         self.encoder = _Encoder(in_channels, width)
         stages = [("encoder.in_conv",), *((f"encoder.encoder_conv{i}",) for i in range(1, 5))]
-        if mode == "segmentation":
+        self.segments = mode == "segmentation"
+        if self.segments:
             self.decoder = _Decoder(out_channels, width, 1 if light_decoder else 2, deep_supervision)
             self.head_prefixes = ("decoder.out_conv", "decoder.ds_out_conv")
             self.decoder_prefixes = ("decoder.",)
@@ -52,23 +50,23 @@ class UNet(nn.Module):
             self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_conv",)
             stages += [(f"decoder.upsample{i}", f"decoder.decoder_conv{i}") for i in range(1, 5)]
         else:
-            self.decoder = _Pooled(16 * width, out_channels)
+            self.decoder = nn.ModuleDict({"fc": nn.Linear(16 * width, out_channels)})
             self.head_prefixes = self.new_prefixes = ("decoder.fc",)
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
-        return self.decoder(self._encode(x))
+        return self.decoder(self._encode(x)) if self.segments else self.decoder["fc"](self.features(x))
 
     def checkpoint_activations(self, wanted):
-        """Trade time for memory: keep only what goes in and out of each level, and compute the rest again for gradients."""
+        """Trade time for memory: keep only input and output of each level, and compute the rest again for gradients."""
         for module in self.modules():
             if isinstance(module, _Level):
                 module.recompute = wanted
 
     def features(self, x):
-        """(B, 16 width): the bottleneck's mean over all voxels, which goes into the output layer of a whole-volume mode."""
-        return _pooled(self._encode(x))
+        """(B, 16 width), the bottleneck's mean over all voxels: the output layer's input in a whole-volume mode."""
+        return self._encode(x)[-1].mean(dim=(2, 3, 4))
 
     def _encode(self, x):
         """Features of the five levels, finest first."""
@@ -92,7 +90,7 @@ def _level(channels_in, channels_out, convolutions=2):
 
 
 class _Level(nn.Sequential):
-    """Blocks whose activations are kept for the backward pass or, with `recompute`, computed again there."""
+    """Keeps the activations of its blocks for the backward pass or, with `recompute`, computes them again there."""
 
     recompute = False
 
@@ -148,18 +146,3 @@ class _Decoder(nn.Module):
         if not (self.deep_supervision and torch.is_grad_enabled()):
             return logits
         return [logits, self.ds_out_conv3(y3), self.ds_out_conv2(y2), self.ds_out_conv1(y1), self.ds_out_conv0(x4)]
-
-
-class _Pooled(nn.Module):
-    """Linear layer on the mean of the bottleneck over all voxels."""
-
-    def __init__(self, channels, out_channels):
-        super().__init__()
-        self.fc = nn.Linear(channels, out_channels)
-
-    def forward(self, features):
-        return self.fc(_pooled(features))
-
-
-def _pooled(features):
-    return features[-1].mean(dim=(2, 3, 4))

@@ -1,4 +1,4 @@
-"""CSV, JSON and text files, replaced at once: a reader never sees half a file, and a full disk leaves none behind."""
+"""Files that are replaced at once: a reader never sees half a file, and a full disk leaves none behind."""
 
 import contextlib
 import csv
@@ -9,7 +9,7 @@ import uuid
 
 
 class Damaged(ValueError):
-    """A file that was written here is not as it was written."""
+    """A file is not as it was written here."""
 
     exit_code = 2
 
@@ -20,7 +20,7 @@ class Damaged(ValueError):
 
 
 def write_csv(path, rows):
-    """Rows (dicts) under all their keys, in order of appearance; missing values stay empty."""
+    """Write rows (dicts) below all their keys, in order of appearance; missing values stay empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with replacing(path) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -29,13 +29,13 @@ def write_csv(path, rows):
 
 
 def read_csv(path):
-    """Rows as dicts of text."""
+    """The rows, as dicts of text."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def read_numbers(path):
-    """Rows of a CSV that was written here, with numbers; an empty field is undefined. Damaged where it is not as it was written."""
+    """The rows of a CSV that was written here, with numbers (an empty field: NaN). Raises Damaged for other files."""
     try:
         rows = [
             {name: value if name in _TEXT else _number(value) for name, value in row.items()} for row in read_csv(path)
@@ -51,19 +51,19 @@ _TEXT = ("id", "subject", "scan", "metric")  # columns that are no numbers
 
 
 def _number(text):
-    """As it was before it was written: folds, classes and decisions are whole numbers."""
+    """The number that was written: folds, classes and decisions are whole numbers."""
     return int(text) if text.isdecimal() else float(text or "nan")
 
 
 def write_json(path, value):
-    """Indented JSON that any parser reads: an undefined number (NaN) is null, an infinite one the text "inf"."""
+    """Write indented JSON that any parser reads: an undefined number (NaN) is null, an infinite one the text "inf"."""
     with replacing(path) as file:
         json.dump(_plain(value), file, indent=1, allow_nan=False)
         file.write("\n")
 
 
 def read_json(path, *names):
-    """The dict in a JSON file, which has at least the keys `names`; Damaged where it has not."""
+    """The dict in a JSON file. Raises Damaged unless it has at least the keys `names`."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -83,16 +83,31 @@ def write_text(path, text):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """A text file to write, which takes the place of `path` when all is written."""
+def replacing(path, durable=False, previous=None):
+    """A file to write, which takes the place of `path` when all is written.
+
+    Text, under a temporary name of its own: another process may write the same file.
+    durable: bytes, for a large file that only this process writes. It is on the disk before it takes the place, and the
+        temporary name is always the same, so that the next write replaces what a kill leaves behind.
+    previous: where the file that was at `path` is kept; a crash may then leave only that one.
+    """
     folder, name = os.path.split(path)
-    temporary = os.path.join(
-        folder, f".{name}.{uuid.uuid4().hex[:8]}"
-    )  # its own: another process may write the same file
+    temporary = os.path.join(folder, f".{name}.{'tmp' if durable else uuid.uuid4().hex[:8]}")
     try:
-        with open(temporary, "x", newline="", encoding="utf-8") as file:
+        with open(temporary, "wb") if durable else open(temporary, "x", newline="", encoding="utf-8") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if previous is not None and os.path.exists(path):
+            os.replace(path, previous)
         os.replace(temporary, path)
+        if durable and os.name == "posix":  # the new name must be on the disk, too
+            descriptor = os.open(folder or ".", os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)

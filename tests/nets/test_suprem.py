@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fomo import checkpoint, nets
+from fomo.config import UserError
 
 torch.set_num_threads(1)
 
@@ -46,7 +47,9 @@ def test_names_and_shapes_of_the_published_network():
         len(state) == 106
         and sum(v.numel() for n, v in state.items() if n.split(".")[-1] in ("weight", "bias")) == 19_073_795
     )
-    assert list(state)[:7] == [f"down_tr64.ops.0.{n}" for n in ("conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked")]  # fmt: skip
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    first = ["conv1.weight", "conv1.bias", *(f"bn1.{name}" for name in norm)]
+    assert list(state)[:7] == [f"down_tr64.ops.0.{name}" for name in first]
     shapes = {name: tuple(state[name].shape) for name in state}
     assert shapes["down_tr512.ops.1.conv1.weight"] == (512, 256, 3, 3, 3)
     assert shapes["up_tr256.up_conv.weight"] == (512, 512, 2, 2, 2)
@@ -59,7 +62,11 @@ def published_file(path, width=64, decoder_output=False):
     """A file as SuPreM's: the network in a wrapper, with the tensors that turn its features into organs beside it."""
     state = nets.build("suprem_unet3d", 1, 1, width=width).state_dict()
     tensors = {f"module.backbone.{n}": v for n, v in state.items() if decoder_output or not n.startswith("out_tr")}
-    others = {"module.organ_embedding": torch.randn(32, 512), "module.precls_conv.0.weight": torch.ones(64), "module.controller.bias": torch.ones(153)}  # fmt: skip
+    others = {
+        "module.organ_embedding": torch.randn(32, 512),
+        "module.precls_conv.0.weight": torch.ones(64),
+        "module.controller.bias": torch.ones(153),
+    }
     torch.save({"net": {**tensors, **others}, "optimizer": {}, "epoch": 3}, path)
     return state
 
@@ -85,7 +92,7 @@ def test_one_channel_becomes_several_and_wrong_files_are_refused(tmp_path):
     report = checkpoint.load_weights(network, tmp_path / "suprem.pth")
     assert report.adapted == ("down_tr64.ops.0.conv1.weight",)
     torch.testing.assert_close(network.state_dict()[network.stem], state[network.stem].expand(-1, 3, -1, -1, -1) / 3)
-    with pytest.raises(checkpoint.UserError, match="weights of another network"):
+    with pytest.raises(UserError, match="weights of another network"):
         checkpoint.load_weights(nets.build("suprem_unet3d", 1, 2, width=4), tmp_path / "suprem.pth")
 
 

@@ -1,0 +1,101 @@
+"""Checkpoint files: written at once, and read as plain data."""
+
+import os
+import pickle
+import re
+import struct
+import zipfile
+
+import torch
+
+from ..config import UserError
+from ..runtime import files
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)  # fmt: skip  (what torch.load raises on damaged, foreign and random bytes)
+
+
+def save(path, content, previous=None):
+    """Write the dict `content` to `path`: after a crash at any moment, `path` holds either the old or the new file.
+
+    content: nested dicts, lists and tuples of tensors, text, numbers, bools and None; TypeError for anything else,
+        which `load` would refuse.
+    previous: where the file that was at `path` is kept; a crash may then leave only that one.
+
+    Raises UserError when the file cannot be written; the old file then survives.
+    """
+    if not isinstance(content, dict):
+        raise TypeError(f"content: got {type(content).__name__}, wanted dict")
+    _check_plain(content, "content")
+    try:
+        with files.replacing(os.path.abspath(path), durable=True, previous=previous) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's writer
+        why = _one_line(error)
+        raise UserError(f"cannot write the checkpoint {path}: {why}; check the folder and its free space") from error
+
+
+def load(path):
+    """The dict that `save` wrote to `path`, on the CPU. Raises UserError for a damaged or foreign file."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file, wanted a checkpoint") from error
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a readable checkpoint: {_one_line(error)}") from error
+    if damaged:
+        raise UserError(f"{path}: not a readable checkpoint: the checksum of its part {damaged} is wrong")
+    return read(path)
+
+
+def read(path, trust=False):
+    """The dict in any file of torch.save, on the CPU. trust: reading it may run code; else it must be plain data."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except _UNREADABLE as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))  # "Unsupported global: GLOBAL argparse.Namespace was not .."
+        if isinstance(error, pickle.UnpicklingError) and foreign:
+            raise UserError(
+                f"{path}: it holds {foreign[1]}, not only tensors and plain data, and reading that can run code: "
+                "if you trust where the file comes from, set weights.trust=true"
+            ) from error
+        raise UserError(f"{path}: not a readable checkpoint: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        got = type(content).__name__
+        raise UserError(f"{path}: holds a {got}, wanted a dict of tensors (a checkpoint or state dict)")
+    return content
+
+
+def _check_plain(value, where):
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if type(name) not in (str, int):
+                raise TypeError(f"{where}: got the key {name!r} ({type(name).__name__}), wanted text or a whole number")
+            _check_plain(item, f"{where}[{name!r}]")
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif type(value) not in (torch.Tensor, torch.nn.Parameter, str, int, float, bool, type(None)):
+        raise TypeError(f"{where}: got {type(value).__name__}, wanted tensors, text, numbers, lists and dicts only")
+
+
+def _one_line(error):
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

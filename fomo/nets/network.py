@@ -1,0 +1,132 @@
+"""What the rest of the house must know of a network before it is built. Nothing here imports torch."""
+
+import importlib
+from dataclasses import dataclass, field
+
+from . import checks
+from .checks import MODES, WHOLE_CASE
+
+# the value of each option of `build` that leaves a network as it is
+PLAIN = dict(deep_supervision=False, dropout=0.0, attention="none", multiscale=False, pooling="mean")
+_HALVED = {2: "once", 4: "two times", 8: "three times", 16: "four times", 32: "five times"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network declares. A declaration that is missing or makes no sense is an error here, never a guess.
+
+    The methods `..._problem` return what is wanted instead, as text for a config error, or None where all is well.
+
+    source: ("unet", "UNet"), a file of this folder and a class in it, imported when it is first built; or the class.
+    sees: "volume" or "slice".
+    stride: voxels of the input per voxel of the bottleneck, along each axis.
+    modes: the modes of `build` that it has.
+    head: name of its linear output layer in the modes with one output per case; None if it has none of these.
+    one_voxel: whether the bottleneck may be a single voxel.
+    mixes_batch: whether an output depends on the other samples of the forward pass, in evaluation too.
+    options: the options of `build` that it takes.
+    recomputes: whether it has `checkpoint_activations`.
+    even_width: whether its width must be even.
+    arguments: further arguments of the class.
+    lacks: why it has not all modes, for errors.
+    """
+
+    source: tuple[str, str] | type
+    sees: str
+    stride: int
+    modes: tuple[str, ...]
+    head: str | None
+    one_voxel: bool
+    mixes_batch: bool
+    options: tuple[str, ...] = ()
+    recomputes: bool = False
+    even_width: bool = False
+    arguments: dict = field(default_factory=dict)
+    lacks: str = "it has no such output"
+
+    def __post_init__(self):
+        checks.choice("sees", self.sees, ("volume", "slice"))
+        checks.counts(stride=self.stride)
+        for mode in self.modes:
+            checks.choice("modes", mode, MODES)
+        for option in self.options:
+            checks.choice("options", option, PLAIN)
+        if (self.head is None) != set(self.modes).isdisjoint(WHOLE_CASE):
+            wanted = "the name of the linear output layer, or None without a mode of one output per case"
+            raise ValueError(f"head: got {self.head!r} for modes {', '.join(self.modes)}, wanted {wanted}")
+
+    def load(self):
+        """The class."""
+        if isinstance(self.source, type):
+            return self.source
+        file, name = self.source
+        return getattr(importlib.import_module(f".{file}", __package__), name)
+
+    def siblings(self, mode):
+        """Names of the networks of the same class that have `mode`."""
+        return [name for name, other in NETWORKS.items() if other.source == self.source and mode in other.modes]
+
+    def mode_problem(self, mode, asked):
+        """asked: what asks for the mode, for example "task.type=regression"."""
+        if mode in self.modes:
+            return None
+        if self.sees == "slice" and mode == "segmentation":
+            return f"a U-Net for {asked}: a 2D network has one output per slice"
+        return f"{' or '.join(self.siblings(mode)) or 'another network'} for {asked} ({self.lacks})"
+
+    def patch_problem(self, name, patch):
+        smallest = self.stride if self.one_voxel else 2 * self.stride
+        if self.sees == "slice":
+            if patch[2] == 1 and min(patch[:2]) >= smallest:
+                return None
+            return f"[x, y, 1] with x and y of at least {smallest} for model.name={name}: it sees slices"
+        if any(size < self.stride or size % self.stride for size in patch):
+            return f"multiples of {self.stride} for model.name={name} (it {self.narrows})"
+        if max(patch) < smallest:
+            return f"at least one axis of {smallest}: one voxel at the bottleneck cannot be normalised"
+        return None
+
+    @property
+    def narrows(self):
+        """How it comes from the input to the bottleneck, in words."""
+        times = _HALVED.get(self.stride)
+        return f"halves each axis {times}" if times else f"divides each axis by {self.stride}"
+
+    def width_problem(self, name, width):
+        """width: None for the network's own."""
+        return f"an even number for model.name={name}" if self.even_width and (width or 0) % 2 else None
+
+    def windows_problem(self, name, windows):
+        """windows: how many go through the network in one forward pass of an evaluation."""
+        if self.mixes_batch and windows != 1:
+            return f"1 for model.name={name}: it normalises by all windows of a pass together"
+        return None
+
+    def option_problems(self, name, values):
+        """(option, what is wanted) for each of `values`, {option: value}, that this network does not take."""
+        for option, value in values.items():
+            if value != PLAIN[option] and option not in self.options:
+                plain = str(PLAIN[option]).lower().removesuffix(".0")  # as YAML writes it
+                others = ", ".join(other for other, network in NETWORKS.items() if option in network.options)
+                yield option, f"{plain} for model.name={name}: of {others} only"
+
+
+_VOLUME = dict(sees="volume", one_voxel=False)
+_UNET = dict(source=("unet", "UNet"), **_VOLUME, stride=16, mixes_batch=False, recomputes=True)
+_WHOLE = dict(modes=MODES, head="decoder.fc", options=("deep_supervision",))
+_LIGHT = dict(modes=("segmentation",), head=None, options=("deep_supervision",), lacks="the light decoder has no head")
+_READOUT = ("dropout", "attention", "multiscale", "pooling")
+_IMAGES = dict(sees="slice", stride=32, modes=WHOLE_CASE, one_voxel=False, mixes_batch=False, options=_READOUT)
+
+NETWORKS = {
+    "unet_b": Network(**_UNET, **_WHOLE, arguments={"width": 32}),
+    "unet_xl": Network(**_UNET, **_WHOLE, arguments={"width": 64}),
+    "unet_b_lw_dec": Network(**_UNET, **_LIGHT, arguments={"width": 32, "light_decoder": True}),
+    "unet_xl_lw_dec": Network(**_UNET, **_LIGHT, arguments={"width": 64, "light_decoder": True}),
+    "suprem_unet3d": Network(
+        ("suprem", "SuPreM"), **_VOLUME, stride=8, modes=MODES, head="fc", mixes_batch=True, even_width=True
+    ),
+    "resnet50": Network(("resnet", "ResNet"), head="fc", **_IMAGES, arguments={"blocks": (3, 4, 6, 3)}),
+    "resnet101": Network(("resnet", "ResNet"), head="fc", **_IMAGES, arguments={"blocks": (3, 4, 23, 3)}),
+    "efficientnet_b0": Network(("efficientnet", "EfficientNet"), head="classifier.1", **_IMAGES),
+}
