@@ -17,10 +17,8 @@ from .config import UserError
 from .runtime import files
 from .tasks import Results
 
-_TABLES = {
-    "rows": "predictions.csv",
-    "scans": "predictions_volumes.csv",
-}  # of Results, the second where there are scans
+LOG, SUMMARY, AGGREGATED = "log.txt", "summary.json", "aggregated_results.csv"
+TABLES = {"rows": "predictions.csv", "scans": "predictions_volumes.csv"}  # of Results
 
 
 class RunFolder:
@@ -30,16 +28,28 @@ class RunFolder:
         self.path = os.fspath(path)
         self.config_path = os.path.join(self.path, "config.yaml")
         self.splits_path = os.path.join(self.path, "splits.json")
-        self.log_path = os.path.join(self.path, "log.txt")
+        self.log_path = os.path.join(self.path, LOG)
         self.report_path = os.path.join(self.path, "report.html")
-        self.summary_path = os.path.join(self.path, "summary.json")
+        self.summary_path = os.path.join(self.path, SUMMARY)
 
     # ------------------------------------------------------------------------------------ whose it is
 
     @property
     def is_run(self):
         """Whether a run has begun in it: it has a config and folds."""
-        return os.path.exists(self.config_path) and os.path.exists(self.splits_path)
+        return os.path.exists(self.config_path) and self.has_splits
+
+    @property
+    def has_splits(self):
+        return os.path.exists(self.splits_path)
+
+    def check_begun(self):
+        """Raise UserError unless a run has begun in it."""
+        if not os.path.exists(self.config_path):
+            raise UserError(f"{self.path}: got no config.yaml in it, wanted the folder of a run, <output>/<name>")
+        if not self.has_splits:
+            wait = "so the run has not begun: wait until its first fold does"
+            raise UserError(f"{self.path}: got no splits.json in it, {wait}")
 
     def claim(self, config, log):
         """Create the folder, or accept one that was begun by the same config; any other is left alone.
@@ -54,15 +64,16 @@ class RunFolder:
         try:
             os.makedirs(self.path, exist_ok=True)
             held = _lock(self.path, log)
-            if not os.path.exists(self.splits_path):  # nothing is begun, whatever config came first
+            if not self.has_splits:  # nothing is begun, whatever config came first
                 files.write_text(self.config_path, yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error}; choose another `output`") from error
         old, new = config_module.identity(self.config()), config_module.identity(config)
         changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
         if changed:
+            shown = "; ".join(changed[:3]) + ("; ..." if changed[3:] else "")
             raise UserError(
-                f"{self.path} holds a run of another config ({'; '.join(changed[:3])}{'; ...' if changed[3:] else ''}): "
+                f"{self.path} holds a run of another config ({shown}): "
                 "choose another `name`, or restore the keys to continue that run"
             )
         return held
@@ -74,6 +85,10 @@ class RunFolder:
     def recorded(self):
         """The content of splits.json: `cases` {id: facts}, `folds` [{part: ids}] and, once prepared, `entries`."""
         return files.read_json(self.splits_path, "cases", "folds")
+
+    def record(self, **content):
+        """Write splits.json, see `recorded`."""
+        files.write_json(self.splits_path, content)
 
     def splits(self):
         """[{train, val, test} of ids per fold]."""
@@ -90,6 +105,10 @@ class RunFolder:
         """The folder of the final model, which is trained like a fold where it is trained at all."""
         return FinalFolder(os.path.join(self.path, "final"), 0)
 
+    def all_folds(self):
+        """The FoldFolders of all folds of the run, begun or not."""
+        return [self.fold(number) for number in range(1, len(self.splits()) + 1)]
+
     def folds(self):
         """The FoldFolders that are there, in order."""
         inside = os.listdir(self.path) if os.path.isdir(self.path) else []
@@ -97,31 +116,30 @@ class RunFolder:
         return [self.fold(number) for number in numbers]
 
     def finished(self):
-        """Numbers of the finished folds."""
-        return [fold.number for fold in self.folds() if fold.is_finished]
+        """Numbers of the finished folds of the run."""
+        return [fold.number for fold in self.all_folds() if fold.is_finished]
 
     # ------------------------------------------------------------------------------------------ tables
 
     def results(self):
         """The Results of all finished folds together, in the order of the folds."""
-        parts = [self.fold(number).results() for number in self.finished()]
-        return Results(*([row for part in parts for row in getattr(part, name)] for name in ("rows", "scans")))
+        return joined([self.fold(number).results() for number in self.finished()])
 
     def write_results(self, results, tables):
-        """predictions.csv, sorted by id, and the task's own tables, of all folds together."""
-        _write_results(self.path, Results(*(sorted(part, key=lambda row: row["id"]) for part in results[:2])), tables)
+        """predictions.csv, and the task's own tables, of all folds together."""
+        _write_results(self.path, results, tables)
 
     def write_scores(self, fold_rows, aggregated, summary):
         """fold_results.csv, aggregated_results.csv and summary.json."""
         files.write_csv(os.path.join(self.path, "fold_results.csv"), fold_rows)
-        files.write_csv(os.path.join(self.path, "aggregated_results.csv"), aggregated)
+        files.write_csv(os.path.join(self.path, AGGREGATED), aggregated)
         files.write_json(self.summary_path, summary)
 
     def summary(self):
         """The content of summary.json; None before it is written."""
-        return (
-            files.read_json(self.summary_path, "folds_done", "metrics") if os.path.exists(self.summary_path) else None
-        )
+        if not os.path.exists(self.summary_path):
+            return None
+        return files.read_json(self.summary_path, "folds_done", "metrics")
 
 
 class FoldFolder:
@@ -136,6 +154,7 @@ class FoldFolder:
         self.tensorboard = os.path.join(self.path, "tensorboard")
         self.neighbours = os.path.join(self.path, "neighbours.npz")
         self.masks = os.path.join(self.path, "masks")
+        self.rows_path = os.path.join(self.path, TABLES["rows"])
         self._history = os.path.join(self.path, "history.csv")
         self._scores = os.path.join(self.path, "results.csv")
 
@@ -192,8 +211,8 @@ class FoldFolder:
 
     def results(self):
         """The Results of a finished fold."""
-        scans = os.path.join(self.path, _TABLES["scans"])
-        rows = files.read_numbers(os.path.join(self.path, _TABLES["rows"]))
+        scans = os.path.join(self.path, TABLES["scans"])
+        rows = files.read_numbers(self.rows_path)
         return Results(rows, files.read_numbers(scans) if os.path.exists(scans) else [])
 
     def scores(self):
@@ -227,9 +246,23 @@ class FinalFolder(FoldFolder):
         """The path of one of its checkpoints."""
         return os.path.join(self.path, f"{name}.pt")
 
+    def checkpoints(self):
+        """The paths of those that predict together: best.pt, or else all; None while it is not finished."""
+        made = self.made()
+        if made is not None and not made["finished"]:
+            return None
+        if os.path.exists(self.best):
+            return [self.best]
+        return sorted(glob.glob(os.path.join(glob.escape(self.path), "*.pt")))
+
+
+def joined(parts):
+    """One Results of the rows and scans of several, in their order."""
+    return Results(*([row for part in parts for row in getattr(part, name)] for name in TABLES))
+
 
 def _write_results(folder, results, tables):
-    for part, name in _TABLES.items():
+    for part, name in TABLES.items():
         if getattr(results, part):
             files.write_csv(os.path.join(folder, name), getattr(results, part))
     for name, lines in tables.items():
@@ -249,7 +282,8 @@ def _lock(folder, log):
     except (BlockingIOError, PermissionError) as error:
         file.close()
         raise UserError(
-            f"{folder}: another process is training into it: wait for it, or stop it (if it was on a machine that died, delete {path})"
+            f"{folder}: another process is training into it: wait for it, or stop it "
+            f"(if it was on a machine that died, delete {path})"
         ) from error
     except (ImportError, OSError) as error:
         log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")

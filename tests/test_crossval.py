@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT, one_line_error, run_command
 
-from fomo import config as config_module
+from fomo import kinds
 from fomo.runs import crossval
 from fomo.runtime import dist
 
@@ -244,9 +244,8 @@ def test_stagewise_unfreezing_of_a_network_with_batch_norms_on_two_ranks(tiny_co
 
 
 def test_pretrained_weights_are_loaded_and_counted_and_only_they_are_frozen(tiny_config, tmp_path):
-    from fomo import config as config_module
     from fomo import nets, tasks
-    from fomo.runs import crossval
+    from fomo.training import fold
 
     pretrained = nets.build("unet_b_lw_dec", 1, 1, width=2)
     state = {f"model._orig_mod.{name}": value for name, value in pretrained.state_dict().items()}
@@ -276,8 +275,8 @@ def test_pretrained_weights_are_loaded_and_counted_and_only_they_are_frozen(tiny
         if task == "segmentation":
             assert 'message="masks: no training case of class 2: not learned, ' in log, "what fit says"
             assert ",decoder.upsample4,decoder.decoder_conv4.conv1. " in log
-            config = config_module.load(path)
-            random = crossval.build_network(config, tasks.build(config), 1).state_dict()
+            config = kinds.load(path)
+            random = fold.build_network(config, tasks.build(config), 1).state_dict()
             loaded = [f"decoder.decoder_conv{i}.conv1.conv.weight" for i in range(1, 5)]
             assert all(torch.equal(trained[name], pretrained.state_dict()[name]) for name in loaded)
             new = [name.replace("conv1.conv", "conv2.conv") for name in loaded]
@@ -354,7 +353,7 @@ def test_a_batch_that_does_not_divide_over_the_ranks(tiny_config):
 
 
 def test_what_is_chosen_for_the_open_folds_can_always_go_on(tiny_config, monkeypatch):
-    config = config_module.load(tiny_config(train={"batch_size": 2}, cv={"folds": 5, "parallel": "auto"}))
+    config = kinds.load(tiny_config(train={"batch_size": 2}, cv={"folds": 5, "parallel": "auto"}))
     for world, chosen in ((4, "folds"), (2, "ddp")):
         monkeypatch.setattr(dist, "world_size", lambda: world)
         assert crossval.choose_parallel(config, [1])[0] == chosen, "a batch of 2 does not divide over 4 ranks"

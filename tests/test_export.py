@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import tool
 
-from fomo import checkpoint, nets
-from fomo import config as config_module
+from fomo import checkpoint, kinds, nets
 from fomo.config import UserError
 from fomo.prediction import predict
-from fomo.runs import crossval
+from fomo.run_folder import RunFolder
+from fomo.runs.final import make_final
 from fomo.runtime.log import Log
 
 
@@ -28,9 +28,9 @@ def test_final_is_what_the_config_asks_for(trained, tmp_path):
     assert set(os.listdir(trained("regression") / "final")) == {"best.pt", "final.json", "history.csv"}
     refit = checkpoint.load(trained("regression") / "final" / "best.pt")
     assert refit["fold"] == 0 and refit["task"]["bias_correction"] is not None
-    config = config_module.load(trained("classification") / "config.yaml", ["cv.final=refit"])
+    config = kinds.load(trained("classification") / "config.yaml", ["cv.final=refit"])
     with pytest.raises(UserError, match="holds the soup: delete that folder"):
-        crossval.make_final(config, str(trained("classification")), [{}], {}, Log(active=False))
+        make_final(config, RunFolder(trained("classification")), [{}], {}, Log(active=False))
     half = tmp_path / "final"
     half.mkdir()
     (half / "final.json").write_text('{"kind": "refit", "finished": false}')

@@ -3,6 +3,7 @@
 import pytest
 
 from fomo import config as config_module
+from fomo import tasks
 from fomo.data import listing
 from fomo.data.cases import Case, Volume
 
@@ -27,7 +28,7 @@ def described(kind, targets, columns=(), labels=None, source="table", suffix=".n
         data=config_module.Data(source=source), task=config_module.Task(type=kind, targets=columns)
     )
     log = Log()
-    listing.describe(config, cases, log)
+    listing.describe(config, tasks.wanted(config), cases, log)
     [(event, values)] = log.lines
     assert event == "data" and values.pop("source") == source and values.pop("cases") == len(cases)
     assert values.pop("subjects") == (len(cases) + 1) // 2 and values.pop("example") == f"c0{suffix}"
@@ -65,7 +66,7 @@ def test_folds_of_a_table_that_are_not_used_are_said():
             task=config_module.Task(type=task),
         )
         log = Log()
-        listing.describe(config, cases, log)
+        listing.describe(config, tasks.wanted(config), cases, log)
         return log.warnings
 
     ((message, values),) = warned(fold_column="site")

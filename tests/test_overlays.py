@@ -1,31 +1,24 @@
 """Which cases are shown, and that what is stored is the map of the right output, through its centre."""
 
-import types
-
 import numpy as np
 import torch
 
-from fomo import config as config_module
-from fomo import tasks
+from fomo import kinds, tasks
 from fomo.inference import saliency
+from fomo.run_folder import FoldFolder
 from fomo.runs import maps
 
 
 def config_of(tmp_path, text, *overrides):
     (tmp_path / "c.yaml").write_text(text)
-    return config_module.load(tmp_path / "c.yaml", list(overrides))
+    return kinds.load(tmp_path / "c.yaml", list(overrides))
 
 
 class Case:
     """With the interface of a prepared case."""
 
     def __init__(self, id, array):
-        self.case, self._array, self.shape, self.background = (
-            types.SimpleNamespace(id=id),
-            array,
-            array.shape[1:],
-            (0.0,),
-        )
+        self.id, self._array, self.shape, self.background = id, array, array.shape[1:], (0.0,)
 
     def image(self):
         return self._array
@@ -47,7 +40,7 @@ def test_of_slices_the_maps_of_the_most_probable_labels_are_stored(tmp_path):
         dict(zip(names, (f"s{i}", "AABB"[i], 1, i % 2, p, q)))
         for i, (p, q) in enumerate(((0.9, 0.3), (0.8, 0.95), (0.2, 0.7), (0.3, 0.1)))
     ]
-    maps.write(config, task, network, cases, rows, str(tmp_path))
+    maps.write(config, task, network, cases, rows, FoldFolder(tmp_path, 1))
     # the more frequent label comes first, with s0 of scan A; of scan B the highest of the other label is s2
     assert sorted(path.name for path in (tmp_path / "saliency").iterdir()) == ["s0.npz", "s2.npz"]
     stored = np.load(tmp_path / "saliency" / "s2.npz")
@@ -73,7 +66,7 @@ def test_of_volumes_three_planes_through_the_centre_of_the_map(tmp_path, monkeyp
     heat = torch.zeros(32, 32, 48)
     heat[10:13, 20:25, 7] = 1  # its centre is (11, 22, 7)
     monkeypatch.setattr(saliency, "grad_cam", lambda network, image, index: heat * index)
-    maps.write(config, task, network, [case], rows, str(tmp_path))
+    maps.write(config, task, network, [case], rows, FoldFolder(tmp_path, 1))
     stored = np.load(tmp_path / "saliency" / "a.npz")
     assert stored["labels"].tolist() == ["class 1"] and "attention_0" not in stored
     assert [stored[f"image_{axis}"].shape for axis in range(3)] == [(32, 48), (32, 48), (32, 32)]
@@ -89,7 +82,7 @@ def test_several_targets_have_an_output_for_each_class(tmp_path):
     text = "task: {targets: [sex, grade]}\ndata: {source: table, csv: t.csv, channels: [t1]}\n"
     task = tasks.build(config_of(tmp_path, text))
     task.state["classes"] = [["F", "M"], ["I", "II", "III"]]
-    outputs = maps._outputs(task)
+    outputs = task.outputs()
     assert [(output.index, output.column, output.name) for output in outputs] == [
         (0, "probability_sex_F", "sex F"),
         (1, "probability_sex_M", "sex M"),

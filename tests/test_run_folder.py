@@ -8,10 +8,11 @@ import sys
 import pytest
 from conftest import ROOT
 
-from fomo import config as config_module
-from fomo import run_folder, tasks
+from fomo import kinds, tasks
 from fomo.config import UserError
 from fomo.data.cases import Case, Volume
+from fomo.run_folder import RunFolder
+from fomo.runs import splits as splits_module
 from fomo.runtime.log import Log
 
 
@@ -21,12 +22,13 @@ def warnings(capsys):
 
 def opened(folder, **data):
     content = {"data": {"root": str(folder), "channels": ["dwi_b1000"], **data}}
-    return run_folder.open_folder(config_module.from_dict(content, "here"), str(folder), Log())
+    return RunFolder(folder).claim(kinds.from_dict(content, "here"), Log())
 
 
 def test_a_second_process_is_refused_while_the_first_one_lives(tmp_path, capsys):
     tests = pathlib.Path(__file__).parent
-    script = f"import sys; sys.path[:0] = {[str(ROOT), str(tests)]!r}; import test_run_folder; test_run_folder.opened({str(tmp_path)!r})"
+    paths = [str(ROOT), str(tests)]
+    script = f"import sys; sys.path[:0] = {paths!r}; import test_run_folder as t; t.opened({str(tmp_path)!r})"
     file = opened(tmp_path)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode and f"{tmp_path}: another process is training into it" in done.stderr
@@ -46,21 +48,21 @@ def test_a_folder_belongs_to_the_config_that_has_made_splits_in_it(tmp_path):
 
 
 def test_replaced_images_are_warned_of(tmp_path, capsys):
-    path = str(tmp_path / "splits.json")
-    pathlib.Path(path).write_text('{"cases": {}, "folds": []}')
+    path = tmp_path / "splits.json"
+    path.write_text('{"cases": {}, "folds": []}')
     for entries, changed in (
         ({"a": "a-1", "b": "b-1"}, 0),
         ({"a": "a-1", "b": "b-1"}, 0),
         ({"a": "a-2", "b": "b-1"}, 1),
     ):
-        run_folder.warn_of_changed_images(path, entries, Log())
+        splits_module.warn_of_changed_images(RunFolder(tmp_path), entries, Log())
         lines = warnings(capsys)
         assert len(lines) == changed and all("cases=1 example=a" in line for line in lines)
-    assert json.loads(pathlib.Path(path).read_text())["entries"] == {"a": "a-1", "b": "b-1"}
+    assert json.loads(path.read_text())["entries"] == {"a": "a-1", "b": "b-1"}
 
 
 def test_splits_are_not_reused_for_classes_of_other_names(tmp_path):
-    config = config_module.from_dict(
+    config = kinds.from_dict(
         {
             "data": {"source": "table", "csv": "t.csv", "channels": ["t1"]},
             "task": {"targets": ["y"]},
@@ -74,7 +76,7 @@ def test_splits_are_not_reused_for_classes_of_other_names(tmp_path):
         cases = [
             Case(f"c{n}", f"c{n}", (Volume(f"{n}.nii"),), None, n % 2, None, labels=(names[n % 2],)) for n in range(24)
         ]
-        return run_folder.read_or_make_splits(config, task, cases, str(path))
+        return splits_module.read_or_make_splits(config, task, cases, RunFolder(tmp_path))
 
     first = splits("healthy", "ill")
     assert splits("healthy", "ill") == first
@@ -89,7 +91,7 @@ def test_splits_are_not_reused_for_classes_of_other_names(tmp_path):
 
 @pytest.mark.parametrize("kind, column", [("fold_column", "fold"), ("leave_one_group_out", "group"), ("kfold", None)])
 def test_splits_are_not_reused_for_other_folds_or_groups(tmp_path, kind, column):
-    config = config_module.from_dict(
+    config = kinds.from_dict(
         {
             "data": {"source": "table", "csv": "t.csv", "channels": ["t1"], "groups": "g.csv"},
             "task": {"targets": ["y"]},
@@ -97,16 +99,16 @@ def test_splits_are_not_reused_for_other_folds_or_groups(tmp_path, kind, column)
         },
         "here",
     )
-    task, path = tasks.build(config), str(tmp_path / "splits.json")
+    task, folder = tasks.build(config), RunFolder(tmp_path)
 
     def cases(moved):
         names = [(f"{place}{n}", place if f"{place}{n}" != moved else "y", n) for place in "xyz" for n in range(8)]
         return [Case(i, i, (Volume(pathlib.Path(i)),), None, n % 2, group=place, fold=place) for i, place, n in names]
 
-    first = run_folder.read_or_make_splits(config, task, cases(None), path)
-    assert run_folder.read_or_make_splits(config, task, cases(None), path) == first
+    first = splits_module.read_or_make_splits(config, task, cases(None), folder)
+    assert splits_module.read_or_make_splits(config, task, cases(None), folder) == first
     if column is None:
-        assert run_folder.read_or_make_splits(config, task, cases("x0"), path) == first
+        assert splits_module.read_or_make_splits(config, task, cases("x0"), folder) == first
     else:
         with pytest.raises(UserError, match=r"made for other cases \(1 differ: x0\)"):
-            run_folder.read_or_make_splits(config, task, cases("x0"), path)
+            splits_module.read_or_make_splits(config, task, cases("x0"), folder)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import channel_paths, members_of, tool
 
-from fomo import checkpoint, nets
+from fomo import checkpoint, kinds, nets
+from fomo import config as config_module
 from fomo.config import UserError
 from fomo.prediction import predict
 from fomo.runs import soup
@@ -32,17 +33,24 @@ def test_a_uniform_soup_is_the_mean_and_predicts_in_the_first_folds_units(traine
     assert mixed["soup"] == [1, 2]
 
 
+def config_of(type, patch=(32, 32, 32), **model):
+    """The config in the checkpoint of a fold that was fine-tuned."""
+    data = {"source": "table", "csv": "t.csv", "channels": ["t1"], "patch": list(patch)}
+    values = {"task": {"type": type, "targets": ["y"]}, "data": data, "model": model, "eval": {"windows": 1}}
+    return config_module.to_dict(kinds.from_dict({**values, "weights": {"path": "start.pt"}}, "here"))
+
+
 @pytest.mark.parametrize("name", ["suprem_unet3d", "resnet50", "efficientnet_b0"])
 def test_a_soup_finds_the_output_layer_of_each_network(name):
     image = torch.randn(2, 1, 64, 64, 1) if name != "suprem_unet3d" else torch.randn(2, 1, 16, 16, 16)
-    config = {"task": {}, "data": {}, "model": {}, "weights": {"path": "start.pt"}}
+    config = config_of("regression", image.shape[2:], name=name, width=4)
     network = nets.build(name, 1, 1, mode="regression", width=4).eval()
     folds = [
         {
             "model": copy.deepcopy(network.state_dict()),
             "config": config,
             "fold": i,
-            "task": {"mean": m, "scale": s},
+            "task": {"mean": m, "scale": s, "bias_correction": None},
             "subjects": ["a"],
         }
         for i, m, s in ((1, 40.0, 10.0), (2, 60.0, 20.0))
@@ -56,8 +64,8 @@ def test_a_soup_finds_the_output_layer_of_each_network(name):
 
 def test_a_greedy_soup_adds_what_does_not_make_it_worse():
     def fold(number, value):
-        content = {"model": {"w": torch.tensor([value])}, "fold": number, "task": {}, "subjects": [f"s{number}", "s9"]}
-        return {**content, "config": {"task": {}, "data": {}, "model": {}, "weights": {"path": "start.pt"}}}
+        content = {"model": {"w": torch.tensor([value])}, "fold": number, "subjects": [f"s{number}", "s9"]}
+        return {**content, "task": {"threshold": 0.5}, "config": config_of("classification")}
 
     folds = [fold(1, 1.0), fold(2, 9.0), fold(3, 3.0)]
     mixed, score = soup.greedy(folds, lambda content: -abs(float(content["model"]["w"]) - 2.0))

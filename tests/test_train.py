@@ -10,7 +10,8 @@ import pytest
 import yaml
 from conftest import run_command
 
-from fomo.config import UserError, from_dict
+from fomo import kinds
+from fomo.config import UserError
 from fomo.folds import check_split, holdout
 
 
@@ -192,7 +193,7 @@ def test_weights_are_looked_at_before_the_data_and_what_they_know_is_said(tiny_c
 def test_impossible_combinations(sections, words):
     data = {"channels": ["t1", "t2"], **sections.get("data", {})}
     with pytest.raises(UserError, match=words):
-        from_dict({"task": {"type": "regression"}, **sections, "data": data}, "a test")
+        kinds.from_dict({"task": {"type": "regression"}, **sections, "data": data}, "a test")
 
 
 def test_holdout_keeps_groups_whole_and_balances_what_it_is_given():

@@ -4,9 +4,9 @@
   python tools/export.py runs/task1/fold_1/best.pt --output weights.pt --prefix model. for the FOMO25 baseline
   python tools/export.py runs/task1 --soup greedy --output soup.pt                     for tools/predict.py
 
-Names and shapes are those of the baseline's UNet-B; of a DINO run it is the teacher's backbone. A soup averages the folds'
-weights: `uniform` all of them, `greedy` those that do not lower the score on the validation cases. It needs folds that were
-fine-tuned from one weights.path.
+Names and shapes are those of the baseline's UNet-B; of a DINO run the teacher's backbone is written. A soup averages
+the folds' weights: `uniform` all of them, `greedy` those that do not lower the score on the validation cases. It needs
+folds that were fine-tuned from one weights.path.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from fomo import checkpoint, cli
 from fomo.config import UserError
 from fomo.prediction import predict
-from fomo.runs import crossval
+from fomo.runs import final
 from fomo.runtime.log import Log
 
 
@@ -36,7 +36,7 @@ def main(arguments):
     if options.soup:
         if options.prefix:
             parser.error("--prefix and --soup: make the soup first, then export it")
-        content = crossval.make_soup(options.source, options.soup, log)
+        content = final.make_soup(options.source, options.soup, log)
         log("checkpoint", path=options.output, soup=content["soup"])
     else:
         paths = predict.find_checkpoints(options.source)
@@ -49,12 +49,8 @@ def main(arguments):
             raise UserError(f"{paths[0]}: no model in it, wanted a checkpoint that cv.py wrote (best.pt)")
         model = checkpoint.downstream(model)
         content = {options.prefix + name: tensor for name, tensor in model.items()}
-        log(
-            "checkpoint",
-            path=options.output,
-            tensors=len(content),
-            parameters=sum(tensor.numel() for tensor in model.values()),
-        )
+        parameters = sum(tensor.numel() for tensor in model.values())
+        log("checkpoint", path=options.output, tensors=len(content), parameters=parameters)
     checkpoint.save(options.output, content)
 
 

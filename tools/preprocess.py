@@ -9,18 +9,18 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli
-from fomo.data import cache, listing, sources
+from fomo import cli, tasks
+from fomo.data import listing, sources
 from fomo.runtime.log import Log
 
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
-    log = Log()
-    cases = sources.list_cases(config.data, config.task, log=log)
-    listing.describe(config, cases, log)
+    log, wanted = Log(), tasks.wanted(config)
+    cases = sources.list_cases(config.data, wanted, log=log)
+    listing.describe(config, wanted, cases, log)
     if not dry_run:
-        cache.prepare(cases, config.data, config.task, log)
+        sources.prepare(cases, config.data, wanted, log)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,21 @@ import time
 import torch
 import yaml
 
-from .. import checkpoint, inference, nets, report, tasks
 from .. import config as config_module
+from .. import kinds, report, tasks
 from ..config import UserError
-from ..data import cache, listing, loader, sources
-from ..run_folder import (
-    has_one_split,
-    make_splits,
-    open_folder,
-    read_or_make_splits,
-    results_path,
-    warn_of_changed_images,
-)
-from ..runtime import dist, files, interrupt, seeds
+from ..data import listing, loader, sources
+from ..run_folder import RunFolder
+from ..runtime import dist, interrupt
 from ..runtime.log import Log
 from ..runtime.progress import Progress
-from ..training import loop, optimization, selection, tracking
-from . import maps, results, soup
+from ..training import optimization, tracking
+from ..training.evaluate import evaluate
+from ..training.fold import build_network, inspect, load_fold, start_from, train_fold
+from ..training.step import make_plan
+from . import maps, results
+from .final import make_final
+from .splits import has_one_split, make_splits, read_or_make_splits, warn_of_changed_images
 
 
 def run(config, dry_run=False, one_split=False):
@@ -33,30 +31,15 @@ def run(config, dry_run=False, one_split=False):
     one_split: only the split that the config names (data.*_folds; pretraining has no other), or else the first fold.
     dry_run: list cases and folds, train nothing.
     """
-    if has_one_split(config) and not one_split:
-        raise UserError(
-            f"cv.py: got one split (task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}), wanted folds: run "
-            "train.py" + ("" if config.task.pretrains else ", or leave data.{train,val,test}_folds empty")
-        )
-    if one_split and config.cv.folds_to_run not in ((), (1,)):
-        raise UserError(
-            f"cv.folds_to_run: got {list(config.cv.folds_to_run)}, wanted none for train.py, which runs the first fold: run cv.py"
-        )
-    if config.cv.parallel == "ddp" or config.cv.final == "refit":  # which trains on all ranks
-        loop.make_plan(config)  # the batch must divide over the ranks: fails before anything is touched
-    team_size(config)
-    optimization.precision(config.train.amp, dist.device())
-    loader.augmentation(config)
-    loader.augments_on_gpu(config)
-    tracking.check(config)
+    _check(config, one_split)
     dist.init(config.train.timeout_s)
-    folder = os.path.join(config.output, config.name)
+    folder = RunFolder(os.path.join(config.output, config.name))
     log, alone = Log(active=dist.is_main()), False
     try:
         if not dry_run:
             held = []  # the folder, by the main rank, until this call ends
-            dist.on_main(lambda: held.append(open_folder(config, folder, log)))
-            log = Log(os.path.join(folder, "log.txt"), active=dist.is_main())
+            dist.on_main(lambda: held.append(folder.claim(config, log)))
+            log = Log(folder.log_path, active=dist.is_main())
         _run(config, folder, log, dry_run, one_split)
     except interrupt.Interrupted as error:
         log.warn(f"{error}: everything is saved, the same command continues")
@@ -73,13 +56,98 @@ def run(config, dry_run=False, one_split=False):
         raise
     finally:
         log.status("")
-        if (
-            not alone
-        ):  # others may be in a collective that this rank will never enter, and NCCL's end would wait for them
+        if not alone:  # the others may be in a collective that this rank never enters, and NCCL's end waits for them
             dist.close()
 
 
 _SAVING_S = 25  # torchrun kills 30 s after it was told to stop
+
+
+class FoldsFailed(RuntimeError):
+    exit_code = 1
+
+
+# ------------------------------------------------------------------------------ before the first fold
+
+
+def _check(config, one_split):
+    """Raise UserError for what cannot work on this machine or with this command, before anything is touched."""
+    if has_one_split(config) and not one_split:
+        raise UserError(
+            f"cv.py: got one split (task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}), "
+            "wanted folds: run train.py"
+            + ("" if tasks.kind(config).pretrains else ", or leave data.{train,val,test}_folds empty")
+        )
+    if one_split and config.cv.folds_to_run not in ((), (1,)):
+        raise UserError(
+            f"cv.folds_to_run: got {list(config.cv.folds_to_run)}, "
+            "wanted none for train.py, which runs the first fold: run cv.py"
+        )
+    if config.cv.parallel == "ddp" or config.cv.final == "refit":  # which trains on all ranks
+        make_plan(config)  # the batch must divide over the ranks
+    team_size(config)
+    optimization.precision(config.train.amp, dist.device())
+    tasks.build(config).augmentation()
+    loader.augments_on_gpu(config)
+    tracking.check(config)
+
+
+def _run(config, folder, log, dry_run, one_split):
+    _announce(config, folder, log)
+    task, wanted = tasks.build(config), tasks.wanted(config)
+    listed = dist.on_main(lambda: sources.list_cases(config.data, wanted, log=log))
+    listing.describe(config, wanted, listed, log)
+    if dry_run or config.train.mode != "evaluate":  # what is tested knows its classes
+        inspect(task, listed)
+    if config.weights.path is not None and config.train.mode != "evaluate":  # before all the scans are prepared
+        counts = dist.on_main(lambda: start_from(config.weights, task, build_network(config, task, 0)).counts())
+        if dry_run:
+            log("weights", **counts, path=config.weights.path)
+    if dry_run:
+        return _dry_run(config, task, listed, log)
+    splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, folder))
+    numbers = _numbers(config, splits, len(listed), one_split, log)
+    cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
+    by_id = {case.id: case for case in cases}
+    entries = {case.id: case.entry for case in cases if case.entry is not None}
+    if entries:
+        dist.on_main(lambda: warn_of_changed_images(folder, entries, log))
+    with interrupt.graceful():
+        failures = run_folds(config, numbers, splits, by_id, folder, log)
+    if dist.on_main(folder.finished):
+        dist.on_main(lambda: results.aggregate(config, folder, log))
+        dist.on_main(lambda: report.write(folder.path, listed))
+    with interrupt.graceful():
+        make_final(config, folder, splits, by_id, log)
+    if failures:
+        failed = ", ".join(str(number) for number, _ in failures)
+        raise FoldsFailed(
+            f"fold {failed} failed and the others are finished; the same command tries again: {failures[0][1]}"
+        )
+
+
+def _announce(config, folder, log):
+    """The `run` line, and what is doubtful about the machine or in vain in the config."""
+    code = code_version()
+    check_ranks_agree(config, code)
+    log(
+        "run",
+        name=config.name,
+        task=config.task.type,
+        folder=folder.path,
+        ranks=dist.world_size(),
+        device=str(dist.device()),
+        amp=optimization.amp_of(config.train.amp, dist.device()),
+        augment_on="gpu" if loader.augments_on_gpu(config) else "cpu",
+        torch=torch.__version__,
+        code=code,
+        seed=config.seed,
+    )
+    for message in optimization.doubts(dist.device()):
+        log.warn(message)
+    unread = kinds.unread(config)
+    if unread:
+        log.warn("keys that this run does not read: --help says what they are for", keys=unread)
 
 
 def code_version():
@@ -106,77 +174,44 @@ def check_ranks_agree(config, code):
             )
 
 
-def _run(config, folder, log, dry_run, one_split):
-    code = code_version()
-    check_ranks_agree(config, code)
-    log(
-        "run",
-        name=config.name,
-        task=config.task.type,
-        folder=folder,
-        ranks=dist.world_size(),
-        device=str(dist.device()),
-        amp=optimization.amp_of(config.train.amp, dist.device()),
-        augment_on="gpu" if loader.augments_on_gpu(config) else "cpu",
-        torch=torch.__version__,
-        code=code,
-        seed=config.seed,
-    )
-    for message in optimization.doubts(dist.device()):
-        log.warn(message)
-    unread = list(config_module.unread(config))
-    if unread:
-        log.warn("keys that this run does not read: --help says what they are for", keys=unread)
-    task = tasks.build(config)
-    listed = dist.on_main(lambda: sources.list_cases(config.data, config.task, log=log))
-    listing.describe(config, listed, log)
-    if dry_run or config.train.mode != "evaluate":  # what is tested knows its classes
-        inspect(task, listed)
-    if config.weights.path is not None and config.train.mode != "evaluate":  # before all the scans are prepared
-        counts = dist.on_main(lambda: start_from(config.weights, task, build_network(config, task, 0)).counts())
-        if dry_run:
-            log("weights", **counts, path=config.weights.path)
-    if dry_run:
-        return _dry_run(config, task, listed, log)
-    splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, os.path.join(folder, "splits.json")))
-    wanted = (1,) if one_split else config.cv.folds_to_run or range(1, len(splits) + 1)
-    if max(wanted) > len(splits):
-        raise UserError(f"cv.folds_to_run: got {max(wanted)}, wanted folds from 1 to {len(splits)}")
-    log("split", folds=len(splits), run=list(wanted), kind=config.cv.kind, seed=config.seed)
-    unused = len(listed) - sum(map(len, splits[0].values()))
+def _dry_run(config, task, listed, log):
+    splits = make_splits(config, task, listed)
+    network = build_network(config, task, 0)
+    parameters = sum(p.numel() for p in network.parameters())
+    log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
+    if dist.is_main():
+        print(yaml.safe_dump(config_module.to_dict(config), sort_keys=False), end="")
+        for case in listed:
+            print(f"case id={case.id} subject={case.subject} target={case.target} group={case.group}")
+        for number, split in enumerate(splits, 1):
+            print(f"fold {number}: " + " ".join(f"{part}={len(ids)}" for part, ids in split.items()))
+
+
+def _numbers(config, splits, cases, one_split, log):
+    """Numbers of the folds to run, and the `split` line; cases: how many there are."""
+    numbers = [1] if one_split else list(config.cv.folds_to_run) or list(range(1, len(splits) + 1))
+    if max(numbers) > len(splits):
+        raise UserError(f"cv.folds_to_run: got {max(numbers)}, wanted folds from 1 to {len(splits)}")
+    log("split", folds=len(splits), run=numbers, kind=config.cv.kind, seed=config.seed)
+    unused = cases - sum(map(len, splits[0].values()))
     if unused:
         log.warn(
             "cases are left out: their fold is in none of data.train_folds, val_folds and test_folds",
             cases=unused,
-            of=len(listed),
+            of=cases,
         )
-    cases = dist.on_main(lambda: cache.prepare(listed, config.data, config.task, log))
-    by_id = {case.case.id: case for case in cases}
-    if config.data.source != "slices":  # which are read as they are
-        entries = {case_id: os.path.basename(case.folder) for case_id, case in by_id.items()}
-        dist.on_main(lambda: warn_of_changed_images(os.path.join(folder, "splits.json"), entries, log))
-    with interrupt.graceful():
-        failures = run_folds(config, list(wanted), splits, by_id, folder, log)
-    finished = dist.on_main(lambda: [n for n in range(1, len(splits) + 1) if os.path.exists(results_path(folder, n))])
-    if finished:
-        dist.on_main(lambda: results.aggregate(config, folder, splits, finished, log))
-        dist.on_main(lambda: report.write(folder, listed))
-    with interrupt.graceful():
-        make_final(config, folder, splits, by_id, log)
-    if failures:
-        numbers = ", ".join(str(number) for number, _ in failures)
-        raise FoldsFailed(
-            f"fold {numbers} failed and the others are finished; the same command tries again: {failures[0][1]}"
-        )
+    return numbers
 
 
-class FoldsFailed(RuntimeError):
-    exit_code = 1
+# ------------------------------------------------------------------------------------------ the folds
 
 
 def run_folds(config, numbers, splits, by_id, folder, log):
-    """Run the folds, on all ranks together or each team of ranks its own; returns [(fold, message)] of those that failed."""
-    open_folds = dist.on_main(lambda: [n for n in numbers if not os.path.exists(results_path(folder, n))])
+    """Run the folds of a RunFolder that are not finished, on all ranks together or each team of ranks its own.
+
+    Returns [(fold, message)] of those that failed.
+    """
+    open_folds = dist.on_main(lambda: [n for n in numbers if not folder.fold(n).is_finished])
     mode, reason = choose_parallel(config, open_folds)
     log("split", parallel=mode, reason=reason, finished=[n for n in numbers if n not in open_folds])
     if config.train.mode == "evaluate" and not open_folds:
@@ -185,27 +220,26 @@ def run_folds(config, numbers, splits, by_id, folder, log):
     size = team_size(config)
     lanes = 1 if mode == "ddp" else dist.world_size() // size
 
-    def attempt(number, log):
-        log = log.bind(fold=number)
-        progress.begin_fold(math.ceil((len(open_folds) - 1 - open_folds.index(number)) / lanes))
-        fold_folder = os.path.join(folder, f"fold_{number}")
+    def attempt(fold, log):
+        log = log.bind(fold=fold.number)
+        progress.begin_fold(math.ceil((len(open_folds) - 1 - open_folds.index(fold.number)) / lanes))
         try:
-            run_fold(config, number, splits[number - 1], by_id, fold_folder, log, progress)
+            run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
             if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise
             log.error(" ".join(str(error).split()) or repr(error), kind=type(error).__name__)
-            failures.append((number, isinstance(error, dist.OtherRankFailed), str(error)))
+            failures.append((fold.number, isinstance(error, dist.OtherRankFailed), str(error)))
 
     if mode == "ddp":
         for number in open_folds:
-            attempt(number, log)
+            attempt(folder.fold(number), log)
     else:
         with dist.teams(size):
             for number in dist.hand_out(open_folds, "folds"):
-                fold_folder = os.path.join(folder, f"fold_{number}")
-                dist.on_main(lambda: os.makedirs(fold_folder, exist_ok=True))
-                attempt(number, log.bind(os.path.join(fold_folder, "log.txt"), active=dist.is_main()))
+                fold = folder.fold(number)
+                dist.on_main(fold.make)
+                attempt(fold, log.bind(fold.log_path, active=dist.is_main()))
         dist.wait_for_all("folds_done", stop=interrupt.requested)
         if interrupt.requested():  # no collective: ranks that stop within a fold enter none
             raise interrupt.Interrupted("stopped by a signal")
@@ -244,206 +278,36 @@ def choose_parallel(config, open_folds):
 _ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
 
 
-def inspect(task, cases):
-    """Let the task see what the labels of all cases are, before its network is built."""
-    task.inspect([case for case in cases if case.target is not None])
-
-
-def _dry_run(config, task, listed, log):
-    splits = make_splits(config, task, listed)
-    network = build_network(config, task, 0)
-    parameters = sum(p.numel() for p in network.parameters())
-    log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
-    if dist.is_main():
-        print(yaml.safe_dump(config_module.to_dict(config), sort_keys=False), end="")
-        for case in listed:
-            print(f"case id={case.id} subject={case.subject} target={case.target} group={case.group}")
-        for number, split in enumerate(splits, 1):
-            print(f"fold {number}: " + " ".join(f"{part}={len(ids)}" for part, ids in split.items()))
-
-
-def build_network(config, task, fold):
-    """The network with weights that depend on the seed and the fold only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.integer(config.seed, "initialise", fold))
-        return tasks.build_network(config, task)
-
-
-def run_fold(config, number, split, by_id, folder, log, progress):
-    """Train, select on val, report on test; results.csv is written last and says that the fold is finished."""
+def run_fold(config, split, by_id, fold, log, progress):
+    """Train, select on val, report on test, in a FoldFolder; results.csv comes last and says that it is finished."""
     parts = {part: [by_id[case_id] for case_id in ids] for part, ids in split.items()}
     log("fold", finished=False, **{part: len(cases) for part, cases in parts.items()})
     start = time.perf_counter()
-    dist.on_main(lambda: os.makedirs(folder, exist_ok=True))
+    dist.on_main(fold.make)
     if config.train.mode == "evaluate":
-        task, network, best = load_fold(config, parts, folder, log)
+        task, network, best = load_fold(config, parts, fold, log)
     else:
-        task, network, best = train_fold(config, number, parts, folder, log, progress)
+        task, network, best = train_fold(config, fold.number, parts, fold, log, progress)
     if config.train.mode == "train":
         log("fold", finished=True, epoch=best["epoch"], tested=False, seconds=time.perf_counter() - start)
         return
-    log.status(f"testing fold {number}")
+    log.status(f"testing fold {fold.number}")
     testing = time.perf_counter()
-    rows = loop.evaluate(config, task, network, parts[config.task.tested_part], folder)
+    tested = parts[task.tested_part()]
+    found = evaluate(config, task, network, tested, fold)
     progress.test_took(time.perf_counter() - testing)
     log.status("")
-    rows = [{"id": row["id"], "subject": row["subject"], "fold": number, **row} for row in rows]
-    scores = task.score(rows)
-    if scores.get("empty_predictions"):  # segmentation only
-        log.warn("predicted masks are empty", cases=scores["empty_predictions"], of=len(rows))
+    found = found._replace(rows=_numbered(found.rows, fold), scans=_numbered(found.scans, fold))
+    scores = task.score(found)
+    for message, count in task.doubts(scores):
+        log.warn(message, cases=count, of=len(found.rows))
     if config.eval.saliency:
-        dist.on_main(lambda: maps.write(config, task, network, parts["test"], rows, folder))
+        dist.on_main(lambda: maps.write(config, task, network, tested, found.rows, fold))
     if dist.is_main():
-        results.write_rows(folder, task, rows, task.volumes(rows))
-        files.write_csv(
-            os.path.join(folder, "results.csv"), [{"metric": name, "value": value} for name, value in scores.items()]
-        )
+        fold.write_results(found, task.tables(found), scores)
     log("fold", finished=True, epoch=best["epoch"], **scores, seconds=time.perf_counter() - start)
 
 
-def load_fold(config, parts, folder, log):
-    """(task, network, checkpoint) to test: train.checkpoint, or the fold's own best.pt."""
-    path = config.train.checkpoint or os.path.join(folder, "best.pt")
-    if dist.on_main(lambda: not os.path.exists(path)):
-        raise UserError(
-            f"{path}: no such file: train first (train.mode=both), or name another checkpoint (train.checkpoint)"
-        )
-    best = dist.together(lambda: checkpoint.load(path))
-    _, task, network = tasks.restore(best, path, config, needs=("subjects", "epoch"))
-    optimization.lay_out(network, dist.device())
-    checkpoint.warn_of_known({case.case.subject for case in parts["test"]}, best["subjects"], path, log)
-    log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
-    return task, inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network, best
-
-
-def train_fold(config, number, parts, folder, log, progress=None):
-    """(task, network, best.pt): trained on parts["train"]; the best epoch is chosen, and calibrated, on parts["val"]."""
-    task = tasks.build(config)
-    inspect(task, [cached.case for cases in parts.values() for cached in cases])
-    for message in dist.together(lambda: task.fit(parts["train"], parts["val"])):
-        log.warn(message)
-    network = build_network(config, task, number)
-    if config.weights.path is not None:
-        report = dist.together(lambda: start_from(config.weights, task, network))
-        nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
-        log("weights", **report.counts(), path=config.weights.path)
-        checkpoint.warn_of_known(
-            {case.case.subject for case in parts.get("test", ())}, report.subjects, config.weights.path, log
-        )
-    elif config.finetune.strategy != "full":
-        log.warn(f"finetune.strategy={config.finetune.strategy} freezes random weights: weights.path is none")
-    with tracking.event_files(config, folder) as sink:
-        loop.fit(config, task, network, parts["train"], parts["val"], folder, number, log.bind(sink=sink), progress)
-    evaluated = inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network
-    kept = dist.on_main(
-        lambda: [path for path in selection.places(folder, config.train.keep_best) if os.path.exists(path)]
-    )
-    for path in reversed(kept):  # best.pt at last, which is tested
-        best = checkpoint.load(path)
-        network.load_state_dict(best["model"])
-        task.state = best["task"]
-        for message in task.calibrate(lambda: loop.evaluate(config, task, evaluated, parts["val"])):
-            log.warn(message, path=path)
-        content = {**best, "task": task.state, "calibrated": True}
-        dist.on_main(lambda: checkpoint.save(path, content))
-    return task, evaluated, best
-
-
-def start_from(weights, task, network):
-    """Fill the network with pretrained weights; returns the checkpoint.LoadReport."""
-
-    def load(part):
-        return checkpoint.load_weights(part, weights.path, stem=weights.stem, trust=weights.trust)
-
-    return task.load(network, load)
-
-
-# ------------------------------------------------------------------------------------ final model
-
-
-def make_final(config, folder, splits, by_id, log):
-    """final/ in the run folder, for tools/predict.py, by cv.final, once all folds are finished; final.json says what it is.
-
-    ensemble: every fold's best.pt; soup: the mean of their weights; refit: one more training, on all cases but the first
-    fold's test part, which chooses the epoch.
-    """
-    kind, final = config.cv.final, os.path.join(folder, "final")
-    done = os.path.join(final, "final.json")
-    finished = dist.on_main(lambda: all(os.path.exists(results_path(folder, n)) for n in range(1, len(splits) + 1)))
-    if kind == "none" or not finished:
-        return
-    made = dist.on_main(
-        lambda: files.read_json(done, "kind", "finished") if os.path.exists(done) else {"kind": kind, "finished": False}
-    )
-    if made["kind"] != kind:
-        raise UserError(
-            f"cv.final: got {kind}, and {final} holds the {made['kind']}: delete that folder to make another"
-        )
-    if made["finished"]:
-        return
-    dist.on_main(lambda: os.makedirs(final, exist_ok=True))
-    dist.on_main(lambda: files.write_json(done, made))
-    if kind == "refit":
-        ids = {"train": sorted(splits[0]["train"] + splits[0]["val"]), "val": splits[0]["test"]}
-        parts = {part: [by_id[case_id] for case_id in ids[part]] for part in ids}
-        log("fold", fold=0, final=kind, **{part: len(cases) for part, cases in parts.items()})
-        train_fold(config, 0, parts, final, log.bind(fold=0))
-    else:
-        dist.on_main(lambda: _write_final(kind, folder, len(splits), final))
-    dist.on_main(lambda: _finish_final(kind, final, done))
-    log("fold", finished=True, final=kind, path=final)
-
-
-def _finish_final(kind, final, done):
-    files.write_json(done, {"kind": kind, "finished": True})
-    for name in ("last.pt", "last.previous.pt"):  # only to continue from; what is left is what prediction needs
-        if os.path.exists(os.path.join(final, name)):
-            os.remove(os.path.join(final, name))
-
-
-def _write_final(kind, folder, folds, final):
-    paths = {number: os.path.join(folder, f"fold_{number}", "best.pt") for number in range(1, folds + 1)}
-    if kind == "ensemble":
-        for number, path in paths.items():
-            checkpoint.save(os.path.join(final, f"fold_{number}.pt"), checkpoint.load(path))
-    else:
-        checkpoint.save(
-            os.path.join(final, "soup.pt"), soup.average([checkpoint.load(path) for path in paths.values()])
-        )
-
-
-def make_soup(folder, kind, log):
-    """The soup of a finished run's folds as a checkpoint; kind: uniform or greedy.
-
-    Greedy looks at the inner validation cases of all folds together. Each of them was in the training part of other folds,
-    so its score is optimistic and says nothing about new cases; it is only logged.
-    """
-    config = config_module.load(os.path.join(folder, "config.yaml"))
-    splits = files.read_json(os.path.join(folder, "splits.json"), "folds")["folds"]
-    for number in range(1, len(splits) + 1):
-        if not os.path.exists(results_path(folder, number)):
-            raise UserError(f"{folder}: fold {number} is not finished: run cv.py again")
-    folds = [checkpoint.load(os.path.join(folder, f"fold_{number}", "best.pt")) for number in range(1, len(splits) + 1)]
-    if kind == "uniform":
-        return soup.average(folds)
-    task, device = tasks.build(config), dist.device()
-    sign = 1 if task.higher_is_better else -1
-    listed = [
-        case
-        for case in sources.list_cases(config.data, config.task)
-        if any(case.id in split["val"] for split in splits)
-    ]
-    cases = cache.prepare(listed, config.data, config.task, log)
-    task.state = folds[0]["task"]
-    network = build_network(config, task, 0)
-    optimization.lay_out(network, device)
-
-    def score(content):
-        network.load_state_dict(content["model"])
-        task.state = content["task"]
-        value = task.score(loop.evaluate(config, task, network, cases))[task.select]
-        log("epoch", soup=content["soup"], cases=len(cases), **{f"val_{task.select}": value})
-        return sign * value
-
-    best_first = sorted(folds, key=lambda content: -sign * content["scores"][f"val_{task.select}"])
-    return soup.greedy(best_first, score)[0]
+def _numbered(rows, fold):
+    """The rows with the number of their fold behind the subject."""
+    return [{"id": row["id"], "subject": row["subject"], "fold": fold.number, **row} for row in rows]

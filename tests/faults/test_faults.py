@@ -17,7 +17,8 @@ import pytest
 import torch
 from conftest import ROOT, run_command
 
-from fomo import config as config_module
+from fomo import kinds
+from fomo.config import UserError
 from fomo.runs import crossval
 
 SHORT = dict(train={"epochs": 3, "ema": 0.9}, cv={"folds_to_run": [1]}, augment={"preset": "basic"})
@@ -202,8 +203,10 @@ def test_folds_in_parallel_give_the_same_results_and_logs_of_their_own(tiny_conf
 
 
 def test_teams_of_ranks_share_folds_and_give_the_same_results(tiny_config, tmp_path):
-    """Four ranks: two folds at a time, each by DDP on two ranks, the third by the team that is free first; to the bit as by DDP
-    on two ranks that take one fold after the other."""
+    """Four ranks run two folds at a time, each by DDP on two ranks; the team that is free first takes the third fold.
+
+    The results are, to the bit, those of two ranks that take one fold after the other.
+    """
     path = tiny_config(cv={"folds": 3, "ranks_per_fold": 2}, train={"epochs": 2})
     two = run_command("cv.py", path, f"output={tmp_path}/two", ranks=2)
     four = run_command("cv.py", path, f"output={tmp_path}/four", "cv.parallel=folds", ranks=4)
@@ -217,10 +220,10 @@ def test_teams_of_ranks_share_folds_and_give_the_same_results(tiny_config, tmp_p
 @pytest.mark.parametrize("ranks, batch_size, wanted", [(3, 4, "ranks=3"), (4, 3, "train.batch_size=3")])
 def test_teams_need_whole_numbers(tiny_config, monkeypatch, ranks, batch_size, wanted):
     cv = {"ranks_per_fold": 2, "parallel": "folds"}
-    config = config_module.load(tiny_config(cv=cv, train={"batch_size": batch_size}))
+    config = kinds.load(tiny_config(cv=cv, train={"batch_size": batch_size}))
     assert crossval.team_size(config) == 1, "on one rank"
     monkeypatch.setattr(crossval.dist, "world_size", lambda: ranks)
-    with pytest.raises(config_module.UserError, match=f"cv.ranks_per_fold: got 2, wanted a divisor of {wanted}"):
+    with pytest.raises(UserError, match=f"cv.ranks_per_fold: got 2, wanted a divisor of {wanted}"):
         crossval.team_size(config)
 
 
