@@ -197,9 +197,9 @@ def scans(phantom_root, trained):
 
 def members_of(path, **arguments):
     """What predicts: the networks of a run folder, a folder of checkpoints or a checkpoint, on the CPU."""
-    from fomo.prediction import predict
+    from fomo.prediction import members
 
-    return predict.load_members(predict.find_checkpoints(str(path)), torch.device("cpu"), **arguments)
+    return members.load_members(members.find_checkpoints(str(path)), torch.device("cpu"), **arguments)
 
 
 def channel_paths(root, task, id):

@@ -10,7 +10,7 @@ from conftest import tool
 
 from fomo import checkpoint, kinds, nets
 from fomo.config import UserError
-from fomo.prediction import predict
+from fomo.prediction import members
 from fomo.run_folder import RunFolder
 from fomo.runs.final import make_final
 from fomo.runtime.log import Log
@@ -24,7 +24,7 @@ def test_final_is_what_the_config_asks_for(trained, tmp_path):
     ):
         final = trained(task) / "final"
         assert json.loads((final / "final.json").read_text()) == {"kind": kind, "finished": True}
-        assert {pathlib.Path(path).name for path in predict.find_checkpoints(str(final))} == files
+        assert {pathlib.Path(path).name for path in members.find_checkpoints(str(final))} == files
     assert set(os.listdir(trained("regression") / "final")) == {"best.pt", "final.json", "history.csv"}
     refit = checkpoint.load(trained("regression") / "final" / "best.pt")
     assert refit["fold"] == 0 and refit["task"]["bias_correction"] is not None
@@ -35,7 +35,7 @@ def test_final_is_what_the_config_asks_for(trained, tmp_path):
     half.mkdir()
     (half / "final.json").write_text('{"kind": "refit", "finished": false}')
     with pytest.raises(UserError, match="not finished"):
-        predict.find_checkpoints(str(half))
+        members.find_checkpoints(str(half))
 
 
 def test_exported_weights_load_into_plain_pytorch_and_back(trained, tmp_path):

@@ -10,7 +10,7 @@ from conftest import channel_paths, members_of, tool
 from fomo import checkpoint, kinds, nets
 from fomo import config as config_module
 from fomo.config import UserError
-from fomo.prediction import predict
+from fomo.prediction import single
 from fomo.runs import soup
 from fomo.runtime.log import Log
 
@@ -89,5 +89,5 @@ def test_the_command_makes_a_greedy_soup_that_predicts(trained, scans, tmp_path,
     assert len(scores) == 2
     assert len(checkpoint.load(tmp_path / "soup.pt")["soup"]) == (2 if scores[1] >= scores[0] else 1)
     paths = channel_paths(scans("classification"), "classification", "sub_002_ses_1")
-    row = predict.predict_to_file(members_of(tmp_path / "soup.pt"), paths, str(tmp_path / "o.txt"), Log(active=False))
+    row = single.predict_to_file(members_of(tmp_path / "soup.pt"), paths, str(tmp_path / "o.txt"), Log(active=False))
     assert 0 <= row["probability"] <= 1

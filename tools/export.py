@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import checkpoint, cli
 from fomo.config import UserError
-from fomo.prediction import predict
+from fomo.prediction import members
 from fomo.runs import final
 from fomo.runtime.log import Log
 
@@ -39,7 +39,7 @@ def main(arguments):
         content = final.make_soup(options.source, options.soup, log)
         log("checkpoint", path=options.output, soup=content["soup"])
     else:
-        paths = predict.find_checkpoints(options.source)
+        paths = members.find_checkpoints(options.source)
         if len(paths) > 1:
             raise UserError(
                 f"{options.source}: holds {len(paths)} checkpoints, wanted one: give fold_K/best.pt, or --soup"
