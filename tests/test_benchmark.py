@@ -17,6 +17,6 @@ from conftest import run_command
     ],
 )
 def test_a_part_runs(part, options, said):
-    done = run_command("tools/benchmark.py", part, *options)
+    done = run_command("tools/benchmark", part, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert said in done.stdout and "\nfailed " not in done.stdout, done.stdout

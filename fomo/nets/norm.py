@@ -6,7 +6,7 @@ torch's general reductions make the statistics, and they share a channel among b
 does the rest; for it each channel is cut into parts that count as channels.
 
 That this is faster is concluded from the sizes of torch's launches (aten/src/ATen/native/cuda/Normalization.cuh) and
-not yet measured: `tools/benchmark.py gpu` compares it with torch's own (`fomo_torch_norm`).
+not yet measured: `tools/benchmark gpu` compares it with torch's own (`fomo_torch_norm`).
 """
 
 import math

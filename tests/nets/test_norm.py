@@ -1,4 +1,4 @@
-"""The split instance norm against float64 and against torch's; `tools/benchmark.py gpu` measures its speed."""
+"""The split instance norm against float64 and against torch's; `tools/benchmark gpu` measures its speed."""
 
 import pytest
 import torch

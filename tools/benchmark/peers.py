@@ -1,4 +1,4 @@
-"""What `benchmark.py data` measures fomo against: each library's own augmentation of the same image, and its own reading.
+"""Other libraries for the part `data`: each one's own augmentation of the same image, and its own reading.
 
 An augmentation is a function without arguments that makes one sample; image: (C, X, Y, Z), mask: (X, Y, Z), numpy. With
 `spatial` it only turns, scales and deforms.

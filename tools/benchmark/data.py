@@ -1,4 +1,4 @@
-"""`benchmark.py data`: samples per second of reading and augmenting, against the libraries replaced, and of the loader.
+"""The part `data`: samples per second of reading and augmenting, against the libraries replaced, and of the loader.
 
 The augmentations draw, so every line is an average over many samples; the libraries take turns, so that all see the
 same machine. `cpu_per_s` counts processor time, which other programs disturb less than the wall clock.
@@ -11,10 +11,19 @@ import shutil
 import tempfile
 import time
 
+import nibabel
 import numpy as np
 import scipy.ndimage
 import torch
-from benchmark_peers import PATCH, PEERS, read_monai, read_torchio, read_yucca
+
+from fomo import nets, tasks
+from fomo.training import optimization
+from fomo.training.step import to_device, train_step
+from fomo.transforms import KEYS, build
+
+from . import feed, timing
+from .peers import PATCH, PEERS, read_monai, read_torchio, read_yucca
+from .timing import peer, say
 
 CHANNELS = 4
 
@@ -31,6 +40,12 @@ NNUNET = {
     "gamma": {"p": 0.37, "gamma": (0.7, 1.5), "invert_p": 0.27},  # 0.1 inverted and 0.3 plain
 }
 SPATIAL = {"elastic": {"p": 0.33}, "rotate": {"p": 0.2}, "scale": {"p": 0.2}}
+LIBRARIES = {
+    "batchgeneratorsv2": "batchgeneratorsv2.transforms.spatial.spatial",
+    "monai": "monai.transforms",
+    "torchio": "torchio",
+    "yucca": "yucca.modules.data.augmentation.YuccaAugmentationComposer",
+}
 TARGETS = {"yucca": 12, "torchio": 12, "monai": 7, "batchgeneratorsv2": 1}
 READ_TARGETS = {"yucca": 2.5, "monai": 15, "nifti": 35}
 PARTS = ("read", "augment", "loader", "waiting")
@@ -43,31 +58,23 @@ def add_arguments(command):
     command.add_argument("--width", type=int, help="of the UNet-B that the loader feeds (GPU: its own 32, CPU: 4)")
 
 
-def bench_data(options, say, peer):
-    """options: of add_arguments; say(event, **values) prints a line; peer(module, install) imports one or not."""
+def run(options):
     torch.set_num_threads(1)
-    libraries = {}
+    found = {}
     if {"read", "augment"} & set(options.parts):
-        for name, module, install in (
-            ("batchgeneratorsv2", "batchgeneratorsv2.transforms.spatial.spatial", "batchgeneratorsv2"),
-            ("monai", "monai.transforms", "monai"),
-            ("torchio", "torchio", "torchio"),
-            ("yucca", "yucca.modules.data.augmentation.YuccaAugmentationComposer", "yucca"),
-        ):
-            library = peer(module, install)
-            if library:
-                libraries[name] = library
+        found = {name: peer(module, name) for name, module in LIBRARIES.items()}
+    libraries = {name: library for name, library in found.items() if library}
     if "read" in options.parts:
-        bench_read(options, say, libraries)
+        bench_read(options, libraries)
     if "augment" in options.parts:
-        bench_augment(options, say, libraries)
+        bench_augment(options, libraries)
     if "loader" in options.parts:
-        bench_loader(say)
+        bench_loader()
     if "waiting" in options.parts:
-        bench_waiting(options, say)
+        bench_waiting(options)
 
 
-def report(say, case, rates, targets, whom):
+def report(case, rates, targets, whom):
     """One line for each of `rates`; for a peer with a target also how many times faster fomo is. whom: {peer: ours}."""
     for name, (wall, cpu, count) in rates.items():
         line = dict(case=case, who=name, samples=count, samples_per_s=wall, cpu_per_s=cpu)
@@ -112,8 +119,6 @@ def peak_memory():
 
     The growth is None where the system has no /proc (it is Linux's).
     """
-    from fomo.transforms import KEYS, build
-
     torch.set_num_threads(1)
     image, mask = volume(PATCH, CHANNELS)
     batch = {"image": torch.from_numpy(np.stack([image] * 2)), "mask": torch.from_numpy(np.stack([mask] * 2))}
@@ -136,7 +141,7 @@ def status(key):
 # ------------------------------------------------------------------------------------------ augment
 
 
-def bench_augment(options, say, libraries):
+def bench_augment(options, libraries):
     image, mask = volume(PATCH, CHANNELS)
     for case in ("all", "spatial"):
         ours = {"fomo": fomo(image, mask, *(("all", None) if case == "all" else ("none", SPATIAL)))}
@@ -144,7 +149,7 @@ def bench_augment(options, say, libraries):
             ours["fomo_nnunet"] = fomo(image, mask, "none", NNUNET)
         peers = {name: PEERS[name](library, image, mask, case == "spatial") for name, library in libraries.items()}
         whom = {"batchgeneratorsv2": "fomo_nnunet"} if case == "all" else {}
-        report(say, f"augment_{case}", throughput(ours | peers, options.turns), TARGETS, whom)
+        report(f"augment_{case}", throughput(ours | peers, options.turns), TARGETS, whom)
     # a fresh process holds no freed memory that hides the peak
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         batch_mb, peak_mb = pool.apply(peak_memory)
@@ -154,8 +159,6 @@ def bench_augment(options, say, libraries):
 
 
 def fomo(image, mask, preset, parameters):
-    from fomo.transforms import build
-
     augment, generator = build(preset, PATCH, parameters), np.random.default_rng(0)
     batch = {"image": torch.from_numpy(image)[None], "mask": torch.from_numpy(mask)[None]}
     return lambda: augment(batch, generator)
@@ -164,7 +167,7 @@ def fomo(image, mask, preset, parameters):
 # --------------------------------------------------------------------------------------------- read
 
 
-def bench_read(options, say, libraries, size=160):
+def bench_read(options, libraries, size=160):
     """Crops of 96³ around a voxel of the foreground, 2 + 1 channels, from volumes of 160³ that all fit into memory.
 
     Each library reads the files that it makes or asks for, as its documentation has it: yucca its .npy with pickled
@@ -179,8 +182,8 @@ def bench_read(options, say, libraries, size=160):
             np.save(path, np.concatenate([image, mask[None].astype(np.float32)]))
         samples = {dtype: cached_samples(folder, dtype) for dtype in ("float32", "float16")}
         ours = {
-            "fomo": lambda slot=itertools.count(): samples["float32"][next(slot)],
-            "fomo_float16": lambda slot=itertools.count(): samples["float16"][next(slot)],
+            "fomo": one_by_one(samples["float32"]),
+            "fomo_float16": one_by_one(samples["float16"]),
             "copy": copies(samples["float32"].cases[0]),
         }
         foreground = samples["float32"].cases[0].foreground()
@@ -192,23 +195,23 @@ def bench_read(options, say, libraries, size=160):
             peers["monai"] = read_monai(libraries["monai"], nifti)
         if "torchio" in libraries:
             peers["torchio_queue"] = read_torchio(libraries["torchio"], nifti)
-        report(say, "read", throughput(ours | peers, options.turns), READ_TARGETS, {})
+        report("read", throughput(ours | peers, options.turns), READ_TARGETS, {})
 
 
 def cached_samples(folder, dtype):
     """fomo's own training samples, of the cache that it makes of folder/data_set."""
-    from fomo import config as config_module
-    from fomo.data import cache, loader, sources
+    text = f"""
+task: {{type: segmentation, classes: 3}}
+data: {{source: fomo2, root: data_set, cache: cache, channels: [flair, swi], spacing_mm: null, crop: false,
+  cache_dtype: {dtype}, foreground_fraction: 1.0, prepare_workers: 0}}
+"""
+    config = feed.config_in(folder, text)
+    return feed.samples(config, feed.prepared(config))
 
-    with open(f"{folder}/{dtype}.yaml", "w", encoding="utf-8") as file:
-        file.write(
-            "task: {type: segmentation, classes: 3}\n"
-            "data: {source: fomo2, root: data_set, cache: cache, channels: [flair, swi], spacing_mm: null, crop: false,\n"
-            f"  cache_dtype: {dtype}, foreground_fraction: 1.0, prepare_workers: 0}}\n"
-        )
-    config = config_module.load(f"{folder}/{dtype}.yaml")
-    cases = cache.prepare(sources.list_cases(config.data, config.task), config.data, config.task)
-    return loader.Samples(cases, loader.Order(len(cases), 0, 1), config, 1)
+
+def one_by_one(samples):
+    slots = itertools.count()
+    return lambda: samples[next(slots)]
 
 
 def copies(case):
@@ -231,8 +234,6 @@ def corner(shape, rng, voxel=None):
 
 def write_nifti(image, mask, paths):
     """The compressed files of each case: one per channel and the mask."""
-    import nibabel
-
     rows = [{name: f"{path}_{name}.nii.gz" for name in ("flair", "swi", "mask")} for path in paths]
     for array, name in zip((*image, mask), rows[0]):
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), rows[0][name])
@@ -242,8 +243,6 @@ def write_nifti(image, mask, paths):
 
 
 def read_nifti(rows, foreground):
-    import nibabel
-
     rng = np.random.default_rng(0)
 
     def run():
@@ -258,58 +257,39 @@ def read_nifti(rows, foreground):
 # ------------------------------------------------------------------------------------------- loader
 
 
-def phantom_batches(folder, workers, steps, batch_size, *overrides):
-    """(config, cases, batches) of a segmentation of phantoms with preset `all`: what training reads, cache to batch."""
-    from fomo import config as config_module
-    from fomo.data import cache, loader, sources
-
-    path = os.path.join(folder, "config.yaml")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(
-            "task: {type: segmentation}\n"
-            "data: {source: phantom, root: phantoms, cache: cache, channels: [dwi_b1000, flair, swi|t2s],\n"
-            "  spacing_mm: [1.5, 1.5, 1.5], phantom_cases: 6, phantom_size: 128, prepare_workers: 0}\n"
-        )
-    config = config_module.load(path, [f"train.workers={workers}", f"train.batch_size={batch_size}", *overrides])
-    cases = cache.prepare(sources.list_cases(config.data, config.task), config.data, config.task)
-    plan = loader.Plan(batch_size=batch_size, rank=0, world_size=1, micro_batch=batch_size)
-    return config, cases, loader.batches(config, cases, 0, plan, 0, steps, pin_memory=torch.cuda.is_available())
-
-
-def bench_loader(say, batch_size=2, steps=20):
+def bench_loader(batch_size=2, steps=20):
     with tempfile.TemporaryDirectory() as folder:
         for preset, workers in (("none", 0), ("all", 0), ("all", 2)):
             given = f"augment.preset={preset}", "augment.device=cpu"
-            _, _, batches = phantom_batches(folder, workers, steps + 2, batch_size, *given)
+            _, _, batches = feed.phantom_batches(folder, workers, steps + 2, batch_size, *given)
             next(batches), next(batches)  # workers have started
-            start = time.perf_counter()
-            count = sum(len(batch["image"]) for batch in batches)
-            rate = count / (time.perf_counter() - start)
-            say("throughput", case=f"loader_{preset}", workers=workers, who="fomo", samples=count, samples_per_s=rate)
+            seconds, count = timing.timed(lambda batches=batches: sum(len(batch["image"]) for batch in batches))
+            line = dict(case=f"loader_{preset}", workers=workers, who="fomo", samples=count)
+            say("throughput", **line, samples_per_s=count / seconds)
 
 
-def bench_waiting(options, say, batch_size=2, steps=12):
+def bench_waiting(options, batch_size=2, steps=12):
     """The share of a training step of UNet-B that is spent waiting for the batch, on the GPU where there is one."""
-    from fomo import nets, tasks
-    from fomo.data import loader
-    from fomo.training import loop, optimization
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = timing.device()
     width = options.width or (32 if device.type == "cuda" else 4)
     with tempfile.TemporaryDirectory() as folder:
-        config, cases, batches = phantom_batches(folder, 2, steps + 4, batch_size)
-        task, augment = tasks.build(config), loader.augmentation(config)
+        config, cases, batches = feed.phantom_batches(folder, 2, steps + 4, batch_size)
+        task = tasks.build(config)
         task.fit(cases, cases)
         network = nets.build("unet_b", 3, 2, mode=task.mode, width=width)
         layout = optimization.lay_out(network, device)
         optimizer, scaler = torch.optim.AdamW(network.parameters()), torch.amp.GradScaler(device.type, enabled=False)
-        autocast, times = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"), []
+        autocast, augment = (
+            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+            task.augmentation(),
+        )
+        times = []
         for _ in range(steps + 4):
             start = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - start
-            batch = loop.to_device(batch, device, augment, layout)
-            loop.train_step(network, task, [batch], optimizer, scaler, autocast, None).read()
+            batch = to_device(batch, device, augment, layout)
+            train_step(network, task, [batch], optimizer, scaler, autocast, None).read()
             times.append((waited, time.perf_counter() - start))
         data_s, step_s = np.mean(times[4:], axis=0)
         values = dict(workers=2, device=device.type, width=width, batch_size=batch_size, data_s=data_s, step_s=step_s)
