@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
-from fomo import config as config_module
-from fomo import metrics, report, tasks
+from fomo import kinds, metrics, report, tasks
 from fomo.pages import figures
+from fomo.run_folder import RunFolder
 from fomo.runs import results
-from fomo.runtime import files
 from fomo.runtime.log import Log
-from fomo.tasks import views
+from fomo.tasks import Answer, Results
 
 needs_figures = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
@@ -137,23 +136,23 @@ def make_run(folder, task, cases=40, folds=2, seed=0, skill=1.0, finished=None, 
             values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     with open(os.path.join(folder, "config.yaml"), "w", encoding="utf-8") as file:
         yaml.safe_dump(values, file)
-    config = config_module.load(os.path.join(folder, "config.yaml"))
+    config = kinds.load(os.path.join(folder, "config.yaml"))
     rows = [row for index in range(cases) for row in case_rows(task, index, rng, skill)]
-    folds = 1 if config.task.pretrains else folds
-    write_folds(config, folder, rows, folds, range(1, folds + 1) if finished is None else finished)
+    folds = 1 if task in ("mae", "dino") else folds
+    run_folder = RunFolder(folder)
+    write_folds(config, run_folder, rows, folds, range(1, folds + 1) if finished is None else finished)
     if task == "multilabel":
-        for fold in range(1, folds + 1):
-            write_saliency(os.path.join(folder, f"fold_{fold}", "saliency"), rows[:10:5], rng)
+        for fold in run_folder.folds():
+            write_saliency(fold, rows[:10:5], rng)
     if task == "dino":
-        write_neighbours(os.path.join(folder, "fold_1", "neighbours.npz"), rows, rng)
+        write_neighbours(run_folder.fold(1).neighbours, rows, rng)
     if task == "mae":
-        write_reconstructions(os.path.join(folder, "fold_1", "reconstructions"), rows[::7], rng)
+        write_reconstructions(run_folder.fold(1), rows[::7], rng)
     return folder
 
 
-def write_reconstructions(folder, rows, rng):
+def write_reconstructions(fold, rows, rng):
     """As tasks/mae.py stores them: central planes of an ellipsoid with a bright ball."""
-    os.makedirs(folder)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (40, 48, 36)), indexing="ij"))
     for row in rows:
         volume = (
@@ -168,12 +167,11 @@ def write_reconstructions(folder, rows, rng):
             for name, values in kinds.items()
             for axis in range(3)
         }
-        np.savez_compressed(os.path.join(folder, f"{row['id']}.npz"), **planes)
+        np.savez_compressed(fold.reconstruction(row["id"], new=True), **planes)
 
 
-def write_saliency(folder, rows, rng):
-    """As fomo/overlays.py stores them: a slice with two discs, and a hot spot on one of them."""
-    os.makedirs(folder)
+def write_saliency(fold, rows, rng):
+    """As the maps of a fold are stored: a slice with two discs, and a hot spot on one of them."""
     x, y = np.meshgrid(np.linspace(-1, 1, 64), np.linspace(-1, 1, 64), indexing="ij")
     image = 0.4 * (x**2 + y**2 < 0.8) + 0.5 * ((x - 0.4) ** 2 + y**2 < 0.04) + 0.03 * rng.normal(size=x.shape)
     heat = [np.exp(-((x - 0.4) ** 2 + y**2) / 0.1), np.exp(-((x + 0.4) ** 2 + y**2) / 0.1)]
@@ -182,7 +180,7 @@ def write_saliency(folder, rows, rng):
         stored.update(
             probabilities=[0.9, 0.2], targets=[1, 0], image_2=image, grad_cam_2=heat, attention_2=0.5 + heat[0] / 9
         )
-        np.savez_compressed(os.path.join(folder, f"{row['id']}.npz"), **stored)
+        np.savez_compressed(fold.saliency(row["id"], new=True), **stored)
 
 
 def write_neighbours(path, rows, rng):
@@ -199,48 +197,37 @@ def write_folds(config, folder, rows, folds, finished):
     subjects = sorted({row["subject"] for row in rows})
     of = {subject: index % folds + 1 for index, subject in enumerate(subjects)}
     splits = []
-    for fold in range(1, folds + 1):
-        part = sorted((row for row in rows if of[row["subject"]] == fold), key=lambda row: row["id"])
-        part = task.finish(part) if config.task.type == "multilabel" else part
-        part = [{"id": row["id"], "subject": row["subject"], "fold": fold, **row} for row in part]
-        ids = [row["id"] for row in part]
-        splits.append(
-            {"train": [], "val": ids if config.task.pretrains else [], "test": [] if config.task.pretrains else ids}
-        )
-        fold_folder = os.path.join(folder, f"fold_{fold}")
-        os.makedirs(fold_folder, exist_ok=True)
-        history = [
-            {
-                "epoch": e,
-                "step": e,
-                "lr": 1e-3 / e,
-                "train_loss": 1 / e,
-                "val_loss": 1.1 / e,
-                f"val_{task.select}": 0.5 + (0.1 if task.higher_is_better else -0.1) * (e == 3),
-            }
-            for e in range(1, 5)
-        ]
-        if config.task.type == "dino":
-            for row in history:
-                row.update(
-                    val_teacher_entropy=4.1 - 0.4 * row["epoch"],
-                    val_teacher_std=0.2 * row["epoch"],
-                    val_probe_auroc=0.5,
-                )
-        files.write_csv(os.path.join(fold_folder, "history.csv"), history)
-        if fold in finished:
-            files.write_csv(os.path.join(fold_folder, "predictions.csv"), part)
-            if part[0].get("scan"):
-                files.write_csv(os.path.join(fold_folder, "predictions_volumes.csv"), task.volumes(part))
+    for number in range(1, folds + 1):
+        part = sorted((row for row in rows if of[row["subject"]] == number), key=lambda row: row["id"])
+        part = task.finish([Answer(row) for row in part]) if config.task.type == "multilabel" else Results(part)
+        part = Results(*(with_fold(lines, number) for lines in (part.rows, part.scans)))
+        splits.append({"train": [], "val": [], "test": [], task.tested_part(): [row["id"] for row in part.rows]})
+        fold = folder.fold(number)
+        fold.make()
+        fold.write_history(history(task))
+        if number in finished:
             found = {"dino_loss": 3.0, "teacher_entropy": 2.5, "teacher_std": 0.8, "probe_auroc": 0.7, "knn_auroc": 0.5}
-            found = found if config.task.type == "dino" else task.score(part)
-            scores = [{"metric": name, "value": value} for name, value in found.items()]
-            files.write_csv(os.path.join(fold_folder, "results.csv"), scores)
-    files.write_json(os.path.join(folder, "splits.json"), {"cases": {}, "folds": splits})
-    with open(os.path.join(folder, "log.txt"), "w", encoding="utf-8") as file:
+            fold.write_results(part, {}, found if config.task.type == "dino" else task.score(part))
+    folder.record(cases={}, folds=splits)
+    with open(folder.log_path, "w", encoding="utf-8") as file:
         file.write(LOG)
     if finished:
-        results.aggregate(config, folder, splits, sorted(finished), Log(active=False))
+        results.aggregate(config, folder, Log(active=False))
+
+
+def with_fold(rows, number):
+    return [{"id": row["id"], "subject": row["subject"], "fold": number, **row} for row in rows]
+
+
+def history(task):
+    """Four epochs, of which the third one is the best."""
+    rows = []
+    for e in range(1, 5):
+        losses = {"epoch": e, "step": e, "lr": 1e-3 / e, "train_loss": 1 / e, "val_loss": 1.1 / e}
+        rows.append({**losses, f"val_{task.select}": 0.5 + (0.1 if task.higher_is_better else -0.1) * (e == 3)})
+        if task.config.task.type == "dino":
+            rows[-1].update(val_teacher_entropy=4.1 - 0.4 * e, val_teacher_std=0.2 * e, val_probe_auroc=0.5)
+    return rows
 
 
 @dataclasses.dataclass
@@ -300,4 +287,4 @@ def shown(folder):
 
 
 def verdict(run):
-    return views.of(run).verdict(run)
+    return run.task.view.verdict(run)

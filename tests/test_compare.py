@@ -9,16 +9,16 @@ from report_runs import Page, make_run
 from fomo import metrics, report
 from fomo.config import UserError
 from fomo.pages import page
-from fomo.report import comparison
+from fomo.report import differences
 from fomo.runtime import files
 
 
 def test_holms_correction_by_hand():
     # sorted: .01 * 4, .02 * 3, .03 * 2 = .06 (not below the one before), .5 * 1
-    assert comparison.holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
-    corrected = comparison.holm([0.02, math.nan, 0.9])
+    assert differences.holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    corrected = differences.holm([0.02, math.nan, 0.9])
     assert corrected[0] == 0.04 and math.isnan(corrected[1]) and corrected[2] == 0.9
-    assert comparison.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert differences.holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_a_run_and_its_copy_do_not_differ(tmp_path):
 
 def test_sessions_of_a_subject_flip_together():
     difference = np.array([1.0, 1.0, 1.0, 1.0])
-    alone = comparison._paired(np.zeros(4), difference, np.array(list("abcd")), 100, 0)
-    together = comparison._paired(np.zeros(4), difference, np.array(list("aabb")), 100, 0)
+    alone = differences._paired(np.zeros(4), difference, np.array(list("abcd")), 100, 0)
+    together = differences._paired(np.zeros(4), difference, np.array(list("aabb")), 100, 0)
     assert alone["p"] == 2 / 2**4 and together["p"] == 2 / 2**2
     assert alone["difference"] == together["difference"] == 1
 
@@ -97,7 +97,7 @@ def test_three_runs_give_three_pairs_corrected_together(tmp_path):
     ]
     rows, _ = report.compare(folders, resamples=100)
     assert {(row["first"], row["second"]) for row in rows} == {("a", "b"), ("a", "c"), ("b", "c")}
-    assert [row["p_holm"] for row in rows] == comparison.holm([row["p"] for row in rows])
+    assert [row["p_holm"] for row in rows] == differences.holm([row["p"] for row in rows])
     heads = [line for line in report.comparison_text(rows).splitlines() if line.startswith("metric")]
     assert [line.split()[1:3] for line in heads] == [["a", "b"], ["a", "c"], ["b", "c"]]  # a table per pair
 

@@ -11,7 +11,8 @@ from fomo import report
 from fomo.config import UserError
 from fomo.pages import figures, page
 from fomo.runtime import files
-from fomo.tasks import views
+from fomo.tasks.regression import Regression
+from fomo.tasks.views.view import View
 
 TASKS = ("classification", "segmentation", "regression")
 PRETRAINING = ("mae", "dino")
@@ -61,7 +62,7 @@ def test_without_matplotlib_there_are_tables_and_advice(runs, task, monkeypatch)
 
 
 def test_a_task_without_a_view_has_a_report(runs, monkeypatch):
-    monkeypatch.setattr(views, "VIEWS", {})
+    monkeypatch.setattr(Regression, "view", View())
     text = read(report.write(runs["regression"]))
     assert re.findall(r'<a href="#(\w+)"', text) == re.findall(r'<h2 id="(\w+)"', text)
     found = Page(text)

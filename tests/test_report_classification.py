@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from report_runs import make_run, needs_figures, shown, verdict
 
-from fomo.pages.figures.classification import calibration_bins, roc_band
+from fomo.pages.figures.probabilities import calibration_bins, roc_band
 from fomo.report import run
 from fomo.tasks import views
 

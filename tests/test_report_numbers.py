@@ -7,7 +7,7 @@ import pytest
 from report_runs import make_run, needs_figures, shown
 
 from fomo.pages import page
-from fomo.report import sections
+from fomo.report import parts
 from fomo.runtime import files
 
 PRETRAINING = ("mae", "dino")
@@ -73,7 +73,7 @@ def test_the_table_of_results(given):
         row = rows[page.label(name)]
         equal(row["all cases"], facts["pooled"])
         assert row["95% interval"].text == page.interval(facts["pooled_low"], facts["pooled_high"])
-        if name not in (*sections._COUNTS, *counts) and task not in PRETRAINING:
+        if name not in (*parts._COUNTS, *counts) and task not in PRETRAINING:
             equal(row["mean of folds"], facts["mean"])
             equal(row["SD of folds"], facts["std"])
             assert row["95% interval of the mean"].text == page.interval(facts["ci_low"], facts["ci_high"])

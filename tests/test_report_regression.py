@@ -8,16 +8,16 @@ from report_runs import make_run, verdict
 
 from fomo.pages import case_table
 from fomo.report import run
-from fomo.tasks import views
+from fomo.tasks import Results, views
 
 
 def test_the_verdict(tmp_path):
     found = run.read(make_run(tmp_path / "good", "regression", skill=5))
     assert re.match(r"Better than predicting the mean .*\(MAE 1\d\.\d\): the error is .* smaller", verdict(found))
     worse = [{**row, "prediction": row["target"] + 40 + index % 3} for index, row in enumerate(found.rows)]
-    assert verdict(dataclasses.replace(found, rows=worse)).startswith("Worse than")
+    assert verdict(dataclasses.replace(found, results=Results(worse))).startswith("Worse than")
     same = [{**row, "prediction": row["training_mean"]} for row in found.rows]
-    assert verdict(dataclasses.replace(found, rows=same)).startswith("Not shown")
+    assert verdict(dataclasses.replace(found, results=Results(same))).startswith("Not shown")
 
 
 def test_cases_come_worst_first_with_warnings():

@@ -11,9 +11,10 @@ from fomo.runtime import files
 
 
 def test_what_the_log_says(tmp_path):
-    pieces = b'\0\0\xff\n2026-01-0\n2026-01-01T12:00:20 INFO train message="\\x"\n2026-01-01T12:00:30 IN'  # the last: being written
-    (tmp_path / "log.txt").write_bytes(LOG.encode() + pieces)
-    log = run.read_log(tmp_path)
+    # odd bytes, a broken time, a broken value, and the line that is being written
+    lines = [b"\0\0\xff", b"2026-01-0", b'2026-01-01T12:00:20 INFO train message="\\x"', b"2026-01-01T12:00:30 IN"]
+    (tmp_path / "log.txt").write_bytes(LOG.encode() + b"\n".join(lines))
+    log = run.read_log(tmp_path / "log.txt")
     assert log[-1]["message"] == 'case "x" <odd>'
     assert run.duration_s(log) == 60 + 30  # two sessions; the time between them does not count
     # a line stands for the steps since the one before

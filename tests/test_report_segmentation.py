@@ -6,8 +6,7 @@ import numpy as np
 from conftest import run_command
 from report_runs import make_run, needs_figures, read, shown, verdict
 
-from fomo.data.sources import Case, Volume
-from fomo.pages import pictures
+from fomo.data.cases import Case, Volume
 from fomo.report import run
 from fomo.space import volume
 from fomo.tasks import views
@@ -68,30 +67,28 @@ def test_pictures_of_the_best_median_and_worst_case(tmp_path):
     for path, array in zip(paths.values(), (plain, lesion, mask, np.zeros_like(mask))):
         volume.write_nifti(path, array, affine)
     case = Case("a", "a", (Volume(paths["t1"]), Volume(paths["flair"])), Volume(paths["mask"]), 1.0, None)
-    channel, found = pictures.planes(case, ("t1", "flair"), paths["predicted"])
+    channel, found = views.segmentation.planes(case, ("t1", "flair"), paths["predicted"])
     assert channel == "flair"
     assert [plane for plane, _ in found] == ["axial", "coronal", "sagittal"]
     assert all(picture.text.startswith('<img src="data:image/png;base64,') for _, picture in found)
     turned = np.diag([1.0, 1.0, 2.0, 1.0])
     turned[0, 3] = 1 - shape[0]  # the same place, left to right
     volume.write_nifti(paths["mask"], mask[::-1], turned)
-    again = pictures.planes(case, ("t1", "flair"), paths["predicted"])
-    assert [(plane, picture.text) for plane, picture in again[1]] == [
-        (plane, picture.text) for plane, picture in found
-    ]
+    again = views.segmentation.planes(case, ("t1", "flair"), paths["predicted"])
+    assert [(plane, picture.text) for plane, picture in again[1]] == [(plane, picture.text) for plane, picture in found]
 
 
 def test_the_cases_that_are_shown():
     rows = [{"id": str(i), "dice": i / 10, "reference_voxels": 1.0} for i in range(5)]
     rows.append({"id": "none", "dice": math.nan, "reference_voxels": 0.0})
-    assert [(name, row["id"]) for name, row in pictures.chosen(rows)] == [
+    assert [(name, row["id"]) for name, row in views.segmentation.chosen(rows)] == [
         ("best", "4"),
         ("median", "2"),
         ("worst", "0"),
     ]
-    assert [row["id"] for _, row in pictures.chosen(rows[:2])] == ["1", "0"]
-    assert [row["id"] for _, row in pictures.chosen(rows[:1])] == ["0"]
-    assert pictures.chosen(rows[5:]) == []
+    assert [row["id"] for _, row in views.segmentation.chosen(rows[:2])] == ["1", "0"]
+    assert [row["id"] for _, row in views.segmentation.chosen(rows[:1])] == ["0"]
+    assert views.segmentation.chosen(rows[5:]) == []
 
 
 @needs_figures

@@ -1,7 +1,8 @@
 """Compare runs on the same cases: `python tools/compare.py RUN_A RUN_B [RUN ...] [--output FOLDER]`.
 
-Prints the table of paired differences, with 95% intervals and p values (DeLong for AUROC, clustered by subject; permutation of
-whole subjects for the rest; corrected together by Holm's method), and writes comparison.csv and comparison.html to FOLDER.
+Prints the table of paired differences with 95% intervals and p values, and writes comparison.csv and comparison.html
+to FOLDER. p: by DeLong's test for AUROC, clustered by subject; by permutation of whole subjects for the rest; corrected
+together by Holm's method.
 """
 
 import argparse

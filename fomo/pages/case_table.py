@@ -1,14 +1,14 @@
-"""Tables of cases, worst first, with what to look at in each: what they share."""
+"""Tables of cases, worst first, with what to look at in each: what the tables of all tasks share."""
 
 import numpy as np
 
-from . import page
+from .page import Cell, tag
 
 
 def outliers(values):
     """(n,) bool: above the upper quartile by more than 1.5 interquartile ranges (Tukey's fence) of the finite values.
 
-    NaN and inf are no outliers here: they have warnings of their own. No spread: none.
+    NaN and inf are no outliers here: they have warnings of their own. Values without spread have none.
     """
     values = np.asarray(values, float)
     finite = values[np.isfinite(values)]
@@ -18,17 +18,20 @@ def outliers(values):
     return np.isfinite(values) & (values > high + 1.5 * (high - low)) & (high > low)
 
 
-def columns_of(rows, *names):
-    """[(n,) array of each of the names]."""
+def arrays_of(rows, *names):
+    """[(n,) array of each of the columns `names`]."""
     return [np.array([row[name] for row in rows]) for name in names]
 
 
-def finish(columns, found):
-    """(columns, table rows, case ids with a warning) from [(row, values under `columns`, warning or "")]."""
-    warned = [row["id"] for row, _, warning in found if warning]
+def case_table(titles, lines):
+    """(all titles, table rows, ids of the cases with a warning).
 
-    def line(row, values, warning):
-        shown = page.tag("span", warning, class_="warn") if warning else ""
-        return [row["id"], *([page.Cell(shown, warning)] if warned else []), *values, int(row["fold"])]
+    lines: (row, values under `titles`, warning or "") of each case.
+    """
+    warned = [row["id"] for row, _, warning in lines if warning]
 
-    return ["case", *(["warning"] if warned else []), *columns, "fold"], [line(*entry) for entry in found], warned
+    def cells(row, values, warning):
+        shown = tag("span", warning, class_="warn") if warning else ""
+        return [row["id"], *([Cell(shown, warning)] if warned else []), *values, int(row["fold"])]
+
+    return ["case", *(["warning"] if warned else []), *titles, "fold"], [cells(*line) for line in lines], warned

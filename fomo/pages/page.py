@@ -24,11 +24,12 @@ class Cell(NamedTuple):
 
 
 def escape(value):
+    """The HTML of text, or of what is Html already."""
     return value.text if isinstance(value, Html) else html.escape(str(value))
 
 
 def number(value, digits=4):
-    """`digits` significant digits; whole numbers in full; NaN is "undefined"."""
+    """A number in print, with `digits` significant digits; whole numbers in full, NaN as "undefined"."""
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
@@ -40,47 +41,47 @@ def number(value, digits=4):
 
 
 def interval(low, high, digits=4):
+    """The two limits in print; "" where they are undefined."""
     return "" if math.isnan(low) and math.isnan(high) else f"{number(low, digits)} to {number(high, digits)}"
 
 
 def interval_cell(low, high, digits=4):
-    """It sorts by its lower end."""
+    """The cell of an interval, which sorts by its lower limit."""
     return Cell(interval(low, high, digits), low)
 
 
 def tag(name, content="", **attributes):
-    """<name ...>content</name>; `class_` is class; content: text, Html or a list of them."""
+    """The Html of an element. content: text, Html or a list of them; an attribute that is None is left out.
+
+    `class_` becomes the attribute class, `data_value` data-value.
+    """
     content = "".join(map(escape, content)) if isinstance(content, list) else escape(content)
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
-    )
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    pairs = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
     return Html(f"<{name}{pairs}>{content}</{name}>")
 
 
 def breakable(text):
-    """A name or a path that a narrow screen may break after its separators."""
+    """The Html of a name or a path, which a narrow screen may break after its separators."""
     return text if isinstance(text, Html) else Html(re.sub("([_/])", r"\1<wbr>", escape(text)))
 
 
 def join(parts):
+    """The Html of several parts; those that are empty or None are left out."""
     return Html("".join(escape(part) for part in parts if part))
 
+
+_AS_WRITTEN = "accuracy average_precision balanced_accuracy log_loss precision recall volume_similarity".split()
 
 # What the metrics are called in print; any other is shown as it is in the files.
 LABELS = {
     "auroc": "AUROC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
     "ap": "average precision",
     "hamming": "share of wrong decisions",
     "exact_match": "share without a wrong decision",
-    "balanced_accuracy": "balanced accuracy",
     "f1": "F1",
     "mcc": "Matthews correlation",
     "brier": "Brier score",
-    "log_loss": "log loss",
     "ece": "calibration error (ECE)",
     "dice": "Dice",
     "jaccard": "Jaccard",
@@ -88,7 +89,6 @@ LABELS = {
     "hd95": "HD95 (mm)",
     "average_surface_distance": "surface distance (mm)",
     "surface_dice": "surface Dice",
-    "volume_similarity": "volume similarity",
     "lesions": "lesions per case",
     "lesions_detected": "lesions detected per case",
     "lesions_missed": "lesions missed per case",
@@ -112,11 +112,14 @@ LABELS = {
     "probe_auroc": "AUROC of a linear probe",
     "knn_auroc": "AUROC of nearest neighbours",
     "mae_of_the_mean": "MAE of predicting the mean",
+    **{name: name.replace("_", " ") for name in _AS_WRITTEN},
 }
+_STARTS = {"corrected": "corrected {}", "val": "validation {}", "volume": "{}", "slice": "slices: {}"}
+_ENDINGS = {"macro": "mean", "micro": "all together", "common": "at one threshold for all", "half": "at 0.5"}
 
 
 def label(metric):
-    """The name of a metric in print: `corrected_mae` is "corrected MAE", `dice_2` "Dice, class 2", `sex_auroc` "sex: AUROC"."""
+    """The name of a metric in print: of corrected_mae "corrected MAE", of dice_2 "Dice, class 2"."""
     if metric in LABELS:
         return LABELS[metric]
     start, _, rest = metric.partition("_")
@@ -131,13 +134,9 @@ def label(metric):
     if found:
         return f"{target}: AUROC of {of}"
     places = [i for i, character in enumerate(metric) if character == "_" and metric[i + 1 :] in LABELS]
-    if places:  # of one of several targets
+    if places:  # of one of several targets: sex_auroc is "sex: AUROC"
         return f"{metric[: places[0]].replace('_', ' ')}: {LABELS[metric[places[0] + 1 :]]}"
     return metric.replace("_", " ")
-
-
-_STARTS = {"corrected": "corrected {}", "val": "validation {}", "volume": "{}", "slice": "slices: {}"}
-_ENDINGS = {"macro": "mean", "micro": "all together", "common": "at one threshold for all", "half": "at 0.5"}
 
 
 def section(title, parts, anchor):
@@ -149,7 +148,7 @@ def note(text):
 
 
 def alert(texts):
-    """What the reader should know before the numbers; None without any."""
+    """A box with what the reader should know before the numbers; None without texts."""
     if not texts:
         return None
     items = tag("ul", [tag("li", text) for text in texts])
@@ -157,39 +156,50 @@ def alert(texts):
 
 
 def capital(text):
-    """With a capital first letter; the rest as it is."""
+    """The text with a capital first letter, and the rest as it is."""
     return text[:1].upper() + text[1:]
 
 
 def definitions(pairs):
-    """Names and values, as a list that folds to one column on a narrow screen."""
-    items = [
-        tag("div", [tag("dt", name), tag("dd", breakable(value))]) for name, value in pairs if value not in (None, "")
-    ]
-    return tag("dl", items)
+    """A list of names and values, of those that have one; it folds to one column on a narrow screen."""
+    shown = [(tag("dt", name), tag("dd", breakable(value))) for name, value in pairs if value not in (None, "")]
+    return tag("dl", [tag("div", list(pair)) for pair in shown])
+
+
+def details(summary, content):
+    """Something that the reader opens by a click."""
+    return tag("details", [tag("summary", summary), content])
+
+
+def legend(lines, class_="legend"):
+    """The legend of several pictures. lines: [(name, CSS of its line)]."""
+    return tag("ul", [tag("li", [tag("i", style=style), name]) for name, style in lines], class_=class_)
 
 
 def table(columns, rows, caption, sortable=False, row_classes=None):
-    """rows: lists of text, numbers, Html or Cell, under `columns`; numbers carry their exact value in data-value.
+    """A table in a region that scrolls, below its caption. Numbers carry their exact value in data-value.
 
-    None is an empty cell. sortable: the headers become buttons once the page's script runs; without it the order is
-    that of `rows`.
+    columns: their titles.
+    rows: lists of text, numbers, Html, Cell, or None for an empty cell.
+    sortable: the titles become buttons once the page's script runs; until then the order is that of `rows`.
+    row_classes: a CSS class, or None, for each row.
     """
     numeric = [all(_is_number(_value(row[i])) for row in rows if row[i] is not None) for i in range(len(columns))]
-    classes = [{"class_": "number"} if is_numeric else {} for is_numeric in numeric]
-    head = [tag("th", breakable(name), scope="col", **class_) for name, class_ in zip(columns, classes)]
-    body = []
-    for index, row in enumerate(rows):
-        cells = []
-        for i, content in enumerate(row):
-            value = _value(content)
-            exact = {"data_value": repr(float(value))} if _is_number(value) else {}
-            row_head = {} if i else {"scope": "row"}
-            cells.append(tag("td" if i else "th", shown(content), **row_head, **classes[i], **exact))
-        extra = row_classes[index] if row_classes else ""
-        body.append(tag("tr", cells, **({"class_": extra} if extra else {})))
-    options = {"class_": "sortable"} if sortable else {}
-    inner = tag("table", [tag("thead", tag("tr", head)), tag("tbody", body)], aria_label=caption, **options)
+    classes = ["number" if is_numeric else None for is_numeric in numeric]
+
+    def cell(i, content):
+        value = _value(content)
+        exact = repr(float(value)) if _is_number(value) else None
+        element, scope = ("td", None) if i else ("th", "row")
+        return tag(element, shown(content), scope=scope, class_=classes[i], data_value=exact)
+
+    head = [tag("th", breakable(name), scope="col", class_=class_) for name, class_ in zip(columns, classes)]
+    body = [
+        tag("tr", [cell(i, content) for i, content in enumerate(row)], class_=row_class)
+        for row, row_class in zip(rows, row_classes or [None] * len(rows))
+    ]
+    inner = [tag("thead", tag("tr", head)), tag("tbody", body)]
+    inner = tag("table", inner, aria_label=caption, class_="sortable" if sortable else None)
     # the caption stands outside: a <caption> is as wide as the table and would scroll out of a narrow screen
     class_ = "scroll tall" if sortable else "scroll"
     return join([note(caption), tag("div", inner, class_=class_, tabindex=0, role="region", aria_label=caption)])
@@ -230,7 +240,7 @@ def document(title, parts):
 
 
 def save(path, text):
-    """Replace `path` at once: a browser never reads half a page."""
+    """Write a page, and return its path. The file is replaced at once: a browser never reads half a page."""
     try:
         files.write_text(path, text)
     except OSError as error:

@@ -7,128 +7,116 @@ import os
 import re
 from dataclasses import dataclass
 
-from .. import config as config_module
-from .. import tasks
-from ..config import Config, UserError
-from ..runtime import files
+from ..config import Config
+from ..run_folder import RunFolder
+from ..tasks import Results, build
+from ..tasks.task import Task
 from ..training import selection
 
 
 @dataclass(frozen=True)
 class Run:
-    folder: str
+    folder: RunFolder
     config: Config
-    task: object  # of tasks.TASKS
+    task: Task
     splits: list  # {part: ids} of each fold
     classes: list  # names of classes 0 and 1; empty where it does not tell two classes apart
     finished: list  # numbers of the finished folds, from 1
-    rows: list  # out-of-fold cases of the finished folds, by id
-    volumes: list  # the scans, where the rows are slices of scans
+    results: Results  # of the out-of-fold cases of the finished folds, by id
     fold_scores: list  # {fold, cases, metric: value} of the finished folds
-    metrics: dict  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}, as in summary.json
-    histories: dict  # {fold: rows of history.csv}
+    metrics: dict  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}, as in the run's summary
+    histories: dict  # {fold: a row per epoch}
     log: list  # {time, level, event, key: text} of each line
+
+    @property
+    def rows(self):
+        return self.results.rows
+
+    @property
+    def scans(self):
+        """Rows of the scans, where the rows are slices of scans."""
+        return self.results.scans
+
+    @property
+    def units(self):
+        """The rows that count: scans, where the rows are slices of scans."""
+        return self.scans or self.rows
 
     @property
     def headline(self):
         return self.task.select
 
     @property
-    def pretrains(self):
-        """Whether its rows are validation cases: a pretraining has no test part."""
-        return self.config.task.pretrains
-
-    @property
     def cases(self):
         """What its rows are, in words."""
-        return "validation cases" if self.pretrains else "test cases" if len(self.splits) == 1 else "out-of-fold cases"
-
-    def with_interval(self, metric):
-        """(value, low, high) over all out-of-fold cases; NaN limits where no interval was computed."""
-        facts = self.metrics[metric]
-        return facts["pooled"], facts.get("pooled_low", math.nan), facts.get("pooled_high", math.nan)
+        if self.task.pretrains:  # nothing is tested
+            return "validation cases"
+        return "test cases" if len(self.splits) == 1 else "out-of-fold cases"
 
     @property
     def complete(self):
         return len(self.finished) == len(self.splits)
+
+    def fold(self, number):
+        """The FoldFolder of a fold."""
+        return self.folder.fold(number)
+
+    def value(self, metric):
+        """A metric over all out-of-fold cases."""
+        return self.metrics[metric]["pooled"]
+
+    def with_interval(self, metric):
+        """(value, low, high) over all out-of-fold cases; NaN limits where no interval was computed."""
+        return self.value(metric), *(self.metrics[metric].get(f"pooled_{end}", math.nan) for end in ("low", "high"))
 
     def best_row(self, fold):
         """The history row of the selected epoch; None before one."""
         return selection.best_row(self.task, self.histories[fold])
 
 
-def read(folder):
-    """The Run in a folder. Its numbers are summary.json's; while that lacks a finished fold they are computed anew."""
-    if not os.path.exists(os.path.join(folder, "config.yaml")):
-        raise UserError(f"{folder}: got no config.yaml in it, wanted the folder of a run, <output>/<name>")
-    if not os.path.exists(os.path.join(folder, "splits.json")):
-        raise UserError(f"{folder}: got no splits.json in it, so the run has not begun: wait until its first fold does")
-    config = config_module.load(os.path.join(folder, "config.yaml"))
-    task = tasks.build(config)
-    recorded = files.read_json(os.path.join(folder, "splits.json"), "cases", "folds")
-    splits = recorded["folds"]
-    classes = tasks.coverage.class_names(recorded["cases"]) if isinstance(task, tasks.Classification) else []
-    numbers = range(1, len(splits) + 1)
-    finished = [n for n in numbers if os.path.exists(_in_fold(folder, n, "results.csv"))]
-    rows = [row for n in finished for row in files.read_numbers(_in_fold(folder, n, "predictions.csv"))]
-    volumes = [path for n in finished if os.path.exists(path := _in_fold(folder, n, "predictions_volumes.csv"))]
-    volumes = [row for path in volumes for row in files.read_numbers(path)]
-    metrics = _metrics(folder, config, task, finished, rows, volumes)
-    rows.sort(key=lambda row: row["id"])
-    volumes.sort(key=lambda row: row["id"])
-    fold_scores = []
-    for n in finished:
-        scores = {row["metric"]: row["value"] for row in files.read_numbers(_in_fold(folder, n, "results.csv"))}
-        fold_scores.append({"fold": n, "cases": len(splits[n - 1][config.task.tested_part]), **scores})
-    histories = {n: _in_fold(folder, n, "history.csv") for n in numbers}
-    histories = {n: files.read_numbers(path) for n, path in histories.items() if os.path.exists(path)}
+def read(path):
+    """The Run in a folder. Its numbers are the summary's; while that lacks a finished fold they are computed anew."""
+    folder = RunFolder(path)
+    folder.check_begun()
+    config, recorded = folder.config(), folder.recorded()
+    task, splits = build(config), recorded["folds"]
+    finished, results = folder.finished(), folder.results()
+    tested = {number: len(splits[number - 1][task.tested_part()]) for number in finished}
+    histories = {fold.number: fold.history() for fold in folder.all_folds()}
     return Run(
-        folder,
-        config,
-        task,
-        splits,
-        classes,
-        finished,
-        rows,
-        volumes,
-        fold_scores,
-        metrics,
-        histories,
-        read_log(folder),
+        folder=folder,
+        config=config,
+        task=task,
+        splits=splits,
+        classes=task.class_names(recorded["cases"]),
+        finished=finished,
+        results=Results(*(sorted(part, key=lambda row: row["id"]) for part in (results.rows, results.scans))),
+        fold_scores=[{"fold": n, "cases": cases, **folder.fold(n).scores()} for n, cases in tested.items()],
+        metrics=_metrics(folder, config, task, finished, results),
+        histories={number: history for number, history in histories.items() if history},
+        log=read_log(folder.log_path),
     )
 
 
-def _in_fold(folder, number, name):
-    return os.path.join(folder, f"fold_{number}", name)
-
-
-def _metrics(folder, config, task, finished, rows, volumes):
-    """rows: in the order of the folds, as the summary's resamples take them."""
-    path = os.path.join(folder, "summary.json")
-    if os.path.exists(path):
-        summary = files.read_json(path, "folds_done", "metrics")
-        if summary["folds_done"] == finished:
-            return {
-                name: {key: _number(value) for key, value in row.items()} for name, row in summary["metrics"].items()
-            }
-    if not rows:
+def _metrics(folder, config, task, finished, results):
+    """results: in the order of the folds, as the summary's resamples take them."""
+    summary = folder.summary()
+    if summary is not None and summary["folds_done"] == finished:
+        metrics = summary["metrics"].items()
+        return {name: {key: _number(value) for key, value in facts.items()} for name, facts in metrics}
+    if not results.rows:
         return {}
-    of_scans = {"volumes": volumes} if volumes else {}
-    intervals = task.intervals(rows, config.eval.bootstrap, config.seed, **of_scans) if config.eval.bootstrap else {}
-    if config.task.pretrains:  # also scored on features, which no table holds
-        scores = {
-            row["metric"]: row["value"] for row in files.read_numbers(_in_fold(folder, finished[0], "results.csv"))
-        }
-    else:
-        scores = task.score(rows, **of_scans)
-    found = {name: {"pooled": float(value), "cases": len(rows)} for name, value in scores.items()}
+    intervals = task.intervals(results, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
+    # a pretraining is also scored on features, which no table holds
+    scores = folder.fold(finished[0]).scores() if task.pretrains else task.score(results)
+    found = {name: {"pooled": float(value), "cases": len(results.rows)} for name, value in scores.items()}
     for name, interval in intervals.items():
         found[name].update(pooled_low=interval.low, pooled_high=interval.high)
     return found
 
 
 def _number(value):
-    """Of summary.json: null is undefined, "inf" infinite."""
+    """The number in a summary, where null stands for an undefined one and "inf" for an infinite one."""
     return math.nan if value is None else float(value)
 
 
@@ -137,9 +125,8 @@ def _number(value):
 _PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
 
 
-def read_log(folder):
-    """Events of log.txt; [] without one."""
-    path = os.path.join(folder, "log.txt")
+def read_log(path):
+    """The events of a log; [] without one."""
     if not os.path.exists(path):
         return []
     events = []
@@ -162,25 +149,16 @@ def started(log):
 
 
 def duration_s(log):
-    """Seconds that the run has taken: from each start to the last line before the next one."""
-    total, start, last = 0.0, None, None
-    for event in log:
-        time = datetime.datetime.fromisoformat(event["time"])
-        if event["event"] == "run" or start is None:
-            total += (last - start).total_seconds() if start is not None else 0.0
-            start = time
-        last = time
-    return total + (last - start).total_seconds() if start is not None else math.nan
+    """Seconds that the run has taken: from each start to the last line before the next one; NaN without lines."""
+    times = [datetime.datetime.fromisoformat(event["time"]) for event in log]
+    spent = [b - a for a, b, event in zip(times, times[1:], log[1:]) if event["event"] != "run"]
+    return sum(spent, datetime.timedelta()).total_seconds() if log else math.nan
 
 
 def data_wait(log, fold):
-    """Share of a fold's training steps that was spent waiting for data; NaN before its first `train` line."""
-    waited = total = 0.0
-    previous = 0
-    for event in log:
-        if event["event"] == "train" and event.get("fold") == str(fold):
-            steps = max(int(event["step"]) - previous, 1)  # a line averages over the steps since the one before
-            previous = int(event["step"])
-            waited += steps * float(event["data_s"])
-            total += steps * float(event["step_s"])
+    """The share of a fold's training steps that was spent waiting for data; NaN before its first `train` line."""
+    lines = [event for event in log if event["event"] == "train" and event.get("fold") == str(fold)]
+    ends = [0, *(int(line["step"]) for line in lines)]
+    steps = [max(b - a, 1) for a, b in zip(ends, ends[1:])]  # a line averages over the steps since the one before
+    waited, total = (sum(n * float(line[key]) for n, line in zip(steps, lines)) for key in ("data_s", "step_s"))
     return waited / total if total else math.nan

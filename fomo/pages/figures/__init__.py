@@ -1,8 +1,9 @@
 """Plots as inline SVG, by matplotlib, which is optional: `available()` says whether it is there.
 
-- `panel`: what every plot has, one way to draw each thing that several show; `training`: curves over epochs
-- `classification`, `multilabel`, `regression`, `segmentation`: the plots of the view of that name
-- `comparison`: one run over another
+- `panel`: what every plot has, and what several of them draw
+- `probabilities`: ROC, precision and recall, calibration, of one label and of many
+- `numbers`: predicted over true numbers, their errors, one run over another; `agreement`: overlap, distances, volumes
+- `epochs`: the course of a training
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """One plot: a small panel that is legible at its own size, so that the page can stack them on a narrow screen.
 
-Colours: Okabe and Ito's, which colour-blind readers tell apart; a second mark (dash, marker) goes with each.
+The colours are Okabe and Ito's, which colour-blind readers tell apart; a second mark (dash, marker) goes with each.
 """
 
 import io
@@ -17,7 +17,7 @@ _RASTER_FROM = 3000  # points: above it they are drawn as pixels, which keeps th
 
 
 def panel(draw, alt, width=3.7, height=3.05):
-    """Html of the SVG that `draw(axes)` fills; alt: what it shows, for those who cannot see it."""
+    """The Html of an SVG that `draw(axes)` fills. alt: what it shows, for those who cannot see it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -71,25 +71,25 @@ _RC = {
 # ------------------------------------------------------------------------------- what several plots show
 
 
+def diagonal(axes, legend, ends=(0, 1)):
+    """The line on which both axes have the same value."""
+    axes.plot(ends, ends, "--", color=GREY, linewidth=1, label=legend)
+
+
 def identity(axes, *values, legend="identity"):
-    """The line on which both axes have the same value, and room for all `values` on both."""
+    """The diagonal, and room for all `values` on both axes."""
     both = np.concatenate(values)
     low, high = float(np.nanmin(both)), float(np.nanmax(both))
     pad = 0.04 * (high - low or 1)
     ends = low - pad, high + pad
-    axes.plot(ends, ends, "--", color=GREY, linewidth=1, label=legend)
+    diagonal(axes, legend, ends)
     axes.set(xlim=ends, ylim=ends)
 
 
 def points(axes, x, y, colour=BLUE, marker="o", **options):
     """Marks that are still told apart when there are many."""
-    few = len(x) <= 200
-    look = {
-        "s": 17 if few else 8.5,
-        "alpha": 0.75 if few else 0.5,
-        "linewidths": 0,
-        "rasterized": len(x) > _RASTER_FROM,
-    }
+    size, alpha = (17, 0.75) if len(x) <= 200 else (8.5, 0.5)
+    look = {"s": size, "alpha": alpha, "linewidths": 0, "rasterized": len(x) > _RASTER_FROM}
     axes.scatter(x, y, color=colour, marker=marker, **look, **options)
 
 
@@ -100,5 +100,10 @@ def histogram(axes, values, bins, limits=None):
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
+def legend_above(axes, **options):
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), **options)
+
+
 def unit_square(axes, xlabel, ylabel):
+    """Axes of two shares."""
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel)

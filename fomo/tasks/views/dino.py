@@ -4,27 +4,30 @@ import math
 import os
 
 from ...pages import page, pictures
-from ...pages.figures.training import curves
-from ...pages.page import number, tag
+from ...pages.figures.epochs import curves
+from ...pages.page import number
 from ...space import patches
 from .classification import against_chance
-from .view import View
+from .view import View, read_arrays
 
 _NEAR = 0.01  # of the largest entropy
 
 
 def _verdict(run):
-    """By the selected epoch's entropy of the teacher: the largest means that all outputs are alike, 0 that one has won."""
+    collapse = _collapse(run)
     if "probe_auroc" not in run.metrics:
-        return _collapse(run)
-    value = number(run.metrics["probe_auroc"]["pooled"], 3)
-    return f"{_collapse(run)} Linear probe on frozen features, AUROC {value}: {against_chance(*run.with_interval('probe_auroc'))}"
+        return collapse
+    value = number(run.value("probe_auroc"), 3)
+    chance = against_chance(*run.with_interval("probe_auroc"))
+    return f"{collapse} Linear probe on frozen features, AUROC {value}: {chance}"
 
 
 def _collapse(run):
+    """The teacher's entropy at the selected epoch: the largest means that all outputs are alike, 0 that one has won."""
     largest = math.log(run.config.task.out_dim)
-    entropy = run.metrics["teacher_entropy"]["pooled"]
-    found = f"the teacher's entropy is {number(entropy, 3)}, between 0 and ln({run.config.task.out_dim}) = {number(largest, 3)}"
+    entropy = run.value("teacher_entropy")
+    limits = f"between 0 and ln({run.config.task.out_dim}) = {number(largest, 3)}"
+    found = f"the teacher's entropy is {number(entropy, 3)}, {limits}"
     if entropy > (1 - _NEAR) * largest:
         return f"Collapsed to equal outputs: {found}."
     if entropy < _NEAR * largest:
@@ -36,13 +39,10 @@ def _curves(run, options):
     """The collapse curves and the probes, as far as the history has them."""
     rows = next(iter(run.histories.values()))
     largest = math.log(run.config.task.out_dim), f"ln({run.config.task.out_dim}): all outputs equal"
+    spread = "Spread of the teacher's answers over the cases; near 0 all cases look the same to it."
     wanted = {
         "teacher_entropy": (largest, (0, 1.1 * largest[0]), "Near the line or near 0 the teacher has collapsed."),
-        "teacher_std": (
-            None,
-            (0, 1),
-            "Spread of the teacher's answers over the cases; near 0 all cases look the same to it.",
-        ),
+        "teacher_std": (None, (0, 1), spread),
         "probe_auroc": ((0.5, "chance"), None, "A linear probe on frozen features of the labelled cases."),
         "knn_auroc": ((0.5, "chance"), None, "Votes of the nearest neighbours among the labelled cases."),
     }
@@ -56,25 +56,24 @@ def _curves(run, options):
 
 
 def _pictures(run, listed):
-    """From fold_1/neighbours.npz, as tasks/dino.py writes it: ids (N, 1 + M) of the query and its neighbours, their slices
-    queries (N, A, B) and neighbours (N, M, A, B), similarity (N, M)."""
-    path = os.path.join(run.folder, "fold_1", "neighbours.npz")
+    """From what tasks/dino.py stores: ids (N, 1 + M) of a query and its neighbours, queries (N, A, B), neighbours
+    (N, M, A, B), similarity (N, M).
+    """
+    path = run.fold(1).neighbours
     if not os.path.exists(path):
         return [page.note("The run has stored no neighbours.")]
-    stored = pictures.arrays(path)
+    stored = read_arrays(path)
     spacing = pictures.in_plane(run.config.data.spacing_mm, patches.thinnest(run.config.data.patch))
     found = []
     for i, (query, *names) in enumerate(stored["ids"]):
-        near = [f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, stored["similarity"][i].tolist())]
+        near = ", ".join(
+            f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, stored["similarity"][i].tolist())
+        )
         row = [stored["queries"][i], *stored["neighbours"][i]]
-        picture = pictures.mosaic([row], [spacing], f"{query} and the cases that are most like it: {', '.join(near)}")
-        found.append(tag("figure", [picture, tag("figcaption", [tag("b", str(query)), f" {', '.join(near)}"])]))
-    return [
-        page.note(
-            "On the left a case, beside it the validation cases nearest to it, with the cosine of their features."
-        ),
-        page.grid(found, "grid wide"),
-    ]
+        picture = pictures.mosaic([row], [spacing], f"{query} and the cases that are most like it: {near}")
+        found.append(page.figure(picture, str(query), near))
+    what = "On the left a case, beside it the validation cases nearest to it, with the cosine of their features."
+    return [page.note(what), page.grid(found, "grid wide")]
 
 
 VIEW = View(title="Nearest neighbours", verdict=_verdict, curves=_curves, pictures=_pictures)

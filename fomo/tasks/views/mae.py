@@ -3,8 +3,8 @@
 import os
 
 from ...pages import page, pictures
-from ...pages.page import number, tag
-from .view import View
+from ...pages.page import number
+from .view import View, read_arrays
 
 _SHOWN = 4  # cases
 _KINDS = (("original", "original"), ("masked", "what the network saw"), ("reconstructed", "reconstructed"))
@@ -20,36 +20,24 @@ def _since_the_first_epoch(run):
 
 
 def _pictures(run, listed):
-    """From fold_K/reconstructions/ID.npz: original_0 .. 2, masked_0 .. 2, reconstructed_0 .. 2, planes across each axis."""
-    stored = {row["id"]: path for row in run.rows if os.path.exists(path := _path(run, row))}
-    if not stored:
+    stored = [(row, run.fold(row["fold"]).reconstruction(row["id"])) for row in run.rows]
+    ranked = sorted((pair for pair in stored if os.path.exists(pair[1])), key=lambda pair: pair[0]["loss"])
+    if not ranked:
         return [page.note("The run has stored no reconstructions.")]
-    ranked = sorted((row for row in run.rows if row["id"] in stored), key=lambda row: row["loss"])
-    at = range(min(_SHOWN, len(ranked)))  # evenly from the best to the worst
-    shown = [ranked[round(i * (len(ranked) - 1) / max(1, len(at) - 1))] for i in at]
-    found = [_picture(row, stored[row["id"]], run.config.data.spacing_mm) for row in shown]
+    count = min(_SHOWN, len(ranked))  # evenly from the best to the worst
+    shown = [ranked[round(i * (len(ranked) - 1) / max(1, count - 1))] for i in range(count)]
     columns = ", ".join(name for _, name in _KINDS)
-    return [
-        page.note(f"From left to right: {columns}; the central axial, coronal and sagittal slice. Lowest error first."),
-        page.grid(found, "grid wide"),
-    ]
+    what = f"From left to right: {columns}; the central axial, coronal and sagittal slice. Lowest error first."
+    figures = [_figure(row, read_arrays(path), run.config.data.spacing_mm) for row, path in shown]
+    return [page.note(what), page.grid(figures, "grid wide")]
 
 
-def _path(run, row):
-    return os.path.join(run.folder, f"fold_{int(row['fold'])}", "reconstructions", f"{row['id']}.npz")
-
-
-def _picture(row, path, spacing_mm):
-    planes = pictures.arrays(path)
+def _figure(row, planes, spacing_mm):
+    """planes: original_A, masked_A and reconstructed_A, across each axis A from 0 to 2."""
     rows = [[planes[f"{kind}_{axis}"] for kind, _ in _KINDS] for _, axis in pictures.PLANES]
-    alt = f"{row['id']}: original, masked and reconstructed slices"
-    return tag(
-        "figure",
-        [
-            pictures.mosaic(rows, [pictures.in_plane(spacing_mm, axis) for _, axis in pictures.PLANES], alt),
-            tag("figcaption", [tag("b", row["id"]), f" squared error {number(row['loss'], 3)}"]),
-        ],
-    )
+    spacings = [pictures.in_plane(spacing_mm, axis) for _, axis in pictures.PLANES]
+    picture = pictures.mosaic(rows, spacings, f"{row['id']}: original, masked and reconstructed slices")
+    return page.figure(picture, row["id"], f"squared error {number(row['loss'], 3)}")
 
 
 VIEW = View(

@@ -1,25 +1,41 @@
 """Classification of several targets at once, or into more than two classes: a block per target."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from ...pages import heatmaps, page
-from ...pages.case_table import finish
-from ...pages.figures.classification import calibration, roc, rocs
+from ...pages import page
+from ...pages.case_table import arrays_of, case_table
+from ...pages.figures.probabilities import calibration, roc, rocs
 from ...pages.page import number, tag
 from ..categories import columns_of
 from .classification import against_chance, confusion_table
+from .heatmaps import heatmaps
 from .view import View
 
 
+class _Target(NamedTuple):
+    name: str
+    column: str  # as it is called in the columns of a table
+    classes: list  # their names
+    counts: np.ndarray  # (K, K) cases by class and decision
+
+    def curves(self, run):
+        """[(class, is it this class, its probability)]; of two classes the second one only."""
+        (target,) = arrays_of(run.rows, f"target_{self.column}")
+        scores = arrays_of(run.rows, *(f"probability_{self.column}_{name}" for name in self.classes))
+        found = [(name, (target == k).astype(int), scores[k]) for k, name in enumerate(self.classes)]
+        return found if len(found) > 2 else found[1:]
+
+
 def _targets(run):
-    """[(name, its column, names of the classes, counts (K, K) by class and decision)]."""
-    lines = run.task.tables(run.rows)["confusion"]
+    lines = run.task.tables(run.results)["confusion"]
     found = []
     for name in run.config.task.targets:
         of_target = [line for line in lines if line["target"] == name]
         classes = list(dict.fromkeys(line["class"] for line in of_target))
         counts = np.array([line["cases"] for line in of_target]).reshape(len(classes), len(classes))
-        found.append((name, name.replace(" ", "_"), classes, counts.tolist()))
+        found.append(_Target(name, name.replace(" ", "_"), classes, counts))
     return found
 
 
@@ -29,57 +45,45 @@ def _verdict(run):
     return against_chance(*run.with_interval(run.headline), name=of)
 
 
-def _curves_of(run, column, classes):
-    """[(class, is it this class, its probability)]; of two classes the second one only."""
-    target = np.array([row[f"target_{column}"] for row in run.rows])
-    return [
-        (name, (target == k).astype(int), np.array([row[f"probability_{column}_{name}"] for row in run.rows]))
-        for k, name in enumerate(classes)
-        if len(classes) > 2 or k
-    ]
-
-
-def _table(run, name, column, classes, counts):
-    counts, rows = np.array(counts), []
-    for k, text in enumerate(classes):
-        auroc = f"{column}_auroc_{text}" if len(classes) > 2 else f"{column}_auroc"
-        right, of, decided = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
+def _table(run, target):
+    rows, cases = [], int(target.counts.sum())
+    for k, name in enumerate(target.classes):
+        auroc = f"{target.column}_auroc" + (f"_{name}" if len(target.classes) > 2 else "")
+        right, of, decided = int(target.counts[k, k]), int(target.counts[k].sum()), int(target.counts[:, k].sum())
         recall, precision = (right / count if count else float("nan") for count in (of, decided))
-        rows.append([text, of, of / counts.sum(), run.metrics[auroc]["pooled"], recall, precision])
+        rows.append([name, of, of / cases, run.value(auroc), recall, precision])
     columns = ["class", "cases", "share", "AUROC", "recall", "precision"]
-    return page.table(columns, rows, f"{name}: each class against the rest, of {int(counts.sum())} cases")
+    return page.table(columns, rows, f"{target.name}: each class against the rest, of {cases} cases")
 
 
 def _blocks(run, draw):
     parts = []
-    for name, column, classes, counts in _targets(run):
-        matrix = confusion_table(counts, classes, classes)
-        matrix = page.figure(
-            tag("div", matrix, class_="scroll"), "Confusion matrix.", "The most probable class is decided."
-        )
-        pictures = [matrix]
-        curves = _curves_of(run, column, classes)
-        if draw and all(0 < labels.sum() < len(labels) for _, labels, _ in curves):
-            if len(curves) == 1:
-                labels, scores = curves[0][1:]
-                subjects = [row["subject"] for row in run.rows]
-                drawn = roc(labels, scores, subjects, run.config.seed, run.metrics[f"{column}_auroc"]["pooled"])
-                text = f"Of the class {classes[1]}; pointwise bootstrap band over subjects."
-            else:
-                drawn, text = rocs(curves), "Each class against the rest."
-            bins = _together(curves)
-            ece = run.metrics[f"{column}_ece"]["pooled"]
-            pictures = [
-                page.figure(drawn, "ROC.", text),
-                page.figure(calibration(*bins, ece), "Calibration.", f"Of all classes together; ECE {number(ece, 3)}."),
-                matrix,
-            ]
-        parts += [tag("h3", name), _table(run, name, column, classes, counts), page.grid(pictures)]
+    for target in _targets(run):
+        matrix = tag("div", confusion_table(target.counts.tolist(), target.classes, target.classes), class_="scroll")
+        matrix = page.figure(matrix, "Confusion matrix.", "The most probable class is decided.")
+        figures = [*(_curves(run, target) if draw else []), matrix]
+        parts += [tag("h3", target.name), _table(run, target), page.grid(figures)]
     return parts
 
 
-def _together(curves):
-    return np.concatenate([labels for _, labels, _ in curves]), np.concatenate([scores for _, _, scores in curves])
+def _curves(run, target):
+    """ROC and calibration; [] where a class is that of no case, or of all."""
+    curves = target.curves(run)
+    if not all(0 < labels.sum() < len(labels) for _, labels, _ in curves):
+        return []
+    names, labels, scores = (list(part) for part in zip(*curves))
+    if len(curves) == 1:
+        subjects, auroc = [row["subject"] for row in run.rows], run.value(f"{target.column}_auroc")
+        drawn = roc(labels[0], scores[0], subjects, run.config.seed, auroc)
+        text = f"Of the class {names[0]}; pointwise bootstrap band over subjects."
+    else:
+        drawn, text = rocs(curves), "Each class against the rest."
+    ece = run.value(f"{target.column}_ece")
+    all_classes = f"Of all classes together; ECE {number(ece, 3)}."
+    return [
+        page.figure(drawn, "ROC.", text),
+        page.figure(calibration(*map(np.concatenate, (labels, scores)), ece), "Calibration.", all_classes),
+    ]
 
 
 def cases(run):
@@ -91,11 +95,10 @@ def cases(run):
             target, decision = int(row[f"target_{column}"]), int(row[f"decision_{column}"])
             values += [classes[target], classes[decision], row[f"probability_{column}_{classes[target]}"]]
             wrong += [name] if target != decision else []
-        found.append(
-            (row, values, f"wrong: {', '.join(wrong)}" if wrong and len(targets) > 1 else "wrong" if wrong else "")
-        )
-    titles = [f"{name}{what}" for name, _, _, _ in targets for what in ("", ", decided", ", of the true class")]
-    return finish(["loss", *titles], found)
+        warning = "wrong" if wrong else ""
+        found.append((row, values, f"wrong: {', '.join(wrong)}" if wrong and len(targets) > 1 else warning))
+    titles = [f"{target.name}{what}" for target in targets for what in ("", ", decided", ", of the true class")]
+    return case_table(["loss", *titles], found)
 
 
 def _columns(row, kind):
@@ -103,7 +106,7 @@ def _columns(row, kind):
 
 
 def _squared_error(row):
-    """Over the classes, the mean over the targets: unlike the loss it does not depend on how a run weighs the classes."""
+    """Summed over the classes, the mean over the targets: unlike the loss it does not depend on class weights."""
     errors, columns = [], list(row)
     for target in _columns(row, "target"):
         name = target.removeprefix("target_")
@@ -119,18 +122,14 @@ def _share_right(row):
 
 def _ranked(run):
     """Of the targets with two classes; more have no DeLong test."""
-    return {
-        f"{column}_auroc": _curves_of(run, column, classes)[0][1:]
-        for _, column, classes, _ in _targets(run)
-        if len(classes) == 2
-    }
+    return {f"{target.column}_auroc": target.curves(run)[0][1:] for target in _targets(run) if len(target.classes) == 2}
 
 
 VIEW = View(
     title="Targets",
     verdict=_verdict,
     tables=lambda run: _blocks(run, draw=False),
-    pictures=lambda run, listed: [*_blocks(run, draw=True), *heatmaps.heatmaps(run)],
+    pictures=lambda run, listed: [*_blocks(run, draw=True), *heatmaps(run)],
     cases=cases,
     truth=lambda row: [row[name] for name in _columns(row, "target")],
     per_case={

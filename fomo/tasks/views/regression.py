@@ -5,36 +5,29 @@ import math
 import numpy as np
 
 from ... import metrics
+from ...data import sources
 from ...pages import page
-from ...pages.case_table import columns_of, finish, outliers
-from ...pages.figures.regression import error_histogram, line, predicted_over_true, residuals
+from ...pages.case_table import arrays_of, case_table, outliers
+from ...pages.figures.numbers import error_histogram, line, predicted_over_true, residuals
 from ...pages.page import number
 from .view import View
 
-_TARGETS = {"fomo3": "age (years)", "phantom": "age (years)"}  # of data.source
-
-
-def _target(run):
-    """What is predicted, with its unit where the data set gives it."""
-    return _TARGETS.get(run.config.data.source, "value")
-
 
 def _unit(run):
-    return " (years)" if "years" in _target(run) else ""
+    _, unit = sources.of(run.config.data).number
+    return f" ({unit})" if unit else ""
 
 
 def _against_the_mean(run):
-    targets, predictions, means = columns_of(run.rows, "target", "prediction", "training_mean")
-    of_the_mean = run.metrics["mae_of_the_mean"]["pooled"]
-    baseline = f"predicting the mean of the training cases for everyone (MAE {number(of_the_mean, 3)})"
-    gain = np.abs(means - targets) - np.abs(predictions - targets)
-    if not run.config.eval.bootstrap or len(run.rows) < 2:
+    targets, predictions, means = arrays_of(run.rows, "target", "prediction", "training_mean")
+    of_the_mean = number(run.value("mae_of_the_mean"), 3)
+    baseline = f"predicting the mean of the training cases for everyone (MAE {of_the_mean})"
+    gain, resamples = np.abs(means - targets) - np.abs(predictions - targets), run.config.eval.bootstrap
+    if not resamples or len(run.rows) < 2:
         change = f"{number(abs(gain.mean()), 3)} {'smaller' if gain.mean() > 0 else 'larger'}"
         return f"Against {baseline} the error is {change}; no interval was computed."
     subjects = [row["subject"] for row in run.rows]
-    found = metrics.bootstrap_ci(
-        np.mean, gain, resamples=run.config.eval.bootstrap, seed=run.config.seed, groups=subjects
-    )
+    found = metrics.bootstrap_ci(np.mean, gain, resamples=resamples, seed=run.config.seed, groups=subjects)
     if found.low > 0:
         limits = page.interval(found.low, found.high, 3)
         return f"Better than {baseline}: the error is {number(found.value, 3)} smaller (95% interval {limits})."
@@ -45,42 +38,39 @@ def _against_the_mean(run):
 
 
 def _pictures(run, listed):
-    targets, predictions = columns_of(run.rows, "target", "prediction")
-    unit = _target(run)
-    short = "years" if "years" in unit else "target's unit"
+    targets, predictions = arrays_of(run.rows, "target", "prediction")
+    name, unit = sources.of(run.config.data).number
+    name, short = name + _unit(run), unit or "target's unit"
     series = [("predicted", predictions)]
     if all(math.isfinite(row.get("corrected", math.nan)) for row in run.rows):
-        series.append(("bias-corrected", columns_of(run.rows, "corrected")[0]))
+        series.append(("bias-corrected", *arrays_of(run.rows, "corrected")))
     slopes = [(legend, line(targets, values - targets)[0]) for legend, values in series]
-    text = "; ".join(f"{legend} {number(slope, 2)}" for legend, slope in slopes)
-    pictures = [
-        page.figure(
-            predicted_over_true(targets, series, unit), "Predicted over true.", "Above the line: predicted too high."
-        ),
-        page.figure(
-            residuals(targets, series, unit, short),
-            "Error over true value.",
-            f"A falling line is the pull towards the mean. Slope: {text}.",
-        ),
+    slopes = "; ".join(f"{legend} {number(slope, 2)}" for legend, slope in slopes)
+    falling = f"A falling line is the pull towards the mean. Slope: {slopes}."
+    identity = predicted_over_true(targets, series, name)
+    figures = [
+        page.figure(identity, "Predicted over true.", "Above the line: predicted too high."),
+        page.figure(residuals(targets, series, name, short), "Error over true value.", falling),
         page.figure(error_histogram(predictions - targets, short), "Errors.", "Before bias correction."),
     ]
-    return [page.grid(pictures)]
+    return [page.grid(figures)]
 
 
 def cases(rows):
     """By the absolute error."""
-    errors = [abs(row["prediction"] - row["target"]) for row in rows]
-    flagged = {row["id"] for row, flag in zip(rows, outliers(errors)) if flag}
-    ranked = sorted(rows, key=lambda row: -abs(row["prediction"] - row["target"]))
+    errors = [row["prediction"] - row["target"] for row in rows]
+    flags = outliers(np.abs(errors))
     corrected = any("corrected" in row for row in rows)
     found = []
-    for row in ranked:
-        error = row["prediction"] - row["target"]
+    for row, error, flag in sorted(zip(rows, errors, flags), key=lambda one: -abs(one[1])):
         values = [row["target"], row["prediction"], error, abs(error)]
         values += [row.get("corrected", math.nan)] if corrected else []
-        found.append((row, values, "outlier" if row["id"] in flagged else ""))
-    columns = ["true", "predicted", "error", "absolute error"] + (["corrected"] if corrected else [])
-    return finish(columns, found)
+        found.append((row, values, "outlier" if flag else ""))
+    return case_table(["true", "predicted", "error", "absolute error", *["corrected"] * corrected], found)
+
+
+def _absolute_error(row, column="prediction"):
+    return abs(row.get(column, math.nan) - row["target"])
 
 
 VIEW = View(
@@ -89,12 +79,8 @@ VIEW = View(
     pictures=_pictures,
     cases=lambda run: cases(run.rows),
     per_case={
-        "mae": (lambda row: abs(row["prediction"] - row["target"]), False, "absolute error"),
+        "mae": (_absolute_error, False, "absolute error"),
         "mse": (lambda row: (row["prediction"] - row["target"]) ** 2, False, "squared error"),
-        "corrected_mae": (
-            lambda row: abs(row.get("corrected", math.nan) - row["target"]),
-            False,
-            "corrected absolute error",
-        ),
+        "corrected_mae": (lambda row: _absolute_error(row, "corrected"), False, "corrected absolute error"),
     },
 )

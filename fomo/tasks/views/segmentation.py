@@ -8,9 +8,10 @@ import numpy as np
 
 from ...config import UserError
 from ...data import sources
+from ...data.cases import read_volume
 from ...pages import page, pictures
-from ...pages.case_table import columns_of, finish, outliers
-from ...pages.figures.segmentation import distribution, volumes
+from ...pages.case_table import arrays_of, case_table, outliers
+from ...pages.figures.agreement import distribution, volumes
 from ...pages.page import number, tag
 from ...space import volume
 from .view import View
@@ -26,105 +27,118 @@ def _against_nothing(run):
 
 
 def _notes(run):
+    reasons = {
+        "hd95_infinite": "one mask is empty, so the distance is infinite",
+        "dice_undefined": "both masks are empty, so the overlap is undefined",
+    }
     found = []
-    for name, why in (
-        ("hd95_infinite", "one mask is empty, so the distance is infinite"),
-        ("dice_undefined", "both masks are empty, so the overlap is undefined"),
-    ):
+    for name, why in reasons.items():
         if name in run.metrics:
-            metric, count = page.label(name.rpartition("_")[0]), number(run.metrics[name]["pooled"])
+            metric, count = page.label(name.rpartition("_")[0]), number(run.value(name))
             found.append(f"{metric} leaves out {count} of {len(run.rows)} cases: {why}.")
     return found
 
 
+# ------------------------------------------------------------------------------------------- pictures
+
+
 def _pictures(run, listed):
-    dice, hd95, reference, predicted = columns_of(run.rows, "dice", "hd95", "reference_voxels", "predicted_voxels")
-    millilitres, unit = _voxel_ml(run)
-    lost = int(np.isinf(hd95).sum())
-    pictures = [
-        page.figure(
-            distribution(dice, "Dice", "", run.metrics["dice"]["pooled"]),
-            "Dice of each case.",
-            f"{int(np.isnan(dice).sum())} of {len(dice)} cases undefined (both masks empty).",
-        ),
-        page.figure(
-            distribution(hd95, "HD95", "mm", run.metrics["hd95"]["pooled"]),
-            "HD95 of each case.",
-            f"{lost} of {len(hd95)} cases infinite (one mask empty), not drawn.",
-        ),
-        page.figure(
-            volumes(reference * millilitres, predicted * millilitres, unit),
-            "Volume.",
-            "Crosses: one of the masks is empty; drawn on the axis.",
-        ),
+    dice, hd95, reference, predicted = arrays_of(run.rows, "dice", "hd95", "reference_voxels", "predicted_voxels")
+    voxel_ml, unit = _voxel_ml(run)
+    undefined = f"{np.isnan(dice).sum()} of {len(dice)} cases undefined (both masks empty)."
+    infinite = f"{np.isinf(hd95).sum()} of {len(hd95)} cases infinite (one mask empty), not drawn."
+    sizes = volumes(reference * voxel_ml, predicted * voxel_ml, unit)
+    figures = [
+        page.figure(distribution(dice, "Dice", "", run.value("dice")), "Dice of each case.", undefined),
+        page.figure(distribution(hd95, "HD95", "mm", run.value("hd95")), "HD95 of each case.", infinite),
+        page.figure(sizes, "Volume.", "Crosses: one of the masks is empty; drawn on the axis."),
     ]
-    return [page.grid(pictures), tag("h3", "Best, median and worst case"), *_case_pictures(run, listed)]
+    return [page.grid(figures), tag("h3", "Best, median and worst case"), *_case_pictures(run, listed)]
+
+
+def _mask_path(run, row):
+    return run.fold(row["fold"]).mask(row["id"])
 
 
 def _voxel_ml(run):
     """((n,) millilitres of a voxel, "ml"), from the masks' headers; (ones, "voxels") where the masks are gone."""
-    paths = [pictures.mask_path(run.folder, row) for row in run.rows]
-    if not all(os.path.exists(path) for path in paths):
+    paths = [_mask_path(run, row) for row in run.rows]
+    if not all(map(os.path.exists, paths)):
         return np.ones(len(paths)), "voxels"
     return np.array([math.prod(volume.spacing(nibabel.load(path).affine)) / 1000 for path in paths]), "ml"
 
 
 def _case_pictures(run, listed):
-    picks = pictures.chosen(run.rows)
+    picks = chosen(run.rows)
     if not picks:
         return [page.note("No finished case has anything to find.")]
     try:
-        if listed is None:
-            listed = sources.list_cases(run.config.data, run.config.task)
+        listed = listed or sources.list_cases(run.config.data, run.task.wanted(run.config.task))
         by_id = {case.id: case for case in listed}
         gone = [row["id"] for _, row in picks if row["id"] not in by_id]
         if gone:
             raise UserError(f"{run.config.data.root}: the cases {', '.join(gone)} are not there any more")
-        shown = [
-            (
-                name,
-                row,
-                pictures.planes(by_id[row["id"]], run.config.data.channels, pictures.mask_path(run.folder, row)),
-            )
-            for name, row in picks
-        ]
+        channels = run.config.data.channels
+        shown = [(name, row, planes(by_id[row["id"]], channels, _mask_path(run, row))) for name, row in picks]
     except (UserError, ValueError) as error:
         return [page.note(f"The images cannot be shown: {error}")]
-    items = []
-    for name, colour, style in pictures.LEGEND:
-        swatch = tag("i", style=f"border-top:3px {style} {colour}")
-        items.append(tag("li", [swatch, name]))
-    parts = [
-        tag("ul", items, class_="legend dark"),
-        page.note("In each plane the slice with most of the reference; the patient's right is on the right."),
-    ]
-    for name, row, (channel, planes) in shown:
+    lines = [(name, f"border-top:3px {style} {colour}") for name, colour, style in pictures.LEGEND]
+    what = "In each plane the slice with most of the reference; the patient's right is on the right."
+    parts = [page.legend(lines, "legend dark"), page.note(what)]
+    for name, row, (channel, found) in shown:
         values = f"Dice {number(row['dice'], 3)}, HD95 {number(row['hd95'], 3)} mm, {channel}"
         parts.append(tag("p", [tag("b", f"{name.capitalize()}: {row['id']}"), f" · {values}"]))
-        parts.append(
-            page.grid([tag("figure", [picture, tag("figcaption", plane)]) for plane, picture in planes], "planes")
-        )
+        figures = [tag("figure", [picture, tag("figcaption", plane)]) for plane, picture in found]
+        parts.append(page.grid(figures, "planes"))
     return parts
 
 
+def chosen(rows):
+    """[(name, row)]: best, median and worst Dice of the cases whose reference is not empty."""
+    ranked = sorted((row for row in rows if row["reference_voxels"] > 0), key=lambda row: row["dice"])
+    if not ranked:
+        return []
+    picks = [("best", ranked[-1]), ("worst", ranked[0]), ("median", ranked[(len(ranked) - 1) // 2])][: len(ranked)]
+    return sorted(picks, key=lambda pick: -pick[1]["dice"])
+
+
+def planes(case, channels, mask_path):
+    """(channel, `pictures.outlined` of it) of a Case and the predicted mask, read from their files.
+
+    The channel is the one in which the lesion stands out most. Raises ValueError for unreadable or missing files.
+    """
+    predicted, affine = volume.read_nifti(mask_path)
+    reference, *images = (read_volume(source, like=affine)[0] for source in (case.mask, *case.images))
+    channel = int(np.argmax([_contrast(image, reference > 0) for image in images]))
+    image, ras_affine = volume.to_ras(images[channel], affine)
+    masks = (volume.to_ras(mask, affine)[0] > 0 for mask in (reference, predicted))
+    return channels[channel], pictures.outlined(image, *masks, volume.spacing(ras_affine), case.id)
+
+
+def _contrast(image, lesion):
+    """Distance of the lesion's mean from the rest's, in the rest's standard deviations."""
+    rest = image[(image != 0) & ~lesion]
+    if not lesion.any() or len(rest) < 2 or not rest.std():
+        return 0.0
+    return float(abs(image[lesion].mean() - rest.mean()) / rest.std())
+
+
+# ---------------------------------------------------------------------------------------------- cases
+
 _SHOWN = ("dice", "surface_dice", "hd95", "average_surface_distance", "sensitivity", "precision")
+_COUNTS = ("reference_voxels", "predicted_voxels", "lesions_missed", "lesions_false")
 
 
 def cases(rows):
     """By Dice; an undefined one is a rightly empty mask, so it goes last."""
     flagged = {row["id"] for row, flag in zip(rows, outliers([row["hd95"] for row in rows])) if flag}
     ranked = sorted(rows, key=lambda row: (math.isnan(row["dice"]), row["dice"], -row["reference_voxels"]))
-    others = {
-        "reference_voxels": "reference voxels",
-        "predicted_voxels": "predicted voxels",
-        "lesions_missed": "lesions missed",
-        "lesions_false": "false lesions",
-    }
-    found = []
-    for row in ranked:
-        values = [row[name] for name in (*_SHOWN, *others)]
-        found.append((row, values, "; ".join(_warnings(row, row["id"] in flagged))))
-    return finish([*map(page.label, _SHOWN), *others.values()], found)
+    lines = [
+        (row, [row[name] for name in _SHOWN + _COUNTS], "; ".join(_warnings(row, row["id"] in flagged)))
+        for row in ranked
+    ]
+    counted = ("reference voxels", "predicted voxels", "lesions missed", "false lesions")
+    return case_table([*map(page.label, _SHOWN), *counted], lines)
 
 
 def _warnings(row, outlier):
@@ -137,9 +151,7 @@ def _warnings(row, outlier):
     missed = sum(value for name, value in row.items() if name.startswith("lesions_missed_")) or row["lesions_missed"]
     if missed > 0:
         warnings.append(f"{number(missed)} missed lesion{'s' if missed != 1 else ''}")
-    if outlier:
-        warnings.append("outlier by HD95")
-    return warnings
+    return warnings + ["outlier by HD95"] * outlier
 
 
 VIEW = View(

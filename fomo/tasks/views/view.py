@@ -1,40 +1,51 @@
-"""What a task can show of its runs; the defaults are the plain view, which needs no more than rows with a loss."""
+"""What the report shows of a task's runs; the defaults are the plain view, which needs rows with a loss and no more.
+
+`run` is always the report's Run, see report/run.py.
+"""
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from ...pages.case_table import finish
+import numpy as np
+
+from ...pages.case_table import case_table
 from ...pages.page import label
 
 
-def plain_verdict(run):
+def _plain_verdict(run):
     return "What this value means is up to the reader: no baseline is computed for this task."
 
 
-def plain_cases(run):
+def _plain_cases(run):
     """Every number in the rows, the highest loss first."""
-    rows = run.rows
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("id", "subject", "fold", "scan")))
-    ranked = sorted(rows, key=lambda row: -row["loss"]) if "loss" in names else rows
-    return finish(
-        [label(name) for name in names], [(row, [row.get(name, math.nan) for name in names], "") for row in ranked]
-    )
+    names = list(dict.fromkeys(name for row in run.rows for name in row))
+    names = [name for name in names if name not in ("id", "subject", "fold", "scan")]
+    ranked = sorted(run.rows, key=lambda row: -row["loss"])
+    return case_table(map(label, names), [(row, [row.get(name, math.nan) for name in names], "") for row in ranked])
+
+
+def _none(*given):
+    return []
 
 
 class View(NamedTuple):
     title: str = "Predictions"  # of the section with the pictures
-    verdict: Callable = plain_verdict  # run -> one plain sentence: the headline against chance, say
-    unit: Callable = lambda run: ""  # run -> of the headline's value, " (years)"
-    main: Callable = lambda metric: True  # name of a metric -> whether it stands in the first table of results
-    notes: Callable = lambda run: []  # run -> texts that the reader should know before the numbers
-    curves: Callable = (
-        lambda run, options: []
-    )  # run, keywords of figures.training.curves -> more figures of the training
-    tables: Callable = lambda run: []  # run -> parts instead of the pictures where matplotlib is missing
-    pictures: Callable = lambda run, listed: []  # run, its sources.Case list or None -> parts
-    cases: Callable = plain_cases  # run -> (columns, table rows, case ids with a warning)
-    # what tools/compare.py needs:
-    units: Callable = lambda run: run.rows  # run -> the rows that are compared
-    truth: Callable = lambda row: row.get("target")  # row -> what runs that are compared must have in common
+    verdict: Callable = _plain_verdict  # (run) -> one plain sentence: the headline against chance, say
+    unit: Callable = lambda run: ""  # (run) -> what follows the headline's name, such as " (years)"
+    main: Callable = lambda metric: True  # (name of a metric) -> whether it stands in the first table of results
+    notes: Callable = _none  # (run) -> texts that the reader should know before the numbers
+    curves: Callable = _none  # (run, keywords of figures.epochs.curves) -> more figures of the training
+    tables: Callable = _none  # (run) -> parts that take the place of the pictures where matplotlib is missing
+    pictures: Callable = _none  # (run, its Case list or None) -> parts
+    cases: Callable = _plain_cases  # (run) -> what `pages.case_table.case_table` gives
+    # what the comparison of runs needs:
+    truth: Callable = lambda row: row.get("target")  # (row) -> what must be equal in runs that are compared
     per_case: dict = {}  # {metric: (row -> value of the case, higher is better, its name in print)}; the first is drawn
-    ranked: Callable = lambda run: {}  # run -> {metric: (labels, scores)} of what DeLong's test compares
+    ranked: Callable = lambda run: {}  # (run) -> {metric: (labels of 0 and 1, scores)} of what DeLong's test compares
+
+
+def read_arrays(path):
+    """{name: array} of an .npz file of numbers and text."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}

@@ -14,8 +14,9 @@ import numpy as np
 
 from .. import metrics
 from ..config import UserError
-from ..tasks import views
 from . import run as run_module
+
+_COLUMNS = "metric first second first_value second_value difference low high p p_holm better cases left_out test"
 
 
 def compare(folders, resamples=10000, seed=0):
@@ -37,12 +38,9 @@ def compare(folders, resamples=10000, seed=0):
         rows += [{"first": first, "second": second, **row} for row in _pair(a, b, resamples, seed)]
     for row, corrected in zip(rows, holm([row["p"] for row in rows])):
         row["p_holm"] = corrected
-        second_better = (row["difference"] > 0) == row.pop("higher_is_better")
+        second_better = (row["difference"] > 0) == row["higher_is_better"]
         row["better"] = (row["second"] if second_better else row["first"]) if corrected < 0.05 else ""
-    columns = (
-        "metric first second first_value second_value difference low high p p_holm better cases left_out test".split()
-    )
-    return [{name: row[name] for name in columns} for row in rows], runs
+    return [{name: row[name] for name in _COLUMNS.split()} for row in rows], runs
 
 
 def holm(p_values):
@@ -65,68 +63,47 @@ def _distinct(by_folder):
 
 
 def _check(runs):
-    first, view = runs[0], views.of(runs[0])
-    units = view.units
-    if not view.per_case:
-        raise UserError(
-            f"{first.folder}: runs of task.type={first.config.task.type} have nothing to compare case by case"
-        )
+    first = runs[0]
+    if not first.task.view.per_case:
+        kind = first.config.task.type
+        raise UserError(f"{first.folder.path}: runs of task.type={kind} have nothing to compare case by case")
     for run in runs:
         if not run.complete:
-            raise UserError(
-                f"{run.folder}: {len(run.finished)} of {len(run.splits)} folds are finished: finish the run first"
-            )
+            done = f"{len(run.finished)} of {len(run.splits)} folds are finished"
+            raise UserError(f"{run.folder.path}: {done}: finish the run first")
         if type(run.task) is not type(first.task):
-            kinds = run.config.task.type, first.config.task.type
-            raise UserError(f"{run.folder} is a run of {kinds[0]}, {first.folder} of {kinds[1]}: wanted one task")
-        missing, extra = (
-            {row["id"] for row in units(a)} - {row["id"] for row in units(b)} for a, b in ((first, run), (run, first))
-        )
-        if missing or extra:
-            some = ", ".join(sorted(missing | extra)[:5])
-            raise UserError(
-                f"{run.folder} and {first.folder} have other cases ({len(missing)} are missing in the one, "
-                f"{len(extra)} in the other: {some}): wanted the same"
-            )
-        pairs = zip(units(run), units(first))
-        changed = [row["id"] for row, other in pairs if view.truth(row) != view.truth(other)]
-        if changed:
-            raise UserError(
-                f"{run.folder} and {first.folder} have other labels for {', '.join(changed[:5])}: wanted the same data"
-            )
+            kinds = f"is a run of {run.config.task.type}, {first.folder.path} of {first.config.task.type}"
+            raise UserError(f"{run.folder.path} {kinds}: wanted one task")
+        _check_cases(first, run)
+
+
+def _check_cases(first, run):
+    both, truth = f"{run.folder.path} and {first.folder.path} have other", first.task.view.truth
+    ids, ids_of_first = ({row["id"] for row in one.units} for one in (run, first))
+    missing, extra = ids_of_first - ids, ids - ids_of_first
+    if missing or extra:
+        counts = f"{len(missing)} are missing in the one, {len(extra)} in the other"
+        raise UserError(f"{both} cases ({counts}: {', '.join(sorted(missing | extra)[:5])}): wanted the same")
+    changed = [row["id"] for row, other in zip(run.units, first.units) if truth(row) != truth(other)]
+    if changed:
+        raise UserError(f"{both} labels for {', '.join(changed[:5])}: wanted the same data")
 
 
 def _pair(a, b, resamples, seed):
-    found, view = [], views.of(a)
-    of_b, subjects = view.ranked(b), np.array([row["subject"] for row in view.units(a)])
+    """The rows of two runs, with higher_is_better, and without what needs the other pairs."""
+    found, view = [], a.task.view
+    subjects, ranked = np.array([row["subject"] for row in a.units]), view.ranked(b)
     for metric, (labels, scores) in view.ranked(a).items():
-        result = metrics.delong_test(labels.astype(int), of_b[metric][1], scores, groups=subjects)
-        found.append(
-            {
-                "metric": metric,
-                "first_value": result.second,
-                "second_value": result.first,
-                "difference": result.difference,
-                "low": result.low,
-                "high": result.high,
-                "p": result.p,
-                "cases": len(labels),
-                "left_out": 0,
-                "test": "DeLong",
-                "higher_is_better": True,
-            }
-        )
-    for name, (value_of, higher_is_better, _) in view.per_case.items():
-        first, second = (np.array([value_of(row) for row in view.units(run)]) for run in (a, b))
+        test = metrics.delong_test(labels, ranked[metric][1], scores, groups=subjects)
+        facts = {"metric": metric, "cases": len(labels), "left_out": 0, "test": "DeLong", "higher_is_better": True}
+        values = {name: getattr(test, name) for name in ("difference", "low", "high", "p")}
+        found.append({**facts, **values, "first_value": test.second, "second_value": test.first})
+    for metric, (value_of, higher, _) in view.per_case.items():
+        first, second = (np.array([value_of(row) for row in run.units]) for run in (a, b))
         kept = np.isfinite(first) & np.isfinite(second)
-        row = {
-            "metric": name,
-            "cases": int(kept.sum()),
-            "left_out": int((~kept).sum()),
-            "test": "permutation",
-            "higher_is_better": higher_is_better,
-        }
-        found.append({**row, **_paired(first[kept], second[kept], subjects[kept], resamples, seed)})
+        facts = {"metric": metric, "cases": int(kept.sum()), "left_out": int((~kept).sum()), "test": "permutation"}
+        values = _paired(first[kept], second[kept], subjects[kept], resamples, seed)
+        found.append({**facts, **values, "higher_is_better": higher})
     return found
 
 
@@ -138,12 +115,10 @@ def _paired(first, second, subjects, resamples, seed):
     names, subject = np.unique(subjects, return_inverse=True)
     interval = metrics.bootstrap_ci(np.mean, difference, resamples=min(resamples, 2000), seed=seed, groups=subjects)
     sums = [np.bincount(subject, values, len(names)) for values in (second, first)]
-    p = metrics.paired_permutation(*sums, resamples=resamples, seed=seed).p
+    means = {"first_value": first, "second_value": second, "difference": difference}
     return {
-        "first_value": float(first.mean()),
-        "second_value": float(second.mean()),
-        "difference": float(difference.mean()),
+        **{name: float(values.mean()) for name, values in means.items()},
         "low": interval.low,
         "high": interval.high,
-        "p": p,
+        "p": metrics.paired_permutation(*sums, resamples=resamples, seed=seed).p,
     }

@@ -1,4 +1,4 @@
-"""The parts of report.html, from top to bottom, but for what each task shows of its cases."""
+"""The parts of a run's page, from top to bottom, but for what its task shows of the cases."""
 
 import math
 import os
@@ -6,65 +6,64 @@ import os
 from .. import config as config_module
 from .. import metrics
 from ..pages import figures, page
-from ..pages.figures.training import FOLDS, curves, fold_colour
+from ..pages.figures.epochs import FOLDS, curves, fold_colour
 from ..pages.page import label, number, tag
-from ..tasks import views
+from ..run_folder import AGGREGATED, SUMMARY, TABLES
 from . import head
 from . import run as run_module
 
+_COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
+_LONGEST = 2000  # rows of a table that a browser still sorts at once
+
 
 def of_run(run, listed=None):
-    """The page of a run; listed: its sources.Case list, if at hand."""
-    view, show = views.of(run), figures.available()
+    """The page of a run. listed: its Case list, if at hand."""
+    view, show = run.task.view, figures.available()
     parts = [("results", "Results", results(run))] if run.metrics else []
     parts += [("training", "Training", training(run, show))] if run.histories else []
     if run.rows:
         body = view.pictures(run, listed) if show else [page.note(figures.MISSING), *view.tables(run)]
         parts += [("pictures", view.title, body)] if body else []
-        parts.append(("cases", "Cases", case_table(run)))
+        parts.append(("cases", "Cases", case_section(run)))
     parts.append(("about", "What was run", about(run)))
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in parts]
     about_it = [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")]
+    same = f"the same numbers are in {SUMMARY}, {AGGREGATED} and {TABLES['rows']}."
     content = [
         tag("header", about_it),
         head.headline(run),
         head.alerts(run),
         tag("nav", links, aria_label="on this page"),
         *(page.section(title, body, anchor) for anchor, title, body in parts),
-        _footer(),
+        tag("footer", f"Written by tools/report.py; {same}"),
     ]
     return page.document(f"{run.config.name}: {run.config.task.type}", content)
 
 
 def _subtitle(run):
-    subjects = len({row["subject"] for row in run.rows})
+    one_split = len(run.splits) == 1
     folds = f"{len(run.finished)} of {len(run.splits)} folds finished"
-    one_split = "finished" if run.finished else "not finished"
-    found = f"{run.config.task.type} · {folds if len(run.splits) > 1 else one_split}"
-    cases = run.cases if len(run.splits) == 1 else "cases"
-    count = f"{len(run.volumes)} scans, {len(run.rows)} slices," if run.volumes else f"{len(run.rows)} {cases}"
-    return found + (f" · {count} of {subjects} subjects" if run.rows else "")
+    found = f"{run.config.task.type} · {('finished' if run.finished else 'not finished') if one_split else folds}"
+    if not run.rows:
+        return found
+    cases = f"{len(run.rows)} {run.cases if one_split else 'cases'}"
+    cases = f"{len(run.scans)} scans, {len(run.rows)} slices," if run.scans else cases
+    return f"{found} · {cases} of {len({row['subject'] for row in run.rows})} subjects"
 
 
 def _what(run):
     """The run in one line; all of it stands at the end of the page."""
-    config, start, seconds = run.config, run_module.started(run.log), run_module.duration_s(run.log)
-    weights = os.path.basename(config.weights.path) if config.weights.path else "random weights"
+    config, start = run.config, run_module.started(run.log)
     parts = [
         config.model.name,
-        weights,
-        *([] if run.pretrains else [config.finetune.strategy]),
+        os.path.basename(config.weights.path) if config.weights.path else "random weights",
+        None if run.task.pretrains else config.finetune.strategy,
         f"{config.data.source}: {', '.join(config.data.channels)}",
+        f"{start['ranks']}\u00a0×\u00a0{start['device']}" if start else None,
+        f"code\u00a0{start['code']}" if start else None,
+        _duration(run),
     ]
-    parts += [f"{start['ranks']}\u00a0×\u00a0{start['device']}", f"code\u00a0{start['code']}"] if start else []
-    return " · ".join(parts + ([] if math.isnan(seconds) else [_duration(seconds)]))
-
-
-def _footer():
-    return tag(
-        "footer",
-        "Written by tools/report.py; the same numbers are in summary.json, aggregated_results.csv and predictions.csv.",
-    )
+    return " · ".join(part for part in parts if part is not None)
 
 
 # ---------------------------------------------------------------------------------------- results
@@ -72,31 +71,27 @@ def _footer():
 
 def results(run):
     shown = [metric for metric in run.metrics if not _beside(run, metric)]
+    main = [metric for metric in shown if run.task.view.main(metric)]
+    others = [metric for metric in shown if metric not in main]
     left_out = any(_left_out(run, metric) for metric in shown)
-    over_folds = len(run.splits) > 1 and any(
-        "mean" in facts for facts in run.metrics.values()
-    )  # not in provisional ones
-    columns = ["metric", "all cases", "95% interval", *(["cases left out"] if left_out else [])]
-    columns += ["mean of folds", "SD of folds", "95% interval of the mean"] if over_folds else []
+    # not in provisional ones
+    over_folds = len(run.splits) > 1 and any("mean" in facts for facts in run.metrics.values())
+    columns = ["metric", "all cases", "95% interval", *["cases left out"] * left_out]
+    columns += ["mean of folds", "SD of folds", "95% interval of the mean"] * over_folds
 
     def line(metric):
         value, low, high = run.with_interval(metric)
         cells = [label(metric), value, page.interval_cell(low, high), *([_left_out(run, metric)] if left_out else [])]
         return cells + (_over_folds(run, metric) if over_folds else [])
 
-    is_main = views.of(run).main
-    main, others = (
-        [metric for metric in shown if is_main(metric)],
-        [line(metric) for metric in shown if not is_main(metric)],
-    )
     caption = f"All {run.cases} together with the bootstrap interval over subjects"
     caption += "; beside it the folds' mean, SD and t-interval" if over_folds else ""
-    classes = ["main" if metric == run.headline else "" for metric in main]
-    rest = page.table(columns, others, f"Other metrics of all {run.cases} together")
+    classes = ["main" if metric == run.headline else None for metric in main]
+    rest = page.table(columns, [*map(line, others)], f"Other metrics of all {run.cases} together")
     return [
-        page.table(columns, [line(metric) for metric in main], caption, row_classes=classes),
-        tag("details", [tag("summary", f"{len(others)} more metrics"), rest]) if others else None,
-        tag("details", [tag("summary", "Each fold"), _folds(run)]) if len(run.splits) > 1 else None,
+        page.table(columns, [*map(line, main)], caption, row_classes=classes),
+        page.details(f"{len(others)} more metrics", rest) if others else None,
+        page.details("Each fold", _folds(run)) if len(run.splits) > 1 else None,
     ]
 
 
@@ -119,20 +114,17 @@ def _beside(run, metric):
     return metric.endswith(metrics.COUNTS) and metric.rpartition("_")[0] in run.metrics
 
 
-_COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
-
-
 def _left_out(run, metric):
-    """Of a metric's mean over cases: "2 infinite"."""
-    counts = [
-        (ending[1:], run.metrics[metric + ending]["pooled"])
-        for ending in metrics.COUNTS
-        if metric + ending in run.metrics
-    ]
-    return ", ".join(f"{number(count)} {why}" for why, count in counts)
+    """What a metric's mean over the cases leaves out: "2 infinite"."""
+    endings = [ending for ending in metrics.COUNTS if metric + ending in run.metrics]
+    return ", ".join(f"{number(run.value(metric + ending))} {ending[1:]}" for ending in endings)
+
+
+# --------------------------------------------------------------------------------------- training
 
 
 def training(run, show):
+    """show: whether curves can be drawn."""
     parts = _curves(run) if show else [page.note(figures.MISSING)]
     name = f"val_{run.headline}"
     rows = []
@@ -141,16 +133,8 @@ def training(run, show):
         selected = [best.get("epoch", math.nan), best.get(name, math.nan)]
         waited = page.Cell("not logged" if math.isnan(wait) else f"{number(100 * wait, 2)} %", wait)
         rows.append([f"fold {fold}", len(history), *selected, last["train_loss"], last["val_loss"], waited])
-    columns = [
-        "fold",
-        "epochs",
-        "selected epoch",
-        label(name),
-        "last training loss",
-        "last validation loss",
-        "waiting for data",
-    ]
-    what = "Training of each fold"
+    columns = ["fold", "epochs", "selected epoch", label(name), "last training loss", "last validation loss"]
+    columns, what = [*columns, "waiting for data"], "Training of each fold"
     if len(run.splits) == 1:
         what, columns, rows = "Training", columns[1:], [row[1:] for row in rows]
     return [*parts, page.table(columns, rows, f"{what}; waiting for data: share of the training steps' time")]
@@ -164,58 +148,51 @@ def _curves(run):
     options = {"best": best, "unfreeze": unfreeze}
     losses = curves(histories, [("train_loss", "--", "training"), ("val_loss", "-", "validation")], "loss", **options)
     rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze)
-    last_step = "At each epoch's last step" + ("." if run.pretrains else ", of the head.")
+    last_step = "At each epoch's last step" + ("." if run.task.pretrains else ", of the head.")
     shown = [page.figure(losses, "Loss.", "Dots: the selected epochs.")]
-    if not run.pretrains:  # whose metric is the loss
+    if not run.task.pretrains:  # whose metric is the loss
         curve = curves(histories, [(name, "-", "")], label(name), **options)
         text = "On the inner validation cases, which select the epoch."
         shown.append(page.figure(curve, f"{page.capital(label(name))}.", text))
-    shown += [page.figure(rates, "Learning rate.", last_step), *views.of(run).curves(run, options)]
+    shown += [page.figure(rates, "Learning rate.", last_step), *run.task.view.curves(run, options)]
     return [_fold_legend(histories) if len(run.splits) > 1 else None, page.grid(shown)]
 
 
 def _fold_legend(histories):
-    if len(histories) > len(FOLDS):
-        return page.note(f"Each line is one of {len(histories)} folds.")
-    items = []
-    for index, fold in enumerate(histories):
-        swatch = tag("i", style=f"border-color:{fold_colour(index, len(histories))}")
-        items.append(tag("li", [swatch, f"fold {fold}"]))
-    return tag("ul", items, class_="legend")
+    count = len(histories)
+    if count > len(FOLDS):
+        return page.note(f"Each line is one of {count} folds.")
+    return page.legend([(f"fold {fold}", f"border-color:{fold_colour(i, count)}") for i, fold in enumerate(histories)])
 
 
-def case_table(run):
-    columns, rows, warned = views.of(run).cases(run)
+# ------------------------------------------------------------------------------------------ cases
+
+
+def case_section(run):
+    columns, rows, warned = run.task.view.cases(run)
     if len(run.splits) == 1:
         columns, *rows = (row[:-1] for row in [columns, *rows])  # the fold
     caption = f"Every {run.cases.removesuffix('s')}, worst first"
-    caption += "" if run.pretrains else f"; {len(warned)} of {len(rows)} with a warning"
+    caption += "" if run.task.pretrains else f"; {len(warned)} of {len(rows)} with a warning"
     if len(rows) > _LONGEST:
-        caption += f"; of them the first {_LONGEST}, all are in predictions.csv"
+        caption += f"; of them the first {_LONGEST}, all are in {TABLES['rows']}"
     return [page.table(columns, rows[:_LONGEST], caption, sortable=True)]
-
-
-_LONGEST = 2000  # rows of a table that a browser still sorts at once
 
 
 # ------------------------------------------------------------------------------------------- about
 
 
 def about(run):
-    config, data = run.config, run.config.data
-    start = run_module.started(run.log)
-    seconds = run_module.duration_s(run.log)
+    config, data, start = run.config, run.config.data, run_module.started(run.log)
+    spacing = "each case's own" if data.spacing_mm is None else f"{' × '.join(f'{mm:g}' for mm in data.spacing_mm)} mm"
     pairs = [
         ("data", f"{data.source}, {data.root}" if data.root else data.source),
         ("channels", ", ".join(data.channels)),
-        (
-            "voxel size",
-            "each case's own" if data.spacing_mm is None else f"{' × '.join(f'{mm:g}' for mm in data.spacing_mm)} mm",
-        ),
+        ("voxel size", spacing),
         ("patch", f"{' × '.join(map(str, data.patch))} voxels"),
         ("network", config.model.name + (f", width {config.model.width}" if config.model.width else "")),
         ("pretrained weights", config.weights.path or "none"),
-        ("fine-tuning", None if run.pretrains else config.finetune.strategy),
+        ("fine-tuning", None if run.task.pretrains else config.finetune.strategy),
         ("learning rate", f"{config.optim.lr:g}, {config.optim.schedule}"),
         ("epochs", f"at most {config.train.epochs}, patience {config_module.show(config.train.patience).lower()}"),
         ("batch", f"{config.train.batch_size}"),
@@ -223,18 +200,19 @@ def about(run):
         ("folds", f"{len(run.splits)}, {config.cv.kind}" if len(run.splits) > 1 else "one split"),
         ("seed", str(config.seed)),
         ("devices", f"{start['ranks']} × {start['device']}" if start else None),
-        ("duration", None if math.isnan(seconds) else _duration(seconds)),
+        ("duration", _duration(run)),
         ("code", f"{start['code']}, torch {start['torch']}" if start else None),
         ("last started", start.get("time")),
     ]
     lines = "\n".join(f"{name}: {config_module.show(value)}" for name, _, value in config_module.fields(config))
-    return [
-        page.definitions(pairs),
-        tag("details", [tag("summary", "Every key of the config"), tag("pre", lines, tabindex=0)]),
-    ]
+    return [page.definitions(pairs), page.details("Every key of the config", tag("pre", lines, tabindex=0))]
 
 
-def _duration(seconds):
+def _duration(run):
+    """How long the run has taken, in words; None where no log says it."""
+    seconds = run_module.duration_s(run.log)
+    if math.isnan(seconds):
+        return None
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

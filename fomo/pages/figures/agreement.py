@@ -1,13 +1,13 @@
-"""Distributions of overlap and distance, agreement of the volumes."""
+"""How masks agree: distributions of overlap and distance, and the volumes."""
 
 import numpy as np
 
 from ..page import number
-from .panel import DARK, GREY, ORANGE, histogram, panel, points
+from .panel import DARK, ORANGE, diagonal, histogram, panel, points
 
 
 def distribution(values, label, unit, mean):
-    """Histogram of a metric's finite values, with its mean; unit: "" for a share of 1."""
+    """The histogram of a metric's finite values, with its mean; unit: "" for a share of 1."""
     finite = values[np.isfinite(values)]
 
     def draw(axes):
@@ -32,7 +32,7 @@ def volumes(reference, predicted, unit):
     def draw(axes):
         x, y = np.maximum(reference, floor), np.maximum(predicted, floor)
         ends = floor, max(float(x.max()), float(y.max())) * 1.5
-        axes.plot(ends, ends, "--", color=GREY, linewidth=1, label="identity")
+        diagonal(axes, "identity", ends)
         both = (reference > 0) & (predicted > 0)
         points(axes, x[both], y[both], label="case")
         if (~both).any():

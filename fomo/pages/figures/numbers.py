@@ -1,4 +1,7 @@
-"""Predictions and errors over the true value, the errors; series: [(legend, predictions)]."""
+"""Predictions and errors over the true value, the errors, and one run's values over another's.
+
+series: [(legend, predictions)].
+"""
 
 import numpy as np
 
@@ -7,6 +10,8 @@ from .panel import GREY, MARKS, ORANGE, histogram, identity, panel, points
 
 
 def predicted_over_true(targets, series, unit):
+    """Predictions over the true value, with the identity line."""
+
     def draw(axes):
         identity(axes, targets, *(values for _, values in series))
         for (legend, values), mark in zip(series, MARKS):
@@ -18,7 +23,7 @@ def predicted_over_true(targets, series, unit):
 
 
 def residuals(targets, series, unit, short):
-    """Errors over the true value with a fitted line each; its slope is the pull towards the mean."""
+    """Errors over the true value, each series with its fitted line, whose slope is the pull towards the mean."""
 
     def draw(axes):
         axes.axhline(0, linestyle="--", color=GREY, linewidth=1)
@@ -43,7 +48,20 @@ def line(x, y):
     return float(slope), float(intercept)
 
 
+def paired(first, second, names, label):
+    """The values of two runs on the same cases."""
+
+    def draw(axes):
+        identity(axes, first, second, legend="equal")
+        points(axes, first, second, label="case")
+        axes.set(xlabel=f"{label}, {names[0]}", ylabel=f"{label}, {names[1]}")
+        axes.legend(loc="best")
+
+    return panel(draw, f"{label} of {len(first)} cases: {names[1]} over {names[0]}")
+
+
 def error_histogram(errors, short):
+    """How often errors of each size are; short: their unit."""
     median = float(np.median(errors))
 
     def draw(axes):

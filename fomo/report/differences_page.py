@@ -9,11 +9,10 @@ import numpy as np
 from .. import config as config_module
 from ..config import UserError
 from ..pages import figures, page
-from ..pages.figures.classification import rocs
-from ..pages.figures.comparison import paired
+from ..pages.figures.numbers import paired
+from ..pages.figures.probabilities import rocs
 from ..pages.page import number, tag
 from ..runtime import files
-from ..tasks import views
 from . import run as run_module
 
 
@@ -36,17 +35,8 @@ def _pairs(rows):
 def _titles_and_lines(rows):
     """What the table of a pair of runs shows, in text and in HTML."""
     left_out = any(row["left_out"] for row in rows)
-    titles = [
-        "metric",
-        rows[0]["first"],
-        rows[0]["second"],
-        "difference",
-        "95% interval",
-        "p",
-        "p (Holm)",
-        "better",
-        "cases",
-    ]
+    titles = ["metric", rows[0]["first"], rows[0]["second"], "difference", "95% interval", "p", "p (Holm)"]
+    titles += ["better", "cases", *["left out"] * left_out]
     lines = [
         [
             page.label(row["metric"]),
@@ -55,11 +45,11 @@ def _titles_and_lines(rows):
             *(page.Cell(number(row[name], 3), row[name]) for name in ("p", "p_holm")),
             row["better"] or "not shown",
             row["cases"],
-            *([row["left_out"]] if left_out else []),
+            *[row["left_out"]] * left_out,
         ]
         for row in rows
     ]
-    return titles + ["left out"] * left_out, lines
+    return titles, lines
 
 
 def write_comparison(rows, runs, output):
@@ -73,10 +63,10 @@ def write_comparison(rows, runs, output):
 
 
 def _document(rows, runs):
-    names, first = list(runs), next(iter(runs.values()))
-    subjects = len({row["subject"] for row in first.rows})
+    names, first = list(runs), _first(runs)
     title = f"Comparison of {' and '.join(names) if len(names) == 2 else f'{len(names)} runs'}"
-    what = f"{first.config.task.type} · {len(views.of(first).units(first))} {first.cases} of {subjects} subjects"
+    subjects = len({row["subject"] for row in first.rows})
+    what = f"{first.config.task.type} · {len(first.units)} {first.cases} of {subjects} subjects"
     said = [_sentence(row) for row in rows if row["metric"] == _headline(rows, first)]
     parts = [
         tag("header", [tag("h1", title), tag("p", what, class_="sub")]),
@@ -91,18 +81,19 @@ def _document(rows, runs):
     return page.document(title, parts)
 
 
+def _first(runs):
+    return next(iter(runs.values()))
+
+
 def _headline(rows, run):
     """The metric that the page begins with: the runs' own, or the first one of each case where that has no test."""
-    return run.headline if any(row["metric"] == run.headline for row in rows) else next(iter(views.of(run).per_case))
+    return run.headline if any(row["metric"] == run.headline for row in rows) else next(iter(run.task.view.per_case))
 
 
 def _sentence(row):
     """What the headline's row says, in words."""
-    verdict = (
-        f"{row['better']} is better."
-        if row["better"]
-        else f"Neither {row['first']} nor {row['second']} is shown to be better."
-    )
+    verdict = f"Neither {row['first']} nor {row['second']} is shown to be better."
+    verdict = f"{row['better']} is better." if row["better"] else verdict
     first, second = (f"{number(row[f'{which}_value'], 3)} of {row[which]}" for which in ("first", "second"))
     interval = page.interval(row["low"], row["high"], 3) or "undefined"
     difference = f"difference {number(row['difference'], 3)} (95% interval {interval})"
@@ -111,30 +102,24 @@ def _sentence(row):
 
 
 def _notes(rows, runs):
-    first = next(iter(runs.values()))
-    found = []
+    first, found = _first(runs), []
     if _headline(rows, first) != first.headline:
-        values = ", ".join(
-            f"{number(run.metrics[first.headline]['pooled'], 3)} of {name}" for name, run in runs.items()
-        )
+        values = [f"{number(run.value(first.headline), 3)} of {name}" for name, run in runs.items()]
         metric = page.capital(page.label(first.headline))
-        found.append(f"{metric}, by which the runs select their epochs, has no test here; it is {values}.")
+        found.append(f"{metric}, by which the runs select their epochs, has no test here; it is {', '.join(values)}.")
     if any(run.splits != first.splits for run in runs.values()):
         found.append("The runs have other folds: part of the difference is in what each was trained on.")
     if any(row["left_out"] for row in rows):
-        found.append(
-            "Left out: cases whose value is undefined (both masks empty) or infinite (one empty) in either run."
-        )
+        why = "cases whose value is undefined (both masks empty) or infinite (one empty) in either run"
+        found.append(f"Left out: {why}.")
     return found
 
 
 def _tables(rows):
     ranked = any(row["test"] == "DeLong" for row in rows)
-    of_aurocs = (
-        "by DeLong's test for AUROCs, its terms summed per subject (Obuchowski 1997), for the rest " if ranked else ""
-    )
+    delong = "by DeLong's test for AUROCs, its terms summed per subject (Obuchowski 1997), for the rest "
     better = f"better: p below 0.05 after Holm's correction over all {len(rows)} tests"
-    found = [page.note(f"p {of_aurocs}by permutation of whole subjects; {better}.")]
+    found = [page.note(f"p {delong if ranked else ''}by permutation of whole subjects; {better}.")]
     for of_pair in _pairs(rows):
         caption = f"{of_pair[0]['second']} minus {of_pair[0]['first']} on the same cases"
         found.append(page.table(*_titles_and_lines(of_pair), caption, sortable=True))
@@ -143,20 +128,18 @@ def _tables(rows):
 
 def _per_case(runs):
     """(name in print, higher is better, {run name: (n,) values}) of the first per-case metric of the task."""
-    first = next(iter(runs.values()))
-    view = views.of(first)
-    value_of, higher, label = next(iter(view.per_case.values()))
-    return label, higher, {name: np.array([value_of(row) for row in view.units(run)]) for name, run in runs.items()}
+    value_of, higher, label = next(iter(_first(runs).task.view.per_case.values()))
+    return label, higher, {name: np.array([value_of(row) for row in run.units]) for name, run in runs.items()}
 
 
 def _pictures(runs):
     if not figures.available():
         return [page.note(figures.MISSING)]
-    pictures = []
-    ranked = {name: views.of(run).ranked(run) for name, run in runs.items()}
-    for metric, (labels, _) in next(iter(ranked.values())).items():
-        curves = [(name, labels.astype(int), of_run[metric][1]) for name, of_run in ranked.items()]
-        pictures.append(page.figure(rocs(curves), f"{page.label(metric)}.", "All cases of each run."))
+    found = []
+    ranked = {name: run.task.view.ranked(run) for name, run in runs.items()}
+    for metric in _first(ranked):
+        curves = [(name, *of_run[metric]) for name, of_run in ranked.items()]
+        found.append(page.figure(rocs(curves), f"{page.label(metric)}.", "All cases of each run."))
     label, higher, values = _per_case(runs)
     (base, of_base), *others = values.items()
     for name, of_other in others:
@@ -164,8 +147,8 @@ def _pictures(runs):
         if kept.any():
             picture = paired(of_base[kept], of_other[kept], (base, name), label)
             text = f"{'Above' if higher else 'Below'} the line: {name} is better."
-            pictures.append(page.figure(picture, f"{page.capital(label)} of each case.", text))
-    return [page.grid(pictures)]
+            found.append(page.figure(picture, f"{page.capital(label)} of each case.", text))
+    return [page.grid(found)]
 
 
 def _cases(runs):
@@ -173,8 +156,7 @@ def _cases(runs):
     columns = np.array(list(values.values()))
     spread = columns.max(axis=0) - columns.min(axis=0)  # inf or NaN where one is
     order = sorted(range(len(spread)), key=lambda i: -spread[i] if np.isfinite(spread[i]) else math.inf)
-    first = next(iter(runs.values()))
-    ids = [row["id"] for row in views.of(first).units(first)]
+    ids = [row["id"] for row in _first(runs).units]
     rows = [[ids[i], *columns[:, i].tolist(), float(spread[i])] for i in order]
     caption = f"{page.capital(label)} of each case, largest difference first"
     return page.table(["case", *values, "largest difference"], rows, caption, sortable=True)

@@ -1,4 +1,4 @@
-"""What a training leaves: losses, metrics, learning rates over epochs, a line per fold."""
+"""Losses, metrics and learning rates over the epochs of a training, a line per fold."""
 
 from ..page import number
 from .panel import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, SOFT, panel
@@ -11,9 +11,13 @@ def fold_colour(index, folds):
 
 
 def curves(histories, names, ylabel, best, unfreeze=None, level=None, limits=None):
-    """names: [(history column, line style, legend)]; best: {fold: epoch}, marked on the last of `names`.
+    """Columns of the histories over the epochs.
 
-    unfreeze: the epoch in which the encoder begins to be trained; level: (value, what it is), a line to compare with;
+    histories: {fold: rows}.
+    names: [(column, line style, legend)].
+    best: {fold: epoch}, marked on the last of `names`.
+    unfreeze: the epoch in which the encoder begins to be trained.
+    level: (value, what it is) of a line to compare with.
     limits: of the values' axis.
     """
 
@@ -30,17 +34,9 @@ def curves(histories, names, ylabel, best, unfreeze=None, level=None, limits=Non
         if unfreeze is not None:
             axes.axvline(unfreeze, color=SOFT, linewidth=1, linestyle=":")
             late = unfreeze > max(len(rows) for rows in histories.values()) / 2
-            axes.annotate(
-                "encoder trained from here",
-                (unfreeze, 1),
-                (0, 2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="right" if late else "left",
-                va="bottom",
-                fontsize=8,
-                color=SOFT,
-            )
+            look = {"ha": "right" if late else "left", "va": "bottom", "fontsize": 8, "color": SOFT}
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            axes.annotate("encoder trained from here", (unfreeze, 1), (0, 2), **place, **look)
         if level is not None:
             axes.axhline(level[0], color=GREY, linewidth=1, linestyle="--", label=level[1])
         if len(names) > 1:

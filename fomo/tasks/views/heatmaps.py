@@ -1,0 +1,55 @@
+"""Heat maps over images: where the networks looked in the cases of which each fold has stored the maps."""
+
+import itertools
+
+import numpy as np
+
+from ...pages import page, pictures
+from ...pages.page import number, tag
+from .view import read_arrays
+
+_MOST = 12  # cases on a page
+
+
+def heatmaps(run, words=("not its class", "its class")):
+    """Parts of the page; [] where `eval.saliency` is 0, a note where nothing is stored.
+
+    words: what is said of an output that the case does not have, and of one that it has.
+    """
+    if not run.config.eval.saliency:
+        return []
+    stored = itertools.zip_longest(*(run.fold(number).saliencies() for number in run.finished))
+    paths = [path for of_folds in stored for path in of_folds if path]  # of each fold in turn, so that all are seen
+    if not paths:
+        return [page.note("The run has stored no maps.")]
+    cbam = "; last the weights of its attention (CBAM)" if run.config.model.attention == "cbam" else ""
+    return [
+        tag("h3", "Where the networks looked"),
+        page.note(
+            "Each case, and on it in colour what speaks for the labels with the highest probabilities (Grad-CAM)"
+            f"{cbam}. A map shows what the network used, not that a finding is there."
+        ),
+        page.grid(
+            [_figure(read_arrays(path), run.config.data.spacing_mm, words) for path in paths[:_MOST]], "grid wide"
+        ),
+    ]
+
+
+def _figure(stored, spacing_mm, words):
+    """stored: id (), labels (L,), probabilities (L,), targets (L,) of 0 and 1, axes (P,) and of each of the axes A
+    image_A (.., ..), grad_cam_A (L, .., ..) and, of a network with attention, attention_A (.., ..).
+    """
+    rows, heats = [], []
+    for axis in stored["axes"]:
+        maps = list(stored[f"grad_cam_{axis}"])
+        if f"attention_{axis}" in stored:
+            weights = stored[f"attention_{axis}"].astype(np.float32)
+            # only how they differ is of interest
+            maps.append((weights - weights.min()) / max(float(np.ptp(weights)), 0.02))
+        rows.append([stored[f"image_{axis}"]] * (1 + len(maps)))
+        heats.append([None, *maps])
+    outputs = zip(stored["labels"], stored["probabilities"], stored["targets"])
+    said = ", ".join(f"{name} {number(float(value), 3)} ({words[target]})" for name, value, target in outputs)
+    spacings = [pictures.in_plane(spacing_mm, axis) for axis in stored["axes"]]
+    picture = pictures.mosaic(rows, spacings, f"{stored['id']}: {said}", overlay=heats)
+    return page.figure(picture, str(stored["id"]), said)
