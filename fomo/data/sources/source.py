@@ -27,6 +27,7 @@ class Source:
     reads_csv, reads_root: whether it reads data.csv and data.root.
     columns: function of `data`: whether task.targets names columns of its table.
     one_channel: whether each image is a case of its own.
+    number: name and unit of the number that it gives as a target; "" for a unit that it does not know.
     check: function (config, refuse) with further rules; refuse(key, got, wanted) raises.
     warn: function (data, cases, log) that warns of what may be wrong and is no error.
     meaning: {key: value} of what decides how an image of it is to be understood.
@@ -44,6 +45,7 @@ class Source:
     reads_root: bool = True
     columns: Callable = lambda data: False
     one_channel: bool = False
+    number: tuple[str, str] = ("value", "")
     check: Callable = lambda config, refuse: None
     warn: Callable = lambda data, cases, log: None
     meaning: Callable = _of_volumes
