@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from conftest import tool
 
-from fomo import metrics
+from fomo import metrics, tasks
 from fomo.config import UserError
-from fomo.evaluation import evaluate, scored
+from fomo.evaluation import evaluate
 from fomo.runtime import files
+from fomo.tasks.task import Columns, Task
+
+AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
 
-def write_mask(path, voxels, value=1, shape=(12, 10, 8), affine=np.diag([1.0, 2.0, 3.0, 1.0])):
+def write_mask(path, voxels, value=1, shape=(12, 10, 8), affine=AFFINE):
     array = np.zeros(shape, np.uint8)
     for x in voxels:
         array[x, 2:5, 2:5] = value
@@ -35,7 +38,7 @@ def write_table(path, rows):
 
 @pytest.fixture
 def masks(tmp_path):
-    """Case a: one of two lesions found and one invented; case b: nothing there, nothing found. References by session."""
+    """One case: a lesion of two found and one invented; another: nothing there or found. References by session."""
     write_mask(tmp_path / "answers/masks/s_1_ses_1.nii.gz", [1, 2, 9])
     write_mask(tmp_path / "answers/masks/s_2_ses_1.nii.gz", [])
     write_mask(tmp_path / "labels/s_1/ses_1/seg.nii.gz", [2, 3, 6])
@@ -227,12 +230,12 @@ def test_which_column_is_the_target_is_not_guessed(tmp_path):
         UserError, match="t.csv: got the columns label and age, wanted one of them: name it, as --column label"
     ):
         evaluate.evaluate(predictions, references)
-    assert evaluate.evaluate(predictions, references, columns=scored.Columns("age"))[2]["mae"]["value"] == 1
+    assert evaluate.evaluate(predictions, references, columns=evaluate.Columns("age"))[2]["mae"]["value"] == 1
     with pytest.raises(UserError, match="t.csv: got the columns id, label, age, wanted years .--column"):
-        evaluate.evaluate(predictions, references, columns=scored.Columns("years"))
+        evaluate.evaluate(predictions, references, columns=evaluate.Columns("years"))
     for flag, columns in (("column", ("age",)), ("id-column", (None, "age")), ("subject-column", (None, None, "age"))):
         with pytest.raises(UserError, match=f"--{flag}: got age, and .* is no table"):
-            evaluate.evaluate(predictions, str(tmp_path), columns=scored.Columns(*columns))
+            evaluate.evaluate(predictions, str(tmp_path), columns=evaluate.Columns(*columns))
 
 
 def test_the_column_that_was_learned_is_the_target(tmp_path):
@@ -243,7 +246,7 @@ def test_the_column_that_was_learned_is_the_target(tmp_path):
     references = write_table(tmp_path / "t.csv", rows)
 
     def error(trained, *columns):
-        """(MAE, the column that was logged, warnings) where the networks learned `trained`, and the table has id and `columns`."""
+        """(MAE, the column that was logged, warnings): networks that learned `trained`, a table of id and `columns`."""
         (tmp_path / "settings.json").write_text(json.dumps({"targets": trained}))
         write_table(references, [{name: row[name] for name in ("id", *columns)} for row in rows])
         log = Warnings()
@@ -267,7 +270,7 @@ def test_names_of_ids_subjects_and_classes(tmp_path):
     predictions = write_table(tmp_path / "predictions.csv", found)
     classes = ("CN", "very mild", "CN", "very mild")
     rows = [{"accession": id, "patient": id in "ab", "cohort": text} for id, text in zip("abcd", classes)]
-    references, columns = write_table(tmp_path / "t.csv", rows), scored.Columns(id="accession", subject="patient")
+    references, columns = write_table(tmp_path / "t.csv", rows), evaluate.Columns(id="accession", subject="patient")
 
     def targets(names, texts, columns=columns):
         (tmp_path / "settings.json").write_text(json.dumps({"targets": ["cohort"], "class_names": names}))
@@ -288,7 +291,7 @@ def test_names_of_ids_subjects_and_classes(tmp_path):
     with pytest.raises(
         UserError, match="got the columns accession, patient, cohort, wanted id .--id-column. and a line per case"
     ):
-        targets(["CN", "very_mild"], classes, scored.Columns())
+        targets(["CN", "very_mild"], classes, evaluate.Columns())
     with pytest.raises(UserError, match="got the columns accession, patient, cohort, wanted pid .--subject-column"):
         targets(["CN", "very_mild"], classes, columns._replace(subject="pid"))
 
@@ -302,13 +305,13 @@ def test_intervals_are_over_the_subjects_of_the_column_that_is_named(tmp_path):
         tmp_path / "t.csv", [{"id": f"{i:02d}", "target": i, "patient": fours[i]} for i in range(24)]
     )
     for name, groups in ((None, pairs), ("patient", fours)):
-        _, _, summary = evaluate.evaluate(predictions, references, columns=scored.Columns(subject=name))
+        _, _, summary = evaluate.evaluate(predictions, references, columns=evaluate.Columns(subject=name))
         assert summary["mae"]["ci_low"] == metrics.bootstrap_ci(metrics.mae, np.arange(24), values, groups=groups).low
     found = [{"id": f"v{i}", "probability_x": i / 24, "subject": pairs[i]} for i in range(24)]
     predictions = write_table(tmp_path / "p.csv", found)
     rows = [{"scan": f"v{i}.nii.gz", "x": i % 2, "patient": fours[i]} for i in range(24)]
     references = write_table(tmp_path / "t.csv", rows)
-    _, rows, _ = evaluate.evaluate(predictions, references, columns=scored.Columns(id="scan", subject="patient"))
+    _, rows, _ = evaluate.evaluate(predictions, references, columns=evaluate.Columns(id="scan", subject="patient"))
     assert [row["subject"] for row in rows] == fours
 
 
@@ -395,6 +398,90 @@ def test_an_undefined_correction_is_nan(tmp_path):
     assert all(np.isnan(summary[f"corrected_{name}"]["value"]) for name in ("mae", "r2", "pearson"))
     with pytest.raises(UserError, match="case a: got 'nan', wanted a number"):
         evaluate.evaluate(write_table(tmp_path / "p.csv", [{**row, "prediction": "nan"} for row in rows]), references)
+
+
+class Count(Task):
+    """A task that no file of fomo/ knows: it counts, and says how sure it is."""
+
+    mode, losses, reads, columns = "regression", (), "number", Columns(1, 1, "one column")
+    select, higher_is_better, stratum_kind = "exact", True, "continuous"
+    single = "count"
+
+    def score(self, results):
+        right, sure = self._right(results.rows), [row["sure"] for row in results.rows]
+        return {"exact": float(np.mean(right)), "sure_and_right": float(np.mean(right * np.array(sure)))}
+
+    def intervals(self, results, resamples, seed):
+        subjects = [row["subject"] for row in results.rows]
+        right = self._right(results.rows)
+        return {"exact": metrics.bootstrap_ci(np.mean, right, resamples=resamples, seed=seed, groups=subjects)}
+
+    @staticmethod
+    def _right(rows):
+        return np.array([row["count"] == row["target"] for row in rows], float)
+
+
+class Grade(Count):
+    """Another one, of classes with names."""
+
+    reads, single = "class", "grade"
+
+    @classmethod
+    def class_names(cls, recorded):
+        return sorted({case["labels"][0] for case in recorded.values()} | {"two"})
+
+    @staticmethod
+    def _right(rows):
+        return np.array([row["grade"] == row["target"] for row in rows], float)
+
+
+@pytest.mark.parametrize("name, kind, single", [("count", Count, "count"), ("grading", Grade, "grade")])
+def test_a_new_task_is_scored_as_it_says_by_its_own_columns(tmp_path, monkeypatch, name, kind, single):
+    monkeypatch.setitem(tasks.TASKS, name, kind)
+    found = [{"id": f"c{i}", single: i % 3, "sure": (i % 4) / 4, "note": "x", "subject": i // 2} for i in range(12)]
+    predictions = write_table(tmp_path / "predictions.csv", found)
+    texts = ["none", "one", "two"] if name == "grading" else [0, 1, 2]
+    truth = [{"id": row["id"], "lesions": texts[i % 2]} for i, row in enumerate(found)]
+    references = write_table(tmp_path / "t.csv", truth)
+    settings = {"task": name, "targets": ["lesions"], "class_names": texts if name == "grading" else []}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    said, rows, summary = evaluate.evaluate(str(tmp_path), references, resamples=50)
+    right = np.array([float(i % 3 == i % 2) for i in range(12)])
+    assert said == kind.__name__.lower() and summary["exact"]["value"] == right.mean()
+    assert summary["sure_and_right"]["value"] == np.mean(right * (np.arange(12) % 4) / 4)
+    by_id = sorted(range(12), key=lambda i: f"c{i}")
+    groups = [str(i // 2) for i in by_id]
+    interval = metrics.bootstrap_ci(np.mean, right[by_id], resamples=50, groups=groups)
+    assert summary["exact"] == {"value": right.mean(), "ci_low": interval.low, "ci_high": interval.high, "n": 12}
+    own = ("error",) if name == "count" else ()
+    assert sorted(rows[0]) == sorted(["id", "subject", "target", single, "sure", *own]), "no text"
+    # a run folder knows its task, too
+    run = tmp_path / "run"
+    run.mkdir()
+    data = "{source: table, root: /data, csv: t.csv, channels: [t1]}"
+    (run / "config.yaml").write_text(f"task: {{type: {name}, targets: [lesions]}}\ndata: {data}\n")
+    cases = {row["id"]: {"target": texts.index(row["lesions"]), "labels": [str(row["lesions"])]} for row in truth}
+    splits = {"cases": cases, "folds": [{"train": [], "val": [], "test": list(cases)}]}
+    (run / "splits.json").write_text(json.dumps(splits))
+    shutil.copy(predictions, run)
+    assert evaluate.evaluate(str(run), references, resamples=50)[1:] == (rows, summary)
+    write_table(tmp_path / "predictions.csv", [{"id": row["id"], "prediction": 1} for row in found])
+    with pytest.raises(UserError, match=f"got the columns id, prediction, wanted id and {single}$"):
+        evaluate.evaluate(predictions, references)
+    (tmp_path / "settings.json").write_text('{"task": "nothing"}')
+    with pytest.raises(UserError, match="settings.json: task: got 'nothing', wanted one of classification, .*"):
+        evaluate.evaluate(predictions, references)
+
+
+def test_the_task_that_is_named_says_what_a_table_is_and_not_its_columns(tmp_path):
+    found = [{"id": i, "probability": i / 9, "decision": int(i > 4), "prediction": 2 * i} for i in range(10)]
+    write_table(tmp_path / "predictions.csv", found)
+    references = write_table(tmp_path / "t.csv", [{"id": i, "target": i % 2} for i in range(10)])
+    for task in ("classification", "regression"):
+        (tmp_path / "settings.json").write_text(json.dumps({"task": task}))
+        assert evaluate.evaluate(str(tmp_path), references, resamples=0)[0] == task
+    (tmp_path / "settings.json").unlink()
+    assert evaluate.evaluate(str(tmp_path), references, resamples=0)[0] == "classification"
 
 
 def test_bad_options_are_errors(masks):

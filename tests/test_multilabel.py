@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from fomo import config as config_module
-from fomo import metrics, tasks
-from fomo.data.cases import Case
-from fomo.runs import soup
-from fomo.tasks import pooling
-from fomo.training import loop
+from fomo import kinds, metrics, tasks
+from fomo.config import UserError
+from fomo.data.cases import Case, Prepared
+from fomo.inference import WindowOptions
+from fomo.tasks import Answer, Multilabel, Results, pooling
+from fomo.training import evaluate
 
 LABELS = ["Lung nodule", "Emphysema", "Rare"]
 KEYS = ["Lung_nodule", "Emphysema", "Rare"]
@@ -31,16 +31,13 @@ def build(tiny_config):
         }
         sections["model"] = {"name": "resnet50"}
         path = tiny_config("multilabel", **sections)
-        return tasks.build(config_module.load(path))
+        return tasks.build(kinds.load(path))
 
     return build
 
 
 def labelled(*targets, scan=None):
-    return [
-        SimpleNamespace(case=SimpleNamespace(id=f"c{i}", subject=f"s{i}", target=t, scan=scan))
-        for i, t in enumerate(targets)
-    ]
+    return [SimpleNamespace(id=f"c{i}", subject=f"s{i}", target=t, scan=scan) for i, t in enumerate(targets)]
 
 
 def make_rows(task, scans=12, slices=4, seed=0, noise=1.0):
@@ -63,6 +60,10 @@ def make_rows(task, scans=12, slices=4, seed=0, noise=1.0):
             )
             rows.append(row)
     return rows
+
+
+def finish(task, rows):
+    return task.finish([Answer(row) for row in rows])
 
 
 def test_pooling_by_hand():
@@ -95,11 +96,12 @@ def test_positive_weights_are_negatives_over_positives_and_set_the_focal_alpha(b
 def test_labels_that_all_or_no_cases_have_are_said_and_refused_where_there_are_no_others(build, part):
     task, cases = build(task={"class_weights": "inverse_frequency"}), labelled((1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
     assert task.fit(cases, cases) == [
-        "labels that none or all of the 2 training cases have: Lung nodule (2): not learned, and their positives not weighed"
+        "labels that none or all of the 2 training cases have: Lung nodule (2): "
+        "not learned, and their positives not weighed"
     ]
     assert task.state["pos_weight"] == [1, 1, 1]
     alike = labelled((1.0, 0.0, 1.0), (1.0, 0.0, 1.0))
-    with pytest.raises(config_module.UserError, match=f"{part} cases: got 2 that are alike in each of task.targets"):
+    with pytest.raises(UserError, match=f"{part} cases: got 2 that are alike in each of task.targets"):
         task.fit(*((alike, cases) if part == "training" else (cases, alike)))
 
 
@@ -122,8 +124,9 @@ def test_losses_follow_their_keys_and_smoothing_is_for_training_only(build):
 def test_scores_equal_scikit_learn_at_both_levels_and_undefined_labels_are_counted(build):
     sklearn = pytest.importorskip("sklearn.metrics")
     task = build(eval={"pool_slices": "max", "threshold": "half"})
-    rows = task.finish(make_rows(task))
-    scores, volumes = task.score(rows), task.volumes(rows)
+    results = finish(task, make_rows(task))
+    rows, volumes, _ = results
+    scores = task.score(results)
     assert len(volumes) == 12 and [row["id"] for row in volumes] == sorted({row["scan"] for row in rows})
     for level, part in (("volume", volumes), ("slice", rows)):
         y = np.array([[row[f"target_{k}"] for k in KEYS] for row in part])
@@ -158,15 +161,14 @@ def test_pooling_and_thresholds_are_chosen_on_validation_and_a_label_without_pos
         row["probability_Lung_nodule"] = (
             0.9 if told and row["target_Lung_nodule"] else 0.3 if told else 0.5 - 0.1 * row["target_Lung_nodule"]
         )
-    [message] = task.calibrate(lambda: rows)
-    assert message.startswith(
-        "labels that none or all of the 48 validation cases have: Rare (0): not seen when the epoch was chosen; they take"
-    )
-    half = build(eval={"threshold": "half"}).calibrate(lambda: rows)
+    [message] = task.calibrate(lambda: Results(rows))
+    said = "labels that none or all of the 48 validation cases have: Rare (0): not seen when the epoch was chosen"
+    assert message.startswith(f"{said}; they take")
+    half = build(eval={"threshold": "half"}).calibrate(lambda: Results(rows))
     assert len(half) == 1 and half[0].endswith("chosen")
     for row in rows:
         row["target_Rare"] = row["target_Emphysema"]
-    assert build().calibrate(lambda: rows) == ()
+    assert build().calibrate(lambda: Results(rows)) == ()
     for row in rows:
         row["target_Rare"] = 0
     assert task.state["pooling"] == "max"
@@ -175,12 +177,16 @@ def test_pooling_and_thresholds_are_chosen_on_validation_and_a_label_without_pos
         levels["volume"]["each"][0] == pytest.approx(0.7) and levels["slice"]["each"][0] != levels["volume"]["each"][0]
     )
     assert levels["volume"]["each"][2] == levels["volume"]["all"] and not math.isnan(levels["volume"]["all"])
-    finished = task.finish(rows)
+    finished = finish(task, rows)
     scores = task.score(finished)
     assert {"volume_f1_macro", "volume_f1_macro_common", "volume_f1_macro_half", "slice_exact_match_half"} <= set(
         scores
     )
     assert scores["volume_f1_macro"] >= scores["volume_f1_macro_half"]
+    from_files = [{name: value for name, value in row.items() if name != "threshold"} for row in finished.scans]
+    left = task.score(Results(from_files))
+    assert left and left == pytest.approx({name: scores[name] for name in left}, nan_ok=True)
+    assert {name for name in scores if name.startswith("volume_") and "common" not in name} == set(left)
     labels = task.tables(finished)["labels"]
     assert [row["label"] for row in labels] == LABELS and labels[0]["threshold"] == pytest.approx(0.7)
     assert labels[0]["n"] == 12 and labels[0]["positives"] == 6 and labels[1]["prevalence"] == pytest.approx(4 / 12)
@@ -190,18 +196,18 @@ def test_pooling_and_thresholds_are_chosen_on_validation_and_a_label_without_pos
 def test_what_is_pooled_over_folds_uses_each_folds_own_pooling(build):
     """A task without state, as the pooled tables are made with, scores the stored rows of the scans."""
     task = build(eval={"pool_slices": "noisy_or", "threshold": "half"})
-    rows = task.finish(make_rows(task, noise=3.0))
-    volumes, fresh = task.volumes(rows), build(eval={"pool_slices": "auto"})
-    assert fresh.score(rows, volumes=volumes) == pytest.approx(task.score(rows), nan_ok=True)
-    assert fresh.score(rows)["volume_auroc_macro"] != fresh.score(rows, volumes=volumes)["volume_auroc_macro"]
-    assert "threshold" not in fresh.tables(rows, volumes)["labels"][0]
+    results, fresh = finish(task, make_rows(task, noise=3.0)), build(eval={"pool_slices": "auto"})
+    assert fresh.score(results) == pytest.approx(task.score(results), nan_ok=True)
+    own = finish(fresh, results.rows)
+    assert fresh.score(own)["volume_auroc_macro"] != fresh.score(results)["volume_auroc_macro"]
+    assert "threshold" not in fresh.tables(results)["labels"][0]
 
 
 def test_a_soup_has_the_mean_thresholds_and_the_pooling_of_most_folds():
     def state(pooling, threshold):
         return {"pooling": pooling, "thresholds": {"volume": {"all": threshold, "each": [threshold, 0.5]}}}
 
-    fitted = soup._fitted([state("max", 0.2), state("mean", 0.4), state("mean", 0.6)])
+    fitted = Multilabel.merge([state("max", 0.2), state("mean", 0.4), state("mean", 0.6)])
     assert fitted["pooling"] == "mean" and fitted["thresholds"]["volume"] == {
         "all": pytest.approx(0.4),
         "each": pytest.approx([0.4, 0.5]),
@@ -211,12 +217,12 @@ def test_a_soup_has_the_mean_thresholds_and_the_pooling_of_most_folds():
 def test_volumes_without_scans_are_their_own_level(build):
     task = build()
     rows = [{**row, "scan": ""} for row in make_rows(task)]  # as a table gives None back
-    task.calibrate(lambda: rows)
-    scores = task.score(task.finish(rows))
-    assert task.volumes(rows) == [] and not any(name.startswith("slice_") for name in scores)
-    assert set(task.state["thresholds"]) == {"volume"} and set(task.intervals(task.finish(rows), 50, 0)) == {
-        "volume_auroc_macro"
-    }
+    task.calibrate(lambda: Results(rows))
+    results = finish(task, rows)
+    scores = task.score(results)
+    assert results.scans == [] and not any(name.startswith("slice_") for name in scores)
+    assert set(task.state["thresholds"]) == {"volume"}
+    assert set(task.intervals(results, 50, 0)) == {"volume_auroc_macro"}
 
 
 def test_the_macro_interval_equals_one_resample_after_the_other():
@@ -230,7 +236,7 @@ def test_the_macro_interval_equals_one_resample_after_the_other():
     assert fast.value == pytest.approx(np.mean([metrics.auroc(labels[:, k], scores[:, k]) for k in range(3)]))
 
 
-class Stored:
+class Stored(Prepared):
     """A cached slice in memory."""
 
     def __init__(self, i, array, target, scan):
@@ -268,13 +274,13 @@ def test_batches_give_the_rows_of_one_case_after_the_other_in_any_order(build, w
     if workers:
         task.config.train.__dict__["workers"] = workers
     network, cases = small_network().eval(), stored_cases(17 if workers else 11)  # smaller than the patch: padded
-    assert loop.can_batch(task.config, task, network, cases)
-    rows = loop.evaluate(task.config, task, network, cases)
-    again = loop.evaluate(task.config, task, network, cases[::-1])
-    assert rows == again  # to the bit
-    options = dict(patch=task.config.data.patch, device=torch.device("cpu"))
-    singles = task.finish([task.predict(network, case, options) for case in cases])
-    for row, single in zip(rows, singles, strict=True):
+    assert evaluate.can_batch(task.config, task, network, cases)
+    results = evaluate.evaluate(task.config, task, network, cases)
+    again = evaluate.evaluate(task.config, task, network, cases[::-1])
+    assert results == again  # to the bit
+    windows = WindowOptions(task.config.data.patch, device=torch.device("cpu"))
+    singles = task.finish([task.predict(network, case, windows) for case in cases])
+    for row, single in zip(results.rows, singles.rows, strict=True):
         assert list(row) == list(single)
         assert all(
             row[name] == pytest.approx(single[name], abs=1e-6) if name[0] in "lp" else row[name] == single[name]
@@ -291,8 +297,8 @@ def test_a_new_case_gets_the_probabilities_of_its_evaluation_and_an_ensemble_the
     )  # several windows
     task.state["thresholds"] = {"volume": {"all": 0.5, "each": [0.0, 1.0, 0.0]}}
     other.state["thresholds"] = {"volume": {"all": 0.5, "each": [0.0, 1.0, 1.0]}}
-    options = dict(patch=(64, 64, 1), device=torch.device("cpu"))
-    row, part = task.predict(network, case, options), task.infer(network, case.image(), case.background, options)
+    windows = WindowOptions((64, 64, 1), device=torch.device("cpu"))
+    row, part = task.predict(network, case, windows).row, task.infer(network, case.image(), case.background, windows)
     answer, volumes = task.answer([task], [part], None)
     assert volumes == {} and [answer[f"probability_{k}"] for k in KEYS] == [row[f"probability_{k}"] for k in KEYS]
     answer, _ = task.answer([task, other], [part, np.array([1.0, 1.0, 0.0])], None)
@@ -302,6 +308,6 @@ def test_a_new_case_gets_the_probabilities_of_its_evaluation_and_an_ensemble_the
 
 def test_cases_of_several_windows_and_networks_that_mix_a_batch_are_not_batched(build):
     task, network = build(), small_network()
-    assert not loop.can_batch(task.config, task, network, stored_cases(size=(80, 64, 1)))
+    assert not evaluate.can_batch(task.config, task, network, stored_cases(size=(80, 64, 1)))
     network[1] = torch.nn.BatchNorm3d(4, track_running_stats=False)
-    assert not loop.can_batch(task.config, task, network, stored_cases())
+    assert not evaluate.can_batch(task.config, task, network, stored_cases())

@@ -1,21 +1,21 @@
-"""Classification of several targets: classes by name, one softmax each, weights, metrics against scikit-learn, a whole run."""
-
-from types import SimpleNamespace
+"""Classification of several targets: classes by name, a softmax each, weights, scores against scikit-learn, a run."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_command
 
-from fomo import checkpoint, run_folder, tasks
-from fomo import config as config_module
+from fomo import checkpoint, kinds, tasks
 from fomo.config import UserError
-from fomo.data.cases import Case
-from fomo.evaluation import evaluate, scored
+from fomo.data.cases import Case, Prepared
+from fomo.evaluation import evaluate
+from fomo.inference import WindowOptions
+from fomo.runs import splits
 from fomo.runtime import files
+from fomo.tasks import Results
 from fomo.tasks.classification import Classification
 from fomo.tasks.multitarget import Multitarget
-from fomo.training import loop
+from fomo.training.evaluate import evaluate as evaluate_cases
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def load(tiny_config):
     def load(**sections):
         task = {"targets": ["cohort", "gender"], **sections.pop("task", {})}
         data = {"channels": ["t1"], "phantom_layout": "table"}
-        return config_module.load(tiny_config("classification", task=task, data=data, **sections))
+        return kinds.load(tiny_config("classification", task=task, data=data, **sections))
 
     return load
 
@@ -40,21 +40,21 @@ CASES = [
 ]
 
 
-class Stored:
+class Stored(Prepared):
     shape, background = (32, 32, 32), (0.0,)
 
     def __init__(self, case, image):
         self.case, self.image = case, lambda: image
 
 
-def cached(cases):
-    return [SimpleNamespace(case=case) for case in cases]
+def rows_of(task, outputs, cases):
+    return [answer.row for answer in task.predict_batch(outputs, cases)]
 
 
 def inspected(load, **sections):
     task = tasks.build(load(**sections))
     task.inspect(CASES)
-    task.fit(cached(CASES), cached(CASES))
+    task.fit(CASES, CASES)
     return task
 
 
@@ -74,7 +74,7 @@ def test_folds_have_equal_shares_of_the_classes_of_all_targets(load):
         (sex, stage) for sex in (0, 1) for stage in (0, 1, 2) for _ in range(8)
     ]  # sorted: the first target says nothing of the second
     cases = [case(row, ("mf"[row[0]], "I" * (row[1] + 1)), f"c{i:02}") for i, row in enumerate(rows)]
-    for split in run_folder.make_splits(config, tasks.build(config), cases):
+    for split in splits.make_splits(config, tasks.build(config), cases):
         for part, each in (("test", 2), ("val", 1.5), ("train", 4.5)):
             targets = np.array([rows[int(name[1:])] for name in split[part]])
             assert np.bincount(targets[:, 0]) == pytest.approx(3 * each, abs=1)
@@ -84,23 +84,21 @@ def test_folds_have_equal_shares_of_the_classes_of_all_targets(load):
 def test_a_class_that_a_part_lacks_is_said_and_one_class_of_each_target_is_refused(load):
     task = tasks.build(load(task={"class_weights": "inverse_frequency"}))
     task.inspect(CASES)
-    assert task.fit(cached(CASES[1:]), cached(CASES)) == [
+    assert task.fit(CASES[1:], CASES) == [
         "cohort: no training case of class core: not learned, and of weight 1 in the loss"
     ]
     assert task.state["class_weights"] == [[1.0, 1.5, 0.75], [1.5, 0.75]]
-    assert task.fit(cached(CASES), cached(CASES[:2])) == [
-        "cohort: no validation case of class ring: not seen when the epoch is chosen"
-    ]
+    assert task.fit(CASES, CASES[:2]) == ["cohort: no validation case of class ring: not seen when the epoch is chosen"]
     for part, given in (("training", (CASES[2:], CASES)), ("validation", (CASES, CASES[2:]))):
         with pytest.raises(UserError, match=f"{part} cases: got 2 of one class of each of task.targets"):
-            task.fit(*map(cached, given))
+            task.fit(*given)
 
 
 def test_the_loss_of_a_validation_case_is_that_of_training(load):
     task = inspected(load, task={"loss": "focal", "class_weights": "inverse_frequency"})
     outputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     batch = {"target": torch.tensor([case.target for case in CASES])}
-    found = [row["loss"] for row in task.predict_batch(outputs, cached(CASES))]
+    found = [row["loss"] for row in rows_of(task, outputs, CASES)]
     assert found == pytest.approx(task.loss(outputs, batch).tolist(), rel=1e-5)
 
 
@@ -128,11 +126,11 @@ def test_weights_and_loss_of_each_target_by_hand(load):
 def test_a_target_is_recognised_by_its_name_in_another_table(load):
     task = inspected(load)
     other = case((0.0, 0.0), ("ring", "m"))  # a table without the other classes counts from 0
-    row = task.predict_batch(torch.tensor([[0.0, 0.0, 2.0, 1.0, 0.0]]), cached([other]))[0]
+    [row] = rows_of(task, torch.tensor([[0.0, 0.0, 2.0, 1.0, 0.0]]), [other])
     assert (row["target_cohort"], row["decision_cohort"], row["target_gender"], row["decision_gender"]) == (2, 2, 1, 0)
     assert row["probability_cohort_ring"] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
     with pytest.raises(UserError, match="case a: target gender: got the class 'x', wanted one of f, m"):
-        task.predict_batch(torch.zeros(1, 5), cached([case((0.0, 0.0), ("ring", "x"))]))
+        task.predict_batch(torch.zeros(1, 5), [case((0.0, 0.0), ("ring", "x"))])
 
 
 def test_scores_equal_scikit_learn_and_are_read_from_a_table(load, tmp_path):
@@ -146,8 +144,8 @@ def test_scores_equal_scikit_learn_and_are_read_from_a_table(load, tmp_path):
     logits = torch.tensor(
         rng.normal(size=(60, 5)) + np.hstack([np.eye(3)[classes[:, 0]], np.eye(2)[classes[:, 1]]])
     ).float()
-    rows = task.predict_batch(logits, cached(cases))
-    scores = task.score(rows)
+    rows = rows_of(task, logits, cases)
+    scores = task.score(Results(rows))
     p = logits[:, :3].softmax(1).double().numpy()
     p /= p.sum(1, keepdims=True)
     assert scores["cohort_auroc"] == pytest.approx(sklearn.roc_auc_score(classes[:, 0], p, multi_class="ovr"), abs=1e-6)
@@ -156,7 +154,7 @@ def test_scores_equal_scikit_learn_and_are_read_from_a_table(load, tmp_path):
         sklearn.balanced_accuracy_score(classes[:, 0], p.argmax(1))
     )
     assert scores["auroc_macro"] == pytest.approx((scores["cohort_auroc"] + scores["gender_auroc"]) / 2)
-    confusion = {(r["target"], r["class"], r["decided"]): r["cases"] for r in task.tables(rows)["confusion"]}
+    confusion = {(r["target"], r["class"], r["decided"]): r["cases"] for r in task.tables(Results(rows))["confusion"]}
     assert confusion["gender", "m", "f"] == np.sum((classes[:, 1] == 1) & (logits[:, 3] > logits[:, 4]).numpy())
     files.write_csv(str(tmp_path / "rows.csv"), rows)
     again = [
@@ -164,8 +162,8 @@ def test_scores_equal_scikit_learn_and_are_read_from_a_table(load, tmp_path):
         for row in files.read_csv(tmp_path / "rows.csv")
     ]
     fresh = tasks.build(task.config)
-    assert fresh.score(again) == pytest.approx(scores)
-    intervals = fresh.intervals(again, 100, 0)
+    assert fresh.score(Results(again)) == pytest.approx(scores)
+    intervals = fresh.intervals(Results(again), 100, 0)
     assert set(intervals) <= set(scores)
     for name, interval in intervals.items():
         assert interval.value == pytest.approx(scores[name]) and interval.low < scores[name] < interval.high, name
@@ -180,15 +178,15 @@ def test_batches_equal_single_cases_and_members_are_averaged(load):
     for listed in CASES:
         image = rng.normal(size=(1, 32, 32, 32)).astype(np.float32)
         cases.append(Stored(listed, image))
-    rows = loop.evaluate(task.config, task, network, cases)
-    options = dict(patch=(32, 32, 32), device=torch.device("cpu"))
-    for row, cached_case in zip(rows, cases):
-        single = task.predict(network, cached_case, options)
+    rows = evaluate_cases(task.config, task, network, cases).rows
+    windows = WindowOptions((32, 32, 32), device=torch.device("cpu"))
+    for row, stored in zip(rows, cases):
+        single = task.predict(network, stored, windows).row
         assert list(row) == list(single)
         assert [row[k] for k in row if k != "subject" and k != "id"] == pytest.approx(
             [single[k] for k in row if k not in ("subject", "id")], abs=1e-6
         )
-    parts = [task.infer(network, cases[0].image(), (0.0,), options), torch.tensor([[1.0, 0, 0, 0, 1]])]
+    parts = [task.infer(network, cases[0].image(), (0.0,), windows), torch.tensor([[1.0, 0, 0, 0, 1]])]
     answer, _ = task.answer([task, task], parts, None)
     assert answer["probability_cohort_core"] == pytest.approx((rows[0]["probability_cohort_core"] + 1) / 2, abs=1e-6)
     assert answer["decision_cohort"] == 0
@@ -251,7 +249,7 @@ def test_evaluation_of_a_table_of_several_targets(load, tmp_path):
         case((float(a), float(b)), (("core", "pair", "ring")[a], "fm"[b]), f"c{i:02d}")
         for i, (a, b) in enumerate(rng.integers([3, 2], size=(30, 2)))
     ]
-    rows = task.predict_batch(torch.tensor(rng.normal(size=(30, 5))).float(), cached(cases))
+    rows = rows_of(task, torch.tensor(rng.normal(size=(30, 5))).float(), cases)
     for place, row in enumerate(rows):
         row["subject"] = f"s{place // 2}"
     found = [{name: value for name, value in row.items() if not name.startswith(("target", "loss"))} for row in rows]
@@ -259,7 +257,7 @@ def test_evaluation_of_a_table_of_several_targets(load, tmp_path):
     classes = task.state["classes"]
     references = write_references(tmp_path / "t.csv", rows, classes)
     kind, scored_rows, summary = evaluate.evaluate(str(tmp_path / "p.csv"), references, resamples=50)
-    wanted, intervals = task.score(rows), task.intervals(rows, 50, 0)
+    wanted, intervals = task.score(Results(rows)), task.intervals(Results(rows), 50, 0)
     assert kind == "multitarget" and {name: values["value"] for name, values in summary.items()} == pytest.approx(
         wanted
     )
@@ -273,15 +271,15 @@ def test_evaluation_of_a_table_of_several_targets(load, tmp_path):
     renamed = write_references(
         tmp_path / "u.csv", rows, classes, truth=lambda row: classes[0][int(row["target_cohort"])]
     )
-    found_one = evaluate.evaluate(str(tmp_path / "one.csv"), renamed, resamples=0, columns=scored.Columns("truth"))[2]
+    found_one = evaluate.evaluate(str(tmp_path / "one.csv"), renamed, resamples=0, columns=evaluate.Columns("truth"))[2]
     assert found_one["cohort_auroc"]["value"] == pytest.approx(wanted["cohort_auroc"])
     for predictions, columns, said in (
         (
             "p.csv",
-            scored.Columns("cohort"),
+            evaluate.Columns("cohort"),
             "--column: got cohort, wanted a column of .* for the one target of .*: cohort, gender",
         ),
-        ("one.csv", scored.Columns("nothing"), "--column: got nothing, wanted a column"),
+        ("one.csv", evaluate.Columns("nothing"), "--column: got nothing, wanted a column"),
     ):
         with pytest.raises(UserError, match=said):
             evaluate.evaluate(str(tmp_path / predictions), renamed, resamples=0, columns=columns)

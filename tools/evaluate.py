@@ -5,10 +5,10 @@
 
   python tools/evaluate.py --predictions answers --references multi_abnormality_labels.csv    (chest CT)
 
-Masks pair by name (ID.nii.gz; SUB/SES/seg.nii.gz is the case SUB_SES), tables by the column id. Every case must be on both
-sides. The targets of a table are in the column that the networks learned, or in --column; classes are called as there, or 0
-and 1. Intervals draw whole subjects where a column `subject` or the folders SUB tell them. Writes evaluation_cases.csv (one
-row a case, lesions counted), evaluate.csv and evaluate.json (with intervals).
+Masks pair by name (ID.nii.gz; SUB/SES/seg.nii.gz is the case SUB_SES), tables by the column id. Every case must be on
+both sides. The targets of a table are in the column that the networks learned, or in --column; classes are called as
+there, or 0 and 1. Intervals draw whole subjects where a column `subject` or the folders SUB tell them. Writes
+evaluation_cases.csv (one row a case, lesions counted), evaluation.csv and evaluation.json (with intervals).
 """
 
 import argparse
@@ -19,42 +19,33 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli
-from fomo.evaluation import evaluate, scored
+from fomo.evaluation import evaluate
 from fomo.runtime.log import Log
+
+_COLUMNS = (
+    ("--column", "of the targets in the CSV; default: what the networks learned, or else target, label or age"),
+    ("--id-column", "of the case ids in the CSV; default: id (chest CT: VolumeName or id)"),
+    ("--subject-column", "of the subjects in the CSV, for the intervals; default: subject"),
+)
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--predictions", required=True, help="folder of tools/predict.py or of a run, folder of masks, or CSV"
-    )
-    parser.add_argument(
-        "--references", required=True, help="folder of masks or of label.txt files, or CSV with id,target"
-    )
-    parser.add_argument(
-        "--column",
-        metavar="NAME",
-        help="of the targets in the CSV; default: what the networks learned, or else target, label or age",
-    )
-    parser.add_argument(
-        "--id-column", metavar="NAME", help="of the case ids in the CSV; default: id (chest CT: VolumeName or id)"
-    )
-    parser.add_argument(
-        "--subject-column", metavar="NAME", help="of the subjects in the CSV, for the intervals; default: subject"
-    )
+    predictions = "folder of tools/predict.py or of a run, folder of masks, or CSV"
+    parser.add_argument("--predictions", required=True, help=predictions)
+    references = "folder of masks or of label.txt files, or CSV with id,target"
+    parser.add_argument("--references", required=True, help=references)
+    for flag, text in _COLUMNS:
+        parser.add_argument(flag, metavar="NAME", help=text)
     parser.add_argument("--output", help="folder of the results; default: beside the predictions")
     parser.add_argument("--tolerance-mm", type=float, default=1.0, help="of the surface Dice (1)")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (1000; 0: none)")
     options = parser.parse_args(arguments)
-    beside = (
-        options.predictions
-        if os.path.isdir(options.predictions)
-        else os.path.dirname(os.path.abspath(options.predictions))
-    )
-    log = Log()
-    columns = scored.Columns(options.column, options.id_column, options.subject_column)
+    place, log = options.predictions, Log()
+    beside = place if os.path.isdir(place) else os.path.dirname(os.path.abspath(place))
+    columns = evaluate.Columns(options.column, options.id_column, options.subject_column)
     kind, rows, summary = evaluate.evaluate(
-        options.predictions, options.references, options.tolerance_mm, options.bootstrap, columns=columns, log=log
+        place, options.references, options.tolerance_mm, options.bootstrap, columns=columns, log=log
     )
     evaluate.write(kind, rows, summary, options.output or beside)
     for name, values in summary.items():

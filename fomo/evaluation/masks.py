@@ -1,0 +1,78 @@
+"""Predicted masks beside reference masks: a row per case, with the metrics of each class that is somewhere."""
+
+import numpy as np
+
+from .. import config, metrics
+from ..config import UserError
+from ..data.cases import Volume, read_volume, rounded
+from ..space import volume
+from . import places
+
+
+def pair(masks, table, request):
+    """(the task's section of a config, rows, {}) of predicted masks {id: File}.
+
+    table: the one beside them, which may know the subjects, or None.
+    """
+    references = places.masks_in(request.references)
+    if not references:
+        raise UserError(f"{request.references}: no masks (*.nii.gz) in it")
+    request.check_same_cases(masks, references)
+    folders = ({id: file.subject for id, file in files.items()} for files in (references, masks))
+    rows = request.begin_rows(sorted(masks), table.subjects() if table else {}, *folders)
+    per_class, predicted, wanted = [], set(), set()
+    for row in rows:
+        id = row["id"]
+        prediction, reference, spacing_mm = _read_pair(id, masks[id].path, references[id].path)
+        row["predicted_voxels"], row["reference_voxels"] = map(int, map(np.count_nonzero, (prediction, reference)))
+        labels = _labels_in(prediction), _labels_in(reference)
+        _check_classes(labels[1], request.known.classes, f"case {id}: {references[id].path}")
+        predicted, wanted = predicted | labels[0], wanted | labels[1]
+        options = spacing_mm, request.tolerance_mm
+        found = {k: metrics.segmentation_metrics(reference == k, prediction == k, *options) for k in set.union(*labels)}
+        per_class.append(found)
+    if request.known.classes is None and predicted and wanted and not predicted & wanted:
+        got, other = (", ".join(map(str, sorted(labels)[:5])) for labels in (wanted, predicted))
+        said = f"got masks of the labels {got}, and those of {request.predictions} have {other}"
+        raise UserError(f"{request.references}: {said}: wanted the same classes")
+    nothing = np.zeros((8, 8, 8), bool)
+    absent = metrics.segmentation_metrics(nothing, nothing, (1.0, 1.0, 1.0), request.tolerance_mm)
+    for k in sorted(predicted | wanted) or [1]:
+        ending = "" if predicted | wanted <= {1} else f"_{k}"
+        for row, found in zip(rows, per_class):
+            row.update({f"{name}{ending}": value for name, value in found.get(k, absent).items()})
+    return config.Task(type=request.known.task_for("mask")), rows, {}
+
+
+def _check_classes(labels, classes, where):
+    """UserError for labels of a reference that the networks do not tell apart; classes: how many they do, or None."""
+    unknown = [str(label) for label in sorted(labels) if classes is not None and label >= classes]
+    if unknown:
+        wanted = f"wanted whole numbers below {classes}, the classes of the predictions"
+        raise UserError(f"{where}: got the labels {', '.join(unknown)}, {wanted}")
+
+
+def _labels_in(array):
+    """The set of what is above 0 in a uint8 array."""
+    return set((np.flatnonzero(np.bincount(array.ravel(order="K"), minlength=256)[1:]) + 1).tolist())
+
+
+def _read_pair(id, *paths):
+    """(prediction, reference, spacing_mm) as uint8 label maps on one grid."""
+    try:
+        prediction, affine = read_volume(Volume(paths[0]))
+        reference, wanted = read_volume(Volume(paths[1]), like=affine)  # as it may be stored flipped
+    except ValueError as error:
+        raise UserError(f"case {id}: {error}") from error
+    arrays = rounded(prediction), rounded(reference)  # as in training
+    for path, array in zip(paths, arrays):
+        if array.min() < 0 or array.max() > 255 or not np.array_equal(array, np.round(array)):
+            raise UserError(f"case {id}: {path}: got values that are no classes, wanted whole numbers from 0 to 255")
+    if prediction.shape != reference.shape:
+        shapes = f"{paths[0]} has shape {prediction.shape} and {paths[1]} {reference.shape}"
+        raise UserError(f"case {id}: {shapes}, wanted equal ones")
+    distance, spacing_mm = volume.grid_distance(reference.shape, affine, wanted), volume.spacing(wanted)
+    if distance > 0.1 * min(spacing_mm):
+        off = f"{paths[0]} lies up to {distance:.3g} mm off {paths[1]}"
+        raise UserError(f"case {id}: {off}, wanted the same affine")
+    return *(array.astype(np.uint8) for array in arrays), spacing_mm

@@ -1,0 +1,107 @@
+"""The target of each case, one number or class: from a table, or from a folder's label.txt files and masks."""
+
+import os
+import re
+
+from ..config import UserError
+from ..data import spreadsheet
+from ..data.cases import Volume, any_foreground
+from . import places
+
+_SEGMENTATIONS = ("seg.nii.gz", "seg_masked.nii.gz")  # of the layouts: what may stand for a label
+
+
+def targets_of(ids, request, classes):
+    """({case id: number}, {case id: subject or None}) of the references; ids: of the predictions.
+
+    classes: whether they are classes, which a table may call by their names, and which masks may stand for.
+    """
+    path, columns = request.references, request.columns
+    if os.path.isdir(path):
+        stated = _stated(path, ids, masks=classes)
+        if stated:
+            subjects = {id: file.subject for id, (_, file) in stated.items()}
+            return {id: value for id, (value, _) in stated.items()}, subjects
+        path = os.path.join(path, "targets.csv")
+    table = places.Table(path, (columns.id or "id",), flag="--id-column")
+    column = _target_column(table, columns.target, request.known.targets, request.log)
+    names, targets = request.known.class_names, {}
+    for id, cells in table.cells.items():
+        targets[id] = _class_number(cells[column], names, path, id) if classes else table.number(id, column)
+    return targets, table.subjects(columns.subject)
+
+
+def _target_column(table, asked, learned, log):
+    """The column of the targets: the one `asked` for, or that the networks `learned`, or `target`, or a guess; logged.
+
+    Where the table has nothing to go by, or more than one guess, that is a UserError.
+    """
+    # age: of networks that learned from files of labels, whose targets have no name
+    usual = ("target", "label") if learned else ("target", "label", "age")
+    named = (asked,) if asked is not None else learned
+    found = [name for name in named if name in table.columns]
+    if asked is None and not found:
+        found = [name for name in usual if name in table.columns]
+    if len(found) > 1:
+        got = f"got the columns {' and '.join(found)}"
+        raise UserError(f"{table.place}: {got}, wanted one of them: name it, as --column {found[0]}")
+    if not found:
+        other = f"{' or '.join((*learned, 'target'))}, or the name of the targets' as --column NAME"
+        table.refuse(f"wanted {f'{asked} (--column)' if asked else other}")
+    if found[0] in (asked, "target", *learned):
+        log("evaluate", references=table.place, column=found[0])
+    else:
+        said = "the targets' column was guessed by its name: give it as --column"
+        log.warn(said, references=table.place, column=found[0])
+    return found[0]
+
+
+def _class_number(text, names, path, id):
+    """The number of a class that a table gives by its name, one of `names` in the network's order, or as 0 or 1."""
+    called = text.replace(" ", "_")  # as in checkpoints
+    if called in names:
+        return float(names.index(called))
+    number = spreadsheet.number(text)
+    if number is not None and all(name in ("0", "1") or spreadsheet.number(name) is None for name in names):
+        return number  # it is no name, as 1 may be that of class 0
+    unnamed = "a number: names of classes are known where settings.json of tools/predict.py lies beside the predictions"
+    wanted = f"one of the classes {', '.join(names)}" if names else unnamed
+    raise UserError(f"{path}: case {id}: got {text[:80]!r}, wanted {wanted}")
+
+
+def _stated(place, ids, masks):
+    """{case id: (number, File)} of the label.txt files and masks below `place`, which must agree; ids: as above."""
+    names = ("labels", "labels_masked", "preprocessed", "preprocessed_2", "skull_stripped")
+    tops = places.folders_in(place, names)
+    subjects = {name for top in tops for name in os.listdir(top) if os.path.isdir(os.path.join(top, name))}
+    found = {}
+
+    def state(id, value, file):
+        first = found.setdefault(id, (value, file))
+        if first[0] != value:
+            raise UserError(f"case {id}: {first[1].path} says {first[0]:g} and {file.path} says {value:g}; correct one")
+
+    for name, file in places.files_in(place, lambda name: name == "label.txt").items():
+        try:
+            with open(file.path, encoding="utf-8-sig") as opened:
+                value = places.number(opened.read().strip(), f"{file.path}: case {name}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the label {file.path}: {error}") from error
+        sessions = [id for id in ids if id == name or (name == file.subject and _subject_of(id, subjects) == name)]
+        for id in sessions or [name]:
+            state(id, value, file)
+    for id, file in places.files_in(place, _SEGMENTATIONS.__contains__).items() if masks else ():
+        state(id, float(any_foreground(Volume(file.path), id)), file)
+    return found
+
+
+def _subject_of(id, subjects):
+    """Whose session the case SUB_SES is: the longest of the `subjects` that it begins with, or None.
+
+    Where more stands before a session's number, as in sub_1_2_ses_1, sub_1 is another one.
+    """
+    found = max((subject for subject in subjects if id.startswith(f"{subject}_")), key=len, default=None)
+    session = r"_(?!ses).+[_-]ses(sion)?[_-]?[0-9a-z]+"
+    if found is not None and re.match(session, id[len(found) :], re.ASCII | re.IGNORECASE):
+        return None
+    return found
