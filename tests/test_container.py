@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, channel_paths, members_of, one_line_error, run_command, tool
 
 from fomo.config import UserError
-from fomo.prediction import predict
+from fomo.prediction import single
 from fomo.runtime.log import Log
 
 TASKS = ("classification", "segmentation", "regression")
@@ -74,7 +74,7 @@ def test_the_container_answers_as_the_challenge_wants(trained, scans, container,
         tool("predict_fomo25", *given, "--output", output, root=app)
     assert os.listdir(output.parent) == [output.name]
     members = members_of(trained(task) / "final")
-    row = predict.predict_to_file(members, paths, str(tmp_path / output.name), Log(active=False))
+    row = single.predict_to_file(members, paths, str(tmp_path / output.name), Log(active=False))
     if task == "segmentation":
         mask, image = nibabel.load(output), nibabel.load(paths["flair"])
         assert (
@@ -108,7 +108,7 @@ def test_an_empty_mask_is_written_and_warned_about_and_spare_channels_are_named(
         if name.startswith("decoder.out_conv"):
             parameter.data.copy_(torch.tensor([5.0, -5.0]) if parameter.ndim == 1 else parameter * 0)
     paths = channel_paths(scans("segmentation"), "segmentation", "sub_002_ses_1")
-    row = predict.predict_to_file(
+    row = single.predict_to_file(
         members, {**paths, "adc": "not read", "t1": "not read"}, str(tmp_path / "o.nii.gz"), Log()
     )
     assert row["predicted_voxels"] == 0 and not np.asarray(nibabel.load(tmp_path / "o.nii.gz").dataobj).any()
@@ -122,7 +122,7 @@ def test_the_corrected_age_is_a_number_or_refused(trained, scans, tmp_path):
         if correction:
             members[0].task.state["bias_correction"] = correction
         paths = channel_paths(scans(task), task, "sub_002_ses_1")
-        return predict.predict_to_file(members, paths, str(tmp_path / "age.txt"), Log(active=False), corrected=True)
+        return single.predict_to_file(members, paths, str(tmp_path / "age.txt"), Log(active=False), corrected=True)
 
     row = answer("regression", [0.5, 10.0])
     assert float((tmp_path / "age.txt").read_text()) == row["corrected"] == pytest.approx(2 * (row["prediction"] - 10))

@@ -14,18 +14,26 @@ import pytest
 import torch
 from conftest import TINY, channel_paths, members_of, one_line_error, run_command, tool
 
-from fomo import checkpoint, tasks
+from fomo import checkpoint, kinds, tasks
 from fomo import config as config_module
 from fomo.config import UserError
 from fomo.data import cache
 from fomo.data.cases import Case
-from fomo.prediction import predict, prediction_folder
+from fomo.prediction import loop, readers
+from fomo.prediction.cases import case_from_channels, cases_from_source, cases_from_table
+from fomo.prediction.folder import PredictionFolder
+from fomo.prediction.members import answer, choose_device, describe, find_checkpoints, infer, load_members
 from fomo.runtime import files
 from fomo.runtime.log import Log
 from fomo.space import postprocess, volume
+from fomo.tasks import Answer, Results
 
 SOURCE = {"classification": "fomo1", "segmentation": "fomo2", "regression": "fomo3"}
 CPU = torch.device("cpu")
+
+
+def predict_cases(members, cases, output, log=None, **options):
+    loop.predict(readers.Cases(members, cases), PredictionFolder(output, members), log or Log(active=False), **options)
 
 
 # ------------------------------------------------------------------------------- the stored numbers
@@ -71,12 +79,12 @@ def test_a_folds_checkpoint_gives_its_test_cases_the_stored_numbers(trained, sca
 @pytest.mark.parametrize("task", SOURCE)
 def test_all_folds_are_averaged(trained, scans, task):
     """Probabilities and ages by their mean; masks from the mean of the probabilities; thresholds by their mean."""
-    case = predict.case_from_channels(TINY[task], channel_paths(scans(task), task, "sub_003_ses_1"))
+    case = case_from_channels(TINY[task], channel_paths(scans(task), task, "sub_003_ses_1"))
     members = members_of(trained(task))
     assert [pathlib.Path(m.path).parent.name for m in members] == ["fold_1", "fold_2"]
-    image, background, geometry = cache.load(case, members[0].config.data, members[0].config.task)
-    parts = predict.infer(members, case, image, background)
-    row, volumes = predict.answer(members, parts, geometry)
+    image, background, geometry = cache.load(case, members[0].config.data, tasks.wanted(members[0].config))
+    parts = infer(members, case, image, background)
+    row, volumes = answer(members, parts, geometry)
     if task == "classification":
         assert row["probability"] == pytest.approx(np.mean(parts))
         for thresholds, decision in (
@@ -85,9 +93,10 @@ def test_all_folds_are_averaged(trained, scans, task):
         ):
             for member, threshold in zip(members, thresholds):
                 member.task.state["threshold"] = threshold
-            assert predict.answer(members, parts, geometry)[0]["decision"] == decision
+            assert answer(members, parts, geometry)[0]["decision"] == decision
     elif task == "regression":
-        corrected = [member.task.finish([{"prediction": part}])[0]["corrected"] for member, part in zip(members, parts)]
+        answers = [[Answer({"prediction": part})] for part in parts]
+        corrected = [m.task.finish(own).rows[0]["corrected"] for m, own in zip(members, answers)]
         assert row["prediction"] == pytest.approx(np.mean(parts)) and row["corrected"] == pytest.approx(
             np.mean(corrected)
         )
@@ -100,7 +109,7 @@ def test_all_folds_are_averaged(trained, scans, task):
         assert volumes["probabilities"].sum(0) == pytest.approx(1, abs=1e-5)
         for member in members:
             member.task.state["postprocess"] = {"fill_holes": False, "minimum_mm3": 0.0, "largest": False}
-        _, volumes = predict.answer(members, parts, geometry)
+        _, volumes = answer(members, parts, geometry)
         assert np.array_equal(volumes["mask"], native.argmax(0)) and volumes["mask"].dtype == np.uint8
 
 
@@ -108,7 +117,7 @@ def test_all_folds_are_averaged(trained, scans, task):
 
 
 def test_mask_and_probabilities_lie_in_the_space_of_the_input(trained, scans, tmp_path):
-    """An oblique, anisotropic, flipped, scaled int16 input with a header of its own: shape, affine and header come back."""
+    """An oblique, anisotropic, flipped, scaled int16 input with its own header: shape, affine and header come back."""
     generator = np.random.default_rng(0)
     turn = np.array([[0, -1.0, 0.1], [1.0, 0, 0], [0, 0.1, 1.0]]) @ np.diag([1.0, -1.0, 1.0])
     affine = np.eye(4)
@@ -172,15 +181,10 @@ IDS = ["sub_001_ses_1", "sub_002_ses_1", "sub_003_ses_1", "sub_004_ses_1"]
 
 
 def test_what_is_there_is_kept_and_other_checkpoints_are_refused(trained, table, tmp_path, capsys):
-    def run(fold, ids, replaced={}, **options):
+    def run(fold, ids, replaced=None, **options):
         members = members_of(trained("classification") / fold)
-        predict.predict(
-            members,
-            predict.cases_from_table(table(ids, **replaced), members[0].config.data),
-            str(tmp_path / "out"),
-            Log(),
-            **options,
-        )
+        cases = cases_from_table(table(ids, **(replaced or {})), members[0].config.data)
+        predict_cases(members, cases, tmp_path / "out", Log(), **options)
         return {row["id"]: row for row in files.read_csv(tmp_path / "out" / "predictions.csv")}
 
     first = run("fold_1", IDS[:2])
@@ -223,7 +227,7 @@ def test_an_answer_for_other_files_of_the_same_name_is_never_kept(trained, scans
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "infer", stop)
+        patch.setattr(readers, "infer", stop)
         with pytest.raises(KeyboardInterrupt):
             tool(*command, *places[1], "--overwrite")
     assert not (output / "predictions.csv").exists(), "what is replaced is not there while it is"
@@ -238,18 +242,18 @@ def test_half_precision_is_left_out_on_the_cpu_and_said(trained, tmp_path):
     checkpoint.save(str(tmp_path / "fp16.pt"), content)
     [member] = members_of(tmp_path / "fp16.pt")
     assert member.amp == "off"
-    assert prediction_folder.describe([member]) == {"networks": 1, "device": "cpu", "amp": ["off"]}
+    assert describe([member]) == {"networks": 1, "device": "cpu", "amp": ["off"]}
 
 
 def test_a_final_model_that_is_not_finished_or_damaged_is_refused(tmp_path):
     for text, said in (
-        ('{"finished": false}', "not finished"),
+        ('{"kind": "soup", "finished": false}', "not finished"),
         ("{", "cannot read .*final.json .*restore it"),
         ("[]", "it is a list"),
     ):
         (tmp_path / "final.json").write_text(text)
         with pytest.raises(ValueError, match=said) as caught:
-            predict.find_checkpoints(str(tmp_path))
+            find_checkpoints(str(tmp_path))
         assert caught.value.exit_code == 2
 
 
@@ -296,6 +300,12 @@ def test_what_would_be_ignored_is_refused(trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_sources_that_list_a_folder_of_volumes_can_be_named(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        tool("predict", "--help")
+    assert "--source {fomo1,fomo2,fomo3,volumes,phantom}" in capsys.readouterr().out
+
+
 def test_a_bad_case_is_one_line_and_the_others_are_there(trained, table, tmp_path):
     rows = files.read_csv(table(IDS))
     whole = pathlib.Path(rows[1]["flair"]).read_bytes()
@@ -322,19 +332,17 @@ def test_a_case_that_is_too_large_for_the_gpu_is_one_line_and_the_others_are_the
         return infer(self, *arguments)
 
     monkeypatch.setattr(type(members[0].task), "infer", limited)
-    cases = predict.cases_from_table(table(IDS), members[0].config.data)
+    cases = cases_from_table(table(IDS), members[0].config.data)
     with pytest.raises(
         UserError, match=rf"{IDS[1]}: out of memory on cpu: predicting case {IDS[1]} of \d+x\d+x\d+ voxels"
     ):
-        predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
+        predict_cases(members, cases, tmp_path / "out")
     assert [row["id"] for row in files.read_csv(tmp_path / "out" / "predictions.csv")] == [IDS[0], *IDS[2:]]
 
 
 def test_a_full_disk_leaves_nothing_partial(trained, scans, tmp_path, monkeypatch):
     members = members_of(trained("segmentation") / "fold_1")
-    cases = [
-        c for c in predict.cases_from_source(members[0].config, "fomo2", str(scans("segmentation"))) if c.id in IDS
-    ]
+    cases = [c for c in cases_from_source(members[0].config, "fomo2", str(scans("segmentation"))) if c.id in IDS]
     save, calls = nibabel.save, []
 
     def full(image, path):
@@ -346,7 +354,7 @@ def test_a_full_disk_leaves_nothing_partial(trained, scans, tmp_path, monkeypatc
 
     monkeypatch.setattr(nibabel, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
+        predict_cases(members, cases, tmp_path / "out")
     masks = sorted(os.listdir(tmp_path / "out" / "masks"))
     assert len(masks) == len(cases) - 1 and not any(name.startswith(".") for name in masks)
     assert [f"{row['id']}.nii.gz" for row in files.read_csv(tmp_path / "out" / "predictions.csv")] == masks
@@ -355,18 +363,13 @@ def test_a_full_disk_leaves_nothing_partial(trained, scans, tmp_path, monkeypatc
 def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
     for path, said in ((tmp_path / "none", "no such file"), (tmp_path, "no checkpoint in it")):
         with pytest.raises(UserError, match=said):
-            predict.find_checkpoints(str(path))
+            find_checkpoints(str(path))
     with pytest.raises(UserError, match="fold 3 is not finished"):
-        predict.find_checkpoints(str(trained("regression")), [3])
-    assert predict.find_checkpoints(str(trained("regression")), [2]) == [
-        str(trained("regression") / "fold_2" / "best.pt")
-    ]
-    both = [
-        *predict.find_checkpoints(str(trained("regression"))),
-        *predict.find_checkpoints(str(trained("classification"))),
-    ]
+        find_checkpoints(str(trained("regression")), [3])
+    assert find_checkpoints(str(trained("regression")), [2]) == [str(trained("regression") / "fold_2" / "best.pt")]
+    both = [*find_checkpoints(str(trained("regression"))), *find_checkpoints(str(trained("classification")))]
     with pytest.raises(UserError, match="task.type=classification.*cannot predict together"):
-        predict.load_members(both, CPU)
+        load_members(both, CPU)
     checkpoint.save(tmp_path / "foreign.pt", {"model": {"a": torch.ones(1)}})
     with pytest.raises(UserError, match="no config, task in it"):
         members_of(tmp_path / "foreign.pt")
@@ -378,10 +381,10 @@ def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
 
 
 def test_a_device_that_is_not_there_is_refused():
-    assert predict.choose_device("cpu") == CPU
+    assert choose_device("cpu") == CPU
     for name in ("gpu", "cuda:77"):
         with pytest.raises(UserError, match=f"device: got {name}"):
-            predict.choose_device(name)
+            choose_device(name)
 
 
 def test_reading_network_and_writing_overlap(trained, tmp_path, monkeypatch):
@@ -389,13 +392,13 @@ def test_reading_network_and_writing_overlap(trained, tmp_path, monkeypatch):
     members = members_of(trained("classification") / "fold_1")
     cases = [Case(f"c{i}", f"c{i}", (), None, None, None) for i in range(8)]
     read, written = ([threading.Event() for _ in cases] for _ in range(2))
-    answer, waited = predict.answer, []
+    waited = []
 
     def load(case, *_):
         read[int(case.id[1:])].set()
         return int(case.id[1:]), None, int(case.id[1:])
 
-    def infer(members, case, index, background):
+    def see(members, case, index, background):
         beside = [*read[index + 1 : index + 2], *written[:index][-1:]]
         waited.append(all(event.wait(30) for event in beside))
         return [0.5]
@@ -404,40 +407,40 @@ def test_reading_network_and_writing_overlap(trained, tmp_path, monkeypatch):
         written[index].set()
         return answer(members, parts, None)
 
-    for name, function in (("infer", infer), ("answer", write)):
-        monkeypatch.setattr(predict, name, function)
+    for name, function in (("infer", see), ("answer", write)):
+        monkeypatch.setattr(readers, name, function)
     monkeypatch.setattr(cache, "load", load)
-    predict.predict(members, cases, str(tmp_path / "out"), Log(active=False))
+    predict_cases(members, cases, tmp_path / "out")
     assert waited == [True] * 8
     assert len(files.read_csv(tmp_path / "out" / "predictions.csv")) == 8
 
 
 def test_a_dicom_folder_is_a_scan_like_any_other(tmp_path):
-    case = predict.case_from_channels(("t1",), {"t1": f"{tmp_path}/scan/"})
+    case = case_from_channels(("t1",), {"t1": f"{tmp_path}/scan/"})
     assert case.id == "scan" and case.images[0].path == str(tmp_path / "scan")
     checkpoint_config = config_module.Config(
         data=config_module.Data(source="table", csv="t.csv", channels=("t1", "t2"))
     )
     with pytest.raises(UserError, match="--source volumes: .*t1, t2, wanted one"):
-        predict.cases_from_source(checkpoint_config, "volumes", str(tmp_path))
+        cases_from_source(checkpoint_config, "volumes", str(tmp_path))
     (tmp_path / "scan").mkdir()
     (tmp_path / "scan" / "1.dcm").write_bytes(b"")
     single = dataclasses.replace(checkpoint_config, data=dataclasses.replace(checkpoint_config.data, channels=("t1",)))
-    assert [case.id for case in predict.cases_from_source(single, "volumes", str(tmp_path))] == ["scan"]
+    assert [case.id for case in cases_from_source(single, "volumes", str(tmp_path))] == ["scan"]
 
 
 def test_post_processing_is_chosen_on_validation_cases_and_stored(trained):
     for fold in (1, 2):
         state = checkpoint.load(trained("segmentation") / f"fold_{fold}" / "best.pt")["task"]
         assert state["postprocess"] in postprocess.CANDIDATES
-    config = config_module.load(trained("segmentation") / "config.yaml")
+    config = kinds.load(trained("segmentation") / "config.yaml")
     task, seen = tasks.build(config), []
 
     def evaluate():
         seen.append(task._candidates)
         values = np.zeros((3, len(postprocess.CANDIDATES)))
         values[:, 5] = values[:, 7] = (0.2, 0.9, 0.4)
-        return [{"candidates": row} for row in values.tolist()]
+        return Results([], kept=values.tolist())
 
     task.calibrate(evaluate)
     assert seen == [postprocess.CANDIDATES] and task.state["postprocess"] == postprocess.CANDIDATES[5], (

@@ -5,12 +5,12 @@ import re
 import pytest
 
 from fomo.config import Data, UserError
-from fomo.prediction import predict
+from fomo.prediction.cases import case_from_channels, cases_from_table
 
 
 def test_wrong_channels_are_refused_with_the_names_wanted():
     channels = ("dwi_b1000", "swi|t2s")
-    case = predict.case_from_channels(channels, {"t2s": "b/t2s.nii.gz", "dwi_b1000": "a/dwi.nii.gz"})
+    case = case_from_channels(channels, {"t2s": "b/t2s.nii.gz", "dwi_b1000": "a/dwi.nii.gz"})
     assert [image.path for image in case.images] == ["a/dwi.nii.gz", "b/t2s.nii.gz"] and case.id == "dwi"
     for given, said in (
         ({"dwi": "x", "swi": "y"}, "channel 'dwi' is not one of this checkpoint's, wanted dwi_b1000, swi or t2s"),
@@ -18,7 +18,7 @@ def test_wrong_channels_are_refused_with_the_names_wanted():
         ({"dwi_b1000": "x", "swi": "y", "t2s": "z"}, "got both swi and t2s"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
-            predict.case_from_channels(channels, given)
+            case_from_channels(channels, given)
 
 
 def test_bad_tables_are_refused(tmp_path):
@@ -32,9 +32,9 @@ def test_bad_tables_are_refused(tmp_path):
     ):
         (tmp_path / "t.csv").write_text(text)
         with pytest.raises(UserError, match=re.escape(said)):
-            predict.cases_from_table(str(tmp_path / "t.csv"), Data(channels=("t1",)))
+            cases_from_table(str(tmp_path / "t.csv"), Data(channels=("t1",)))
     with pytest.raises(UserError, match="--cases: cannot read"):
-        predict.cases_from_table(str(tmp_path / "none.csv"), Data(channels=("t1",)))
+        cases_from_table(str(tmp_path / "none.csv"), Data(channels=("t1",)))
 
 
 def test_a_table_has_the_columns_of_the_training_table_or_the_usual_ones(tmp_path):
@@ -47,8 +47,8 @@ def test_a_table_has_the_columns_of_the_training_table_or_the_usual_ones(tmp_pat
         ("id,t1,accession", "c", "c"),
     ):
         (tmp_path / "t.csv").write_text(f"{header}\na,b.nii{',c' * (header.count(',') - 1)}\n")
-        (case,) = predict.cases_from_table(str(tmp_path / "t.csv"), data)
+        (case,) = cases_from_table(str(tmp_path / "t.csv"), data)
         assert (case.id, case.subject, case.images[0].path) == (id, subject, str(tmp_path / "b.nii")), header
     (tmp_path / "t.csv").write_text("name,t1\na,b.nii\n")
     with pytest.raises(UserError, match="got the columns name, t1, wanted accession or id and one for each channel"):
-        predict.cases_from_table(str(tmp_path / "t.csv"), data)
+        cases_from_table(str(tmp_path / "t.csv"), data)

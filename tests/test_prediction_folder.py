@@ -4,19 +4,24 @@ from types import SimpleNamespace
 
 import pytest
 
+from fomo import config, tasks
 from fomo.config import UserError
-from fomo.prediction import prediction_folder
+from fomo.data.cases import Case
+from fomo.prediction.folder import PredictionFolder
 from fomo.runtime import files
 
 
-def member(sha256):
-    return member_of(sha256, "segmentation")
+def member_of(sha256, kind="segmentation", targets=(), classes=("0", "1")):
+    settings = config.Config(task=config.Task(type=kind, targets=targets))
+    task = tasks.build(settings)
+    task.state["classes"] = list(classes)
+    return SimpleNamespace(
+        sha256=sha256, path=f"{sha256}.pt", network=None, config=settings, task=task, sees_slices=False
+    )
 
 
-def member_of(sha256, kind, targets=(), classes=("0", "1")):
-    config = SimpleNamespace(task=SimpleNamespace(type=kind, targets=targets, classes=2))
-    task = SimpleNamespace(state={"classes": list(classes)})
-    return SimpleNamespace(sha256=sha256, path=f"{sha256}.pt", network=None, config=config, task=task)
+def case(id):
+    return Case(id, id, (), None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -31,15 +36,17 @@ def member_of(sha256, kind, targets=(), classes=("0", "1")):
     ],
 )
 def test_what_was_learned_is_in_the_settings(tmp_path, member, said):
-    prediction_folder.start(str(tmp_path), [member], "predictions.csv", {}, False)
+    PredictionFolder(tmp_path, [member]).begin([])
     settings = files.read_json(tmp_path / "settings.json")
+    said = {"task": member.config.task.type, **said}
     assert settings == {"checkpoints": [{"sha256": "a", "mirror_axes": []}], "paths": ["a.pt"], **said}
 
 
 def test_masks_of_other_checkpoints_go_with_their_rows(tmp_path):
     def start(sha256, again=()):
-        inputs = {name: () for name in again}
-        return sorted(prediction_folder.start(str(tmp_path), [member(sha256)], "predictions.csv", inputs, bool(again)))
+        folder = PredictionFolder(tmp_path, [member_of(sha256)])
+        folder.begin([case(id) for id in again], overwrite=bool(again))
+        return sorted(folder.rows)
 
     def masks():
         return sorted(path.name[0] for path in (tmp_path / "masks").iterdir())
@@ -55,3 +62,31 @@ def test_masks_of_other_checkpoints_go_with_their_rows(tmp_path):
     assert masks() == ["a", "b", "c"], "refused, and nothing is lost"
     assert start("one", again=["b"]) == ["a", "c"] == masks()
     assert start("two", again=["a"]) == [] == masks()
+
+
+def test_a_case_is_there_with_its_row_and_all_its_volumes(tmp_path):
+    def begun():
+        folder = PredictionFolder(tmp_path, [member_of("one")])
+        todo = folder.begin([case("a"), case("b"), case("c")], volumes=("mask",))
+        return folder, [item.id for item in todo]
+
+    folder, todo = begun()
+    assert todo == ["a", "b", "c"]
+    for id in "ba":
+        folder.add(id, {"predicted_voxels": 1})
+    (tmp_path / "masks" / "a.nii.gz").write_bytes(b"")
+    folder.save()
+    assert [row["id"] for row in files.read_csv(tmp_path / "predictions.csv")] == ["a", "b"]
+    assert begun()[1] == ["b", "c"]
+
+
+def test_tables_are_written_at_once_and_then_when_that_takes_little_of_the_time(tmp_path, monkeypatch):
+    folder = PredictionFolder(tmp_path, [member_of("one")])
+    folder.begin([case(str(number)) for number in range(100)])
+    folder.add("0", {})
+    assert len(files.read_csv(tmp_path / "predictions.csv")) == 1
+    monkeypatch.setattr(folder, "_took", 1000.0)  # of many cases, on a slow disk
+    folder.add("1", {})
+    assert len(files.read_csv(tmp_path / "predictions.csv")) == 1
+    folder.save()
+    assert len(files.read_csv(tmp_path / "predictions.csv")) == 2

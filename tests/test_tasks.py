@@ -15,7 +15,7 @@ from fomo.config import UserError
 from fomo.data import cache, sources
 from fomo.data.cases import Case, Volume
 from fomo.inference import WindowOptions
-from fomo.prediction import predict
+from fomo.prediction.members import answer, infer, load_members
 from fomo.run_folder import FoldFolder
 from fomo.runs import crossval
 from fomo.runs import splits as splits_module
@@ -326,11 +326,11 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
     crossval.run(config)
     folder = pathlib.Path(config.output) / config.name / "fold_1"
     rows = files.read_csv(folder / "predictions.csv")
-    members = predict.load_members([str(folder / "best.pt")], torch.device("cpu"))
+    members = load_members([str(folder / "best.pt")], torch.device("cpu"))
     listed = {case.id: case for case in sources.list_cases(config.data, tasks.wanted(config))}
     row = max(rows, key=lambda row: float(row["predicted_voxels"]))
     image, background, geometry = cache.load(listed[row["id"]], config.data, tasks.wanted(config))
-    answered, volumes = predict.answer(members, predict.infer(members, listed[row["id"]], image, background), geometry)
+    answered, volumes = answer(members, infer(members, listed[row["id"]], image, background), geometry)
     stored, _ = volume.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
     assert answered["predicted_voxels"] == int(float(row["predicted_voxels"])) > 0
     assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]) == 2

@@ -10,15 +10,17 @@ to continue: cases that are there, from the same files, are kept.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli
+from fomo import cli, tasks
 from fomo.config import UserError
-from fomo.prediction import predict, predict_slices
+from fomo.data.sources import SOURCES
+from fomo.prediction import cases, loop, readers
+from fomo.prediction.folder import PredictionFolder
+from fomo.prediction.members import choose_device, find_checkpoints, load_members
 from fomo.runtime.log import Log
 
 
@@ -36,11 +38,8 @@ def main(arguments):
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--input", nargs="+", metavar="CHANNEL=PATH", help="one case")
     which.add_argument("--cases", metavar="TABLE.csv", help="columns: the ids, as in training or id, and the channels")
-    which.add_argument(
-        "--source",
-        choices=("fomo1", "fomo2", "fomo3", "volumes", "phantom"),
-        help="a data set in this layout, see --root",
-    )
+    layouts = [name for name, source in SOURCES.items() if source.geometry and source.reads_root]
+    which.add_argument("--source", choices=layouts, help="a data set in this layout, see --root")
     which.add_argument(
         "--slices", metavar="PLACE", help="networks of slices: a table splits/*_slices.csv, or a folder of .npy slices"
     )
@@ -75,49 +74,51 @@ def main(arguments):
     if options.ids and not (options.cases or options.source):
         parser.error("--ids goes with --cases or --source")
 
-    paths = [path for place in options.checkpoints for path in predict.find_checkpoints(place, options.folds)]
-    members = predict.load_members(paths, predict.choose_device(options.device), options.mirror)
-    config = members[0].config
-    if options.probabilities and config.task.type != "segmentation":
+    paths = [path for place in options.checkpoints for path in find_checkpoints(place, options.folds)]
+    members = load_members(paths, choose_device(options.device), options.mirror)
+    folder = PredictionFolder(options.output, members)
+    loop.predict(_reader(members, options), folder, Log(folder.log_path), options.overwrite)
+
+
+def _reader(members, options):
+    """The reader of what is to be predicted."""
+    first = members[0]
+    task_type, source = first.config.task.type, first.config.data.source
+    if options.probabilities and not first.task.optional_volumes:
+        wanted = " or ".join(name for name, task in tasks.TASKS.items() if task.optional_volumes)
         raise UserError(
-            f"--probabilities: got checkpoints of task.type={config.task.type}, wanted segmentation; predictions.csv has the others'"
+            f"--probabilities: got checkpoints of task.type={task_type}, wanted {wanted}; "
+            "predictions.csv has the others'"
         )
     if options.slices or options.volumes:
-        predict_slices.check(members)
-        log = Log(os.path.join(options.output, "log.txt"))
+        if not first.sees_slices:
+            raise UserError(f"{first.path}: got a network of data.source={source}, wanted one of slices")
         if options.slices:
-            return predict_slices.predict_slices(
-                members, predict_slices.listed_slices(options.slices), options.output, log, options.overwrite
-            )
-        return predict_slices.predict_volumes(
-            members, predict_slices.listed_volumes(options.volumes), options.output, log, options.overwrite
-        )
-    if config.data.source == "slices":
+            return readers.Slices(members, cases.listed_slices(options.slices))
+        return readers.Volumes(members, cases.listed_volumes(options.volumes))
+    if first.sees_slices:
         raise UserError("the checkpoints are of networks that see slices: wanted --slices or --volumes")
+    return readers.Cases(members, _cases(first.config, options), options.probabilities)
+
+
+def _cases(config, options):
     if options.input:
         given = {}
         for name, _, path in (text.partition("=") for text in options.input):
             if not path or name in given:
                 raise UserError(f"--input: got {' '.join(options.input)}, wanted CHANNEL=PATH, each channel once")
             given[name] = path
-        cases = [predict.case_from_channels(config.data.channels, given, options.id)]
-    elif options.cases:
-        cases = predict.cases_from_table(options.cases, config.data)
+        return [cases.case_from_channels(config.data.channels, given, options.id)]
+    if options.cases:
+        listed = cases.cases_from_table(options.cases, config.data)
     else:
-        cases = predict.cases_from_source(config, options.source, options.root)
+        listed = cases.cases_from_source(config, options.source, options.root)
     if options.ids:
-        unknown = sorted(set(options.ids) - {case.id for case in cases})
+        unknown = sorted(set(options.ids) - {case.id for case in listed})
         if unknown:
-            raise UserError(f"--ids: {', '.join(unknown)} not among the {len(cases)} cases")
-        cases = [case for case in cases if case.id in options.ids]
-    predict.predict(
-        members,
-        cases,
-        options.output,
-        Log(os.path.join(options.output, "log.txt")),
-        options.probabilities,
-        options.overwrite,
-    )
+            raise UserError(f"--ids: {', '.join(unknown)} not among the {len(listed)} cases")
+        listed = [case for case in listed if case.id in options.ids]
+    return listed
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
   predict.py --flair F --dwi_b1000 D (--swi S | --t2s T) --output O.nii.gz            Task 2: mask of 0 and 1
   predict.py --t1 A --t2 B --output O.txt                                             Task 3: age in years
 
-Checkpoints: --checkpoints, or the folder `checkpoints` beside fomo/ (in the container: what the definition file copied).
+Checkpoints: --checkpoints, or the folder `checkpoints` beside fomo/ (in the container what the definition file copied).
 """
 
 import argparse
@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fomo import cli
-from fomo.prediction import predict, prediction_folder
+from fomo.prediction import members, single
 from fomo.runtime.log import Log
 
 CHANNELS = ("flair", "dwi_b1000", "adc", "swi", "t2s", "t1", "t2")
@@ -44,18 +44,13 @@ def main(arguments):
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     options = parser.parse_args(arguments)
     start, log = time.perf_counter(), Log()
-    device = predict.choose_device(options.device)
-    paths = [path for place in options.checkpoints for path in predict.find_checkpoints(place)]
-    members = predict.load_members(paths, device, options.mirror)
+    device = members.choose_device(options.device)
+    paths = [path for place in options.checkpoints for path in members.find_checkpoints(place)]
+    networks = members.load_members(paths, device, options.mirror)
     given = {name: getattr(options, name) for name in CHANNELS if getattr(options, name)}
-    row = predict.predict_to_file(members, given, options.output, log, options.corrected)
-    log(
-        "predict",
-        output=options.output,
-        **row,
-        **prediction_folder.describe(members),
-        seconds=time.perf_counter() - start,
-    )
+    row = single.predict_to_file(networks, given, options.output, log, options.corrected)
+    about = members.describe(networks)
+    log("predict", output=options.output, **row, **about, seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fomo import metrics, tasks
 from fomo.data import cases, ct, slice_files
 from fomo.data.phantoms.chests import LABELS
 from fomo.inference import saliency
-from fomo.prediction import predict
+from fomo.prediction import members
 from fomo.runtime import files
 from fomo.space import volume
 
@@ -90,7 +90,7 @@ def main(arguments):
     parser.add_argument("phantom", help="folder of tools/make_phantoms.py ct")
     parser.add_argument("--labels", nargs="+", default=list(LABELS), help="lesions of these findings only")
     options = parser.parse_args(arguments)
-    (member,) = predict.load_members([options.checkpoint], predict.choose_device("cpu"))
+    (member,) = members.load_members([options.checkpoint], members.choose_device("cpu"))
     rows = files.read_csv(os.path.join(os.path.dirname(options.checkpoint), "predictions.csv"))
     rows.sort(key=lambda row: row["scan"])
     report("trained", measure(member.network, member, options.phantom, rows, options.labels))

@@ -1,0 +1,159 @@
+"""What is to be predicted: cases by their files, by a table or by a data set; scans by their slices; CT volumes."""
+
+import collections
+import dataclasses
+import os
+from dataclasses import dataclass
+
+from .. import tasks
+from ..config import UserError
+from ..data import slice_files, sources, spreadsheet
+from ..data.cases import ID_WANTED, Case, Volume, names_a_file
+from ..data.sources import volumes
+
+
+def case_from_channels(channels, given, id=None, subject=None):
+    """A Case from {channel name: path}.
+
+    channels: the config's; of the alternatives 'a|b' one must be given.
+    id: names the output files; None: as the first channel's file.
+    subject: None: the id.
+    """
+    if id is not None and not names_a_file(id):
+        raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
+    wanted = ", ".join(text.replace("|", " or ") for text in channels)
+    unknown = sorted(set(given) - {name for text in channels for name in text.split("|")})
+    if unknown:
+        raise UserError(f"channel '{unknown[0]}' is not one of this checkpoint's, wanted {wanted}")
+    paths = []
+    for text in channels:
+        there = [name for name in text.split("|") if name in given]
+        if len(there) != 1:
+            got = f"both {' and '.join(there)}" if there else "none"
+            raise UserError(f"channel {text.replace('|', ' or ')}: got {got}, wanted one file for each of {wanted}")
+        paths.append(os.path.normpath(given[there[0]]))
+    if id is None:
+        id = os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
+    return Case(id, subject or id, tuple(map(Volume, paths)), None, None, None)
+
+
+def cases_from_table(path, data):
+    """Cases of a CSV with a column of ids, of subjects (optional) and one per channel.
+
+    data: the checkpoint's config.data. The columns are called as in its training table, or else id and subject.
+    Relative paths start from the folder of the CSV.
+    """
+    rows = spreadsheet.read_rows(path, {}, "--cases")
+    there = rows[0].cells
+    id_column = next((name for name in (data.id_column, "id") if name in there), None)
+    subject_column = data.subject_column if data.subject_column in there else "subject"
+    if id_column is None:
+        wanted = "id" if data.id_column == "id" else f"{data.id_column} or id"
+        raise UserError(
+            f"{path}: line 1: got the columns {', '.join(there)[:500]}, wanted {wanted} and one for each channel"
+        )
+    names = {name for text in data.channels for name in text.split("|")}
+    folder, cases = os.path.dirname(os.path.abspath(path)), {}
+    for line, row in rows:
+        id = row[id_column]
+        if id in cases:
+            raise UserError(f"{path}: line {line}: got the id {id!r} again, wanted one for each case")
+        given = {name: os.path.join(folder, row[name]) for name in names if row.get(name)}
+        try:
+            cases[id] = case_from_channels(data.channels, given, id, row.get(subject_column))
+        except UserError as error:
+            raise UserError(f"{path}: line {line}: {error}") from error
+    return list(cases.values())
+
+
+def cases_from_source(config, source, root):
+    """The cases of a data set in one of the layouts; its labels are not read."""
+    channels = config.data.channels
+    if sources.SOURCES[source].one_channel and len(channels) != 1:
+        raise UserError(
+            f"--source {source}: got a checkpoint of the channels {', '.join(channels)}, wanted one; use --cases"
+        )
+    data = dataclasses.replace(config.data, source=source, root=root, csv=None, groups=None, cache=None)
+    return sources.list_cases(data, tasks.wanted(config), labels=False)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What networks of slices are asked about: the scan `id`, by the files of its slices, or by its volume."""
+
+    id: str
+    subject: str
+    images: tuple[Volume, ...]  # a file per slice, or the volume
+    slices: tuple[str, ...] = ()  # ids of the files; of a volume they are known once it is read
+
+
+def listed_slices(place):
+    """The Scans of a table with the columns slice_id, volume_name and file_path, or of the .npy files below a folder.
+
+    A column `patient` of the table says whose they are. Below a folder the scans are the folders that hold the files;
+    each must have a name of its own.
+    """
+    found = _slices_below(place) if os.path.isdir(place) else _slices_of_table(place)
+    _each_once([slice.id for slice in found], "slices")
+    scans = {}
+    for slice in found:
+        scans.setdefault(slice.scan, []).append(slice)
+    return [
+        Scan(id, own[0].subject, tuple(slice.images[0] for slice in own), tuple(slice.id for slice in own))
+        for id, own in scans.items()
+    ]
+
+
+def _slices_below(place):
+    found, folders = [], {}
+    for folder, _, names in sorted(os.walk(place)):
+        names = sorted(name for name in names if name.lower().endswith(".npy"))
+        scan = os.path.basename(os.path.abspath(folder))
+        if names and folders.setdefault(scan, folder) != folder:
+            raise UserError(
+                f"{place}: two scans are called {scan}: {folders[scan]} and {folder}; "
+                "rename one, or give a table with volume_name"
+            )
+        found += [_slice(name[:-4], scan, os.path.join(folder, name)) for name in names]
+    if not found:
+        raise UserError(f"{place}: no slices (*.npy) below it")
+    return found
+
+
+def _slices_of_table(place):
+    names = ("slice_id", "volume_name", "file_path")
+    rows = spreadsheet.read_rows(place, {f"--slices: {name}": name for name in names}, "--slices")
+    folder = os.path.dirname(os.path.abspath(place))
+    return [
+        _slice(cells["slice_id"], cells["volume_name"], os.path.join(folder, cells["file_path"]), cells.get("patient"))
+        for _, cells in rows
+    ]
+
+
+def _slice(id, scan, path, patient=None):
+    return Case(id, patient or _patient(scan), (Volume(path),), None, None, None, scan=scan)
+
+
+def listed_volumes(places):
+    """The Scans of CT volumes: files, DICOM folders, or folders with such below them."""
+    found = []
+    for place in places:
+        below = volumes.scans_below(place) if os.path.isdir(place) else [(place, place)]
+        found += [(os.path.basename(name), path) for name, path in below]
+    if not found:
+        raise UserError(
+            f"{', '.join(places)}: no volumes below it, wanted .nii, .nii.gz, .npy or folders of DICOM files"
+        )
+    _each_once([name for name, _ in found], "volumes")
+    return [Scan(name, _patient(name), (Volume(path),)) for name, path in found]
+
+
+def _patient(name):
+    """Whose scan it is, by the name of its volume."""
+    return slice_files.patient_of(name) or slice_files.stem(name)
+
+
+def _each_once(names, what):
+    [(name, count)] = collections.Counter(names).most_common(1)
+    if count > 1:
+        raise UserError(f"{count} {what} are called {name}: rename all but one")

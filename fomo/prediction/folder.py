@@ -1,0 +1,194 @@
+"""The folder of predictions: which checkpoints and files they are of, what is in it already, and what stays.
+
+    settings.json            the checkpoints, and what they learned
+    predictions.csv          a row per case; of networks that see slices a row per slice
+    predictions.json         of those: the findings of each scan
+    predictions_volumes.csv  of those: a row per scan
+    masks/ID.nii.gz  probabilities/ID.nii.gz
+    log.txt
+
+The column `input` of a case's or a scan's row stands for the files that it was predicted from.
+"""
+
+import os
+import time
+
+import numpy as np
+
+from .. import tasks
+from ..config import UserError
+from ..data import cache
+from ..run_folder import TABLES
+from ..runtime import files
+from ..space import volume
+
+_TOP = 5  # findings of a scan that stand in predictions.json, whatever their probability
+_REST = 20  # times the duration of a writing of the tables pass until the next, so that many cases are not slow
+
+
+class PredictionFolder:
+    """The folder for what `members` predict; nothing is read or written before `begin`."""
+
+    def __init__(self, path, members):
+        self.path, self._members = os.fspath(path), members
+        self._by_slices = members[0].sees_slices
+        self._table = TABLES["scans" if self._by_slices else "rows"]  # which says what is there
+        self.log_path, self._settings = (os.path.join(self.path, name) for name in ("log.txt", "settings.json"))
+        self.rows, self._slices = {}, {}  # {id of a case or scan that is there: its row}, {id: rows of its slices}
+        self._keys = {}  # {id: key of the files}
+        self._saved, self._took, self._changed = 0.0, 0.0, False  # when the tables were written, and how long it took
+
+    def begin(self, items, volumes=(), overwrite=False):
+        """Make the folder; returns the items that are not there yet.
+
+        items: Cases or Scans; a file of theirs that is missing is a UserError before anything goes.
+        volumes: names of the volumes that must be there beside a row.
+        overwrite: the items are predicted again whatever is there, and predictions of other checkpoints go. Without it
+            other checkpoints are a UserError, and so is an answer of the same id for other files.
+
+        Raises OSError if the folder cannot be written.
+        """
+        self._keys = {item.id: _key_of(item.images) for item in items}
+        os.makedirs(self.path, exist_ok=True)
+        own = [{"sha256": m.sha256, "mirror_axes": list(getattr(m.network, "axes", ()))} for m in self._members]
+        if os.path.exists(self._path(self._table)):
+            self._keep(own == self._checkpoints(), overwrite)
+        config, paths = self._members[0].config, [member.path for member in self._members]
+        learned = {"task": config.task.type, "targets": list(config.task.targets), **self._members[0].task.learned()}
+        files.write_json(self._settings, {"checkpoints": own, "paths": paths, **learned})
+        if self._by_slices:
+            self._leave_out_other_slices(items)
+        there = [item for item in items if item.id in self.rows]
+        self._check_files(there)
+        for name in volumes:
+            os.makedirs(os.path.dirname(self.volume(name, "")), exist_ok=True)
+        ids = {item.id for item in there if all(os.path.exists(self.volume(name, item.id)) for name in volumes)}
+        return [item for item in items if item.id not in ids]
+
+    def _leave_out_other_slices(self, scans):
+        """A scan is predicted again if its slices are others than those that are there."""
+        for scan in scans:
+            if scan.slices and set(scan.slices) != {row["id"] for row in self._slices.get(scan.id, ())}:
+                self.rows.pop(scan.id, None)
+
+    def _check_files(self, items):
+        """Raise UserError unless what is there of `items` was predicted from their files."""
+        others = [item for item in items if self.rows[item.id].get("input") != self._keys[item.id]]
+        if others:
+            more = f" (and {len(others) - 1} more)" if others[1:] else ""
+            raise UserError(
+                f"{self.path} holds an answer for {others[0].id}{more} that is not of {others[0].images[0].path} "
+                "as it is now: choose another --output, or another id, or --overwrite"
+            )
+
+    def _keep(self, same, overwrite):
+        """Read the rows that stay. The others go, with what was written beside them.
+
+        same: whether the folder is of the same checkpoints.
+        """
+        there = {row["id"]: row for row in files.read_csv(self._path(self._table))}
+        if same:
+            self.rows = {id: row for id, row in there.items() if not (overwrite and id in self._keys)}
+        elif not overwrite:
+            raise UserError(
+                f"{self.path} holds predictions of other checkpoints or options: "
+                "choose another --output, or --overwrite"
+            )
+        if self._by_slices and self.rows:
+            for row in files.read_csv(self._path(TABLES["rows"])):
+                self._slices.setdefault(row["scan"], []).append(row)
+        gone = there.keys() - self.rows.keys()
+        names = {name for task in tasks.TASKS.values() for name in (*task.volumes, *task.optional_volumes)}
+        for path in (self.volume(name, id) for id in gone for name in names):
+            if os.path.exists(path):  # it would be taken for an answer of the new checkpoints
+                os.remove(path)
+        if gone:  # before what they are of is replaced: an interruption leaves no row that is wrong
+            self._write(reversed(self._tables().items()))
+
+    def _checkpoints(self):
+        """Those in settings.json; None without one that can be read."""
+        try:
+            return files.read_json(self._settings)["checkpoints"]
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return None
+
+    def _path(self, name):
+        return os.path.join(self.path, name)
+
+    def volume(self, name, id):
+        """The path of a volume of a case, by the name that its task gives it."""
+        return os.path.join(self.path, {"mask": "masks"}.get(name, name), f"{id}.nii.gz")
+
+    def add(self, id, row, slices=()):
+        """Take in the row of a case or scan, and those of its slices; `save` brings the last ones to the disk."""
+        self.rows[id], self._slices[id] = {"id": id, "input": self._keys[id], **row}, slices
+        self._changed = True
+        if time.perf_counter() - self._saved > _REST * self._took:
+            self.save()
+
+    def save(self):
+        """Write the tables, if there is something new."""
+        if self._changed:
+            begun = time.perf_counter()
+            self._write(self._tables().items())
+            self._saved, self._changed = time.perf_counter(), False
+            self._took = self._saved - begun
+
+    def _tables(self):
+        """{file name: content}, in the order of writing: the last one says what is there."""
+        ids = sorted(self.rows)
+        rows = [self.rows[id] for id in ids]
+        if not self._by_slices:
+            return {self._table: rows}
+        slices = [row for id in ids for row in self._slices.get(id, ())]
+        return {TABLES["rows"]: slices, "predictions.json": self._findings(rows), self._table: rows}
+
+    def _write(self, tables):
+        for name, content in tables:
+            if self.rows:
+                (files.write_json if isinstance(content, dict) else files.write_csv)(self._path(name), content)
+            elif os.path.exists(self._path(name)):
+                os.remove(self._path(name))
+
+    def _findings(self, rows):
+        """The content of predictions.json: how each network pools, and the findings of each scan."""
+        networks = [{"path": m.path, "sha256": m.sha256, "pooling": m.task.state["pooling"]} for m in self._members]
+        task, scans = self._members[0].task, []
+        labels = dict(zip(task.config.task.targets, task.names))
+        for row in rows:
+            probabilities = {label: float(row[f"probability_{name}"]) for label, name in labels.items()}
+            decisions = {label: int(row[f"decision_{name}"]) for label, name in labels.items()}
+            ranked = sorted(probabilities, key=probabilities.get, reverse=True)
+            scan = {
+                "id": row["id"],
+                "slices": int(row["slices"]),
+                "findings": [one for one in ranked if decisions[one]],
+            }
+            keys = ("finding", "probability", "decision")
+            scan["top"] = [dict(zip(keys, (one, probabilities[one], decisions[one]))) for one in ranked[:_TOP]]
+            scans.append({**scan, "probabilities": probabilities})
+        return {"checkpoints": networks, "volumes": scans}
+
+
+def _key_of(images):
+    """What the column `input` has for Volumes; UserError if one is not there."""
+    try:
+        return cache.input_key(images)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def write_volume(path, array, case, geometry):
+    """Write a mask, or probabilities (classes, X, Y, Z), with the header of the case's first channel.
+
+    Of two classes the probability of class 1 is written, of more all, on the last axis. Nothing partial stays when it
+    fails.
+    """
+    if array.ndim == 4:
+        array = array[1] if len(array) == 2 else np.moveaxis(array, 0, -1)
+    first = case.images[0].path
+    like = first if first.lower().endswith((".nii", ".nii.gz")) else None
+    try:
+        volume.write_nifti(path, array, np.array(geometry.native_affine), like)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error

@@ -1,0 +1,66 @@
+"""One case into one file, as the FOMO25 challenge wants it."""
+
+import math
+import os
+
+from .. import tasks
+from ..config import UserError
+from ..data import cache
+from ..runtime import files
+from .cases import case_from_channels
+from .folder import write_volume
+from .members import answer, infer
+
+
+def predict_to_file(members, given, path, log, corrected=False):
+    """Predict one case into a file; returns the row.
+
+    given: {channel name: path}. Of the alternatives 'a|b' the first that is given is taken. Channels that the
+        checkpoint does not know are left out, and logged.
+    path: a .nii.gz for a mask, else a text file for one number in full precision: the probability, or the prediction.
+    corrected: the bias-corrected prediction instead of the raw one.
+    """
+    config, task = members[0].config, members[0].task
+    if task.single is None:
+        raise UserError(
+            f"{members[0].path}: got a network of several targets or labels, wanted one of a single answer: "
+            "use tools/predict.py"
+        )
+    is_volume = task.single in task.volumes
+    if path.endswith((".nii", ".nii.gz")) != is_volume:
+        wanted = f"a .nii.gz file for the {task.single}" if is_volume else "a text file for one number"
+        raise UserError(f"--output: got {path}, wanted {wanted}: the checkpoints are of task.type={config.task.type}")
+    if corrected and "corrected" not in task.scored:
+        wanted = " or ".join(name for name, other in tasks.TASKS.items() if "corrected" in other.scored)
+        raise UserError(f"--corrected: got checkpoints of task.type={config.task.type}, wanted {wanted}")
+    case = case_from_channels(config.data.channels, _used(config.data.channels, given, log))
+    try:
+        image, background, geometry = cache.load(case, config.data, tasks.wanted(config))
+        row, volumes = answer(members, infer(members, case, image, background), geometry)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    if corrected and not math.isfinite(row["corrected"]):
+        raise UserError(
+            "--corrected: it is undefined by these checkpoints' validation cases, wanted the raw prediction"
+        )
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        if is_volume:
+            write_volume(path, volumes[task.single], case, geometry)
+        else:
+            files.write_text(path, f"{row['corrected' if corrected else task.single]!r}\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    if row.get("predicted_voxels") == 0:
+        log.warn("the predicted mask is empty", output=path)
+    return row
+
+
+def _used(channels, given, log):
+    """Those of {channel name: path} that the checkpoint sees."""
+    used = {}
+    for text in channels:
+        used.update({name: given[name] for name in [name for name in text.split("|") if name in given][:1]})
+    if set(given) - set(used):
+        log.warn("channels left out", channels=sorted(set(given) - set(used)), used=list(used))
+    return used
