@@ -10,7 +10,7 @@ import pytest
 from conftest import run_command
 
 from fomo import config
-from fomo.data import ct, extract
+from fomo.data import ct, extract, slice_files
 from fomo.runtime.log import Log
 from fomo.space import volume
 
@@ -164,7 +164,7 @@ def test_a_command_extracts_resumes_and_reports_bad_volumes(tmp_path):
         pixels = np.load(tmp_path / "out" / "splits" / row["file_path"])
         assert pixels.shape == (32, 32) and pixels.dtype == np.float16 and np.ptp(pixels) > 0.5
     assert not any(name.startswith(".") for name in os.listdir(tmp_path / "out" / "slices"))
-    assert extract.read_settings(tmp_path / "out" / "splits" / "train_slices.csv") == SMALL
+    assert slice_files.read_settings(tmp_path / "out") == SMALL and slice_files.read_settings(tmp_path) is None
 
     # again: nothing that is done is done again; what has been corrected is
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "slices").rglob("*.npy")}

@@ -7,31 +7,26 @@
 
     <cache>/index-<hash>.jsonl          the same facts of all entries of one preprocessing, see index.py
 
-The hash covers the preprocessing settings and every source file's path, size and time (of a link also where it leads),
-so a change makes a new entry and never a wrong one. An entry appears by a rename, whole or not at all; whatever is there
-already is not done again.
+The hash covers the preprocessing settings and the path, size and time of every source file (of a link also its
+target), so that a change makes a new entry. An entry appears by a rename, whole or not at all, and is not made again.
 
-A start looks at every source file, unless the cases are many (data.rescan): then a case whose paths are in the index is
-taken from there, and only the names of the entries are listed. New, renamed and removed cases and removed entries are
-noticed all the same; a file that was changed in place is noticed when its case is read, which ends the run.
+A start looks at every source file, unless there are many cases (data.rescan). Then a case whose paths are in the index
+is taken from there, and only the names of the entries are listed. New, renamed and removed cases are noticed all the
+same. A file that was changed in place is noticed when its case is read, and that ends the run.
 """
 
-import concurrent.futures
 import hashlib
 import json
-import multiprocessing
 import os
-import shutil
 import stat
-import tempfile
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..config import UserError, fingerprint
+from ..runtime.files import new_folder
 from ..space import volume
-from . import index
+from . import index, jobs
 from .cases import Case, Prepared, digits, looks_at_files, read_volume, rounded
 
 _VERSION = 1  # raise it when preprocessing changes its results
@@ -47,7 +42,7 @@ class CachedCase(Prepared):
     shape: tuple[int, int, int]  # (X, Y, Z)
     background: tuple[float, ...]  # per channel: what lies outside the volume
     class_voxels: tuple[int, ...]  # per class, in the cached mask; empty without a mask
-    unseen: str | None  # the settings' hash, where the start has not looked at the sources
+    unseen: str | None  # hash of the settings, where the start has not looked at the sources
 
     @property
     def entry(self):
@@ -63,10 +58,8 @@ class CachedCase(Prepared):
         if self.unseen is not None:
             files = _sources(self.case, masked=bool(self.class_voxels))
             if _entry(self.case, files, self.unseen) != self.entry:
-                raise UserError(
-                    f"case {self.case.id}: {files[0].path} or a file beside it has changed since it was preprocessed: "
-                    "run again with data.rescan=always"
-                )
+                changed = f"{files[0].path} or a file beside it has changed since it was preprocessed"
+                raise UserError(f"case {self.id}: {changed}: run again with data.rescan=always")
         return self._load("image.npy", "r")
 
     def mask(self):
@@ -82,111 +75,94 @@ class CachedCase(Prepared):
         try:
             return np.load(path, mmap_mode)
         except (OSError, ValueError, EOFError) as error:  # gone, damaged, empty
-            cause = " ".join(str(error).split())
-            raise UserError(
-                f"case {self.case.id}: cannot read {path} ({cause}): delete that folder and run again"
-            ) from error
+            said = f"cannot read {path} ({' '.join(str(error).split())})"
+            raise UserError(f"case {self.id}: {said}: delete that folder and run again") from error
 
 
 def prepare(cases, data, wanted, log=None, workers=None):
     """The list of CachedCase for `cases`, in their order; preprocesses those that the cache does not have yet.
 
-    data: the config's section. wanted: cases.Wanted. workers: processes (0: this one; None: data.prepare_workers). log: fomo.log's
-    Log, for progress (`data`) and warnings. Raises one UserError when cases are unusable, after all others are done:
-    the first in full and the ids of the rest.
+    data: the config's section.
+    wanted: cases.Wanted.
+    log: for progress (`data`) and warnings.
+    workers: processes (0: this one; None: data.prepare_workers).
+
+    Raises one UserError when cases are unusable, after all others are done: the first in full and the ids of the rest.
     """
     if data.cache is None:
         raise UserError("data.cache: got none, wanted the folder of the preprocessed cases")
-    settings = _settings(data, wanted)
-    settings_hash, masked = fingerprint(settings), settings["classes"] is not None
     try:
         os.makedirs(data.cache, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.cache: cannot make {data.cache}: {error}") from error
-    there, look = set(os.listdir(data.cache)), looks_at_files(data, len(cases))
+    settings = _settings(data, wanted)
+    settings_hash = fingerprint(settings)
     index_path = os.path.join(data.cache, f"index-{settings_hash}.jsonl")
-    known = _read_index(index_path, log)
-    keys = [_key(_sources(case, masked)) for case in cases]
+    there, known = set(os.listdir(data.cache)), index.read(index_path, log)
+    look = looks_at_files(data, len(cases))
+    keys = [_key(_sources(case, wanted.masked)) for case in cases]
     entries, unseen = [], []
     for case, key in zip(cases, keys):
-        entry = known[key].entry if key in known else ""
-        trusted = not look and entry in there and entry.rpartition("-")[0] == case.id
-        entries.append(entry if trusted else _entry(case, _sources(case, masked), settings_hash))
+        entry = "" if look or key not in known else known[key].entry
+        trusted = entry in there and entry.rpartition("-")[0] == case.id
+        entries.append(entry if trusted else _entry(case, _sources(case, wanted.masked), settings_hash))
         unseen.append(settings_hash if trusted else None)
-    todo = [
-        (case, os.path.join(data.cache, entry), settings) for case, entry in zip(cases, entries) if entry not in there
-    ]
-    failures, started, shown = [], time.monotonic(), time.monotonic()
+    places = [os.path.join(data.cache, entry) for entry in entries]
+    todo = [(case, place, settings) for case, place, entry in zip(cases, places, entries) if entry not in there]
     if log:
-        log(
-            "data",
-            cases=len(cases),
-            cached=len(cases) - len(todo),
-            unseen=len(cases) - unseen.count(None),
-            cache=data.cache,
-        )
-    workers = data.prepare_workers if workers is None else workers
-    for done, (case, failure, warning) in enumerate(run_jobs(_prepare, todo, min(workers, len(todo) // _FEW)), start=1):
+        seen = len(cases) - unseen.count(None)
+        log("data", cases=len(cases), cached=len(cases) - len(todo), unseen=seen, cache=data.cache)
+    _preprocess_all(todo, data.prepare_workers if workers is None else workers, log)
+    known = _updated(index_path, known, there, dict(zip(keys, entries)))
+    return [
+        CachedCase(case, place, *known[key][1:], unseen=unlooked)
+        for case, place, key, unlooked in zip(cases, places, keys, unseen)
+    ]
+
+
+def _updated(path, known, there, entries):
+    """The index `known`, {key: Facts}, with the `entries`, {key: name}, that it lacks; written to `path` if it changed.
+
+    there: names of the entries that the cache had before; the index keeps no others.
+    """
+    cache = os.path.dirname(path)
+    new = {
+        key: _facts(cache, entry)
+        for key, entry in entries.items()
+        if entry not in there or key not in known or known[key].entry != entry
+    }
+    if not new:
+        return known
+    known = {key: facts for key, facts in known.items() if facts.entry in there} | new
+    try:
+        index.write(path, known)
+    except OSError as error:
+        raise UserError(f"data.cache: cannot write {path}: {error}") from error
+    return known
+
+
+def _preprocess_all(todo, workers, log):
+    """Make the entries of `todo`, (case, folder, settings) each. At the end a UserError names the cases that failed."""
+
+    def report(done, left_s):
+        if log:
+            log("data", prepared=done, of=len(todo), eta_s=left_s)
+
+    failures = []
+    for case, failure, warning in jobs.run(_prepare, todo, min(workers, len(todo) // _FEW), report):
         if failure:
             failures.append((case.id, failure))
         if log and warning:
             log.warn(warning, case=case.id)
-        if log and (done == len(todo) or time.monotonic() > shown + 10):
-            shown = time.monotonic()
-            log("data", prepared=done, of=len(todo), eta_s=(shown - started) / done * (len(todo) - done))
     if failures:
         failures.sort()
         ids = ", ".join(id for id, _ in failures[1:_SHOWN]) + (", ..." if len(failures) > _SHOWN else "")
         rest = f" ({len(failures) - 1} more failed: {ids})" if failures[1:] else ""
         raise UserError(f"case {failures[0][0]}: {failures[0][1]}{rest}")
-    new = {
-        key: _facts(data.cache, entry)
-        for key, entry in zip(keys, entries)
-        if key not in known or known[key].entry != entry
-    }
-    if new:
-        known = {key: facts for key, facts in known.items() if facts.entry in there} | new
-        try:
-            index.write(index_path, known)
-        except OSError as error:
-            raise UserError(f"data.cache: cannot write {index_path}: {error}") from error
-    return [
-        CachedCase(case, os.path.join(data.cache, entry), *known[key][1:], unseen=unlooked)
-        for case, key, entry, unlooked in zip(cases, keys, entries, unseen)
-    ]
-
-
-def _read_index(path, log):
-    try:
-        return index.read(path)
-    except ValueError as error:
-        if log:
-            log.warn(f"{error}; it is made anew")
-        return {}
-
-
-def run_jobs(function, jobs, workers):
-    """Yield function(job) of each job as it finishes, from `workers` processes (0: this one, in order)."""
-    if workers == 0:
-        yield from map(function, jobs)
-        return
-    # spawn: the parent may hold threads (BLAS, a process group) that a fork would break
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            pending = set()
-            for job in jobs:
-                pending.add(pool.submit(function, job))
-                if len(pending) > 4 * workers:  # no more at once: each holds its job
-                    done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in concurrent.futures.as_completed(pending))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _settings(data, wanted):
-    """What decides on the content of an entry, besides its sources."""
+    """The settings that decide what an entry holds; its sources decide the rest."""
     used = {
         "version": _VERSION,
         "spacing_mm": data.spacing_mm and list(data.spacing_mm),
@@ -195,14 +171,14 @@ def _settings(data, wanted):
         "dtype": data.cache_dtype,
         "classes": wanted.classes if wanted.masked else None,
     }
-    if data.normalize in ("percentile", "window"):
-        limits = {"percentile": "percentiles", "window": "window"}[data.normalize]
+    limits = {"percentile": "percentiles", "window": "window"}.get(data.normalize)
+    if limits:
         used[limits] = list(getattr(data, limits))
     return used
 
 
 def _entry(case, files, settings_hash):
-    """Name of the entry of a case; files: its sources, which are looked at."""
+    """The name of a case's entry. The `files`, its sources, are looked at."""
     try:
         return f"{case.id}-{_hash([settings_hash, _stamps(files)])}"
     except OSError as error:
@@ -210,7 +186,7 @@ def _entry(case, files, settings_hash):
 
 
 def input_key(files):
-    """What is another one when the Volumes `files` are others, or have changed; OSError where one is not there."""
+    """A key that changes when the Volumes `files` change. Raises OSError where one is missing."""
     return _hash(_stamps(files))
 
 
@@ -219,7 +195,7 @@ def _stamps(files):
 
 
 def stamp(path):
-    """What changes when a file, or any file of a folder, does."""
+    """[size, time ...] of a file, or of all files of a folder: it changes when they do."""
     status, target = os.stat(path), _target(path, os.path.islink(path))
     if not stat.S_ISDIR(status.st_mode):
         return [status.st_size, status.st_mtime_ns, *target]
@@ -232,12 +208,12 @@ def stamp(path):
 
 
 def _target(path, is_link):
-    """[where a link leads]: another file there may have the same size and time. [] of what is no link, as its key was always."""
+    """[where a link leads], since another file may have the same size and time; [] of other files, as in old caches."""
     return [os.path.realpath(path)] if is_link else []
 
 
 def _key(files):
-    """What a case is found by in the index: the paths of its sources."""
+    """The key of a case in the index, from the paths of its sources."""
     return _hash([[os.path.abspath(source.path), source.index] for source in files])
 
 
@@ -263,35 +239,28 @@ def _write(case, folder, settings):
     """Make the entry `folder`; returns a warning, or None."""
     image, mask, geometry, warning = _preprocess(case, settings)
     facts = {"geometry": geometry.to_dict(), "background": image.min(axis=(1, 2, 3)).tolist()}
-    temporary = tempfile.mkdtemp(prefix=f".{case.id}-", dir=os.path.dirname(folder))
     try:
-        np.save(os.path.join(temporary, "image.npy"), image)
-        if mask is not None:
-            counts = np.bincount(mask.ravel(), minlength=settings["classes"])
-            facts["class_voxels"] = [int(count) for count in counts]
-            np.save(os.path.join(temporary, "mask.npy"), mask)
-            np.save(os.path.join(temporary, "foreground.npy"), foreground_voxels(mask, settings["classes"]))
-        with open(os.path.join(temporary, "case.json"), "w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=1)
-        for name in os.listdir(
-            temporary
-        ):  # on the disk before it gets its name, or a power cut leaves an entry of empty files
-            with open(os.path.join(temporary, name), "r+b") as file:
-                os.fsync(file.fileno())
-        os.rename(temporary, folder)
+        with new_folder(folder, mode=0o700) as temporary:
+            np.save(os.path.join(temporary, "image.npy"), image)
+            if mask is not None:
+                facts["class_voxels"] = np.bincount(mask.ravel(), minlength=settings["classes"]).tolist()
+                np.save(os.path.join(temporary, "mask.npy"), mask)
+                np.save(os.path.join(temporary, "foreground.npy"), foreground_voxels(mask, settings["classes"]))
+            with open(os.path.join(temporary, "case.json"), "w", encoding="utf-8") as file:
+                json.dump(facts, file, indent=1)
+            for name in os.listdir(temporary):  # onto the disk: else a power cut leaves an entry of empty files
+                with open(os.path.join(temporary, name), "r+b") as file:
+                    os.fsync(file.fileno())
     except OSError:
         if not os.path.isdir(folder):  # else another process made the same entry meanwhile
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return warning
 
 
 def load(case, data, wanted):
-    """(image (C, X, Y, Z), background per channel, Geometry) of a case as its entry would hold them, without writing one."""
-    settings = _settings(data, wanted)
-    image, _, geometry, _ = _preprocess(case, settings)
-    return image, tuple(float(value) for value in image.min(axis=(1, 2, 3))), geometry
+    """(image (C, X, Y, Z), background per channel, Geometry) of a case, as its entry would hold them."""
+    image, _, geometry, _ = _preprocess(case, _settings(data, wanted))
+    return image, tuple(image.min(axis=(1, 2, 3)).tolist()), geometry
 
 
 def _preprocess(case, settings):
@@ -306,29 +275,28 @@ def _preprocess(case, settings):
 
 
 def _cast(image, case, dtype):
-    """The image in the cache's type. float16 keeps 11 bits: values move by at most 1/2048 of themselves (by at most 3e-8
-    below 6e-5), z-scores of 1 by 0.0005 and of 10 by 0.004. Values beyond 65504 would be infinite and are an error.
+    """The image in the cache's type.
+
+    float16 moves a value by at most 1/2048 of itself (3e-8 below 6e-5): a z-score of 1 by 0.0005, of 10 by 0.004. Its
+    largest value is 65504; one beyond that is an error.
     """
     limit = np.finfo(dtype).max
     for source, channel in zip(case.images, image):
         largest = max(channel.max(), -channel.min())
         if largest > limit:
-            raise ValueError(
-                f"{source.path}: got intensities up to {largest:.6g} after preprocessing, wanted at most {limit:.6g} for "
-                f"data.cache_dtype={dtype}; set it to float32, or normalize"
-            )
+            wanted = f"at most {limit:.6g} for data.cache_dtype={dtype}; set it to float32, or normalize"
+            raise ValueError(f"{source.path}: got intensities up to {largest:.6g} after preprocessing, wanted {wanted}")
     return image.astype(dtype, copy=False)
 
 
 def _lost(native, mask, geometry, classes):
-    """What a mask lost on its way from `native` (X, Y, Z) to the cache, as a warning; or None."""
+    """A warning about what the mask `native` (X, Y, Z) lost on its way to the cache, or None."""
     inside, warnings = native[geometry.native_box], []
     total = np.count_nonzero(native)
     cropped = total - np.count_nonzero(inside)
     if cropped:
-        warnings.append(
-            f"{cropped} of the mask's {total} foreground voxels are cropped off, where all channels are 0 (data.crop)"
-        )
+        where = "where all channels are 0 (data.crop)"
+        warnings.append(f"{cropped} of the mask's {total} foreground voxels are cropped off, {where}")
     gone = [str(label) for label in range(1, classes) if not (mask == label).any() and (inside == label).any()]
     if gone:
         warnings.append(f"the mask's class {', '.join(gone)} is smaller than a voxel of data.spacing_mm and vanished")
@@ -337,22 +305,17 @@ def _lost(native, mask, geometry, classes):
 
 def _read(case, settings):
     """([array per channel], affine, mask or None), all on one grid."""
-    arrays, affine, first = [], None, case.images[0]
-    mask = None
+    arrays, affine, mask, first = [], None, None, case.images[0]
     for source in _sources(case, settings["classes"] is not None):
         array, own = read_volume(source, like=affine)
         if affine is None:
             affine = own
         elif array.shape != arrays[0].shape:
-            raise ValueError(
-                f"{source.path} has shape {array.shape} and {first.path} {arrays[0].shape}, wanted equal ones"
-            )
-        else:
-            distance = volume.grid_distance(array.shape, affine, own)
-            if distance > 0.1 * min(volume.spacing(affine)):
-                raise ValueError(
-                    f"{source.path} lies up to {distance:.3g} mm off {first.path}, wanted the same affine (the axes may run otherwise)"
-                )
+            shapes = f"{source.path} has shape {array.shape} and {first.path} {arrays[0].shape}"
+            raise ValueError(f"{shapes}, wanted equal ones")
+        elif (distance := volume.grid_distance(array.shape, affine, own)) > 0.1 * min(volume.spacing(affine)):
+            wanted = "wanted the same affine (the axes may run otherwise)"
+            raise ValueError(f"{source.path} lies up to {distance:.3g} mm off {first.path}, {wanted}")
         if source is case.mask:
             mask = rounded(array)
             _check_classes(source.path, mask, settings["classes"])
@@ -370,9 +333,9 @@ def _check_classes(path, array, classes):
 
 
 def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):
-    """(N, 4) int16: x, y, z, class of up to `limit` voxels of each class above 0, evenly drawn, always the same ones.
+    """(N, 4) int16: x, y, z and class of up to `limit` voxels of each class above 0, drawn evenly and always the same.
 
-    Memory stays at one slab of the volume, however large the structures are.
+    It needs memory for one slab of the volume, however large the structures are.
     """
     rows = []
     for label in range(1, classes):
@@ -404,6 +367,5 @@ def _read_facts(folder):
 
 def _facts(cache, entry):
     facts = _read_facts(os.path.join(cache, entry))
-    return index.Facts(
-        entry, tuple(facts["geometry"]["shape"]), tuple(facts["background"]), tuple(facts.get("class_voxels", ()))
-    )
+    values = facts["geometry"]["shape"], facts["background"], facts.get("class_voxels", ())
+    return index.Facts(entry, *map(tuple, values))

@@ -6,13 +6,14 @@ A volume is a NIfTI file, a .npy array (one volume, or one of several on its fir
 import os
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from ..config import UserError
 from ..space import volume
-from . import dicom, npy
+from . import dicom, npy, spreadsheet
 
 MANY = 2000  # cases: above, data.rescan=auto trusts the index
 ID_BYTES = 150  # of a case's id: with the names around it, what any file system takes
@@ -37,8 +38,7 @@ class Case:
     subject: str  # the unit that folds keep together
     images: tuple[Volume, ...]  # in channel order
     mask: Volume | None
-    # class, presence of foreground (segmentation) or regression value; a tuple of them where there are several targets;
-    # None: not labelled
+    # a class, a number, or whether the mask has foreground; a tuple of several targets; None without a label
     target: float | tuple[float, ...] | None
     group: str | None  # site or scanner, from data.groups
     fold: str | None = None  # text of the table's fold column
@@ -71,34 +71,16 @@ class Prepared:
     geometry = None  # the way back to the space of its files
     scaling = None  # (mean, deviation) of each channel, where one image is repeated in all of them
 
-    @property
-    def id(self):
-        return self.case.id
-
-    @property
-    def subject(self):
-        return self.case.subject
-
-    @property
-    def target(self):
-        return self.case.target
-
-    @property
-    def labels(self):
-        return self.case.labels
-
-    @property
-    def scan(self):
-        return self.case.scan
-
-    @property
-    def native_mask(self):
-        """The Volume of the mask in the space of its file."""
-        return self.case.mask
+    id = property(attrgetter("case.id"))
+    subject = property(attrgetter("case.subject"))
+    target = property(attrgetter("case.target"))
+    labels = property(attrgetter("case.labels"))
+    scan = property(attrgetter("case.scan"))
+    native_mask = property(attrgetter("case.mask"), doc="The Volume of the mask in the space of its file.")
 
 
 def names_a_file(id):
-    """Whether an id can be the name of a file, and of no file elsewhere."""
+    """Whether an id can name a file, and cannot name one in another folder."""
     return (
         id.isprintable()
         and not re.search(r"[/\\]", id)
@@ -111,10 +93,11 @@ def names_a_file(id):
 
 
 def read_volume(source, like=None):
-    """(array float32 (X, Y, Z), affine) of a Volume; ValueError, with the path, for what is unreadable or non-finite.
+    """(array float32 (X, Y, Z), affine) of a Volume.
 
-    like: the affine of a volume beside it, whose order and directions of the axes it gets; it may be stored with others.
-    A .npy file has no geometry: its affine is the identity, as if RAS with 1 mm voxels.
+    like: an affine whose order and directions of axes the array gets, whatever it is stored with. A .npy file has no
+    geometry: its affine is the identity (RAS, 1 mm). Raises ValueError, with the path, for an unreadable file and for
+    numbers that are not finite.
     """
     if not source.has_geometry:
         array, affine = npy.read_npy(source.path, source.index), np.eye(4)
@@ -126,7 +109,7 @@ def read_volume(source, like=None):
 
 
 def any_foreground(mask, case):
-    """Whether the Volume `mask` of the case with the id `case` has a voxel above 0; UserError unless it holds whole numbers."""
+    """Whether the Volume `mask` has a voxel above 0. Raises UserError unless it holds whole numbers; case: its id."""
     try:
         array = rounded(read_volume(mask)[0])
     except ValueError as error:
@@ -137,14 +120,27 @@ def any_foreground(mask, case):
     return bool((array > 0).any())
 
 
+def stated_number(path, case):
+    """The number in a label.txt. Raises UserError for any other text; case: the id of the case."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"case {case}: cannot read the label {path}: {error}") from error
+    value = spreadsheet.number(text)
+    if value is None:
+        raise UserError(f"case {case}: {path}: got the label {text[:40]!r}, wanted a number")
+    return value
+
+
 def rounded(array):
-    """The voxels of a mask, those next to a whole number (ROUNDING) as that number and any others as they are."""
+    """The voxels of a mask; one that is as good as a whole number (see ROUNDING) becomes that number."""
     whole = np.rint(array)
     return np.where(np.abs(array - whole) <= ROUNDING, whole, array)
 
 
 def digits(value):
-    """A number in as many digits as tell it from its neighbours: 0.9998 is not shown as 1."""
+    """A number with all its digits, so that 0.9998 is not shown as 1."""
     return np.format_float_positional(value, trim="-")
 
 

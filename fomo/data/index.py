@@ -1,8 +1,8 @@
-"""The index of a cache: what the case.json of all its entries say that a start needs, in one file.
+"""The index of a cache: one file with what a start needs of the case.json of all entries.
 
-A line per entry: [key, entry, shape, background, class_voxels]; the key stands for the paths of the sources. Written
-aside and renamed, so that a reader sees the old or the new one; of two that write at once the last stays, and the other's
-entries are looked up again.
+It has a line per entry: [key, entry, shape, background, class_voxels]; the key stands for the paths of the sources. It
+is replaced by a rename, so that a reader sees the old or the new one. If two processes write it, the last one stays,
+and the entries of the other are looked up again.
 """
 
 import json
@@ -18,8 +18,8 @@ class Facts(NamedTuple):
     class_voxels: tuple[int, ...]
 
 
-def read(path):
-    """{key: Facts}; empty where there is no index. ValueError, with the path, for one that is damaged."""
+def read(path, log=None):
+    """{key: Facts}; empty where there is no index, and with a warning where it is damaged."""
     found = {}
     try:
         with open(path, "rb") as file:
@@ -30,7 +30,9 @@ def read(path):
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: line {number}: not an index of the cache: {error}") from error
+        if log:
+            log.warn(f"{path}: line {number}: not an index of the cache: {error}; it is made anew")
+        return {}
     return found
 
 

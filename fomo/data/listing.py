@@ -1,4 +1,4 @@
-"""What was found before anything is trained: one `data` line in which a wrong folder or column of labels shows."""
+"""What was found: one `data` line in the log, which shows a wrong folder or column before anything is trained."""
 
 import re
 
@@ -8,7 +8,7 @@ from . import sources
 
 
 def describe(config, wanted, listed, log):
-    """Log the `data` line of the cases `listed`, with how many are of each class or the range of the target."""
+    """Log the `data` line of the cases `listed`: how many are of each class, or the range of the target."""
     values = {"source": config.data.source, "cases": len(listed), "subjects": len({case.subject for case in listed})}
     for text, value in _targets(wanted, [case for case in listed if case.target is not None]):
         name = re.sub(r"\W+", "_", text)  # a key of the log is a word
@@ -22,23 +22,20 @@ def describe(config, wanted, listed, log):
 
 
 def _warn_of_unused_folds(config, wanted, cases, log):
-    """A `warn` line where a table has folds, and others are made."""
+    """Warn where a table has folds and others are made."""
     data, source = config.data, sources.of(config.data)
     named = data.train_folds or data.val_folds or data.test_folds
     if not (source.reads_csv and source.geometry) or config.cv.kind != "kfold" or named or wanted.pretraining:
         return
     folds = {case.fold for case in cases}
     if None not in folds:
-        log.warn(
-            "the table's folds are not used, new ones are made (cv.kind=kfold): cv.kind=fold_column tests on each of them, "
-            "data.fold_column=none leaves them out",
-            column=data.fold_column,
-            folds=len(folds),
-        )
+        said = "the table's folds are not used, new ones are made (cv.kind=kfold)"
+        advice = "cv.kind=fold_column tests on each of them, data.fold_column=none leaves them out"
+        log.warn(f"{said}: {advice}", column=data.fold_column, folds=len(folds))
 
 
 def warn_without_geometry(cases, log):
-    """A `warn` line where files of `cases` do not say how they lie in space."""
+    """Warn of files that do not say how they lie in space."""
     unknown = sum(not all(image.has_geometry for image in case.images) for case in cases)
     if unknown:
         log.warn(".npy files have no orientation and voxel size: taken as RAS with 1 mm voxels", cases=unknown)

@@ -1,4 +1,4 @@
-"""Training batches: which case each global sample slot takes, and the loader that reads them ahead of the network.
+"""Training batches: the case of each sample slot, and the loader, which reads ahead of the network.
 
 Slot s of a run is sample s % batch_size of step s // batch_size, whatever the ranks and workers. Everything random
 about it is addressed by (seed, fold, s).
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ..config import UserError
 from ..runtime import interrupt, seeds
@@ -49,13 +50,13 @@ class Order:
     """
 
     def __init__(self, count, seed, fold, labels=None):
-        self._address = (seed, fold)
+        self._arguments = count, seed, fold, labels
         labels = np.zeros(count, int) if labels is None else np.asarray(labels)
         self._groups = [np.flatnonzero(labels == value) for value in np.unique(labels)]
         self._shuffled = functools.lru_cache(maxsize=2 * len(self._groups) + 2)(self._shuffle)
 
     def _shuffle(self, size, *address):
-        seed, fold = self._address
+        _, seed, fold, _ = self._arguments
         return seeds.generator(seed, "order", fold, *address).permutation(size)
 
     def __getitem__(self, slot):
@@ -65,12 +66,8 @@ class Order:
         turn, place = divmod(turn, len(members))
         return int(members[self._shuffled(len(members), 1 + int(which), turn)[place]])
 
-    def __getstate__(self):  # worker processes that are spawned: the memo stays behind
-        return {"_address": self._address, "_groups": self._groups}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._shuffled = functools.lru_cache(maxsize=2 * len(self._groups) + 2)(self._shuffle)
+    def __reduce__(self):  # to worker processes that are spawned: the memo stays behind
+        return Order, self._arguments
 
 
 _OPEN_CASES = 32  # that a process keeps mapped, for what it costs to map a file again; each is one or two open files
@@ -78,8 +75,9 @@ _OPEN_CASES = 32  # that a process keeps mapped, for what it costs to map a file
 
 @functools.lru_cache(maxsize=_OPEN_CASES)
 def _open(case, masked):
-    """(image (C, X, Y, Z), mask (X, Y, Z), voxels (N, 3) of each foreground class that the case has), the first two
-    tensors over memory maps. Without `masked` the mask is None and there are no voxels.
+    """(image (C, X, Y, Z), mask (X, Y, Z), [voxels (N, 3) of each foreground class that the case has]).
+
+    Image and mask are tensors over memory maps. Without `masked` the mask is None and there are no voxels.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
@@ -91,11 +89,11 @@ def _open(case, masked):
     return image, mask, list(foreground)
 
 
-class Samples(torch.utils.data.Dataset):
+class Samples(Dataset):
     """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}.
 
-    With augment.mix also `mix`, a plan or None, and with a plan `partner`, the sample of that slot of the same step,
-    whatever rank has it: it is read here once more.
+    With augment.mix also `mix`, a plan or None. With a plan also `partner`, the sample of another slot of the same
+    step, which is read here once more, whichever rank has it.
     """
 
     def __init__(self, cases, order, config, wanted, fold):
@@ -138,7 +136,7 @@ class Samples(torch.utils.data.Dataset):
 
 
 def augmentation(config, build=build):
-    """The augmentation of a config; wrong parameters of it are the user's error.
+    """The augmentation of a config. UserError for wrong parameters.
 
     build: function (preset, patch, parameters), as in `transforms`.
     """
@@ -163,8 +161,8 @@ def augments_on_gpu(config):
 class Collate:
     """Stacks samples into a batch and draws its augmentation, each sample with its own addressed generator.
 
-    The task adds what its `draw` gives. scaling: see `Prepared.scaling`. With augment.mix the batch has also `own_share`
-    (B,), each sample's share of its image, and `partner_target`, the target of what fills the rest.
+    The task adds what its `draw` gives. With augment.mix the batch has also `own_share` (B,), each sample's share of
+    its image, and `partner_target`, the target of what fills the rest. scaling: see `Prepared.scaling`.
     """
 
     def __init__(self, config, task, fold, scaling=None):
@@ -179,22 +177,11 @@ class Collate:
         if "target" in batch:
             batch["target"] = torch.tensor(batch["target"], dtype=torch.float32)
         if self.draw is not None:
-            batch.update(
-                self.draw([seeds.generator(self.seed, "task", self.fold, slot) for slot in batch["slot"]], batch)
-            )
-        slots = batch["slot"]
-        if "mix" in batch:
-            partners = [sample["partner"] for sample in samples if sample["mix"] is not None]
-            targets = [sample.get("partner", sample)["target"] for sample in samples]
-            batch["partner_target"] = torch.tensor(targets, dtype=torch.float32)
-            batch["own_share"] = torch.tensor([1.0 if plan is None else plan["share"] for plan in batch["mix"]])
-            # behind the batch, to be augmented as in their own places, and then mixed in and dropped
-            batch["image"] = torch.cat([batch["image"], *(partner["image"][None] for partner in partners)])
-            slots = slots + [partner["slot"] for partner in partners]
+            batch.update(self.draw(self._generators("task", batch["slot"]), batch))
+        slots = batch["slot"] + (_add_partners(batch, samples) if "mix" in batch else [])
         if self.scaling is not None:
             batch["scaling"] = self.scaling
-        generators = [seeds.generator(self.seed, "augment", self.fold, slot) for slot in slots]
-        plans = self.augment.draw(generators, *batch["image"].shape[:2])
+        plans = self.augment.draw(self._generators("augment", slots), *batch["image"].shape[:2])
         if not self.apply:
             return {**batch, "plans": plans}
         threads = torch.get_num_threads()
@@ -204,10 +191,27 @@ class Collate:
         finally:
             torch.set_num_threads(threads)
 
+    def _generators(self, stream, slots):
+        return [seeds.generator(self.seed, stream, self.fold, slot) for slot in slots]
+
+
+def _add_partners(batch, samples):
+    """Add the partners of mixed samples to the batch; returns their slots.
+
+    Their images stand behind those of the batch, to be augmented as in their own places, and then mixed in and dropped.
+    """
+    partners = [sample["partner"] for sample in samples if sample["mix"] is not None]
+    targets = [sample.get("partner", sample)["target"] for sample in samples]
+    batch["partner_target"] = torch.tensor(targets, dtype=torch.float32)
+    batch["own_share"] = torch.tensor([1.0 if plan is None else plan["share"] for plan in batch["mix"]])
+    batch["image"] = torch.cat([batch["image"], *(partner["image"][None] for partner in partners)])
+    return [partner["slot"] for partner in partners]
+
 
 def mixed(batch):
-    """A batch of Collate's after augmentation: its samples mixed with their partners, which are dropped, and slices that
-    are several channels repeated.
+    """A batch of Collate's after augmentation.
+
+    Its samples are mixed with their partners, which are dropped. Slices that are several channels are repeated.
     """
     batch = dict(batch)
     plans, scaling = batch.pop("mix", None), batch.pop("scaling", None)
@@ -223,7 +227,10 @@ def mixed(batch):
 
 
 def check_shared_memory(config, task, plan, folder="/dev/shm"):
-    """Workers hand batches over in shared memory; in a container it is often 64 MB, and too little kills them later."""
+    """Raise UserError if the batches of the workers do not fit into shared memory.
+
+    In a container it is often 64 MB; workers that find too little are killed later, and without a word.
+    """
     workers = config.train.workers
     if not workers or not os.path.isdir(folder):
         return
@@ -234,28 +241,9 @@ def check_shared_memory(config, task, plan, folder="/dev/shm"):
     needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(
-            f"{folder} has {free / 1e9:.3g} GB free, wanted {needed / 1e9:.3g} GB for the batches of {workers} workers: "
-            "give the container more (docker run --shm-size=8g, or --ipc=host), or set train.workers=0"
-        )
-
-
-class Slots:
-    """The slots of each micro-batch of steps first_step .. last_step - 1; not a list, which would be long for long runs."""
-
-    def __init__(self, plan, first_step, last_step):
-        self.plan, self.steps = plan, range(first_step, last_step)
-
-    def __len__(self):
-        return len(self.steps) * self.plan.micro_batches
-
-    def __iter__(self):
-        return (micro_batch for step in self.steps for micro_batch in self.plan.slots(step))
-
-
-def make_order(config, cases, fold):
-    labels = [int(case.target) for case in cases] if config.train.balanced else None
-    return Order(len(cases), config.seed, fold, labels)
+        wanted = f"wanted {needed / 1e9:.3g} GB for the batches of {workers} workers"
+        advice = "give the container more (docker run --shm-size=8g, or --ipc=host), or set train.workers=0"
+        raise UserError(f"{folder} has {free / 1e9:.3g} GB free, {wanted}: {advice}")
 
 
 def read_batch(config, task, cases, fold, slots):
@@ -266,20 +254,27 @@ def read_batch(config, task, cases, fold, slots):
 
 def _reading(config, task, cases, fold):
     """(Samples, Collate) of the training cases of a fold."""
-    order = make_order(config, cases, fold)
+    labels = [int(case.target) for case in cases] if config.train.balanced else None
+    order = Order(len(cases), config.seed, fold, labels)
     collate = Collate(config, task, fold, cases[0].scaling)
     return Samples(cases, order, config, task.wanted(config.task), fold), collate
 
 
 def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=False):
     """Iterator over the micro-batches of steps first_step .. last_step - 1 of this rank, in order, read ahead."""
-    slots = Slots(plan, first_step, last_step)
-    samples, collate = _reading(config, task, cases, fold)
-    loader = torch.utils.data.DataLoader(
-        samples,
-        batch_sampler=slots,
+    steps = range(first_step, last_step)
+    slots = (micro_batch for step in steps for micro_batch in plan.slots(step))  # a list could be very long
+    workers = min(config.train.workers, len(steps) * plan.micro_batches)
+    return _read_ahead(*_reading(config, task, cases, fold), slots, workers, pin_memory)
+
+
+def _read_ahead(data_set, collate, batches, workers, pin_memory):
+    """Iterator over the `batches` of indices of a data set, collated, in order."""
+    loader = DataLoader(
+        data_set,
+        batch_sampler=batches,
         collate_fn=collate,
-        num_workers=min(config.train.workers, len(slots)),
+        num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=interrupt.ignore_in_worker,
     )
@@ -305,7 +300,7 @@ def in_one_window(case, patch):
     return all(size <= length for size, length in zip(case.shape, patch))
 
 
-class WholeCases(torch.utils.data.Dataset):
+class WholeCases(Dataset):
     """Index -> image (C, *patch) float32 of a case that one window holds, in its middle."""
 
     def __init__(self, cases, patch):
@@ -320,15 +315,8 @@ class WholeCases(torch.utils.data.Dataset):
 
 def whole_cases(config, cases, batches, pin_memory=False):
     """Iterator over the images (B, C, *patch) of `batches`, lists of indices of `cases`, in order, read ahead."""
-    loader = torch.utils.data.DataLoader(
-        WholeCases(cases, config.data.patch),
-        batch_sampler=batches,
-        collate_fn=torch.stack,
-        num_workers=min(config.train.workers, len(batches) // _FEW_BATCHES),
-        pin_memory=pin_memory,
-        worker_init_fn=interrupt.ignore_in_worker,
-    )
-    return _in_one_line(iter(loader))
+    workers = min(config.train.workers, len(batches) // _FEW_BATCHES)
+    return _read_ahead(WholeCases(cases, config.data.patch), torch.stack, batches, workers, pin_memory)
 
 
 _FEW_BATCHES = 4  # per worker: fewer are read sooner than a process is started

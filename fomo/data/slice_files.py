@@ -1,7 +1,8 @@
-"""One CT slice a file: names, label tables, and how its pixels become an image."""
+"""CT slices, one a file: names, label tables, how they were extracted, and how their pixels become images."""
 
 import functools
 import io
+import os
 import re
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from ..config import UserError
-from . import spreadsheet
+from ..runtime import files
+from . import ct, spreadsheet
 from .cases import Case, Prepared
 
 # mean and standard deviation of ImageNet's red, green and blue, which pretrained 2D networks saw as 0 and 1
@@ -20,7 +22,7 @@ _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 
 
 def stem(name):
-    """`name` of a volume without the suffix of its file: the key by which tables are joined."""
+    """The name of a volume without the suffix of its file: the key by which tables are joined."""
     return re.sub(r"\.(nii|nii\.gz|npy|npz)$", "", name.strip(), flags=re.IGNORECASE)
 
 
@@ -33,14 +35,26 @@ def patient_of(name):
 def read_labels(path, key="--labels", required=()):
     """{volume name without suffix: {column: text}} of a CSV with the column VolumeName, which is left out.
 
-    key: the option or config key that names the file; required: columns that must be there, {key: column}.
+    key: the option or config key that names the file. required: {key: column} of columns that must be there.
     """
     found = {}
-    for row in spreadsheet.read_rows(path, {key: "VolumeName", **dict(required)}, key):
-        name = row.cells.pop("VolumeName")
-        if found.setdefault(stem(name), row.cells) is not row.cells:
-            raise UserError(f"{path}: line {row.line}: got {name} a second time, wanted a line for each volume")
+    for line, cells in spreadsheet.read_rows(path, {key: "VolumeName", **dict(required)}, key):
+        name = cells.pop("VolumeName")
+        if found.setdefault(stem(name), cells) is not cells:
+            raise UserError(f"{path}: line {line}: got {name} a second time, wanted a line for each volume")
     return found
+
+
+def read_settings(folder):
+    """The ct.Settings with which tools/extract_slices.py made a folder, or None if it did not make it."""
+    path = os.path.normpath(os.path.join(folder, "extract.json"))
+    if not os.path.exists(path):
+        return None
+    try:
+        return ct.Settings.from_dict(files.read_json(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f"cannot read {path}, the settings of its slices ({error})"
+        raise UserError(f"{said}: extract into a new folder") from error
 
 
 # -------------------------------------------------------------------------------------------- reading
@@ -48,7 +62,7 @@ def read_labels(path, key="--labels", required=()):
 
 @dataclass(frozen=True)
 class Reading:
-    """How the files of a config become images; the same for all slices."""
+    """How files become images; the same for all slices of a config."""
 
     size: tuple[int, int]  # (X, Y)
     channels: int
@@ -84,13 +98,14 @@ class SliceCase(Prepared):
         return tuple((0.0 - mean) / deviation for mean, deviation in scaling_of(self.reading))
 
     def image(self):
-        """(C, X, Y, 1) float32: 0 to 1, or as ImageNet is normalised. One channel, the same one several times, or the
-        slice between its neighbours. UserError, with the path, for a file of another shape or type.
+        """(C, X, Y, 1) float32: 0 to 1, or as ImageNet is normalised. UserError for a file of another shape or type.
+
+        The channels are the slice, the slice several times, or the slice between its neighbours.
         """
         return read_slice(self.case.images[0].path, self.reading, scaling_of(self.reading))
 
     def distinct(self):
-        """What of image() is augmented: a slice that is three channels is read, turned and mixed once, then repeated."""
+        """image() before it is repeated: a slice that is three channels is read, augmented and mixed as one."""
         if not self.reading.repeats:
             return self.image()
         return read_slice(self.case.images[0].path, Reading(self.reading.size, 1, 0, "none"), None)
@@ -110,7 +125,7 @@ def reading_of(data):
 
 
 def prepare(cases, data):
-    """The SliceCases of `cases`. Only the first file is read, so that a wrong folder or size is found at once."""
+    """The SliceCases of `cases`. The first file is read, so that a wrong folder or size is found at once."""
     reading = reading_of(data)
     prepared = [SliceCase(case, reading) for case in cases]
     prepared[0].image()
@@ -120,7 +135,7 @@ def prepare(cases, data):
 def read_slice(path, reading, scaling):
     """(C, X, Y, 1) float32 of a slice's file: (X, Y), or (2m+1, X, Y) with m neighbours on each side, 0 to 1 or uint8.
 
-    scaling: (mean, deviation) of each channel, taken off and divided by.
+    scaling: (mean, deviation) of each channel, with which the pixels are normalized.
     """
     try:
         with open(path, "rb", buffering=0) as file:
@@ -133,13 +148,12 @@ def read_slice(path, reading, scaling):
 
 
 def as_image(pixels, place, reading, scaling):
-    """(C, X, Y, 1) float32 of a slice's pixels, a tensor (2m+1, X, Y), 0 to 1 or uint8; place: where it is from, for errors."""
+    """(C, X, Y, 1) float32 of a slice's pixels: a tensor (2m+1, X, Y), 0 to 1 or uint8. place: its file, for errors."""
     around, size = (len(pixels) - 1) // 2, tuple(pixels.shape[1:])
     if len(pixels) % 2 == 0 or size != reading.size or around < reading.neighbours:
-        raise UserError(
-            f"{place}: got {around} neighbours and {'x'.join(map(str, size))} pixels, "
-            f"wanted {reading.neighbours} (data.neighbours) and {'x'.join(map(str, reading.size))} (data.patch)"
-        )
+        got = f"{around} neighbours and {size[0]}x{size[1]} pixels"
+        wanted = f"{reading.neighbours} (data.neighbours) and {reading.size[0]}x{reading.size[1]} (data.patch)"
+        raise UserError(f"{place}: got {got}, wanted {wanted}")
     scale = 1 / 255 if pixels.dtype == torch.uint8 else None
     pixels = pixels[around - reading.neighbours : around + reading.neighbours + 1].float()
     if scale is not None:
@@ -160,7 +174,6 @@ def _header(content):
         raise ValueError("it does not begin like one")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(content[8:]))
     if len(shape) not in (2, 3) or fortran or dtype.str not in _TYPES:
-        raise ValueError(
-            f"got {dtype} of shape {shape}, wanted uint8, float16 or float32 of shape (X, Y) or (2n+1, X, Y)"
-        )
+        wanted = "uint8, float16 or float32 of shape (X, Y) or (2n+1, X, Y)"
+        raise ValueError(f"got {dtype} of shape {shape}, wanted {wanted}")
     return (shape if len(shape) == 3 else (1, *shape)), dtype.str, len(content)

@@ -1,4 +1,4 @@
-"""CSVs as users write them, for all that reads one: rows of text with the line that they stand in.
+"""CSVs that users write: rows of text, each with its line.
 
 Every mistake is a UserError that names the file, the line and the column.
 """
@@ -21,11 +21,14 @@ class Row(NamedTuple):
 
 
 def read_rows(path, required, key):
-    """The Rows of a CSV with a header; required: columns, by the config key that names each ({key: column}).
+    """The Rows of a CSV with a header.
 
-    key: the config key of `path`. Raises UserError for an unreadable file, a missing column (with the nearest that is
-    there), a column named twice and a line with more or fewer cells than the header. Columns without a name at the end,
-    which spreadsheets append, are left out; where they are several, their cells must be blank.
+    required: {key: column} of the columns that must be there, each with the config key that names it.
+    key: the config key of `path`.
+
+    Raises UserError for an unreadable file, a missing column (with the nearest that is there), a column named twice and
+    a line with more or fewer cells than the header. Columns without a name at the end, which spreadsheets append, are
+    left out; if they are several, their cells must be blank.
     """
     rows = []
     try:
@@ -51,31 +54,28 @@ def read_rows(path, required, key):
 
 
 def _check_separator(path, header):
-    """Refuse a header without a comma that is separated otherwise: quoted, it would only be a broken CSV."""
+    """Refuse a header that is separated otherwise. With quotes the reader would only call it a broken CSV."""
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
         if mark in header and "," not in header:
-            raise UserError(
-                f"{path}: line 1: got columns that are separated by {name}, wanted commas: save it as comma-separated CSV"
-            )
+            got = f"got columns that are separated by {name}"
+            raise UserError(f"{path}: line 1: {got}, wanted commas: save it as comma-separated CSV")
 
 
 def _check_cells(where, cells, header, nameless):
     if len(cells) != len(header):
         raise UserError(f"{where}: got {len(cells)} cells, wanted {len(header)} as in the header")
     if header.count("") > 1 and any(nameless):
-        raise UserError(
-            f"{where}: got '{''.join(nameless)[:80]}' below a column without a name, wanted a name in line 1"
-        )
+        got = f"'{''.join(nameless)[:80]}' below a column without a name"
+        raise UserError(f"{where}: got {got}, wanted a name in line 1")
 
 
 def _without_blank_end(columns):
-    named = len(columns)
-    while named and not columns[named - 1]:
-        named -= 1
-    return columns[:named]
+    named = [place for place, name in enumerate(columns, start=1) if name]
+    return columns[: max(named, default=0)]
 
 
 def check_columns(path, columns, required):
+    """Raise UserError unless `columns` are different ones and have all that are `required`, see read_rows."""
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise UserError(f"{path}: line 1: got the column '{twice[0][:80]}' twice, wanted each name once")
@@ -84,11 +84,10 @@ def check_columns(path, columns, required):
             near = difflib.get_close_matches(name.lower(), [column.lower() for column in columns], n=1, cutoff=0.5)
             close = [column for column in columns if column.lower() in near]
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(
-                f"{path}: line 1: no column '{name}' ({key}), got {', '.join(columns)[:500] or 'an empty file'}{hint}"
-            )
+            got = ", ".join(columns)[:500] or "an empty file"
+            raise UserError(f"{path}: line 1: no column '{name}' ({key}), got {got}{hint}")
 
 
 def number(text):
-    """The finite number that a text is, or None: in digits, without what Python reads besides (1_0, inf, other scripts)."""
+    """The finite number that a text of plain digits is, or None; Python reads more, as 1_0, inf and other scripts."""
     return float(text) if NUMBER.fullmatch(text) and math.isfinite(float(text)) else None

@@ -5,6 +5,8 @@ import csv
 import json
 import math
 import os
+import shutil
+import tempfile
 import uuid
 
 
@@ -47,7 +49,7 @@ def read_numbers(path):
     return rows
 
 
-_TEXT = ("id", "subject", "scan", "metric")  # columns that are no numbers
+_TEXT = ("id", "subject", "scan", "metric", "input")  # columns that are no numbers
 
 
 def _number(text):
@@ -111,6 +113,28 @@ def replacing(path, durable=False, previous=None):
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def new_folder(path, mode=0o755):
+    """A folder to fill, which gets the name `path` at the end: it appears whole or not at all.
+
+    Raises FileExistsError where `path` has content by then.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=f".{name}-", dir=parent)
+    try:
+        os.chmod(temporary, mode)
+        yield temporary
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if os.path.isdir(path) and os.listdir(path):
+                raise FileExistsError(f"{path} is there already") from error
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _plain(value):

@@ -1,1 +1,1 @@
-"""Volumes and patches: in and out of files, between grids, boxes, and masks cleaned up."""
+"""Volumes and patches: files, grids, boxes, and the cleaning of masks."""

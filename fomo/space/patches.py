@@ -1,4 +1,4 @@
-"""From memory maps to patches: choose a box, read only that box."""
+"""Patches of memory maps: a box is chosen, and only that box is read."""
 
 import numpy as np
 import torch
@@ -7,8 +7,8 @@ import torch
 def window_starts(shape, patch, overlap):
     """Starts (N, 3) of the windows that cover a volume.
 
-    The first and last window of each axis touch the borders; neighbours overlap by at least `overlap` (a fraction of
-    the patch). An axis shorter than the patch has one window, whose start is negative: it is padded on both sides.
+    The first and last window of each axis touch the borders. Neighbours overlap by at least `overlap`, a fraction of
+    the patch. An axis that is shorter than the patch has one window with a negative start: it is padded on both sides.
     """
     axes = []
     for size, length in zip(shape, patch):
@@ -23,21 +23,21 @@ def window_starts(shape, patch, overlap):
 
 
 def centred(size, length):
-    """Start of a window of `length` in the middle of an axis of `size` voxels (negative when it is longer)."""
+    """Start of a window of `length` in the middle of an axis of `size` voxels; negative where the window is longer."""
     return (size - length) // 2
 
 
 def thinnest(patch):
-    """The axis across which a patch is thinnest, of equals the last: slices across it are the largest."""
+    """The axis along which a patch is thinnest, the last of equals: slices across it are the largest."""
     return 2 - int(np.argmin(patch[::-1]))
 
 
 def draw_start(shape, patch, generator, position="random", voxel=None):
     """Start (3,) of a training patch.
 
-    position: `center` or `random` (uniform over all places inside the volume). voxel: the patch is placed so that this
-    voxel lies in it, at least a quarter of the patch away from its sides, and otherwise anywhere: a patch centred on
-    the lesion every time would teach that lesions are central. Axes shorter than the patch are centred.
+    position: `center`, or `random`: uniform over all places inside the volume. voxel: one that shall lie in the patch,
+    at least a quarter of the patch away from its sides, and otherwise anywhere: if lesions were always in the middle, a
+    network would learn that. Axes that are shorter than the patch are centred.
     """
     start = []
     for axis, (size, length) in enumerate(zip(shape, patch)):
@@ -57,9 +57,8 @@ def draw_start(shape, patch, generator, position="random", voxel=None):
 def read(array, start, patch, fill, dtype=None):
     """The box of `patch` voxels at `start` of an array or tensor (..., X, Y, Z), as a new one.
 
-    Only the box is read. What lies outside the volume holds `fill`: one value, or one per leading index. dtype: type of
-    the result (None: the array's); a tensor is converted in the pass that reads it, which numpy cannot do as fast for
-    float16.
+    Only the box is read. Voxels outside the volume hold `fill`: one value, or one per leading index. dtype: type of the
+    result (None: the array's). A tensor is converted while it is read, which numpy is slower at for float16.
     """
     inside, target = [], []
     for begin, length, size in zip(start, patch, array.shape[-3:]):

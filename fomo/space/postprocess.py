@@ -1,4 +1,4 @@
-"""Post-processing of predicted masks: hole filling, smallest component, largest component. Needs numpy and scipy only."""
+"""Post-processing of predicted masks: hole filling, smallest component, largest component."""
 
 import numpy as np
 import scipy.ndimage
@@ -13,10 +13,13 @@ CANDIDATES = tuple(
 
 
 def apply(mask, spacing_mm, fill_holes=False, minimum_mm3=0.0, largest=False):
-    """The label map `mask` (X, Y, Z) uint8 with each class above 0 cleaned up, in this order, as a new array.
+    """The label map `mask` (X, Y, Z) uint8 with each class above 0 cleaned up, as a new array.
 
-    fill_holes: background enclosed by one class becomes that class; minimum_mm3: components (neighbours by face, edge or
-    corner) of a smaller volume become background; largest: only the largest component stays. spacing_mm: voxel size.
+    spacing_mm: voxel size.
+    The steps, in this order:
+    fill_holes: background that is enclosed by one class becomes that class.
+    minimum_mm3: components (neighbours by face, edge or corner) of a smaller volume become background.
+    largest: only the largest component stays.
     """
     if mask.ndim != 3:
         raise ValueError(f"mask: got shape {mask.shape}, wanted (X, Y, Z)")
@@ -34,9 +37,8 @@ def apply(mask, spacing_mm, fill_holes=False, minimum_mm3=0.0, largest=False):
             components, _ = scipy.ndimage.label(inside, np.ones((3, 3, 3)))
             voxels = np.bincount(components.ravel())
             voxels[0] = 0
-            keep = voxels * np.prod(spacing_mm) >= minimum_mm3 * (
-                1 - 1e-6
-            )  # 10 voxels of 1 mm are 10 mm3, whatever the rounding
+            # 10 voxels of 1 mm are 10 mm3, whatever the rounding
+            keep = voxels * np.prod(spacing_mm) >= minimum_mm3 * (1 - 1e-6)
             if largest:
                 keep &= np.arange(len(voxels)) == voxels.argmax()
             result[box][inside & ~keep[components]] = 0
@@ -44,6 +46,6 @@ def apply(mask, spacing_mm, fill_holes=False, minimum_mm3=0.0, largest=False):
 
 
 def merge(choices):
-    """One choice for an ensemble: the median size, and what more than half of the folds chose."""
+    """One choice for an ensemble: the median of the sizes, and else what more than half of the folds chose."""
     most = {name: sum(choice[name] for choice in choices) * 2 > len(choices) for name in ("fill_holes", "largest")}
     return {**most, "minimum_mm3": float(np.median([choice["minimum_mm3"] for choice in choices]))}

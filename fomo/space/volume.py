@@ -1,18 +1,16 @@
 """Volumes: NIfTI in and out, orientation, resampling, normalisation, and the way back to the native grid.
 
-Arrays are (X, Y, Z), or (C, X, Y, Z) where said; affines are (4, 4), from voxel indices to world mm, RAS+ as in
-nibabel. `preprocess` is the one path from a scan to what a network sees, in training and in inference; `to_native`
-leads back.
-Errors are ValueErrors that name the file or argument, what was got and what was wanted.
+Arrays are (X, Y, Z), or (C, X, Y, Z) where said. Affines are (4, 4), from voxel indices to world mm, RAS+ as in
+nibabel. `preprocess` is the one path from a scan to what a network sees, in training and in inference; `to_native` is
+the way back. Errors are ValueErrors that name the file or argument, what was got and what was wanted.
 """
 
-import dataclasses
 import functools
 import math
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import nibabel
 import numpy as np
@@ -21,26 +19,19 @@ from nibabel import orientations
 
 _INFLATION = 1032  # gzip makes nothing smaller than by this
 _EXTENSION_BYTES = 2**26
-_LARGEST_AXIS, _LARGEST = 8192, 2**26  # voxels, to which a volume is resampled whatever its own size
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-    nibabel.filebasedimages.ImageFileError,
-    nibabel.spatialimages.HeaderDataError,
-)
+_LARGEST_AXIS, _LARGEST = 8192, 2**26  # voxels that a volume may be resampled to, however small it is
+_DAMAGED = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
+_UNREADABLE = (OSError, EOFError, OverflowError, MemoryError, zlib.error, *_DAMAGED)
 
 
 # --------------------------------------------------------------------------------------------- files
 
 
 def read_nifti(path):
-    """(array float32 (X, Y, Z), affine float64 (4, 4)) of a 3D NIfTI file, scaled by its own slope and intercept, once.
+    """(array float32 (X, Y, Z), affine float64 (4, 4)) of a 3D NIfTI file, scaled by its own slope and intercept.
 
-    A fourth axis of length 1 is dropped. Raises ValueError for a file that is missing, unreadable, truncated, not
-    3D, not of real numbers, holds NaN or infinity, or whose affine cannot be inverted.
+    A fourth axis of length 1 is dropped. Raises ValueError for a file that is missing, unreadable, truncated, not 3D or
+    not of real numbers, for NaN and infinity, and for an affine that cannot be inverted.
     """
     try:
         _check_extensions(path)
@@ -51,12 +42,10 @@ def read_nifti(path):
         if dtype.kind not in "iufb":
             raise ValueError(f"{path}: got voxels of type {dtype}, wanted real numbers")
         size = os.path.getsize(path)
-        if math.prod(shape) * dtype.itemsize > size * (
-            _INFLATION if str(path).lower().endswith(".gz") else 1
-        ):  # before it is allocated
-            raise ValueError(
-                f"{path}: got {size} bytes, which cannot hold the header's {_by(shape)} voxels of type {dtype}"
-            )
+        most = size * (_INFLATION if str(path).lower().endswith(".gz") else 1)
+        if math.prod(shape) * dtype.itemsize > most:  # before it is allocated
+            lacking = f"which cannot hold the header's {_by(shape)} voxels of type {dtype}"
+            raise ValueError(f"{path}: got {size} bytes, {lacking}")
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape[:3])
         affine = np.array(image.affine, dtype=np.float64)
     except _UNREADABLE as error:
@@ -69,7 +58,7 @@ def read_nifti(path):
 
 
 def _check_extensions(path):
-    """Raise ValueError where the header's extensions, which nibabel reads whole, are larger than their place."""
+    """Raise ValueError for extensions of the header that are too large: nibabel reads them whole."""
     with nibabel.openers.ImageOpener(path) as file:
         start = file.read(nibabel.Nifti2Header.sizeof_hdr + 4)
         for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
@@ -87,10 +76,10 @@ def _check_extensions(path):
 
 
 def write_nifti(path, array, affine, like=None):
-    """Write `array` (X, Y, Z) in its own dtype, slope 1, under a temporary name that is then renamed to `path`.
+    """Write `array` (X, Y, Z) in its own dtype, with slope 1, under a temporary name that is then renamed to `path`.
 
-    like: path of a NIfTI file whose header (units, qform and sform codes, description) is kept. The suffix of `path`
-    (.nii or .nii.gz) decides on compression. Raises OSError when the disk refuses; nothing partial stays behind.
+    The suffix of `path`, .nii or .nii.gz, decides on compression. like: path of a NIfTI file whose header (units, qform
+    and sform codes, description) is kept. Raises OSError when the disk refuses, and then leaves nothing behind.
     """
     folder, name = os.path.split(os.path.abspath(path))
     if not name.endswith((".nii", ".nii.gz")):
@@ -111,9 +100,8 @@ def write_nifti(path, array, affine, like=None):
 def check_affine(affine, where):
     """Raise ValueError unless `affine` is a finite, invertible (4, 4) matrix."""
     sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
-    if (
-        not sound or np.isnan(orientations.io_orientation(affine)).any()
-    ):  # NaN: an axis that is too short beside the others
+    # NaN: an axis that is too short beside the others
+    if not sound or np.isnan(orientations.io_orientation(affine)).any():
         raise ValueError(f"{where}: got the affine {np.asarray(affine).tolist()}, wanted an invertible (4, 4) matrix")
 
 
@@ -123,7 +111,7 @@ def spacing(affine):
 
 
 def grid_distance(shape, affine, other):
-    """Largest distance in mm between voxels of the same index in two grids of `shape`: 0 when the affines agree."""
+    """Largest distance in mm between voxels of the same index in two grids of `shape`; 0 when the affines agree."""
     corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(shape)[:, None] - 1)
     points = np.vstack([corners, np.ones(8)])
     return float(np.linalg.norm(((affine - other) @ points)[:3], axis=0).max())
@@ -133,7 +121,7 @@ def grid_distance(shape, affine, other):
 
 
 def to_ras(array, affine):
-    """(array, affine) with axes permuted and flipped to the closest of right, anterior, superior; no interpolation."""
+    """(array, affine) with axes permuted and flipped to run most like right, anterior, superior; no interpolation."""
     return to_axes_of(np.eye(4), array, affine)
 
 
@@ -147,9 +135,9 @@ def to_axes_of(other, array, affine):
 def resample(array, shape, order):
     """`array` (..., X, Y, Z) on a grid of `shape` (x, y, z) voxels over the same field of view (voxel edges aligned).
 
-    order 3: cubic B-spline; 1: linear (both float32); 0: nearest, in the array's dtype. No smoothing before
-    downsampling. Equals scipy.ndimage.zoom(mode="nearest", grid_mode=True), but one axis at a time: interpolation is
-    linear and separable, so each axis is a product with a small matrix.
+    order: 3 (cubic B-spline) or 1 (linear), both in float32, or 0 (nearest) in the array's dtype. There is no smoothing
+    before downsampling. The result is that of scipy.ndimage.zoom(mode="nearest", grid_mode=True). It is made one axis
+    at a time: interpolation is linear and separable, and so each axis is a product with a small matrix.
     """
     if order not in (0, 1, 3):
         raise ValueError(f"order: got {order}, wanted 0 (nearest), 1 (linear) or 3 (cubic)")
@@ -177,16 +165,16 @@ def resample(array, shape, order):
 
 @functools.lru_cache(maxsize=64)
 def _interpolation(old, new, order):
-    """The (new, old) matrix of one axis: scipy's own spline, applied to unit impulses."""
+    """The matrix (new, old) of one axis: scipy's own spline of unit impulses."""
     matrix = scipy.ndimage.zoom(np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True)
-    matrix[np.abs(matrix) < 1e-9] = 0  # the spline's tails: denormal numbers, with which products are slow
+    matrix[np.abs(matrix) < 1e-9] = 0  # the spline's tails: products are slow with denormal numbers
     return matrix.astype(np.float32)
 
 
 def resample_labels(array, shape):
-    """Class numbers `array` (X, Y, Z) on another grid, each voxel the class with the largest linear interpolation.
+    """Class numbers `array` (X, Y, Z) on another grid; a voxel gets the class with the largest linear interpolation.
 
-    Plain nearest neighbour shifts a mask by half a voxel when the grid halves; this does not. Ties: the higher class.
+    Nearest neighbours would shift a mask by half a voxel when the grid halves; this does not. Ties: the higher class.
     """
     if tuple(shape) == array.shape:
         return array
@@ -200,7 +188,7 @@ def resample_labels(array, shape):
 
 
 def nonzero_box(arrays):
-    """((x0, x1), (y0, y1), (z0, z1)): smallest box of all voxels that are not 0 in any of `arrays`; None if all are."""
+    """((x0, x1), (y0, y1), (z0, z1)): smallest box of the voxels where any of `arrays` is not 0; None without any."""
     filled = functools.reduce(np.logical_or, [array != 0 for array in arrays])
     box = []
     for axis in range(3):
@@ -212,11 +200,10 @@ def nonzero_box(arrays):
 
 
 def normalize(array, kind, percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
-    """float32 `array` with intensities brought to a common scale.
+    """float32 `array` with intensities on a common scale. ValueError for a volume that is constant, or would be.
 
-    zscore: mean 0, standard deviation 1 over all voxels; percentile: the two percentiles map to 0 and 1, clipped;
-    window: the two intensities map to 0 and 1, clipped; none: as it is. Raises ValueError for a volume that is constant,
-    or would be.
+    kind: `zscore` (mean 0 and standard deviation 1 over all voxels), `percentile` (the two `percentiles` become 0 and
+    1, clipped), `window` (the two intensities of `window` become 0 and 1, clipped) or `none` (as it is).
     """
     array = np.asarray(array, dtype=np.float32)
     if array.min() == array.max():
@@ -234,9 +221,8 @@ def normalize(array, kind, percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
     result = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
     if result.min() == result.max():
         got = f"intensities from {array.min():g} to {array.max():g}"
-        raise ValueError(
-            f"constant volume: got {got}, which the {kind} from {low:g} to {high:g} makes {result.flat[0]:g}"
-        )
+        made = f"which the {kind} from {low:g} to {high:g} makes {result.flat[0]:g}"
+        raise ValueError(f"constant volume: got {got}, {made}")
     return result
 
 
@@ -245,7 +231,7 @@ def normalize(array, kind, percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a volume was brought to the network's grid: all that `to_native` needs."""
+    """How a volume was brought to the network's grid, for the way back."""
 
     native_shape: tuple  # (X, Y, Z) of the file
     native_affine: tuple  # four rows
@@ -257,7 +243,7 @@ class Geometry:
 
     @property
     def native_box(self):
-        """Three slices of the native array: what is kept of it."""
+        """Three slices: the part of the native array that is kept."""
         kept = []
         for size, (axis, sign) in zip(self.native_shape, self.orientation):
             start, stop = self.box[axis]
@@ -265,8 +251,8 @@ class Geometry:
         return tuple(kept)
 
     def to_dict(self):
-        """Plain lists and numbers, for JSON."""
-        return {name: _listed(value) for name, value in dataclasses.asdict(self).items()}
+        """Plain values, for JSON."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values):
@@ -287,19 +273,21 @@ def preprocess(
 ):
     """(image float32 (C, X, Y, Z), mask uint8 (X, Y, Z) or None, Geometry) from the channels of one scan.
 
-    arrays: the channels (X, Y, Z), all on the grid of `affine`; mask: class numbers on the same grid; names: of the
-    channels, for errors. Order of steps: RAS orientation, crop to the box that is non-zero in any channel, `normalize`
-    (kind, percentiles, window), resample to `spacing_mm` (None: keep). Channels by cubic spline, limited to their own
-    range since a cubic spline overshoots at edges; the mask by `resample_labels`. Raises ValueError for unequal shapes
-    and for a constant channel.
+    arrays: the channels (X, Y, Z), all on the grid of `affine`.
+    mask: class numbers on the same grid.
+    names: of the channels, for errors.
+
+    The steps are RAS orientation, crop to the box of the voxels where any channel is not 0, `normalize` (kind,
+    percentiles, window), and resampling to `spacing_mm` (None: none). Channels are resampled by a cubic spline and
+    limited to their own range, since the spline overshoots at edges; the mask is resampled by `resample_labels`. Raises
+    ValueError for unequal shapes and for a constant channel.
     """
     arrays = list(arrays)
     names = [f"arrays[{channel}]" for channel in range(len(arrays))] if names is None else names
     for array in (*arrays, *([] if mask is None else [mask])):
         if array.shape != arrays[0].shape or array.ndim != 3:
-            raise ValueError(
-                f"arrays: got {_by(arrays[0].shape)} and {_by(array.shape)} voxels, wanted equal 3D shapes"
-            )
+            got = f"{_by(arrays[0].shape)} and {_by(array.shape)} voxels"
+            raise ValueError(f"arrays: got {got}, wanted equal 3D shapes")
     native_shape = arrays[0].shape
     ornt = orientations.io_orientation(affine)
     arrays = [orientations.apply_orientation(array, ornt) for array in arrays]
@@ -334,21 +322,20 @@ def preprocess(
 
 
 def _resampled(shape, before_mm, after_mm, name):
-    """The grid of a volume with other voxel sizes. A wrong voxel size in a header must not ask for terabytes."""
+    """The shape of a volume with other voxel sizes. ValueError for a huge one: a header may have a wrong voxel size."""
     sizes = [n * old / new for n, old, new in zip(shape, before_mm, after_mm)]
     if not (max(sizes) <= max(_LARGEST_AXIS, *shape) and math.prod(sizes) <= max(_LARGEST, 64 * math.prod(shape))):
         got = f"{_by(shape)} voxels of {_by(f'{size:.4g}' for size in before_mm)} mm"
-        raise ValueError(
-            f"{name}: spacing_mm: got {got}, which would be {_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm"
-        )
+        huge = f"{_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm"
+        raise ValueError(f"{name}: spacing_mm: got {got}, which would be {huge}")
     return tuple(max(1, round(n)) for n in sizes)
 
 
 def to_native(array, geometry, order=1):
     """`array` (..., X, Y, Z) on the network's grid, brought back to the grid of the file: the inverse of `preprocess`.
 
-    For masks pass the class probabilities with order=1 and take the argmax of the result, or class numbers with
-    order=0. Outside the cropped box the result is 0 in every channel, so the argmax there is class 0.
+    For masks give class probabilities and take the argmax of the result, or give class numbers with order=0. Outside
+    the cropped box the result is 0 in every channel, and so the argmax is class 0.
     """
     if array.shape[-3:] != geometry.shape:
         raise ValueError(f"array: got shape {_by(array.shape)}, wanted (..., {', '.join(map(str, geometry.shape))})")
@@ -371,7 +358,3 @@ def _by(shape):
 
 def _tupled(value):
     return tuple(_tupled(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _listed(value):
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -97,6 +97,14 @@ def test_new_and_removed_cases_and_entries_are_noticed(data):
     assert log.lines[0]["cached"] == 13 and os.path.isdir(cases[-1].folder) and cases[0].image().shape == (1, 4, 4, 4)
 
 
+def test_an_entry_that_is_gone_is_made_again_beside_a_new_case(data):
+    shutil.rmtree(start(data)[-1].folder)
+    os.rename(os.path.join(data.root, "sub_00", "scan_0.npy"), os.path.join(data.root, "sub_00", "other.npy"))
+    cases = start(data)
+    assert len(cases) == 15 and {case.image().shape for case in cases} == {(1, 4, 4, 4)}
+    assert [case.folder for case in start(data)] == [case.folder for case in cases]
+
+
 def test_a_file_that_changed_in_place_ends_the_run_when_it_is_read(data):
     path = os.path.join(data.root, "sub_01", "scan_2.npy")
     before = next(case for case in start(data) if case.id == "sub_01_scan_2").image()[:]

@@ -53,7 +53,7 @@ def make(root, volumes, size=64, seed=0):
 
     The same arguments give the same files. FileExistsError where `root` has content.
     """
-    with heads.new_folder(root) as folder:
+    with files.new_folder(root) as folder:
         rows = []
         for name, findings, chest, scan in scans(volumes, seed):
             hounsfield, masks, affine = draw(findings, size, chest, scan)

@@ -20,10 +20,7 @@ A fourth data set is a table (table.csv) of heads with everything at once; the m
     mask    1 ventricles, 2 lesions
 """
 
-import contextlib
 import os
-import shutil
-import tempfile
 
 import numpy as np
 from nibabel import orientations
@@ -69,7 +66,7 @@ def make(root, task, cases, size, seed=0):
     if task not in (1, 2, 3, "table"):
         raise ValueError(f"task: got {task!r}, wanted 1, 2, 3, table or one of {', '.join(TASKS)}")
     rows = []
-    with new_folder(root) as folder:
+    with files.new_folder(root) as folder:
         for scan in range(cases):
             pair, place = divmod(scan, 11)  # scans 9 and 10 of eleven are one subject's
             subject = 10 * pair + min(place, 9)
@@ -80,24 +77,6 @@ def make(root, task, cases, size, seed=0):
                 _write_case(folder, task, subject, session, size, seed)
         if rows:
             files.write_csv(os.path.join(folder, "table.csv"), rows)
-
-
-@contextlib.contextmanager
-def new_folder(root):
-    """A temporary folder that becomes `root` at the end; FileExistsError where `root` has content by then."""
-    parent = os.path.dirname(os.path.abspath(root))
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".phantom-", dir=parent)
-    try:
-        os.chmod(temporary, 0o755)
-        yield temporary
-        os.rename(temporary, root)
-    except OSError as error:
-        if os.path.isdir(root) and os.listdir(root):
-            raise FileExistsError(f"{root} is there already") from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_case(root, task, number, session, size, seed):

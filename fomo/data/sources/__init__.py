@@ -13,13 +13,13 @@ A case is one session of one subject. Listing touches names, labels and masks on
 prepared.
 """
 
-import csv
 import functools
 import os
 from dataclasses import replace
 
 from ...config import UserError
 from ..cases import ID_WANTED, looks_at_files, names_a_file
+from ..spreadsheet import read_rows
 from .phantom import PHANTOM
 from .sessions import FOMO1, FOMO2, FOMO3
 from .slices import SLICES
@@ -47,10 +47,13 @@ def of(data):
 def list_cases(data, wanted, labels=True, log=None):
     """The cases of the source that `data` names, sorted by id, with the labels that are wanted.
 
-    data: the config's section. wanted: cases.Wanted. labels=False: images only, for prediction. log: for warnings,
-    needed with labels. Raises UserError for an empty folder, a missing or ambiguous channel, a missing, malformed or
-    contradictory label, for ids that are not unique or cannot name a file, and (with labels) for an image file in cases
-    of several subjects.
+    data: the config's section.
+    wanted: cases.Wanted.
+    labels: False for images only, for prediction.
+    log: for warnings, or None.
+
+    Raises UserError for an empty folder, a missing or ambiguous channel, a missing, malformed or contradictory label,
+    for ids that are not unique or cannot name a file, and (with labels) for an image file in cases of several subjects.
     """
     source = of(data)
     cases = source.list(data, wanted, labels, log)
@@ -67,7 +70,11 @@ def list_cases(data, wanted, labels=True, log=None):
                 raise UserError(f"{data.groups}: no line for subject '{case.subject}', wanted every subject's group")
         cases = [replace(case, group=groups[case.subject]) for case in cases]
     if log is not None:
-        _warn(source, data, cases, log)
+        if data.root is not None and not source.reads_root:
+            said = f"data.root is not used: with data.source={data.source} paths start from the table's folder"
+            log.warn(said, root=data.root)
+        source.warn(data, cases, log)
+        warn_of_spellings(cases, log)
     return sorted(cases, key=lambda case: case.id)
 
 
@@ -79,30 +86,18 @@ def prepare(cases, data, wanted, log=None, workers=None):
     return of(data).prepare(cases, data, wanted, log, workers)
 
 
-def _warn(source, data, cases, log):
-    if data.root is not None and not source.reads_root:
-        said = f"data.root is not used: with data.source={data.source} paths start from the table's folder"
-        log.warn(said, root=data.root)
-    source.warn(data, cases, log)
-    warn_of_spellings(cases, log)
-
-
 def _check_ids(cases):
-    """Refuse ids that cannot name a file, are not unique, or differ only in capitals: some systems have one file for both."""
+    """Refuse ids that cannot name a file, and those of which some systems make one file: equal but for capitals."""
     seen = {}
     for case in cases:
         if not names_a_file(case.id):
-            raise UserError(
-                f"{case.images[0].path!r}: got the id {case.id!r}, wanted {ID_WANTED}; rename the file or folder"
-            )
+            got = f"{case.images[0].path!r}: got the id {case.id!r}"
+            raise UserError(f"{got}, wanted {ID_WANTED}; rename the file or folder")
         first = seen.setdefault(case.id.lower(), case)
         if first is not case:
-            same = first.id == case.id
-            got = (
-                f"two cases have the id '{case.id}'"
-                if same
-                else f"two cases have the ids '{first.id}' and '{case.id}', which differ only in capitals"
-            )
+            got = f"two cases have the id '{case.id}'"
+            if first.id != case.id:
+                got = f"two cases have the ids '{first.id}' and '{case.id}', which differ only in capitals"
             raise UserError(f"{got}: {first.images[0].path} and {case.images[0].path}; rename one")
 
 
@@ -111,21 +106,21 @@ def _check_images(data, cases):
 
     Links are followed only where a start looks at the files, see data.rescan.
     """
-    real_path = _real_path(functools.cache(os.path.realpath)) if looks_at_files(data, len(cases)) else lambda path: path
+    look = looks_at_files(data, len(cases))
+    real_path = _real_path(functools.cache(os.path.realpath)) if look else lambda path: path
     first = {}
     for case in cases:
         for image in case.images:
             other, path = first.setdefault((real_path(image.path), image.index), (case, image.path))
             if other.subject != case.subject:
                 where = image.path if path == image.path else f"{path} and {image.path}, which are one file"
-                raise UserError(
-                    f"case {other.id} of subject '{other.subject}' and case {case.id} of subject '{case.subject}' have the same image: "
-                    f"got {where}, wanted every file in one subject's cases: correct it, or give both the same subject"
-                )
+                both = " and ".join(f"case {one.id} of subject '{one.subject}'" for one in (other, case))
+                wanted = "every file in one subject's cases: correct it, or give both the same subject"
+                raise UserError(f"{both} have the same image: got {where}, wanted {wanted}")
 
 
 def _real_path(real_folder):
-    """os.path.realpath of a file with `real_folder` for its folder, which looks at each part of a path, and so only once."""
+    """os.path.realpath of files, by a `real_folder` that remembers: it would look at each part of each path again."""
 
     def resolve(path):
         folder, name = os.path.split(os.path.abspath(path))
@@ -137,24 +132,14 @@ def _real_path(real_folder):
 
 def _read_groups(path):
     """{subject: group} from a CSV with these two columns (and any others)."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"subject", "group"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(
-                    f"{path}: got the columns {', '.join(reader.fieldnames or ())[:500]}, wanted subject,group"
-                )
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.groups: cannot read {path}: {error}") from error
     groups = {}
-    for line, row in enumerate(rows, start=2):
-        subject, group = (row["subject"] or "").strip(), (row["group"] or "").strip()
+    for line, cells in read_rows(path, {}, "data.groups"):
+        if not {"subject", "group"} <= cells.keys():
+            raise UserError(f"{path}: got the columns {', '.join(cells)[:500]}, wanted subject,group")
+        subject, group = cells["subject"], cells["group"]
         if not subject or not group:
             raise UserError(f"{path}: line {line}: got subject '{subject[:80]}', group '{group[:80]}', wanted both")
         if groups.setdefault(subject, group) != group:
-            raise UserError(
-                f"{path}: line {line}: got groups '{groups[subject][:80]}' and '{group[:80]}' for subject '{subject[:80]}'"
-            )
+            got = f"got groups '{groups[subject][:80]}' and '{group[:80]}' for subject '{subject[:80]}'"
+            raise UserError(f"{path}: line {line}: {got}")
     return groups

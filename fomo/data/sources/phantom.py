@@ -20,24 +20,23 @@ _LAYOUTS = {  # which data set has labels of a kind, and its layout
 def list_phantom(data, wanted, labels, log=None):
     """The cases of a phantom data set with labels of the kind that is wanted.
 
-    A pretraining gets heads of its own, which are not those that are tested afterwards.
+    A pretraining gets other heads than those that are tested afterwards.
     """
     root = data.root or (data.cache and os.path.join(data.cache, "phantom"))
     if root is None:
         raise UserError("data.root: got none, wanted the folder in which the phantom data set is generated")
-    tabular = _is_table(data)
-    if not tabular and wanted.kind not in _LAYOUTS:
-        raise UserError(f"data.phantom_layout: got {data.phantom_layout}, wanted table: no other has {wanted.kind}")
-    number, layout = (1, sessions.fomo1) if wanted.pretraining else _LAYOUTS.get(wanted.kind, (None, None))
-    name, kind = ("heads", "table") if tabular else (f"task{number}", number)
-    name += "_pretraining" if wanted.pretraining else ""
+    kind = "nothing" if wanted.pretraining else wanted.kind
+    number, layout = ("table", None) if _is_table(data) else _LAYOUTS.get(kind, (None, None))
+    if number is None:
+        raise UserError(f"data.phantom_layout: got {data.phantom_layout}, wanted table: no other has {kind}")
+    name = ("heads" if layout is None else f"task{number}") + ("_pretraining" if wanted.pretraining else "")
     folder = os.path.join(root, f"{name}_{data.phantom_cases}x{data.phantom_size}_v{heads.VERSION}")
     if not os.path.isdir(folder):
         try:
-            heads.make(folder, kind, data.phantom_cases, data.phantom_size, seed=int(wanted.pretraining))
+            heads.make(folder, number, data.phantom_cases, data.phantom_size, seed=int(wanted.pretraining))
         except OSError as error:
             raise UserError(f"data.root: cannot make {folder}: {error}") from error
-    if tabular:
+    if layout is None:
         return table.list_table(replace(data, csv=os.path.join(folder, "table.csv"), **_COLUMNS), wanted, labels)
     return layout(replace(data, root=folder), wanted, labels)
 
@@ -53,4 +52,5 @@ PHANTOM = Source(
     geometry=True,
     keys=("data.phantom_layout", "data.phantom_cases", "data.phantom_size", *table.KEYS),
     columns=_is_table,
+    number=("age", "years"),
 )

@@ -1,15 +1,16 @@
-"""The layouts of the FOMO challenge: a folder per subject and session; see `list_cases` for the paths.
+"""The layouts of the FOMO challenge: a folder per subject and session. The paths stand in `sources/__init__.py`.
 
-Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does; it
-must have all sessions that the raw one has (an error; for arrays a warning, as their names need not be the sessions').
+Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does. It
+must have all sessions that the raw one has. Arrays are only counted, and another number is a warning, as their names
+need not be the sessions'.
 """
 
+import functools
 import os
 import re
 
 from ...config import UserError
-from .. import spreadsheet
-from ..cases import Case, Volume, any_foreground
+from ..cases import Case, Volume, any_foreground, stated_number
 from ..npy import count_volumes
 from .source import Source
 from .subjects import warn_of_beginnings
@@ -18,23 +19,7 @@ _SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII 
 _ELSEWHERE = "another data.source: this layout has none"
 
 
-def fomo1(data, wanted, labels, log=None):
-    folders = (("skull_stripped", "ss_"), ("preprocessed", ""))
-    return _sessions(data, wanted, labels, folders, ("labels_masked/{}/seg_masked.nii.gz", "labels/{}/seg.nii.gz"))
-
-
-def fomo2(data, wanted, labels, log=None):
-    folder = os.path.join(data.root, "preprocessed_2")
-    if os.path.isdir(folder):
-        return _arrays(data, wanted, labels, folder)
-    return _sessions(data, wanted, labels, (("preprocessed", ""),), ("labels/{}/seg.nii.gz",))
-
-
-def fomo3(data, wanted, labels, log=None):
-    return _sessions(data, wanted, labels, (("preprocessed_2", "ss_"), ("preprocessed", "")), ())
-
-
-def _sessions(data, wanted, labels, folders, masks):
+def _sessions(data, wanted, labels, log=None, *, folders, masks):
     """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz.
 
     folders: (name, prefix) pairs, the first that exists is taken; those after it must have no session that it lacks.
@@ -47,28 +32,30 @@ def _sessions(data, wanted, labels, folders, masks):
         raise UserError(f"{data.root}: no cases found, wanted a folder {names} in it (see README, data layouts)")
     (base, prefix), *others = found
     chosen = _sessions_below(base)
-    for subject in sorted(set(_folders(base)) - {subject for subject, _ in chosen}):
-        raise UserError(f"{os.path.join(base, subject)}: no session folder, wanted for example {subject}/ses_1")
-    for other, _ in others:
-        lacking = sorted(set(_sessions_below(other)) - set(chosen))
-        if lacking:
-            raise UserError(
-                f"{base}: lacks {len(lacking)} sessions that {other} has, as {'/'.join(lacking[0])}, wanted all: "
-                "derive them too, or move one of the two folders away"
-            )
-    cases, labels = [], labels and not wanted.pretraining
+    _check_complete(base, chosen, [folder for folder, _ in others])
+    cases = []
     for subject, session in chosen:
         name = f"{subject}_{session}"
         images = tuple(_channel(os.path.join(base, subject, session), prefix, text, name) for text in data.channels)
         mask, target = None, None
-        if labels:
+        if labels and not wanted.pretraining:
             paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
             mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
             texts = [f"labels/{subject}/{session}/label.txt", f"labels/{subject}/label.txt"]
-            texts = [os.path.join(data.root, text) for text in texts]
-            target = _target(wanted.kind, name, mask, [text for text in texts if os.path.exists(text)], paths + texts)
+            target = _target(wanted.kind, name, mask, paths, [os.path.join(data.root, text) for text in texts])
         cases.append(Case(name, subject, images, mask, target, None))
     return cases
+
+
+def _check_complete(base, chosen, others):
+    """Refuse subjects of the folder `base` without a session, and sessions of the `others` that are not `chosen`."""
+    for subject in sorted(set(_folders(base)) - {subject for subject, _ in chosen}):
+        raise UserError(f"{os.path.join(base, subject)}: no session folder, wanted for example {subject}/ses_1")
+    for other in others:
+        lacking = sorted(set(_sessions_below(other)) - set(chosen))
+        if lacking:
+            got = f"{base}: lacks {len(lacking)} sessions that {other} has, as {'/'.join(lacking[0])}"
+            raise UserError(f"{got}, wanted all: derive them too, or move one of the two folders away")
 
 
 def _subjects_below(base):
@@ -83,20 +70,18 @@ def _sessions_below(base):
 
 def _arrays(data, wanted, labels, folder):
     """Cases of a folder of .npy files, each with the channels and then the mask; subject: the name without session."""
-    cases, labels = [], labels and not wanted.pretraining
+    cases, labels, channels = [], labels and not wanted.pretraining, len(data.channels)
     for name in sorted(os.listdir(folder)):
         if name.startswith(".") or not name.endswith(".npy"):
             continue
-        path = os.path.join(folder, name)
-        id = name.removesuffix(".npy")
-        count, all_of_them = count_volumes(path), len(data.channels) + 1
-        if count != all_of_them and (labels or count != all_of_them - 1):
-            raise UserError(
-                f"case {id}: {path}: got {count} volumes, wanted {all_of_them} (data.channels, then the mask)"
-            )
-        mask = Volume(path, count - 1) if labels else None
-        target = _target(wanted.kind, id, mask, [], [path]) if labels else None
-        images = tuple(Volume(path, index) for index in range(len(data.channels)))
+        path, id = os.path.join(folder, name), name.removesuffix(".npy")
+        count = count_volumes(path)
+        if count != channels + 1 and (labels or count != channels):
+            got = f"case {id}: {path}: got {count} volumes"
+            raise UserError(f"{got}, wanted {channels + 1} (data.channels, then the mask)")
+        mask = Volume(path, channels) if labels else None
+        target = _target(wanted.kind, id, mask, [path], []) if labels else None
+        images = tuple(Volume(path, index) for index in range(channels))
         cases.append(Case(id, _SESSION.sub("", id), images, mask, target, None))
     return cases
 
@@ -118,17 +103,34 @@ def _channel(folder, prefix, text, case):
     return Volume(there[0])
 
 
+fomo1 = functools.partial(
+    _sessions,
+    folders=(("skull_stripped", "ss_"), ("preprocessed", "")),
+    masks=("labels_masked/{}/seg_masked.nii.gz", "labels/{}/seg.nii.gz"),
+)
+fomo3 = functools.partial(_sessions, folders=(("preprocessed_2", "ss_"), ("preprocessed", "")), masks=())
+
+
+def fomo2(data, wanted, labels, log=None):
+    folder = os.path.join(data.root, "preprocessed_2")
+    if os.path.isdir(folder):
+        return _arrays(data, wanted, labels, folder)
+    return _sessions(data, wanted, labels, folders=(("preprocessed", ""),), masks=("labels/{}/seg.nii.gz",))
+
+
 # -------------------------------------------------------------------------------------------- labels
 
 
-def _target(kind, case, mask, texts, places):
-    """The label of a case from all files that state it, which must agree; `places`: where it may be, for the error."""
+def _target(kind, case, mask, masks, texts):
+    """The label of a case from the `mask` and the files `texts` that are there, which must agree.
+
+    masks: paths where the mask may be, for errors.
+    """
     if kind == "mask":
         if mask is None:
-            wanted = [place for place in places if not place.endswith(".txt")]
-            raise UserError(f"case {case}: no mask, wanted {' or '.join(wanted) or _ELSEWHERE}")
+            raise UserError(f"case {case}: no mask, wanted {' or '.join(masks) or _ELSEWHERE}")
         return float(any_foreground(mask, case))
-    values = [(_number(path, case), path) for path in texts]
+    values = [(stated_number(path, case), path) for path in texts if os.path.exists(path)]
     if kind == "class":
         for value, path in values:
             if value not in (0, 1):
@@ -136,41 +138,26 @@ def _target(kind, case, mask, texts, places):
         if mask is not None:
             values.append((float(any_foreground(mask, case)), mask.path))
     if not values:
-        wanted = [place for place in places if kind == "class" or place.endswith(".txt")]
+        wanted = masks * (kind == "class") + texts
         raise UserError(f"case {case}: no label, wanted {' or '.join(wanted) or _ELSEWHERE}")
-    for value, path in values[1:]:
-        if value != values[0][0]:
-            raise UserError(f"case {case}: {values[0][1]} says {values[0][0]:g} and {path} says {value:g}; correct one")
-    return values[0][0]
+    (first, place), *others = values
+    for value, path in others:
+        if value != first:
+            raise UserError(f"case {case}: {place} says {first:g} and {path} says {value:g}; correct one")
+    return first
 
 
-def _number(path, case):
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"case {case}: cannot read the label {path}: {error}") from error
-    value = spreadsheet.number(text)
-    if value is None:
-        raise UserError(f"case {case}: {path}: got the label {text[:40]!r}, wanted a number")
-    return value
-
-
-def _warn_of_the_rest(root, cases, log):
-    """Labels without images; arrays (fomo2) that are not as many as the sessions that they were made of."""
-    ids, subjects = {case.id for case in cases}, {case.subject for case in cases}
+def _warn(data, cases, log):
+    """Warn of labels without images, and of arrays (fomo2) that are not as many as the sessions."""
     if cases[0].images[0].index is not None:
-        raw = _sessions_below(os.path.join(root, "preprocessed"))
+        raw = _sessions_below(os.path.join(data.root, "preprocessed"))
         if raw and len(raw) != len(cases):
-            log.warn(
-                "preprocessed_2 is taken, and preprocessed has another number of sessions",
-                arrays=len(cases),
-                sessions=len(raw),
-            )
+            said = "preprocessed_2 is taken, and preprocessed has another number of sessions"
+            log.warn(said, arrays=len(cases), sessions=len(raw))
         return
-    left = set()
+    ids, subjects, left = {case.id for case in cases}, {case.subject for case in cases}, set()
     for folder in ("labels", "labels_masked"):
-        for subject, sessions in _subjects_below(os.path.join(root, folder)):
+        for subject, sessions in _subjects_below(os.path.join(data.root, folder)):
             left.update(f"{subject}/{session}" for session in sessions if f"{subject}_{session}" not in ids)
             if not sessions and subject not in subjects:
                 left.add(subject)
@@ -178,16 +165,12 @@ def _warn_of_the_rest(root, cases, log):
         log.warn("labels without images are left out", labels=len(left), example=min(left), cases=len(cases))
 
 
-def _warn(data, cases, log):
-    _warn_of_the_rest(data.root, cases, log)
-
-
 def _warn_fomo2(data, cases, log):
     _warn(data, cases, log)
     warn_of_beginnings(cases, log)
 
 
-def _declared(name, function, warn=_warn):
+def _declared(name, function, warn=_warn, **more):
     return Source(
         list=function,
         gives=("class", "number", "mask", "nothing"),
@@ -195,9 +178,10 @@ def _declared(name, function, warn=_warn):
         geometry=True,
         keys=(),
         warn=warn,
+        **more,
     )
 
 
 FOMO1 = _declared("fomo1", fomo1)
 FOMO2 = _declared("fomo2", fomo2, _warn_fomo2)
-FOMO3 = _declared("fomo3", fomo3)
+FOMO3 = _declared("fomo3", fomo3, number=("age", "years"))

@@ -5,8 +5,8 @@
 
 Relative paths start from the table's folder. The labels are the columns `task.targets` of `data.labels_csv` (a line per
 VolumeName, joined whatever the suffixes are), or of the table itself. The patient is the column `patient`, or the first
-two parts of a name like train_12_a_1. `Case.fold` is the column `data.fold_column`, or, where that is left at its default,
-`fold` or else `split`. Labels, patient and fold are the volume's: its lines must agree.
+two parts of a name like train_12_a_1. `Case.fold` is the column `data.fold_column`. Where that is left at its default,
+it is `fold`, or else `split`. Labels, patient and fold are the volume's, and so its lines must agree.
 
 Slices are preprocessed already: they are read from their files, not from a cache.
 """
@@ -15,41 +15,25 @@ import os
 import sys
 
 from ...config import UserError
-from .. import extract, spreadsheet
+from .. import spreadsheet
 from ..cases import ID_WANTED, Case, Volume, names_a_file
-from ..slice_files import patient_of, prepare, read_labels, stem
+from ..slice_files import patient_of, prepare, read_labels, read_settings, stem
 from .source import Source
 
 
 def list_slices(data, wanted, labels, log=None):
-    """The cases of `data.csv`, one per slice; the target is a tuple of 0 and 1, or None where the volume has no labels."""
-    required = {f"data.csv, {name}": name for name in ("slice_id", "volume_name", "file_path")}
+    """The cases of `data.csv`, one per slice. The target is a tuple of 0 and 1, or None where there are no labels."""
     targets = wanted.targets if labels else ()
     own = targets if data.labels_csv is None else ()
-    required.update({f"task.targets: {name}; or data.labels_csv": name for name in own})
-    fold_column = data.fold_column
-    if fold_column not in (None, "fold"):  # the default may be missing
-        required["data.fold_column"] = fold_column
-    rows = spreadsheet.read_rows(data.csv, required, "data.csv")
+    rows, fold_column = _read(data, own)
     columns = rows[0].cells
-    if fold_column == "fold" and "fold" not in columns:
-        fold_column = "split" if "split" in columns else None
-    volumes = _first_rows(
-        data.csv, rows, [name for name in ("volume_name", "patient", fold_column, *own) if name in columns]
-    )
+    shared = [name for name in ("volume_name", "patient", fold_column, *own) if name in columns]
+    volumes = _first_rows(data.csv, rows, shared)
     if own:
         known = {key: _target(data.csv, f"line {line}", cells, own) for key, (line, cells) in volumes.items()}
     else:
         known = _read_targets(data.labels_csv, targets) if targets else {}
-    patients = {
-        key: cells["patient"] if "patient" in columns else patient_of(key) for key, (_, cells) in volumes.items()
-    }
-    for key, patient in patients.items():
-        if not patient:
-            raise UserError(
-                f"{data.csv}: line {volumes[key].line}: the patient of {volumes[key].cells['volume_name']} is not known: "
-                "wanted a column 'patient', or names like train_12_a_1.nii.gz"
-            )
+    patients = {key: _patient(data.csv, key, row) for key, row in volumes.items()}
     folder, cases = os.path.dirname(os.path.abspath(data.csv)), []
     for line, cells in rows:
         if not names_a_file(cells["slice_id"]):
@@ -58,28 +42,46 @@ def list_slices(data, wanted, labels, log=None):
         key, scan = stem(cells["volume_name"]), sys.intern(cells["volume_name"])
         fold = fold_column and sys.intern(cells[fold_column])
         cases.append(Case(cells["slice_id"], patients[key], (place,), None, known.get(key), None, fold, scan))
-    return labelled(cases, data, log) if labels else cases
+    return _labelled(cases, data, log) if labels else cases
+
+
+def _read(data, targets):
+    """(rows of the table, its column of folds or None); targets: columns that it must have, too."""
+    required = {f"data.csv, {name}": name for name in ("slice_id", "volume_name", "file_path")}
+    required.update({f"task.targets: {name}; or data.labels_csv": name for name in targets})
+    fold_column = data.fold_column
+    if fold_column not in (None, "fold"):  # the default may be missing
+        required["data.fold_column"] = fold_column
+    rows = spreadsheet.read_rows(data.csv, required, "data.csv")
+    if fold_column == "fold":
+        fold_column = next((name for name in ("fold", "split") if name in rows[0].cells), None)
+    return rows, fold_column
 
 
 def _first_rows(path, rows, columns):
-    """{volume name without suffix: its first Row}. UserError where a volume's rows differ in one of `columns`: they are the
-    volume's, not a slice's.
-    """
+    """{volume name without suffix: its first Row}. UserError where rows of a volume differ in one of `columns`."""
     found = {}
     for row in rows:
         key = stem(row.cells["volume_name"])
         first = found.setdefault(key, row)
         for name in columns:
             if row.cells[name] != first.cells[name]:
-                got = f"'{first.cells[name][:80]}' and '{row.cells[name][:80]}'"
-                raise UserError(
-                    f"{path}: lines {first.line} and {row.line}: column '{name}': got {got} for slices of the volume {key}, "
-                    "wanted the same for all of its slices"
-                )
+                where = f"{path}: lines {first.line} and {row.line}: column '{name}'"
+                got = f"'{first.cells[name][:80]}' and '{row.cells[name][:80]}' for slices of the volume {key}"
+                raise UserError(f"{where}: got {got}, wanted the same for all of its slices")
     return found
 
 
-def labelled(cases, data, log):
+def _patient(path, key, row):
+    """The patient of the volume `key`, by its first row."""
+    patient = row.cells["patient"] if "patient" in row.cells else patient_of(key)
+    if not patient:
+        got = f"{path}: line {row.line}: the patient of {row.cells['volume_name']} is not known"
+        raise UserError(f"{got}: wanted a column 'patient', or names like train_12_a_1.nii.gz")
+    return patient
+
+
+def _labelled(cases, data, log):
     """The cases whose volumes have labels. The others are a UserError, or with data.missing_labels=drop a warning."""
     lacking = {case.scan: None for case in cases if case.target is None}
     if not lacking:
@@ -87,20 +89,14 @@ def labelled(cases, data, log):
     names = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
     where = data.labels_csv or data.csv
     if data.missing_labels == "error":
-        raise UserError(
-            f"{where}: no labels for {len(lacking)} volumes ({names}), wanted a line for each, or data.missing_labels=drop"
-        )
+        got = f"{where}: no labels for {len(lacking)} volumes ({names})"
+        raise UserError(f"{got}, wanted a line for each, or data.missing_labels=drop")
     kept = [case for case in cases if case.target is not None]
     if not kept:
         raise UserError(f"{where}: no labels for any volume, as {next(iter(lacking))}, wanted a line for each")
     if log is not None:
-        log.warn(
-            "volumes without labels are left out",
-            volumes=len(lacking),
-            slices=len(cases) - len(kept),
-            of=len(cases),
-            names=names,
-        )
+        count = dict(volumes=len(lacking), slices=len(cases) - len(kept), of=len(cases))
+        log.warn("volumes without labels are left out", **count, names=names)
     return kept
 
 
@@ -142,8 +138,8 @@ def _check(config, refuse):
 
 def _record(data):
     """How the slices were extracted, so that those of other volumes can be; None where it is not known."""
-    known = extract.has_settings(data.csv)
-    return {"extraction": extract.read_settings(data.csv).to_dict() if known else None}
+    settings = read_settings(os.path.join(os.path.dirname(os.path.abspath(data.csv)), ".."))
+    return {"extraction": settings and settings.to_dict()}
 
 
 SLICES = Source(

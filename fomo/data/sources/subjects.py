@@ -1,4 +1,4 @@
-"""Subjects that are perhaps one and count as several: warnings about how they are written."""
+"""Warnings of subjects that count as several and are perhaps one, by how they are written."""
 
 import re
 
@@ -8,7 +8,7 @@ _SHOWN = 5  # pairs of subjects that a warning names
 
 
 def warn_of_beginnings(cases, log):
-    """Warn of cases whose names begin with one subject and that count as several subjects."""
+    """Warn of cases whose names begin with one subject, and which count as several."""
     alike = {}
     for case in cases:
         beginning = _SUBJECT.match(case.id)
@@ -16,12 +16,9 @@ def warn_of_beginnings(cases, log):
             alike.setdefault(beginning[0].lower(), {}).setdefault(case.subject, case.id)
     several = [list(ids.values()) for ids in alike.values() if len(ids) > 1]
     if several:
-        log.warn(
-            "cases count as different subjects, though their names begin alike: sessions of one subject are told by _ses_ in the name, "
-            "or by data.subject_column",
-            beginnings=len(several),
-            example=several[0][:2],
-        )
+        said = "cases count as different subjects, though their names begin alike"
+        told = "sessions of one subject are told by _ses_ in the name, or by data.subject_column"
+        log.warn(f"{said}: {told}", beginnings=len(several), example=several[0][:2])
 
 
 def warn_of_spellings(cases, log):
@@ -31,8 +28,5 @@ def warn_of_spellings(cases, log):
         alike.setdefault(_ZEROS.sub("", subject.lower()), []).append(subject)
     several = ["/".join(subjects) for subjects in alike.values() if len(subjects) > 1]
     if several:
-        log.warn(
-            "subjects that differ only in capitals, leading zeros or .0 count as different ones: write those that are one in one way",
-            count=len(several),
-            subjects=several[:_SHOWN],
-        )
+        said = "subjects that differ only in capitals, leading zeros or .0 count as different ones"
+        log.warn(f"{said}: write those that are one in one way", count=len(several), subjects=several[:_SHOWN])

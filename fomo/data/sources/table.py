@@ -3,9 +3,10 @@
     id     subject   t1             mask            cohort    age    fold
     a_00   a         images/a.nii   masks/a.nii.gz  healthy   61.5   1
 
-`data.id_column`, `subject_column`, `mask_column` (segmentation) and `fold_column` name the columns, `data.channels` those
-of the images (NIfTI, a 3D .npy or a DICOM folder; 'a|b': the one that is filled) and `task.targets` what is learned.
-Relative paths start from the table's folder. Other columns may be there, and cells that are not needed may be blank.
+`data.id_column`, `subject_column`, `mask_column` (segmentation) and `fold_column` name the columns, `data.channels`
+those of the images (NIfTI, a 3D .npy or a DICOM folder; 'a|b': the one that is filled) and `task.targets` what is
+learned. Relative paths start from the table's folder. Other columns may be there. Cells that are not needed may be
+blank.
 
 Classes are numbered in sorted order of their texts over the whole table, as numbers where all are (0, 1, 2, 10); the
 texts 0 and 1 are classes 0 and 1 also where only one of them occurs. A target that is blank, nan, na, n/a, #n/a, null,
@@ -14,9 +15,10 @@ none, - or ? (in capitals, too) is missing, which only pretraining allows.
 
 import os
 import sys
+from dataclasses import replace
 
 from ...config import UserError
-from ..cases import ID_WANTED, Case, Volume, any_foreground, looks_at_files, names_a_file
+from ..cases import ID_WANTED, Case, Volume, Wanted, any_foreground, looks_at_files, names_a_file
 from ..spreadsheet import NUMBER, check_columns, number, read_rows
 from .source import VOLUME_LABELS, Source
 from .subjects import warn_of_beginnings
@@ -28,23 +30,11 @@ _SHOWN = 5  # classes that an error names
 
 def list_table(data, wanted, labels, log=None):
     """The cases of `data.csv`; every mistake in it is a UserError that names file, line and column."""
-    required = {"data.id_column": data.id_column}
-    if data.subject_column is not None and labels:
-        required["data.subject_column, or none: each line is its own subject"] = data.subject_column
-    for text in data.channels:
-        if "|" not in text:
-            required[f"data.channels: {text}"] = text
-    targets = wanted.targets if labels else ()
-    masked = labels and wanted.masked
-    if masked:
-        required["data.mask_column"] = data.mask_column
-    required.update({f"task.targets: {name}": name for name in targets})
-    rows = read_rows(data.csv, required, "data.csv")
-    for text in data.channels:
-        if not any(name in rows[0].cells for name in text.split("|")):
-            check_columns(data.csv, list(rows[0].cells), {f"data.channels: {text}": text.split("|")[0]})
-    columns = [_targets(data.csv, wanted, rows, name) for name in targets]
-    if labels and wanted.kind == "class" and not wanted.pretraining:
+    if not labels:
+        data, wanted = replace(data, subject_column=None, fold_column=None), Wanted("nothing")
+    rows = _read(data, wanted)
+    columns = [_targets(data.csv, wanted, rows, name) for name in wanted.targets]
+    if wanted.kind == "class" and not wanted.pretraining:
         _check_classes(data.csv, wanted, rows, columns)
     look = looks_at_files(data, len(rows))
     lines, cases = {}, []
@@ -53,17 +43,33 @@ def list_table(data, wanted, labels, log=None):
         if lines.setdefault(id, row.line) != row.line:
             _refuse(data.csv, row, data.id_column, f"'{id}' as in line {lines[id]}", "each id once")
         images = tuple(_image(data.csv, row, text, look) for text in data.channels)
-        subject = _filled(data.csv, row, data.subject_column) if data.subject_column and labels else id
+        subject = _filled(data.csv, row, data.subject_column) if data.subject_column else id
         fold = None
-        if data.fold_column in row.cells and labels:
+        if data.fold_column in row.cells:
             fold = sys.intern(_filled(data.csv, row, data.fold_column, "; data.fold_column=none: no such column"))
-        mask = _volume(data.csv, row, data.mask_column, look) if masked else None
-        values = [column[place] for column in columns]
-        target, names = _together(wanted.kind, values)
-        if masked:
+        mask = _volume(data.csv, row, data.mask_column, look) if wanted.masked else None
+        target, names = _together(wanted.kind, [column[place] for column in columns])
+        if wanted.masked:
             target = float(any_foreground(mask, id))
         cases.append(Case(id, subject, images, mask, target, None, fold, None, names))
     return cases
+
+
+def _read(data, wanted):
+    """The rows of the table, which has all columns that are needed."""
+    required = {"data.id_column": data.id_column}
+    if data.subject_column is not None:
+        required["data.subject_column, or none: each line is its own subject"] = data.subject_column
+    required.update({f"data.channels: {text}": text for text in data.channels if "|" not in text})
+    if wanted.masked:
+        required["data.mask_column"] = data.mask_column
+    required.update({f"task.targets: {name}": name for name in wanted.targets})
+    rows = read_rows(data.csv, required, "data.csv")
+    for text in data.channels:
+        names = text.split("|")
+        if not any(name in rows[0].cells for name in names):
+            check_columns(data.csv, list(rows[0].cells), {f"data.channels: {text}": names[0]})
+    return rows
 
 
 # -------------------------------------------------------------------------------------------- cells
@@ -91,23 +97,17 @@ def _image(path, row, text, look):
     """The Volume of channel `text`; of the alternatives 'a|b' exactly one must be filled."""
     names = text.split("|")
     filled = [name for name in names if row.cells.get(name)]
-    if not filled:
-        _refuse(
-            path,
-            row,
-            text,
-            "a blank cell" if len(names) == 1 else "blank cells",
-            "a path" if len(names) == 1 else "one path",
-        )
     if len(filled) > 1:
         _refuse(path, row, text, f"paths in {' and '.join(filled)}", "one of them")
-    return _volume(path, row, filled[0], look)
+    if not filled and len(names) > 1:
+        _refuse(path, row, text, "blank cells", "one path")
+    return _volume(path, row, filled[0] if filled else text, look)
 
 
 def _volume(path, row, column, look):
-    text = _filled(path, row, column)
-    if not text.isprintable():
-        _refuse(path, row, column, repr(text[:80]), "a path")
+    text = row.cells[column]
+    if not text or not text.isprintable():
+        _refuse(path, row, column, repr(text[:80]) if text else "a blank cell", "a path")
     place = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), text))
     if look and not os.path.exists(place):
         _refuse(path, row, column, f"{place}, which does not exist", "a NIfTI file, a .npy array or a DICOM folder")
@@ -118,22 +118,15 @@ def _volume(path, row, column, look):
 
 
 def _targets(path, wanted, rows, name):
-    """[(value, text of the class or None)] of a target's column, in the rows' order; None for what need not be labelled."""
+    """[(value, text of the class or None)] of a target's column, in the rows' order; None where a label is missing."""
     numeric = wanted.kind in ("number", "flags")
-    optional = wanted.pretraining  # labels are for a look at what was learned, where there are any
     texts = []
     for row in rows:
         text = sys.intern(row.cells[name])
         missing = text.lower() in _MISSING
-        if missing and not optional:
-            what = "a number" if numeric else "a class"
-            _refuse(
-                path,
-                row,
-                name,
-                f"'{text}', which is a missing value" if text else "a blank cell",
-                f"{what}, or no such line",
-            )
+        if missing and not wanted.pretraining:  # which only shows its targets, where there are any
+            got = f"'{text}', which is a missing value" if text else "a blank cell"
+            _refuse(path, row, name, got, f"a {'number' if numeric else 'class'}, or no such line")
         if numeric and number(text) is None:
             _refuse(path, row, name, f"'{text}'", "a number")
         if wanted.kind == "flags" and float(text) not in (0, 1):
@@ -155,16 +148,16 @@ def _check_classes(path, wanted, rows, columns):
         if len(columns) == 1 and len(lines) > wanted.classes:
             rarest = sorted(lines.items(), key=lambda item: len(item[1]))[:_SHOWN]
             got = ", ".join(f"'{text[:80]}' ({len(where)}, first in line {where[0]})" for text, where in rarest)
+            more = ", ..." if len(lines) > _SHOWN else ""
             raise UserError(
-                f"{path}: column '{target}': got {len(lines)} classes, the rarest first: {got}{', ...' if len(lines) > _SHOWN else ''}; "
+                f"{path}: column '{target}': got {len(lines)} classes, the rarest first: {got}{more}; "
                 f"wanted task.classes={wanted.classes}: set it to their number, or correct the lines"
             )
         for text, where in lines.items():
             name, this = f"{target}_{text}".replace(" ", "_"), f"'{text[:80]}' in column '{target}' (line {where[0]})"
             if named.setdefault(name, this) != this:
-                raise UserError(
-                    f"{path}: got the classes {named[name]} and {this}, which results would both call {name[:160]}: rename one"
-                )
+                both = f"got the classes {named[name]} and {this}"
+                raise UserError(f"{path}: {both}, which results would both call {name[:160]}: rename one")
 
 
 def class_index(texts, where):

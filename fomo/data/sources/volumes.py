@@ -1,14 +1,15 @@
 """The volumes source: every scan of a folder tree, or of a list of paths, is a case of one channel without a label.
 
-A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without a
-suffix), which the root may be itself; suffixes may be in capitals. Names that begin with a dot are left out, and so are
-paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed, but not back into a
-folder that they are in. The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the
-list's folder; blank lines and lines that begin with # are left out. Nothing is opened but the first file of a folder of
-files without a suffix.
+A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without
+a suffix), which the root may be itself. Suffixes may be in capitals. Names that begin with a dot are left out, and so
+are paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed, but not back
+into a folder that they are in. Nothing is opened but the first file of a folder of files without a suffix.
+
+The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the list's folder. Blank
+lines and lines that begin with # are left out.
 
 The id is the path below the root without its suffix, its parts joined by _. The subject is, with what lies above it,
-- the first folder named sub-X or sub_X (BIDS, FOMO-60K), or what the file's name begins with, if that is sub-X_ or sub_X_;
+- the first folder named sub-X or sub_X (BIDS, FOMO-60K), or the beginning sub-X_ or sub_X_ of the file's name;
 - else the top folder below the root (for a list without `data.root`: below the folder that all paths share);
 - else the scan itself.
 A root that is a DICOM folder is a scan with the name of the root.
@@ -24,7 +25,7 @@ from ...config import UserError
 from ..cases import ID_BYTES, Case, Volume, looks_at_files
 from .source import Source
 
-_SUFFIXES = (".nii.gz", ".nii", ".npy")
+_SUFFIX = re.compile(r"\.(nii|nii\.gz|npy)\Z", re.IGNORECASE)
 _DICOM = (".dcm", ".ima")
 _SUBJECT_FOLDER = re.compile(r"sub[-_][0-9A-Za-z]+", re.ASCII)
 _SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
@@ -36,15 +37,14 @@ def list_volumes(data, wanted=None, labels=True, log=None):
     chosen = re.compile(fnmatch.translate(data.pattern))
     matching = [(name, path) for name, path in scans if chosen.match(name)]
     if scans and not matching:
-        raise UserError(
-            f"data.pattern: got {data.pattern}, which none of the {len(scans)} scans match, as {scans[0][0]}"
-        )
+        got = f"{data.pattern}, which none of the {len(scans)} scans match, as {scans[0][0]}"
+        raise UserError(f"data.pattern: got {got}")
     ids = _ids([name for name, _ in matching])
     return [Case(id, _subject(name), (Volume(path),), None, None, None) for id, (name, path) in zip(ids, matching)]
 
 
 def scans_below(root):
-    """[(path below the root, path)] of every scan in the tree; of the root, where it is one itself, (its name, path)."""
+    """[(path below the root, path)] of every scan in the tree. A root that is one itself stands with its name."""
     if not os.path.isdir(root):
         raise UserError(f"data.root: got {root}, which is not a folder, wanted the folder of the scans")
     found, open_folders = [], [("", (os.path.realpath(root),))]
@@ -62,7 +62,7 @@ def scans_below(root):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
                     if real not in parents:  # else a cycle: what is in it is listed already
                         open_folders.append((os.path.join(below, entry.name), (*parents, real)))
-            found += [os.path.join(below, name) for name in names if name.lower().endswith(_SUFFIXES)]
+            found += [os.path.join(below, name) for name in names if _SUFFIX.search(name)]
             if _holds_dicom(os.path.join(root, below), names):
                 found.append(below)
     except OSError as error:
@@ -73,23 +73,16 @@ def scans_below(root):
 def _holds_dicom(folder, names):
     if any(name.lower().endswith(_DICOM) for name in names):
         return True
-    plain = sorted(
-        name for name in names if name != "DICOMDIR" and ("." not in name or name.rpartition(".")[2].isdigit())
-    )
+    plain = [name for name in names if name != "DICOMDIR" and ("." not in name or name.rpartition(".")[2].isdigit())]
     if not plain:
         return False
-    with open(os.path.join(folder, plain[0]), "rb") as file:
+    with open(os.path.join(folder, min(plain)), "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def _from_list(data):
     """[(path below the root, path)] of a text file of paths."""
-    try:
-        with open(data.csv, encoding="utf-8-sig") as file:
-            lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.csv: cannot read {data.csv}: {error}") from error
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    lines = _lines(data.csv)
     start = data.root or os.path.dirname(os.path.abspath(data.csv))
     look, seen = looks_at_files(data, len(lines)), {}
     for number, line in lines:
@@ -109,11 +102,22 @@ def _from_list(data):
     return [(name, os.path.join(root, name)) for name in names]
 
 
+def _lines(path):
+    """[(number, line)] of the lines of a list that hold a path."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.csv: cannot read {path}: {error}") from error
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
 def _ids(relatives):
-    """File names made of the paths, unique even where capitals do not count: where two are alike, or one is too long, a
-    checksum of the path is added.
+    """Ids made of the paths below the root, which differ in more than capitals.
+
+    Where two are alike, or one is too long, a checksum of the path is added.
     """
-    names = [_without_suffix(path).replace(os.sep, "_").lstrip(".~") for path in relatives]
+    names = [_SUFFIX.sub("", path).replace(os.sep, "_").lstrip(".~") for path in relatives]
     count = collections.Counter(name.lower() for name in names)
     for place, (name, path) in enumerate(zip(names, relatives)):
         if count[name.lower()] > 1 or len(os.fsencode(name)) > ID_BYTES:
@@ -130,14 +134,7 @@ def _subject(relative):
     named = _SUBJECT_FILE.match(name)
     if named:
         return "_".join([*folders, named[1]])
-    return folders[0] if folders else _without_suffix(name)
-
-
-def _without_suffix(path):
-    for suffix in _SUFFIXES:
-        if path.lower().endswith(suffix):
-            return path[: -len(suffix)]
-    return path
+    return folders[0] if folders else _SUFFIX.sub("", name)
 
 
 VOLUMES = Source(
