@@ -114,7 +114,7 @@ def test_top_level_of_the_repository():
 VENDORED = """
 import torch
 from {name} import checkpoint, losses, nets
-from {name}.training import loop, optimization
+from {name}.training import optimization, step
 network = nets.build("unet_b", 1, 2, mode="classification", width=2)
 optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
 
@@ -125,7 +125,7 @@ class Task:
 batch = {{"image": torch.randn(2, 1, 32, 32, 32), "target": torch.tensor([0, 1]), "id": ["a", "b"]}}
 autocast, scaler = optimization.precision("off", torch.device("cpu"))
 before = [p.clone() for p in network.parameters()]
-loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, clip_norm=1.0)
+step.train_step(network, Task(), [batch], optimizer, scaler, autocast, clip_norm=1.0)
 assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters()))
 import {name}.runs.crossval, {name}.cli, sys
 assert "fomo" not in sys.modules

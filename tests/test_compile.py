@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def test_every_network_is_compiled_however_many_came_before(monkeypatch):
-    """Dynamo gives up after a few compilations of one forward(), without an error: the folds after that would be slow."""
+    """Dynamo gives up after a few compilations of one forward(), without an error: later folds would be slow."""
     compiled = []
 
     def backend(graph, inputs):

@@ -1,4 +1,4 @@
-"""DINO: the loss against an oracle, the network, centre and teacher, collapse, a whole run, and where its weights go."""
+"""DINO: the loss against an oracle, the network, centre and teacher, collapse, a whole run, where its weights go."""
 
 import math
 import re
@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import run_command
 
-from fomo import checkpoint, losses, nets, schedule, tasks
+from fomo import checkpoint, kinds, losses, nets, schedule, tasks
 from fomo import config as config_module
 from fomo.data import loader
 from fomo.nets.dino import Dino as Network
-from fomo.training import loop, optimization
+from fomo.training import optimization
+from fomo.training.step import train_step
 
 CPU = torch.device("cpu")
 TASK = {
@@ -31,7 +32,7 @@ TASK = {
 
 
 def oracle(student, teacher, centre, student_temperature, teacher_temperature):
-    """The published formula in float64: views (V, B, K) and (G, B, K) -> loss (B,) and the centre after momentum 0.9."""
+    """The published formula in float64: views (V, B, K), (G, B, K) -> loss (B,) and the centre after momentum 0.9."""
 
     def softmax(x):
         e = np.exp(x - x.max(-1, keepdims=True))
@@ -189,14 +190,14 @@ def test_a_network_without_a_linear_head_is_refused():
 
 
 def load(path, *overrides):
-    return config_module.load(path, overrides)
+    return kinds.load(path, overrides)
 
 
 def batch_of(config, slots, channels=2):
     image = torch.stack(
         [torch.randn(channels, *config.data.patch, generator=torch.Generator().manual_seed(s)) for s in slots]
     )
-    collate = loader.Collate(config, 1)
+    collate = loader.Collate(config, tasks.build(config), 1)
     return collate([{"image": one, "id": f"case{s}", "slot": s} for one, s in zip(image, slots)])
 
 
@@ -210,7 +211,7 @@ def train_once(config, micro_batches, steps=3):
     autocast, scaler = optimization.precision("off", CPU)
     for step in range(steps):
         batches = [task.prepare(batch_of(config, [4 * step + slot for slot in part])) for part in micro_batches]
-        loop.train_step(network, task, batches, optimizer, scaler, autocast, 3.0)
+        train_step(network, task, batches, optimizer, scaler, autocast, 3.0)
         task.after_step(network, step + 1, 10)
     return network, task
 
@@ -265,7 +266,7 @@ def test_the_last_layer_waits(write):
     ],
 )
 def test_a_probe_that_will_not_be_is_said(write, targets, labels, counts):
-    val = [SimpleNamespace(case=SimpleNamespace(subject=f"s{i}", target=label)) for i, label in enumerate(labels)]
+    val = [SimpleNamespace(subject=f"s{i}", target=label) for i, label in enumerate(labels)]
     messages = tasks.build(load(write(task={"targets": targets}))).fit(val, val)
     assert [f"among the 4 validation cases: {counts}; " in message for message in messages] == (
         [True] if counts else []

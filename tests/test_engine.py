@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from fomo import checkpoint, losses, nets
+from fomo import checkpoint, kinds, losses, nets, tasks
 from fomo import config as config_module
-from fomo.training import loop, optimization
+from fomo.training import optimization
+from fomo.training import step as steps
 
 
 class Task:
@@ -30,7 +31,7 @@ def make_network(seed=0, **arguments):
 
 
 def load(tiny_config, **sections):
-    return config_module.load(tiny_config(**sections))
+    return kinds.load(tiny_config(**sections))
 
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def test_accumulation_equals_one_large_batch(tiny_config):
         network = make_network()
         optimizer = optimization.build_optimizer(config, network, CPU)
         autocast, scaler = optimization.precision("off", CPU)
-        loss = loop.train_step(network, Task(), micro_batches, optimizer, scaler, autocast, None)
+        loss = steps.train_step(network, Task(), micro_batches, optimizer, scaler, autocast, None)
         results.append((loss.read(), torch.cat([p.grad.flatten() for p in network.parameters()])))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     torch.testing.assert_close(
@@ -57,7 +58,7 @@ def test_gradients_are_clipped_to_the_norm(tiny_config):
     network, config = make_network(), load(tiny_config)
     optimizer = optimization.build_optimizer(config, network, CPU)
     autocast, scaler = optimization.precision("off", CPU)
-    loop.train_step(network, Task(), [make_batch(2)], optimizer, scaler, autocast, 1e-3)
+    steps.train_step(network, Task(), [make_batch(2)], optimizer, scaler, autocast, 1e-3)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in network.parameters()))
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
@@ -68,8 +69,8 @@ def test_a_loss_that_is_not_finite_names_its_cases(tiny_config):
     autocast, scaler = optimization.precision("off", CPU)
     batch = make_batch(4)
     batch["image"][2, 0, 5, 5, 5] = float("inf")
-    step = loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, None)
-    with pytest.raises(loop.NonFiniteLoss) as caught:
+    step = steps.train_step(network, Task(), [batch], optimizer, scaler, autocast, None)
+    with pytest.raises(steps.NonFiniteLoss) as caught:
         step.read()
     assert "cases case2:" in str(caught.value) and "case1" not in str(caught.value)
 
@@ -79,7 +80,8 @@ def test_a_run_ends_at_the_first_loss_that_is_not_finite_with_the_last_good_weig
     script = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import torch
-from fomo import cli, crossval, engine
+from fomo import cli
+from fomo.runs import crossval
 from fomo.tasks.regression import Regression
 own, calls = Regression.loss, []
 def broken(self, outputs, batch):
@@ -109,16 +111,16 @@ def test_bf16_computes_the_loss_in_float32(tiny_config):
 
     network = make_network()
     optimizer = optimization.build_optimizer(load(tiny_config), network, CPU)
-    loop.train_step(network, Watching(), [make_batch(2)], optimizer, scaler, autocast, None)
+    steps.train_step(network, Watching(), [make_batch(2)], optimizer, scaler, autocast, None)
     assert seen == [torch.bfloat16]
     with pytest.raises(config_module.UserError):
         optimization.precision("fp16", CPU)
 
 
 def test_batches_that_do_not_divide_over_the_ranks_are_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(loop.dist, "world_size", lambda: 3)
+    monkeypatch.setattr(steps.dist, "world_size", lambda: 3)
     with pytest.raises(config_module.UserError, match="a multiple of the 3 ranks"):
-        loop.make_plan(load(tiny_config))
+        steps.make_plan(load(tiny_config))
 
 
 def test_batches_that_left_the_loader_unaugmented_are_augmented_on_the_device(tiny_config, monkeypatch):
@@ -126,15 +128,16 @@ def test_batches_that_left_the_loader_unaugmented_are_augmented_on_the_device(ti
     from fomo.data import loader
 
     config = load(tiny_config, augment={"preset": "strong"}, data={"patch": [32, 16, 16]})
+    task = tasks.build(config)
     generator = torch.Generator().manual_seed(0)
     samples = [
         {"image": torch.randn(4, 32, 16, 16, generator=generator), "target": 1.0, "id": "a", "slot": s} for s in (3, 4)
     ]
-    whole = loader.Collate(config, 1)(samples)
+    whole = loader.Collate(config, task, 1)(samples)
     monkeypatch.setattr(loader, "augments_on_gpu", lambda config: True)
-    left = loader.Collate(config, 1)(samples)
+    left = loader.Collate(config, task, 1)(samples)
     assert torch.equal(left["image"], torch.stack([sample["image"] for sample in samples]))
-    moved = loop.to_device(left, CPU, loader.augmentation(config))
+    moved = steps.to_device(left, CPU, task.augmentation())
     assert torch.equal(moved["image"], whole["image"]) and not torch.equal(moved["image"], left["image"])
     assert "plans" not in moved
 
@@ -146,6 +149,6 @@ def test_the_loss_of_mixed_samples_is_that_of_both_targets_by_their_shares():
 
     batch = {"target": torch.tensor([1.0, 2.0, 3.0])}
     outputs = torch.tensor([0.0, 0.0, 1.0])
-    assert loop.loss_of(Squared(), outputs, batch).tolist() == [1, 4, 4]
+    assert steps.loss_of(Squared(), outputs, batch).tolist() == [1, 4, 4]
     mixed = {**batch, "partner_target": torch.tensor([3.0, 2.0, 9.0]), "own_share": torch.tensor([0.25, 0.5, 1.0])}
-    assert loop.loss_of(Squared(), outputs, mixed).tolist() == [0.25 * 1 + 0.75 * 9, 4, 4]
+    assert steps.loss_of(Squared(), outputs, mixed).tolist() == [0.25 * 1 + 0.75 * 9, 4, 4]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fomo import config as config_module
-from fomo import inference, losses, nets
+from fomo import inference, kinds, losses, nets
 from fomo.data import loader
 from fomo.nets import norm
-from fomo.training import loop, optimization
+from fomo.training import optimization
+from fomo.training.step import to_device, train_step
 from fomo.transforms import KEYS, build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -39,8 +39,8 @@ def make_step(config, amp="bf16", **arguments):
     autocast, scaler = optimization.precision(amp, GPU)
 
     def step(batch):
-        batch = loop.to_device(batch, GPU, augment, layout)
-        return loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0)
+        batch = to_device(batch, GPU, augment, layout)
+        return train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0)
 
     return step, network
 
@@ -57,7 +57,7 @@ def nothing_waits():
 
 @pytest.fixture
 def config(tiny_config):
-    return config_module.load(tiny_config("segmentation", data={"patch": list(PATCH)}, augment={"preset": "strong"}))
+    return kinds.load(tiny_config("segmentation", data={"patch": list(PATCH)}, augment={"preset": "strong"}))
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
@@ -114,7 +114,7 @@ def test_losses_are_those_of_the_cpu_and_of_recomputed_activations(config):
     network = nets.build("unet_b", 3, 2, width=8)
     optimizer = optimization.build_optimizer(config, network, torch.device("cpu"))
     autocast, scaler = optimization.precision("off", torch.device("cpu"))
-    on_cpu = run(lambda batch: loop.train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0))
+    on_cpu = run(lambda batch: train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0))
     assert run(make_step(config, "off")[0]) == pytest.approx(on_cpu, abs=2e-3)
     plain = run(make_step(config)[0])
     assert plain == pytest.approx(on_cpu, abs=2e-2)

@@ -43,7 +43,8 @@ def test_a_value_never_breaks_its_line():
 
 
 def test_a_reader_that_has_gone_ends_nothing(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom fomo.log import Log\nlog = Log({str(tmp_path / 'log.txt')!r})\n"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom fomo.runtime.log import Log\n"
+    code += f"log = Log({str(tmp_path / 'log.txt')!r})\n"
     code += "for step in range(5000): log('train', step=step)"
     done = subprocess.run(
         f"{sys.executable} -c {shlex.quote(code)} | head -n 1", shell=True, capture_output=True, text=True

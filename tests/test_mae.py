@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from fomo import checkpoint, tasks
+from fomo import checkpoint, kinds, tasks
 from fomo import config as config_module
 from fomo.data import cache, loader, sources
-from fomo.prediction import predict
+from fomo.inference import WindowOptions
+from fomo.prediction import members
+from fomo.run_folder import FoldFolder
 from fomo.runs import crossval
 from fomo.runtime import files
+from fomo.tasks import Results
 
 MRI = {"source": "volumes", "channels": ["mri"], "pattern": "*"}
 
 
 def build(tiny_config, /, **task):
-    return tasks.build(
-        config_module.load(tiny_config("mae", task={"type": "mae", **task}, model={"name": "unet_b_lw_dec"}))
-    )
+    return tasks.build(kinds.load(tiny_config("mae", task={"type": "mae", **task}, model={"name": "unet_b_lw_dec"})))
 
 
 def generators(count):
@@ -41,24 +42,23 @@ def test_the_network_sees_the_rest_and_is_scored_on_all_or_on_what_was_hidden(ti
 
 
 def test_a_mask_is_the_slots_own_whatever_the_micro_batch(tiny_config, tmp_path):
-    config = config_module.load(tiny_config("mae", task={"type": "mae"}, model={"name": "unet_b_lw_dec"}))
+    config = kinds.load(tiny_config("mae", task={"type": "mae"}, model={"name": "unet_b_lw_dec"}))
     task = tasks.build(config)
-    listed = sources.list_cases(config.data, config.task)[:4]
-    cases = cache.prepare(listed, config.data, config.task)
-    whole = loader.read_batch(config, cases, 1, [0, 1, 2, 3], task.draw)
-    parts = [loader.read_batch(config, cases, 1, slots, task.draw) for slots in ([0], [1, 2], [3])]
+    listed = sources.list_cases(config.data, tasks.wanted(config))[:4]
+    cases = cache.prepare(listed, config.data, tasks.wanted(config))
+    whole = loader.read_batch(config, task, cases, 1, [0, 1, 2, 3])
+    parts = [loader.read_batch(config, task, cases, 1, slots) for slots in ([0], [1, 2], [3])]
     assert torch.equal(whole["cubes"], torch.cat([part["cubes"] for part in parts]))
     assert not torch.equal(whole["cubes"][0], whole["cubes"][1]) and "target" not in whole
 
 
 def fake_case(shape=(1, 20, 32, 17), id="a"):
     image = np.random.default_rng(3).normal(size=shape).astype(np.float16)
-    return SimpleNamespace(
-        case=SimpleNamespace(id=id, subject="s"), image=lambda: image, shape=shape[1:], background=(0.0,) * shape[0]
-    )
+    background = (0.0,) * shape[0]
+    return SimpleNamespace(id=id, subject="s", image=lambda: image, shape=shape[1:], background=background)
 
 
-OPTIONS = dict(patch=(16, 16, 16), overlap=0.0, windows=2, device=torch.device("cpu"), autocast=None)
+WINDOWS = WindowOptions((16, 16, 16), overlap=0.0, windows=2, device=torch.device("cpu"))
 
 
 def test_validation_masks_belong_to_the_case_and_the_planes_are_stored(tiny_config, tmp_path):
@@ -70,11 +70,12 @@ def test_validation_masks_belong_to_the_case_and_the_planes_are_stored(tiny_conf
         return torch.zeros_like(windows)
 
     case = fake_case()
-    row = task.predict(network, case, OPTIONS, str(tmp_path))
+    answer = task.predict(network, case, WINDOWS, FoldFolder(tmp_path, 1))
+    row = answer.row
     first = torch.cat(seen)
     seen.clear()
-    assert task.predict(network, case, OPTIONS) == row and torch.equal(torch.cat(seen), first)
-    assert task.predict(network, fake_case(id="b"), OPTIONS)["loss"] != row["loss"]
+    assert task.predict(network, case, WINDOWS) == answer and torch.equal(torch.cat(seen), first)
+    assert task.predict(network, fake_case(id="b"), WINDOWS).row["loss"] != row["loss"]
     planes = np.load(tmp_path / "reconstructions" / "a.npz")
     assert sorted(planes) == sorted(f"{n}_{axis}" for n in ("original", "masked", "reconstructed") for axis in range(3))
     image = case.image()[0]
@@ -83,16 +84,16 @@ def test_validation_masks_belong_to_the_case_and_the_planes_are_stored(tiny_conf
         assert not planes[f"reconstructed_{axis}"].any()
         hidden = planes[f"masked_{axis}"] != planes[f"original_{axis}"]
         assert 0.3 < hidden.mean() < 0.9 and not planes[f"masked_{axis}"][hidden].any()
-    everything = build(tiny_config).predict(network, case, OPTIONS)["loss"]
+    everything = build(tiny_config).predict(network, case, WINDOWS).row["loss"]
     assert everything == pytest.approx(np.square(case.image().astype(float)).mean(), rel=1e-5)
     assert row["loss"] != pytest.approx(everything, rel=1e-4)
-    assert task.score([{"loss": 1.0}, {"loss": 2.0}]) == {"reconstruction_mse": 1.5}
+    assert task.score(Results([{"loss": 1.0}, {"loss": 2.0}])) == {"reconstruction_mse": 1.5}
 
 
 def test_only_the_first_cases_are_pictured(tiny_config, tmp_path):
     task = build(tiny_config)
     for number in range(8):
-        task.predict(lambda windows: windows, fake_case(id=str(number)), OPTIONS, str(tmp_path))
+        task.predict(lambda windows: windows, fake_case(id=str(number)), WINDOWS, FoldFolder(tmp_path, 1))
     assert len(os.listdir(tmp_path / "reconstructions")) == 6
 
 
@@ -107,14 +108,21 @@ def pretrained(tmp_path_factory):
         "name": "mae",
         "output": str(place / "runs"),
         "task": {"type": "mae"},
-        "data": {**MRI, "root": str(place / "heads" / "preprocessed"), "cache": str(place / "cache"), "patch": [32] * 3, "spacing_mm": [8.0] * 3, "prepare_workers": 0},
+        "data": {
+            **MRI,
+            "root": str(place / "heads" / "preprocessed"),
+            "cache": str(place / "cache"),
+            "patch": [32] * 3,
+            "spacing_mm": [8.0] * 3,
+            "prepare_workers": 0,
+        },
         "model": {"name": "unet_b_lw_dec", "width": 2},
         "optim": {"lr": 3e-3},
         "train": {"epochs": 2, "batch_size": 5, "workers": 0, "patience": None, "log_every": 1},
         "augment": {"preset": "none"},
         "eval": {"bootstrap": 20},
-    }  # fmt: skip
-    crossval.run(config_module.from_dict(content, "the test"), one_split=True)
+    }
+    crossval.run(kinds.from_dict(content, "the test"), one_split=True)
     return place / "runs" / "mae"
 
 
@@ -141,7 +149,8 @@ COUNTS = {
 @pytest.mark.parametrize("task", sorted(COUNTS))
 def test_the_checkpoint_starts_unet_b_in_every_task(pretrained, tiny_config, task):
     path = pretrained / "fold_1" / "best.pt"
-    config = config_module.load(tiny_config(task, weights={"path": str(path)}, train={"epochs": 1, "steps_per_epoch": 1}, cv={"folds_to_run": [1]}, optim={"lr": 1e-9}))  # fmt: skip
+    train, cv = {"epochs": 1, "steps_per_epoch": 1}, {"folds_to_run": [1]}
+    config = kinds.load(tiny_config(task, weights={"path": str(path)}, train=train, cv=cv, optim={"lr": 1e-9}))
     crossval.run(config)
     folder = os.path.join(config.output, config.name)
     with open(os.path.join(folder, "log.txt")) as file:
@@ -160,7 +169,7 @@ def test_the_checkpoint_starts_unet_b_in_every_task(pretrained, tiny_config, tas
 
 def test_a_pretrained_network_predicts_nothing(pretrained):
     with pytest.raises(config_module.UserError, match="task.type=mae predicts nothing"):
-        predict.load_members([str(pretrained / "fold_1" / "best.pt")], torch.device("cpu"))
+        members.load_members([str(pretrained / "fold_1" / "best.pt")], torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -180,4 +189,4 @@ def test_a_pretrained_network_predicts_nothing(pretrained):
 )
 def test_impossible_settings_are_refused(tiny_config, sections, message):
     with pytest.raises(config_module.UserError, match=message):
-        config_module.load(tiny_config("mae", **sections))
+        kinds.load(tiny_config("mae", **sections))

@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 
-from fomo import config as config_module
-from fomo import losses, nets
-from fomo.training import loop, optimization
+from fomo import kinds, losses, nets
+from fomo.training import optimization
+from fomo.training.step import train_step
 
 CPU = torch.device("cpu")
 LONG = {"train": {"epochs": 9}, "optim": {"weight_decay": 0.1}}
 
 
 def load(tiny_config, **sections):
-    return config_module.load(tiny_config(**sections))
+    return kinds.load(tiny_config(**sections))
 
 
 class Task:
@@ -95,11 +95,10 @@ def test_frozen_is_frozen_to_the_bit_and_what_is_not_moves(tiny_config, tmp_path
     autocast, scaler = optimization.precision("off", CPU)
     for epoch in range(4):
         frozen = optimization.frozen_prefixes(config, network, epoch)
-        optimization.set_train_mode(network, frozen)
         optimization.freeze(network, frozen)
         before = copy.deepcopy(network.state_dict())
         for step in range(2):
-            loop.train_step(network, Task(), [make_slices(4, 10 * epoch + step)], optimizer, scaler, autocast, 1.0)
+            train_step(network, Task(), [make_slices(4, 10 * epoch + step)], optimizer, scaler, autocast, 1.0)
         moved = {n for n, value in network.state_dict().items() if not torch.equal(value, before[n])}
         assert not [n for n in moved if frozen and n.startswith(frozen)]
         assert any(n.startswith(network.head_prefixes) for n in moved)
@@ -148,12 +147,12 @@ def test_on_a_gpu_instance_norms_decide_on_the_layout(monkeypatch, cudnn, last):
 
 def test_what_is_frozen_drops_nothing():
     network = slices_network("efficientnet_b0")
-    optimization.set_train_mode(network, network.encoder_prefixes)
+    optimization.freeze(network, network.encoder_prefixes)
     image = make_slices(4)["image"]
     with torch.no_grad():
         assert torch.equal(network.features(image), network.features(image))
         assert not torch.equal(network(image), network(image))  # the head's own dropout
-        optimization.set_train_mode(network, ())
+        optimization.freeze(network, ())
         assert not torch.equal(network.features(image), network.features(image))
 
 
@@ -161,7 +160,7 @@ def test_frozen_running_statistics_stay_and_others_move():
     network = torch.nn.ModuleDict(
         {"encoder": torch.nn.Sequential(torch.nn.BatchNorm1d(3)), "head": torch.nn.BatchNorm1d(3)}
     )
-    optimization.set_train_mode(network, ("encoder.",))
+    optimization.freeze(network, ("encoder.",))
     for part in network.values():
         part(torch.randn(8, 3) + 5)
     assert torch.equal(network["encoder"][0].running_mean, torch.zeros(3))

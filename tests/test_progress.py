@@ -90,9 +90,9 @@ def on_a_terminal(command, columns=100):
 TWO_PROCESSES = """
 import sys
 sys.path.insert(0, {root!r})
-from fomo.log import Log
+from fomo.runtime.log import Log
 main = Log({path!r}).bind(fold=1)
-other = Log(active=False).bind({path!r}, active=True, fold=2)  # of another rank, with its own fold, on the same terminal
+other = Log(active=False).bind({path!r}, active=True, fold=2)  # another rank and fold, the same terminal
 main("train", step=1)
 main.status("a status that is longer than the line after it " + "x" * 200)
 other("train", step=1)

@@ -3,6 +3,7 @@
 import pathlib
 import types
 
+from fomo.run_folder import FoldFolder
 from fomo.training import selection
 
 TASK = types.SimpleNamespace(select="auroc", higher_is_better=True, is_best=None)
@@ -30,7 +31,7 @@ def test_the_best_epochs_are_kept_in_their_order(tmp_path):
         place = selection.place_of(TASK, row, history)
         history.append(row)
         if place <= 3:
-            pathlib.Path(selection.make_place(str(tmp_path), place, 3)).write_text(f"{epoch}")
+            pathlib.Path(selection.make_place(FoldFolder(tmp_path, 1).kept(3), place)).write_text(f"{epoch}")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "best.pt": "2",
         "best_2.pt": "7",
@@ -49,12 +50,14 @@ def test_early_stopping_counts_epochs_without_a_lower_loss_than_the_lowest():
 
 
 def test_epochs_that_are_trained_once_more_are_forgotten(tmp_path):
+    fold = FoldFolder(tmp_path, 1)
+
     def kept(*epochs):
-        for path, epoch in zip(selection.places(str(tmp_path), 3), epochs):
+        for path, epoch in zip(fold.kept(3), epochs):
             pathlib.Path(path).write_text(str(epoch))
 
     def left(count, epoch):
-        selection.forget_after(str(tmp_path), count, epoch, lambda path: int(pathlib.Path(path).read_text()))
+        selection.forget_after(fold.kept(count), epoch, lambda path: int(pathlib.Path(path).read_text()))
         return {path.name: path.read_text() for path in tmp_path.iterdir()}
 
     kept(4, 1, 2)

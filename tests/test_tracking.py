@@ -1,4 +1,4 @@
-"""TensorBoard event files hold each number of the log once, however often the run was stopped; the README's recipe works."""
+"""TensorBoard files hold each number of the log once, however often the run was stopped; the README's recipe works."""
 
 import os
 import re
@@ -10,9 +10,10 @@ import types
 import pytest
 from conftest import ROOT, run_command
 
-from fomo import config as config_module
+from fomo import kinds
 from fomo.config import UserError
 from fomo.report.run import read_log
+from fomo.run_folder import FoldFolder
 from fomo.runtime import files
 from fomo.training import tracking
 
@@ -29,7 +30,7 @@ def scalars(folder):
 
 def config_with(tmp_path, tensorboard):
     (tmp_path / "c.yaml").write_text(CHANNELS)
-    return config_module.load(tmp_path / "c.yaml", [f"tensorboard={tensorboard}"])
+    return kinds.load(tmp_path / "c.yaml", [f"tensorboard={tensorboard}"])
 
 
 def test_what_is_written_again_after_a_resume_replaces_what_was_there(tmp_path):
@@ -37,7 +38,7 @@ def test_what_is_written_again_after_a_resume_replaces_what_was_there(tmp_path):
     config = config_with(tmp_path, "true")
 
     def session(*lines):
-        with tracking.event_files(config, str(tmp_path)) as sink:
+        with tracking.event_files(config, FoldFolder(tmp_path, 1)) as sink:
             for event, values in lines:
                 sink(event, values)
 
@@ -59,7 +60,7 @@ def test_without_the_package_it_is_an_error_before_anything_else(tmp_path, tiny_
     with pytest.raises(UserError, match="pip install tensorboard"):
         tracking.check(config_with(tmp_path, "true"))
     tracking.check(config_with(tmp_path, "false"))
-    with tracking.event_files(config_with(tmp_path, "false"), str(tmp_path)) as sink:
+    with tracking.event_files(config_with(tmp_path, "false"), FoldFolder(tmp_path, 1)) as sink:
         assert sink is None and not (tmp_path / "tensorboard").exists()
 
 
@@ -76,7 +77,7 @@ def test_a_run_that_is_killed_and_continued(tmp_path, tiny_config):
     done = run_command("train.py", path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "run"
-    log = read_log(folder)
+    log = read_log(folder / "log.txt")
     assert [event["step"] for event in log if event["event"] == "train"].count("4") == 2  # written twice
     for name, at in (("train", "step"), ("epoch", "epoch")):
         last = {int(event[at]): event for event in log if event["event"] == name}

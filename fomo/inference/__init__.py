@@ -1,5 +1,3 @@
-"""A network over whole volumes: sliding windows, test-time mirroring, and where it looks."""
+"""A network on whole volumes: sliding windows, test-time mirroring, and where it looks."""
 
 from .windows import Mirrored, WindowOptions, sliding_window, window_outputs, window_weights
-
-__all__ = ["Mirrored", "WindowOptions", "sliding_window", "window_outputs", "window_weights"]

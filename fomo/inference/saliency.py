@@ -1,7 +1,7 @@
-"""Where a network looks: Grad-CAM of an output, and the map of places of a network with CBAM attention.
+"""Where a network looks: Grad-CAM of an output, and the weights of places in a network with CBAM attention.
 
-A map has the cells of the feature map that it is read from: 1/32 of the image in the 2D networks, 1/8 in those that are
-multiscale (whose coarse maps point at nothing small), 1/16 in the U-Nets.
+A map is as coarse as the feature map that it is made from: 1/32 of the image in 2D networks, 1/8 in multiscale ones
+(whose coarser maps point at nothing small), 1/16 in U-Nets.
 """
 
 import contextlib
@@ -13,20 +13,24 @@ from ..nets.attention import CBAM
 
 
 def grad_cam(network, image, target_index, layer=None):
-    """What speaks for output `target_index` of a network with one output per case, by place (Selvaraju et al. 2017).
+    """How much each place of an image speaks for an output, from 0 to 1 (Grad-CAM, Selvaraju et al. 2017).
 
-    image: (C, X, Y) or (C, X, Y, 1) for a 2D network, (C, X, Y, Z) of a size that the network takes. layer: name of the
-    module whose feature map is read (None: network.saliency_layer; a ResNet's "layer3" is finer than its last, "layer4").
-    Returns float32 of the image's shape without channels, on the network's device, from 0 to 1, which is the strongest
-    place; all zero where nothing speaks for the output. The network, its gradients and its mode stay as they were.
+    network: one with one output per case; its gradients and its mode stay as they were.
+    image: (C, X, Y) or (C, X, Y, 1) for a 2D network, or (C, X, Y, Z), of a size that the network takes.
+    target_index: of the output.
+    layer: name of the module whose feature map is read; None: network.saliency_layer. In a ResNet "layer3" is finer
+        than the last one, "layer4".
+
+    Returns float32 of the image's shape without channels, on the network's device: 1 at the strongest place, 0
+    everywhere if no place speaks for the output.
     """
     module = network.get_submodule(layer or network.saliency_layer)
     batch, kept = _batch(network, image), []
 
     def keep(module, inputs, output):
-        torch.set_grad_enabled(True)  # only behind the layer: in front of it nothing is kept for gradients
+        torch.set_grad_enabled(True)  # only from here on: in front of the layer nothing is kept for gradients
         kept.append(output.detach().requires_grad_())
-        return kept[-1].clone()  # which a layer behind may change in place
+        return kept[-1].clone()  # the next layer may change it in place
 
     with _evaluated(network), _hooked(module, keep), torch.no_grad():
         outputs = network(batch)
@@ -44,10 +48,13 @@ def grad_cam(network, image, target_index, layer=None):
 
 @torch.no_grad()
 def attention_map(network, image, scale=0):
-    """The weights of the places, in (0, 1), that the CBAM attention of a 2D network gives to an image.
+    """The weights, in (0, 1), that the CBAM attention of a 2D network gives to the places of an image.
 
-    image: (C, X, Y) or (C, X, Y, 1). scale: which map of a multiscale network, 0 is the finest. Returns float32 of
-    the image's shape without channels. ValueError for a network without CBAM. The network and its mode stay as they were.
+    image: (C, X, Y) or (C, X, Y, 1).
+    scale: which map of a multiscale network, 0 for the finest.
+
+    Returns float32 of the image's shape without channels; ValueError for a network without CBAM. The network stays in
+    its mode.
     """
     blocks = [module for module in network.modules() if isinstance(module, CBAM)]
     if not blocks:

@@ -1,4 +1,4 @@
-"""A network over whole volumes: sliding windows, blended or one output per window, and test-time mirroring."""
+"""A network on whole volumes: sliding windows, blended or with one output each, and test-time mirroring."""
 
 import contextlib
 import itertools
@@ -13,8 +13,10 @@ from ..space import patches
 def window_weights(patch, mode="gaussian", sigma=0.125):
     """Weights (X, Y, Z) of a window's voxels in the blend, float32, never zero.
 
-    gaussian: by the distance to the window's centre, with standard deviation `sigma` (a fraction of the patch), at least
-    1e-3; constant: all 1. The same numbers as MONAI's compute_importance_map.
+    mode: "gaussian" falls with the distance to the centre, down to 1e-3; "constant" is 1 everywhere.
+    sigma: standard deviation of the Gaussian, as a fraction of the patch.
+
+    The numbers are those of MONAI's compute_importance_map.
     """
     if mode == "constant":
         return torch.ones(*patch)
@@ -42,15 +44,19 @@ def sliding_window(
     accumulate=None,
     autocast=None,
 ):
-    """Blend a network's dense outputs over a volume.
+    """The weighted mean (K, X, Y, Z) float32 of a network's outputs in overlapping windows of a volume.
 
-    network: (B, C, *patch) -> (B, K, *patch). volume: array, memory map or tensor (C, X, Y, Z), read window by window (for a
-    GPU at once where it fits there) and given to the network in the type of its parameters (where it has none, in its own).
-    patch: window in voxels. overlap: smallest overlap of neighbours, as a fraction of the patch. background: value (one, or
-    one per channel) outside the volume. windows: windows per forward pass. weights: a mode of `window_weights`, or positive
-    weights (X, Y, Z). device: where the network runs (None: where the volume is); accumulate: where the outputs are added up
-    (None: the same device, or the CPU when they do not fit there). autocast: context manager for the forward pass.
-    Returns float32 (K, X, Y, Z) on the accumulating device: the weighted mean of the outputs, whatever their precision.
+    network: (B, C, *patch) -> (B, K, *patch).
+    volume: array, memory map or tensor (C, X, Y, Z). It is read window by window, or for a GPU at once where it fits
+        there, and given to the network in the type of its parameters (in its own type if the network has none).
+    patch: the window, in voxels.
+    overlap: the smallest overlap of neighbours, as a fraction of the patch.
+    background: the value outside the volume, one for all channels or one for each.
+    windows: how many go through the network in one forward pass.
+    weights: a mode of `window_weights`, or positive weights (X, Y, Z).
+    device: where the network runs; None: where the volume is.
+    accumulate: the device that adds the outputs up and has the result; None: the same, or the CPU if they do not fit.
+    autocast: context manager for the forward pass.
     """
     shape = tuple(volume.shape[1:])
     starts = patches.window_starts(shape, patch, overlap)
@@ -61,7 +67,7 @@ def sliding_window(
         raise ValueError(
             f"weights: got shape {tuple(weights.shape)}, wanted positive ones of the patch's shape {tuple(patch)}"
         )
-    # an axis shorter than the patch has one window, which sticks out of the volume on both sides
+    # where the volume is shorter than the patch there is one window, which sticks out on both sides
     inside = tuple(slice(-min(s, 0), -min(s, 0) + min(n, p)) for s, n, p in zip(starts.min(axis=0), shape, patch))
     weights = weights[inside]
     total = None
@@ -81,7 +87,10 @@ def sliding_window(
 
 @torch.no_grad()
 def window_outputs(network, volume, patch, overlap=0.5, *, background=0.0, windows=1, device=None, autocast=None):
-    """Outputs (N, K) float32 of a whole-case network on each of the N windows that cover a volume (C, X, Y, Z)."""
+    """The outputs (N, K) float32 of a network on each of the N windows that cover a volume (C, X, Y, Z).
+
+    network: (B, C, *patch) -> (B, K). The other arguments are those of `sliding_window`.
+    """
     starts = patches.window_starts(volume.shape[1:], patch, overlap)
     forward = _forward(network, volume, starts, patch, background, windows, device, autocast)
     return torch.cat([outputs.float() for outputs, _ in forward])
@@ -89,7 +98,7 @@ def window_outputs(network, volume, patch, overlap=0.5, *, background=0.0, windo
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """How a network is moved over whole volumes: the arguments of the two functions above."""
+    """How the windows of whole volumes go through a network: arguments of the two functions above."""
 
     patch: tuple[int, int, int]
     overlap: float = 0.5
@@ -107,9 +116,9 @@ class WindowOptions:
 
 
 class Mirrored(torch.nn.Module):
-    """`network` with its outputs averaged over all flips of the spatial `axes` (0, 1, 2): 2 ** len(axes) passes.
+    """A network whose outputs are the mean over all flips of the spatial `axes` (0, 1, 2), in 2 ** len(axes) passes.
 
-    Dense outputs are flipped back. For a left-right symmetric question axis 0 alone doubles the votes.
+    Dense outputs are flipped back. Axis 0 alone suits a question that is the same left and right.
     """
 
     def __init__(self, network, axes):
@@ -129,7 +138,7 @@ class Mirrored(torch.nn.Module):
 
 
 def _forward(network, volume, starts, patch, background, windows, device, autocast):
-    """Yield (outputs of some windows, their starts)."""
+    """Yield (outputs, starts) of `windows` windows at a time."""
     parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
     dtype = None if parameter is None else parameter.dtype
     volume = _near(volume, device)
@@ -139,11 +148,11 @@ def _forward(network, volume, starts, patch, background, windows, device, autoca
         batch = (boxes[0][None] if len(boxes) == 1 else torch.stack(boxes)).to(device=device, dtype=dtype)
         with contextlib.nullcontext() if autocast is None else autocast:
             outputs = [network(batch)]
-        yield outputs.pop(), chosen  # not kept here: the memory is free for the next ones
+        yield outputs.pop(), chosen  # not kept here, so that their memory is free for the next ones
 
 
 def _near(volume, device):
-    """An array as a tensor on a GPU where that has room for it: neighbouring windows share most of their voxels."""
+    """The volume on the GPU, if it fits there: neighbouring windows share most of their voxels."""
     if torch.is_tensor(volume) or device is None or _where_it_fits(volume.shape, torch.device(device)).type == "cpu":
         return volume
     return torch.from_numpy(np.array(volume)).to(device)
@@ -158,7 +167,7 @@ def _read(volume, start, patch, background):
 
 
 def _where_it_fits(shape, device):
-    """`device`, or the CPU when a float32 tensor of `shape` would take more than three quarters of a GPU's free memory."""
+    """`device`, or the CPU if float32 of this shape would take more than three quarters of the GPU's free memory."""
     if device.type != "cuda":
         return device
     free, _ = torch.cuda.mem_get_info(device)
@@ -167,14 +176,14 @@ def _where_it_fits(shape, device):
 
 
 def _zeros(shape, device):
-    """float32 zeros; on the CPU by numpy, which asks for huge pages: an eighth of the time of torch's own goes into page faults."""
+    """float32 zeros. On the CPU numpy makes them: it asks for huge pages, and takes an eighth of torch's time."""
     return torch.from_numpy(np.zeros(shape, np.float32)) if device.type == "cpu" else torch.zeros(*shape, device=device)
 
 
 def _divide_by_coverage(total, weights, starts):
     """Divide `total` (K, X, Y, Z), in place, by the sum of the weights of all windows at each voxel.
 
-    The starts are a grid, so the sum is built one axis after the other; a few planes at a time, which stay in a core's cache.
+    As the starts are a grid, the sum is built axis by axis; a few planes at a time, which stay in the cache of a core.
     """
     xs, ys, zs = (np.unique(starts[:, axis]).tolist() for axis in range(3))
     for low in range(0, total.shape[1], 4):

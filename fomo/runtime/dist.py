@@ -1,6 +1,6 @@
-"""Ranks and collectives. The same calls work under torchrun, without it, on GPUs (nccl) and on the CPU (gloo).
+"""Ranks and collectives; the same calls work with torchrun and without it, on GPUs (nccl) and on the CPU (gloo).
 
-The only file that reads torchrun's environment variables. Every rank must enter every collective.
+No other file reads torchrun's environment variables. Every rank must enter every collective.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _team = None  # (its ranks, their process group) while the ranks are divided, se
 
 
 class OtherRankFailed(RuntimeError):
-    """Another rank has raised and has reported its error; this rank ends with the same exit code, in silence."""
+    """Another rank has raised and reported an error; this rank ends in silence, with the same exit code."""
 
     collective = True
 
@@ -51,7 +51,7 @@ def is_main():
 
 
 def device():
-    """This rank's device: one GPU per local rank (CUDA_VISIBLE_DEVICES is honoured), else the CPU."""
+    """This rank's device: of the visible GPUs the one with its local rank, or without GPUs the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank() >= torch.cuda.device_count():
@@ -63,7 +63,7 @@ def device():
 
 
 def init(timeout_s=3600):
-    """Join torchrun's process group; nothing to do in a single process started without it."""
+    """Join the process group of torchrun; a single process has none."""
     if world_size() == 1 or torch_dist.is_initialized():
         return
     backend = "gloo"
@@ -77,10 +77,10 @@ def init(timeout_s=3600):
 
 
 def _agree_on_prefix(store, timeout_s):
-    """A prefix of the store that is new, and the same on all ranks.
+    """A new prefix for the names in the store, the same on all ranks.
 
-    torchrun keeps its store when it restarts the ranks, and a restarted rank would find the addresses of the dead ones.
-    Each rank therefore asks rank 0 under a name of its own that no earlier process has used.
+    torchrun keeps its store when it restarts the ranks, and they would find the addresses of the dead ones there. Each
+    rank therefore asks rank 0 for the prefix, under a name that no earlier process has used.
     """
     if rank() > 0:
         own = uuid.uuid4().hex
@@ -94,7 +94,7 @@ def _agree_on_prefix(store, timeout_s):
     while not store.check([f"fomo/heard/{prefix}/{other}" for other in others]):
         if time.monotonic() > deadline:
             raise LaunchError(f"not all of {world_size()} ranks have come within {timeout_s} s")
-        for other in others:  # again and again: what is there first may be a dead rank's question
+        for other in others:  # again and again: the first question may be that of a dead rank
             if store.check([f"fomo/ask/{other}"]):
                 store.set(f"fomo/answer/{store.get(f'fomo/ask/{other}').decode()}", prefix)
         time.sleep(0.02)
@@ -107,8 +107,10 @@ def is_initialized():
 
 @contextlib.contextmanager
 def teams(size):
-    """While this lasts, the ranks are teams of `size` neighbours, each a world of its own: rank(), world_size() and every
-    collective are those of this rank's team. Every rank enters it; `size` divides their number.
+    """Divide the ranks into teams of `size` neighbours, while this lasts; every rank enters it.
+
+    Each team is a world of its own: rank(), world_size() and every collective are those of this rank's team. The number
+    of ranks is a multiple of `size`.
     """
     global _team
     teams = [tuple(range(first, first + size)) for first in range(0, world_size(), size)]
@@ -122,48 +124,53 @@ def teams(size):
 
 
 def group():
-    """The process group of this rank's team (None: of all ranks), for torch's own functions."""
+    """The process group of this rank's team, for functions of torch; None for that of all ranks."""
     return None if _team is None else _team[1]
 
 
 def _first():
-    """Number, among all ranks, of this team's rank 0."""
+    """The number of this team's rank 0 among all ranks."""
     return 0 if _team is None else _team[0][0]
 
 
 def hand_out(items, name):
-    """Yield items so that each goes to one team only (see `teams`), to whichever asks first; `name` is new for every list."""
+    """Yield the items that this team is the first to ask for; every list has a `name` of its own."""
     if not torch_dist.is_initialized():
         yield from items
         return
-    store = torch_dist.distributed_c10d._get_default_store()
+    store = _store()
     while (index := gather(store.add(f"fomo/{name}", 1) - 1 if is_main() else None)[0]) < len(items):
         yield items[index]
 
 
 def wait_for_all(name, stop):
-    """Return when every rank has called this with the same `name`, however long that takes, or when stop() is true.
+    """Wait until every rank has called this with the same `name`, or stop() is true.
 
-    A collective would give up after its timeout, while a rank may be busy with a fold for days.
+    A collective would give up after its timeout, but a rank may be busy with a fold for days.
     """
     if world_size() == 1:
         return
-    store = torch_dist.distributed_c10d._get_default_store()
+    store = _store()
     store.add(f"fomo/{name}", 1)
     while store.add(f"fomo/{name}", 0) < world_size() and not stop():
         time.sleep(0.2)
 
 
 def speaks(error):
-    """Whether this rank is the one to report `error`, which ends it. No collective: the other ranks may be gone.
+    """Whether this rank reports `error`, which ends it. This is no collective: the other ranks may be gone.
 
-    Of errors that the ranks do not share the first is the cause: the others lose their connections to that rank.
+    Of errors that the ranks do not share, the first is the cause: the other ranks then lose their connections.
     """
     if isinstance(error, OtherRankFailed) or getattr(error, "reported", False):
         return False
     if getattr(error, "ranks", 1) == world_size():  # all of them know of it, not a team alone
         return True
-    return torch_dist.distributed_c10d._get_default_store().add("fomo/failed", 1) == 1
+    return _store().add("fomo/failed", 1) == 1
+
+
+def _store():
+    """The key-value store that all ranks share."""
+    return torch_dist.distributed_c10d._get_default_store()
 
 
 def close():
@@ -174,7 +181,7 @@ def close():
 
 
 def gather(value):
-    """[value of rank 0, value of rank 1, ...] on every rank; any picklable value."""
+    """[value of rank 0, value of rank 1, ...] on every rank, of values that can be pickled."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -183,7 +190,7 @@ def gather(value):
 
 
 def mean(tensor):
-    """Mean over the ranks of a tensor of equal shape; a NaN or Inf of any rank reaches all."""
+    """The mean over the ranks of tensors of equal shape; NaN or Inf of one rank reaches all."""
     if world_size() == 1:
         return tensor
     total = tensor.clone()
@@ -192,7 +199,7 @@ def mean(tensor):
 
 
 def from_main(tensors):
-    """Rank 0's values, in place, in tensors that every rank has."""
+    """Fill the tensors, which every rank has, with the values of rank 0."""
     if world_size() > 1:
         for tensor in tensors:
             torch_dist.broadcast(tensor, src=_first(), group=group())
@@ -204,14 +211,14 @@ def any(flag):
 
 
 def together(function):
-    """function() on every rank; when it raises on some, it raises on all, so that no rank waits for one that is gone.
+    """Return function() on every rank; if it raises on one, all raise, so that no rank waits for one that is gone.
 
-    A rank that failed raises its own error, the others OtherRankFailed; both have `collective` set: all ranks know.
+    A rank that failed raises its own error, the others OtherRankFailed. Both have `collective` set: all ranks know.
     """
     result, error = None, None
     try:
         result = function()
-    except Exception as caught:  # every error: it is raised again below, once the other ranks know
+    except Exception as caught:  # any: it is raised again below, when the other ranks know
         error = caught
     ends = gather(None if error is None else (getattr(error, "exit_code", 1), getattr(error, "ends_run", False)))
     if error is not None:
@@ -225,7 +232,7 @@ def together(function):
 
 
 def on_main(function):
-    """function() on rank 0 only; its result on every rank; an error on rank 0 ends all ranks."""
+    """Call function() on rank 0 and return its result on every rank; an error there ends all of them."""
     result = together(lambda: function() if is_main() else None)
     if world_size() == 1:
         return result

@@ -33,7 +33,7 @@ def requested():
 
 
 def ignore_in_worker(worker_id):
-    """For loader processes: a signal to the whole process group is the training process's to answer."""
+    """Leave a signal to the training process; for the processes of a loader, which get it too."""
     for name in _SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

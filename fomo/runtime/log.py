@@ -1,7 +1,7 @@
-"""The plain-text log: one event a line, `time LEVEL event key=value ...`, made to be grepped.
+"""The plain-text log: one event a line, `time LEVEL event key=value ...`, made to be searched with grep.
 
-Rank 0 writes to stdout and appends to a file, flushed line by line; other ranks are silent. On a terminal a status line
-below the log says how far the run is; it is rewritten in place and stands in no file.
+Rank 0 writes to stdout and to a file, flushed line by line; other ranks are silent. On a terminal a status line below
+the log says how far the run is. It is rewritten in place, and stands in no file.
 """
 
 import datetime
@@ -15,9 +15,8 @@ import time
 class Log:
     """log("epoch", fold=1, train_loss=.5) writes one line to stdout and to each of `paths`.
 
-    `bind` returns a log that adds fixed values to every line, and may write to more files; `sink(event, values)` is
-    called with each of its lines. Only a log that was active from the start has a status line: of several processes
-    on one terminal one shows its own, and the others' lines replace it.
+    Several processes may share a terminal. One of them, whose log was active from the start, has a status line; the
+    lines of the others replace it.
     """
 
     def __init__(self, *paths, active=True):
@@ -28,6 +27,11 @@ class Log:
         self._status = _Status() if active else None
 
     def bind(self, *more_paths, active=None, sink=None, **values):
+        """A log that adds fixed values to every line.
+
+        more_paths: of further files to write. active: None to stay as it is. sink: function (event, values) that gets
+        each line, too.
+        """
         log = Log(*self._paths, *more_paths, active=self._active if active is None else active)
         log._bound = {**self._bound, **values}
         log._sink = sink or self._sink
@@ -35,10 +39,10 @@ class Log:
         return log
 
     def status(self, text, every_s=0.0):
-        """Show `text` below the log, on a terminal, instead of what stood there; "": nothing.
+        """Replace the status line of a terminal.
 
-        text: or a function that gives it, called only where it is shown. every_s: leave what is there when it was drawn
-        less than so many seconds ago.
+        text: or a function that gives it, which is called only if the text is shown; "" for none.
+        every_s: nothing happens if the last one was shown less than so many seconds ago.
         """
         if self._status is not None and _columns() and time.monotonic() - self._status.drawn >= every_s:
             self._status.text, self._status.drawn = text() if callable(text) else text, time.monotonic()
@@ -51,7 +55,7 @@ class Log:
         self._write("WARN", "warn", {"message": message, **values}, sys.stdout)
 
     def error(self, message, **values):
-        """The last line of a run that fails; it goes to stderr and to the file."""
+        """The last line of a run that fails; it goes to stderr and to the files."""
         self._write("ERROR", "error", {"message": message, **values}, sys.stderr)
 
     def _write(self, level, event, values, stream):
@@ -63,13 +67,12 @@ class Log:
             if stream is not sys.stdout:
                 _to_terminal(sys.stdout, "", "")
                 print(line, file=stream, flush=True)
-            _to_terminal(
-                sys.stdout, line + "\n" if stream is sys.stdout else "", self._status.text if self._status else ""
-            )
+            written = line + "\n" if stream is sys.stdout else ""
+            _to_terminal(sys.stdout, written, self._status.text if self._status else "")
         else:
             try:
                 print(line, file=stream, flush=True)
-            except BrokenPipeError:  # who read it has gone (`| head`); the run and its file go on
+            except BrokenPipeError:  # its reader has gone (`| head`); the run and its file go on
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         for path in self._paths:
             with open(path, "a", encoding="utf-8") as file:
@@ -88,7 +91,7 @@ def _columns():
 
 
 def _to_terminal(stream, lines, status):
-    """Replace the status line, whoever drew it, by `lines` and a new one; one write, so that processes don't mix."""
+    """Replace the status line, whoever drew it, by `lines` and a new one; one write, so that processes do not mix."""
     room = _columns() - 1  # a full line would wrap, and could not be taken back
     stream.write(f"\r{' ' * room}\r{lines}{status[:room]}")
     stream.flush()
@@ -100,7 +103,7 @@ def format_line(level, event, values):
 
 
 def format_value(value):
-    """%.6g for floats, lists joined by commas, text quoted (as JSON) only where it has to be."""
+    """Floats as %.6g, lists joined by commas, text as it is or, where it could be misread, in quotes (as JSON)."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -4,10 +4,10 @@ import collections
 
 
 class Progress:
-    """The clock of a run of one or more folds: it is told of each fold as it begins, and what everything took.
+    """The clock of a run of one or more folds. It is told when a fold begins, and what everything took.
 
-    Its estimates are upper bounds: an early stop ends a fold sooner. Before a validation or a test has been timed it
-    counts as nothing.
+    Its estimates are upper bounds, as an early stop ends a fold sooner. A validation or a test counts as nothing before
+    the first one was timed.
     """
 
     def __init__(self):
@@ -48,7 +48,7 @@ class Progress:
         return steps * sum(self._step_s) / len(self._step_s) + epochs * self._validate_s
 
     def line(self, fold, step, doing=None):
-        """One line for a terminal; doing: what is done now, instead of the number of the step."""
+        """One line for a terminal; doing: what is done now, if it is not a step."""
         epoch = (step - 1) // self._steps_per_epoch + 1
         where = doing or f"step {step}/{self._epochs * self._steps_per_epoch}"
         what = f"fold {fold}" if fold else "the final model"  # which is fold 0

@@ -1,35 +1,27 @@
-"""Addressed randomness: every draw has its own generator, seeded by what it is for and not by what came before.
+"""Addressed randomness: every draw has its own generator, whose seed says what the draw is for.
 
-The address is (seed, stream, numbers...): for a training sample its fold and global slot. The same draw results on any
-rank, in any worker and after a resume, because nothing is carried from draw to draw.
+An address is (seed, stream, numbers ...); the numbers of a training sample are its fold and its global slot. No draw
+depends on an earlier one, so that all ranks, all workers and a resumed run draw the same.
 """
 
 import zlib
 
 import numpy as np
 
-STREAMS = {  # a number is never given to another stream
-    "initialise": 2,
-    "order": 3,
-    "crop": 4,
-    "augment": 5,
-    "task": 6,
-    "case": 7,
-    "dropout": 8,
-    "mix": 9,
-}
+# a number is never given to another stream
+STREAMS = {"initialise": 2, "order": 3, "crop": 4, "augment": 5, "task": 6, "case": 7, "dropout": 8, "mix": 9}
 
 
 def generator(seed, stream, *address):
-    """numpy Generator of one address; `stream` is a name in STREAMS, address whole numbers >= 0."""
+    """The numpy Generator of an address; stream: a name in STREAMS; address: whole numbers >= 0."""
     return np.random.default_rng(np.random.SeedSequence([seed, STREAMS[stream], *address]))
 
 
 def of_case(seed, id):
-    """numpy Generator of what is drawn for a case in evaluation: of its id alone, the same in all epochs and on all ranks."""
+    """The numpy Generator for the evaluation of a case; all epochs and ranks draw the same, by its id alone."""
     return generator(seed, "case", zlib.crc32(id.encode()))
 
 
 def integer(seed, stream, *address):
-    """A 63-bit seed of one address, for torch.manual_seed."""
+    """The 63-bit seed of an address, for torch.manual_seed."""
     return int(generator(seed, stream, *address).integers(2**63))

@@ -1,1 +1,1 @@
-"""One training: the loop, its state, what a step is made with, which epochs are kept."""
+"""Training: the loop, its state, one step, the evaluation, which epochs are kept; and the training of one fold."""

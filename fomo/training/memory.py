@@ -4,11 +4,15 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import sys
 import traceback
 
 import torch
 
+from .. import tasks
 from ..config import show
+from ..data import loader
+from .step import to_device
 
 
 class OutOfMemory(RuntimeError):
@@ -20,9 +24,9 @@ class OutOfMemory(RuntimeError):
 
 @contextlib.contextmanager
 def explained(explain):
-    """Turn an error of this block that comes from too little memory into an OutOfMemory with the message that explain() gives.
+    """Turn an error for lack of memory into an OutOfMemory with the message explain().
 
-    The memory that the block held is free when explain() is called, so that it can try something smaller.
+    The memory of the block is free when explain() is called, so that it can try something smaller.
     """
     try:
         yield
@@ -36,110 +40,107 @@ def explained(explain):
 
 
 def _is_of_memory(error):
-    """Whether it is the allocator's error, or what CUDA's libraries say when memory for their own use is not there."""
+    """Whether it comes from the allocator, or from a library of CUDA that found no memory for its own use."""
     said = any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
     return isinstance(error, torch.cuda.OutOfMemoryError) or (said and not isinstance(error, OutOfMemory))
 
 
-def advise_training(config, task, network, optimizer, autocast, plan, one_batch):
-    """The message for a training step that has run out of memory; what half of it needs is measured by doing that.
+def advise_training(training, cases):
+    """The message for a training step that has run out of memory, with what a smaller one needs; that is tried.
 
-    one_batch(config, slots): a batch on its device, as the network gets it.
+    training: the state.Training; cases: those that it learns from.
     """
-    parameters = list(network.parameters())
-    device, patch = parameters[0].device, config.data.patch
-
-    def attempt(config, samples):
-        network_copy = copy.deepcopy(network)  # without the hooks that would wait for the other ranks
-        batch = one_batch(config, range(samples))
-        with autocast:
-            outputs = network_copy(batch["image"])
-        task.loss(outputs, batch).mean().backward()
-
-    attempts, samples = [], plan.micro_batch
+    config, samples, attempts = training.config, training.plan.micro_batch, []
+    half = tuple(size if size < 64 else size // 32 * 16 for size in config.data.patch)
+    message = _message(
+        training.device, f"{samples} samples of data.patch={show(config.data.patch)} at once do not fit; "
+    )
+    if samples == 1 and half != config.data.patch and not training.task.pretrains:
+        task = tasks.build(dataclasses.replace(config, data=dataclasses.replace(config.data, patch=half)))
+        task.state = training.task.state
+        name = f"data.patch={show(half)}, with another `name`,"
+        attempts.append((name, functools.partial(_try_step, training, task, cases, 1)))
     while samples > 1:
         samples = max(n for n in range(1, samples // 2 + 1) if samples % n == 0)
-        attempts.append((f"train.micro_batch={samples}", functools.partial(attempt, config, samples)))
-    half = tuple(size if size < 64 else size // 32 * 16 for size in patch)
-    if not attempts and half != patch and not config.task.pretrains:
-        smaller = dataclasses.replace(config, data=dataclasses.replace(config.data, patch=half))
-        attempts.append((f"data.patch={show(half)}, with another `name`,", functools.partial(attempt, smaller, 1)))
-    message = f"out of memory on {_describe(device)}: {plan.micro_batch} samples of data.patch={show(patch)} at once do not fit; "
-    found = _largest_that_fits(attempts, device)
-    if found is None:
-        return (
-            message
-            + f"{f'nor does {attempts[-1][0]}; ' if attempts else ''}lower data.patch or model.width, with another `name`"
-        )
+        attempt = functools.partial(_try_step, training, training.task, cases, samples)
+        attempts.append((f"train.micro_batch={samples}", attempt))
     # less the copy, plus AdamW's two averages where the first step has not made them yet
-    more = -sum(p.nbytes for p in parameters) + (not optimizer.state) * 2 * sum(
-        p.nbytes for p in parameters if p.requires_grad
-    )
-    return message + f"{found[0]} needs about {found[1] + more / 1e9:.2g} GB; then the same command continues"
+    parameters = list(training.network.parameters())
+    averages = 0 if training.optimizer.state else 2 * sum(p.nbytes for p in parameters if p.requires_grad)
+    fits = _first_that_fits(attempts, training.device, averages - sum(p.nbytes for p in parameters))
+    tried = f"nor does {attempts[-1][0]}; " if attempts else ""
+    return message + (fits or f"{tried}lower data.patch or model.width, with another `name`")
 
 
-def advise_evaluation(task, network, case, options):
-    """The message for a case whose evaluation has run out of memory; `options` as in task.predict."""
-    device, windows, attempts = options["device"], options["windows"], []
-    while windows > 1:
-        windows //= 2
-        smaller = {**options, "windows": windows}
-        attempts.append((f"eval.windows={windows}", functools.partial(task.predict, network, case, smaller)))
-    message = (
-        f"out of memory on {_describe(device)}: evaluating case {case.case.id} of {'x'.join(map(str, case.shape))} voxels with "
-        f"eval.windows={options['windows']} windows of data.patch={show(options['patch'])} at once does not fit; "
-    )
-    found = _largest_that_fits(attempts, device)
-    if found is None:
-        return message + "free the device of other processes, or lower data.patch, with another `name`"
-    return message + f"{found[0]} needs about {found[1]:.2g} GB; then the same command continues"
+def _try_step(training, task, cases, samples):
+    """Forward and backward of so many samples, as the task's config wants them, in a copy of the network."""
+    network = copy.deepcopy(training.network)  # without the hooks that would wait for the other ranks
+    batch = loader.read_batch(task.config, task, cases, training.fold.number, range(samples))
+    batch = task.prepare(to_device(batch, training.device, task.augmentation(), training.layout))
+    with training.autocast:
+        outputs = network(batch["image"])
+    task.loss(outputs, batch).mean().backward()
+
+
+def advise_evaluation(task, network, case, windows):
+    """The message for a case whose evaluation has run out of memory; `windows` as in task.predict."""
+    count, attempts, size = windows.windows, [], "x".join(map(str, case.shape))
+    said = f"evaluating case {case.id} of {size} voxels with eval.windows={count} windows of data.patch="
+    while count > 1:
+        count //= 2
+        fewer = dataclasses.replace(windows, windows=count)
+        attempts.append((f"eval.windows={count}", functools.partial(task.predict, network, case, fewer)))
+    fits = _first_that_fits(attempts, windows.device)
+    other = "free the device of other processes, or lower data.patch, with another `name`"
+    return _message(windows.device, f"{said}{show(windows.patch)} at once does not fit; {fits or other}")
 
 
 def advise_batches(config, device, size):
     """The message for an evaluation of `size` cases at once that has run out of memory."""
-    return (
-        f"out of memory on {_describe(device)}: evaluating {size} cases of data.patch={show(config.data.patch)} at once does not fit; "
-        "lower eval.windows, train.micro_batch, or both: the larger one counts; then the same command continues"
-    )
+    said = f"evaluating {size} cases of data.patch={show(config.data.patch)} at once does not fit; "
+    other = "lower eval.windows, train.micro_batch, or both: the larger one counts"
+    return _message(device, f"{said}{other}; {_GO_ON}")
 
 
-def advise_prediction(case, shape, options):
-    """The message for a case (shape: of its image) whose prediction has run out of memory; `options` of the sliding window."""
-    return (
-        f"out of memory on {_describe(options['device'])}: predicting case {case.id} of {'x'.join(map(str, shape[1:]))} voxels does not "
-        "fit: free the device of other processes, or use --device cpu"
-    )
+def advise_prediction(what, device):
+    """The message for a prediction that has run out of memory; what: "case ID of XxYxZ voxels"."""
+    return _message(device, f"predicting {what} does not fit: free the device of other processes, or use --device cpu")
 
 
-def _largest_that_fits(attempts, device):
-    """(name, peak GB of the device) of the first of `attempts`, (name, function) pairs, that has enough memory, or None."""
+_GO_ON = "then the same command continues"
+
+
+def _first_that_fits(attempts, device, more=0):
+    """What the first of `attempts` needs that has enough memory, in words; None if none has.
+
+    attempts: (name, function) pairs. more: bytes that it needs besides those of the attempt.
+    """
     for name, attempt in attempts:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         try:
             attempt()
-            return name, peak_gb(device)
+            return f"{name} needs about {peak_gb(device) + more / 1e9:.2g} GB; {_GO_ON}"
         except RuntimeError as error:
             if not _is_of_memory(error):
                 raise
     return None
 
 
-def _describe(device):
-    """The device's size, and what other processes take of it, in words."""
+def _message(device, said):
+    """The message, with the size of the device and how much of it other processes use."""
     if device.type != "cuda":
-        return str(device)
+        return f"out of memory on {device}: {said}"
     free, total = torch.cuda.mem_get_info(device)
-    others = max(total - free - torch.cuda.memory_reserved(device), 0)
-    return f"{device} ({total / 1e9:.3g} GB, {others / 1e9:.2g} GB of them used by other processes)"
+    others = max(total - free - torch.cuda.memory_reserved(device), 0) / 1e9
+    return f"out of memory on {device} ({total / 1e9:.3g} GB, {others:.2g} GB of them used by other processes): {said}"
 
 
 def peak_gb(device):
     """Peak memory: of the GPU's allocator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-    import sys
+    import resource  # which Windows does not have
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,4 +1,4 @@
-"""What a step is made with: precision, memory layout, optimizer, averaged weights; what is frozen, and the rates of a step."""
+"""What a step is made with: precision, memory layout, optimizer, average; what is frozen; the rates of a step."""
 
 import copy
 
@@ -10,32 +10,30 @@ from ..runtime import dist
 
 
 def build_optimizer(config, network, device):
-    """AdamW with one group per (stage, decayed or not); norms and biases are not decayed, earlier stages learn slower."""
-    groups = {}
-    stages = network.stages
+    """AdamW with a group for the decayed and the other parameters of each stage; the rates of earlier stages are lower.
+
+    Norms and biases are not decayed.
+    """
+    optim, stages, members = config.optim, network.stages, {}
     for name, parameter in network.named_parameters():
         depth = next(i for i, prefixes in enumerate(stages) if name.startswith(prefixes))
-        groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr_scale": config.finetune.layer_decay ** (len(stages) - 1 - depth),
-                "decay_scale": float(decayed),
-                "weight_decay": config.optim.weight_decay if decayed else 0.0,
-            }
-            for (depth, decayed), parameters in sorted(groups.items())
-        ],
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-        fused=device.type == "cuda",
-    )
+        members.setdefault((depth, parameter.ndim > 1), []).append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "lr_scale": config.finetune.layer_decay ** (len(stages) - 1 - depth),
+            "decay_scale": float(decayed),
+            "weight_decay": optim.weight_decay if decayed else 0.0,
+        }
+        for (depth, decayed), parameters in sorted(members.items())
+    ]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=device.type == "cuda")
 
 
 class Average:
-    """Exponential moving average of a network's weights and buffers, in `module`; the first update takes them as they are.
+    """`module` is the exponential moving average of a network's weights and buffers; the first update copies them.
 
-    torch's AveragedModel keeps its count in a tensor, and would wait for the GPU in each step.
+    The AveragedModel of torch has its count in a tensor, so that each step would wait for the GPU.
     """
 
     def __init__(self, network, decay):
@@ -55,18 +53,18 @@ class Average:
 
 
 def amp_of(amp, device):
-    """off, bf16 or fp16: what `train.amp` means on a device."""
+    """The meaning of `train.amp` on a device: off, bf16 or fp16."""
     if amp != "auto":
         return amp
-    return (
-        "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    )
+    if device.type == "cpu":
+        return "off"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def precision(amp, device):
     """(autocast context, gradient scaler) of `train.amp` on a device; the scaler does nothing unless it is fp16.
 
-    Where it is off, a GPU's convolutions are in float32, which torch would round to 10 bits (TF32).
+    Where amp is off, a GPU convolves in float32, which torch would round to 10 bits (TF32).
     """
     amp = amp_of(amp, device)
     if amp == "fp16" and device.type == "cpu":
@@ -79,11 +77,11 @@ def precision(amp, device):
 
 
 def lay_out(network, device):
-    """Move a network to a device, with its convolutions in the memory format that is fastest there; returns that, for images.
+    """Move a network to a device, its convolutions in the fastest memory format; returns that format, for images.
 
-    Channels last, on the CPU and on a GPU, except on a GPU for networks with instance norms. They give contiguous outputs,
-    which each next convolution would convert back and forth (a quarter more time in all: pytorch#59168). 3D kernels of one
-    voxel stay: their gradients come in the usual order, and DDP would copy them at each step.
+    It is channels last, except on a GPU for networks with instance norms: their outputs are contiguous, and each next
+    convolution would convert them back and forth (a quarter more time in all: pytorch#59168). 3D kernels of one voxel
+    stay as they are: their gradients come in the usual order, and DDP would copy them at each step.
     """
     network.to(device)
     instance_norms = any(isinstance(module, torch.nn.InstanceNorm3d) for module in network.modules())
@@ -102,49 +100,51 @@ def doubts(device):
     version = torch.backends.cudnn.version() if device.type == "cuda" else None
     if _doubtful(version):
         yield (
-            f"cuDNN {version}: its 3D convolutions in half precision are wrong in large volumes (pytorch#163539), and torch 2.9 and later "
-            "leave most of them to code that is 4 times slower (pytorch#166122): pip install 'nvidia-cudnn-cu12>=9.15', or -cu13"
+            f"cuDNN {version}: its 3D convolutions in half precision are wrong in large volumes (pytorch#163539), and "
+            "torch 2.9 and later leave most of them to code that is 4 times slower (pytorch#166122): "
+            "pip install 'nvidia-cudnn-cu12>=9.15', or -cu13"
         )
 
 
 def _doubtful(version):
-    """cuDNN 9.8 to 9.14; torch uses their 3D convolutions of contiguous tensors before 2.9 only."""
+    """cuDNN 9.8 to 9.14; only a torch before 2.9 uses their 3D convolutions of contiguous tensors."""
     return version is not None and 90800 <= version < 91500
 
 
 def frozen_prefixes(config, network, epoch):
-    """Parameter prefixes that are not trained in an epoch (from 0)."""
-    strategy = config.finetune.strategy
-    if strategy == "gradual" and epoch + 1 < config.finetune.unfreeze_epoch:
+    """Prefixes of the parameters that are not trained in an epoch, from 0."""
+    finetune, stages = config.finetune, network.stages
+    if finetune.strategy == "gradual" and epoch + 1 < finetune.unfreeze_epoch:
         return tuple(network.encoder_prefixes)
-    if strategy == "stagewise":
-        late = epoch + 1 - config.finetune.unfreeze_epoch
-        trained = 1 if late < 0 else 2 + late // config.finetune.unfreeze_every  # stages, from the head down
-        return tuple(prefix for stage in network.stages[:-trained] for prefix in stage)
-    if strategy == "head_only":
+    if finetune.strategy == "stagewise":
+        late = epoch + 1 - finetune.unfreeze_epoch
+        trained = 1 if late < 0 else 2 + late // finetune.unfreeze_every  # stages, from the head down
+        return tuple(prefix for stage in stages[:-trained] for prefix in stage)
+    if finetune.strategy == "head_only":
         head = tuple(network.head_prefixes)
-        return tuple(prefix for stage in network.stages for prefix in stage if not prefix.startswith(head))
+        return tuple(prefix for stage in stages for prefix in stage if not prefix.startswith(head))
     return ()
 
 
 def freeze(network, prefixes):
+    """Set training mode, and freeze the parts with these prefixes.
+
+    A frozen part has no gradients, its running statistics do not move, and it drops nothing.
+    """
+    network.train()
+    for name, module in network.named_modules():
+        if f"{name}.".startswith(prefixes):
+            module.eval()
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not name.startswith(prefixes))
 
 
-def set_train_mode(network, frozen):
-    """Training mode, except for what is frozen: its running statistics must not move, and it drops nothing."""
-    network.train()
-    for name, module in network.named_modules():
-        if frozen and f"{name}.".startswith(frozen):
-            module.eval()
-
-
 def wrap(network, compiled, device):
-    """The network as it is called in training; `network` itself keeps its parameter names free of prefixes."""
+    """The network as training calls it; the parameters of `network` itself keep their names."""
     forward = network
     if compiled:  # within DDP, whose own splitting of compiled graphs does not know checkpointed activations
-        torch.compiler.reset()  # what other folds and other frozen parts have left counts against a limit, and then nothing is compiled
+        # torch counts the graphs of earlier folds and frozen parts, and at a limit it compiles no more
+        torch.compiler.reset()
         forward = torch.compile(network)
     if dist.world_size() == 1:
         return forward
@@ -155,7 +155,7 @@ def wrap(network, compiled, device):
 
 
 def current_lr(config, step, steps_per_epoch, history):
-    """The learning rate of a step, before the stages' factors."""
+    """The learning rate of a step, before the factors of the stages."""
     optim = config.optim
     lr = schedule.learning_rate(
         step,
@@ -175,15 +175,15 @@ def current_lr(config, step, steps_per_epoch, history):
     return lr
 
 
+def current_weight_decay(optim, step, last_step):
+    """The weight decay of a step, for the parameters that are decayed."""
+    if optim.weight_decay_end is None:
+        return optim.weight_decay
+    return schedule.half_cosine(step, optim.weight_decay, optim.weight_decay_end, last_step)
+
+
 def set_rates(optimizer, lr, weight_decay):
     """Give each group of build_optimizer() its share of the step's rates."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = weight_decay * group["decay_scale"]
-
-
-def current_weight_decay(optim, step, last_step):
-    """The weight decay of a step, of the parameters that are decayed."""
-    if optim.weight_decay_end is None:
-        return optim.weight_decay
-    return schedule.half_cosine(step, optim.weight_decay, optim.weight_decay_end, last_step)

@@ -1,4 +1,4 @@
-"""Which epochs are kept, and when there is no use in going on. Decided by the history alone."""
+"""Which epochs are kept, and when training stops early. Both follow from the history alone."""
 
 import math
 import os
@@ -7,8 +7,10 @@ from .. import schedule
 
 
 def place_of(task, row, history):
-    """The place of an epoch among those before it, from 1: by the task's metric, at equal metric by val_loss, at equal loss
-    the earlier one; infinite where the metric is undefined, and for all but the best where the task decides itself.
+    """The place of an epoch among those before it, from 1, or infinity where it has none.
+
+    The task's metric decides, then val_loss; of equals the earlier one is first. Where the task itself says which epoch
+    is the best, the others have no place.
     """
     if task.is_best is not None:
         return 1 if task.is_best(row, history) else math.inf
@@ -24,42 +26,44 @@ def place_of(task, row, history):
 
 
 def best_row(task, history):
-    """The row of the epoch that is kept at last; None before one."""
-    return next(
-        (history[i] for i in reversed(range(len(history))) if place_of(task, history[i], history[:i]) == 1), None
-    )
+    """The row of the best epoch; None where there is none."""
+    for i in reversed(range(len(history))):
+        if place_of(task, history[i], history[:i]) == 1:
+            return history[i]
+    return None
 
 
-def places(folder, count):
-    """Paths of the checkpoints of the `count` best epochs, best first."""
-    return [os.path.join(folder, f"best_{n}.pt" if n > 1 else "best.pt") for n in range(1, count + 1)]
+def make_place(paths, place):
+    """Free the path at a place, from 1, and return it; the files from there on move back, and the last one is replaced.
 
-
-def make_place(folder, place, count):
-    """The path of the checkpoint at a place among the `count` best, freed of what is there; the ones behind move back."""
-    paths = places(folder, count)
-    for n in reversed(range(place, count)):
+    paths: of the checkpoints of the best epochs, the best first.
+    """
+    for n in reversed(range(place, len(paths))):
         if os.path.exists(paths[n - 1]):
             os.replace(paths[n - 1], paths[n])
     return paths[place - 1]
 
 
-def forget_after(folder, count, epoch, epoch_of):
-    """Delete the kept checkpoints of epochs after `epoch`, which are trained once more; those behind move up.
+def forget_after(paths, epoch, epoch_of):
+    """Delete the checkpoints of epochs after `epoch`, which will be trained once more; those behind them move up.
 
-    They are there when a run ended between best.pt and last.pt. epoch_of: path -> its epoch. Of one place alone nothing
-    would be left, and the epoch takes it again.
+    There are such where a run ended between writing best.pt and last.pt. A single place is left as it is: the epoch
+    will take it again, and without it nothing would be kept.
+
+    paths: of the checkpoints of the best epochs, the best first.
+    epoch_of: path -> its epoch.
     """
-    paths = [path for path in places(folder, count) if os.path.exists(path)]
-    if count > 1:
-        kept = [path for path in paths if epoch_of(path) <= epoch]
-        for path in set(paths) - set(kept):
+    there = [path for path in paths if os.path.exists(path)]
+    if len(paths) > 1:
+        kept = [path for path in there if epoch_of(path) <= epoch]
+        for path in set(there) - set(kept):
             os.remove(path)
         for source, target in zip(kept, paths):
             os.replace(source, target)
 
 
 def stop_early(train, history):
+    """Whether val_loss has not fallen for train.patience epochs."""
     if train.patience is None or not history:
         return False
     waited = schedule.epochs_without_improvement([row["val_loss"] for row in history], min_delta=train.min_delta)

@@ -16,30 +16,21 @@ def _writer_class():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError(
-            f"tensorboard: got true, and the package cannot be imported ({error}): pip install tensorboard, or leave it false"
-        ) from error
+        wanted = "pip install tensorboard, or leave it false"
+        raise UserError(f"tensorboard: got true, and the package cannot be imported ({error}): {wanted}") from error
     return SummaryWriter
 
 
-@contextlib.contextmanager
-def event_files(config, folder):
-    """The sink of a fold's log, which writes to folder/tensorboard; None where config.tensorboard is false."""
-    if not config.tensorboard:
-        yield None
-        return
-    sink = _EventFiles(os.path.join(folder, "tensorboard"))
-    try:
-        yield sink
-    finally:
-        sink.close()
+def event_files(config, fold):
+    """A context that gives the sink of a fold's log, which writes below fold.tensorboard; None where none is wanted."""
+    return contextlib.closing(_EventFiles(fold.tensorboard)) if config.tensorboard else contextlib.nullcontext()
 
 
 class _EventFiles:
     """`train` lines become scalars over steps, in the folder train/, and `epoch` lines over epochs, in epoch/.
 
-    Each line is on disk when the call returns. What an interrupted run had written after the point at which it
-    continues (the `resume` line says where; without one everything) is marked as void, so that no step is there twice.
+    Each line is on disk when the call returns. No step is there twice: what an earlier run wrote after the point where
+    this one begins is marked as void. The `resume` line says where that is; without one it is the start.
     """
 
     def __init__(self, folder):

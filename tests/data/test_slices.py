@@ -13,7 +13,7 @@ import yaml
 from fomo import config as config_module
 from fomo import folds, kinds, tasks
 from fomo.data import loader, slice_files, sources
-from fomo.training import loop
+from fomo.training.step import to_device
 
 LABELS = ("Cardiomegaly", "Lung nodule")
 SIZE = (64, 80)
@@ -316,6 +316,6 @@ def test_a_batch_that_is_augmented_after_the_loader_is_the_same(data_set, monkey
     monkeypatch.setattr(loader, "augments_on_gpu", lambda config: True)
     left = loader.read_batch(config, tasks.build(config), cases, 1, [0, 1])
     assert left["image"].shape == (4, 1, *SIZE, 1) and len(left["plans"]) == 4
-    done = loop.to_device(left, torch.device("cpu"), tasks.build(config).augmentation())
+    done = to_device(left, torch.device("cpu"), tasks.build(config).augmentation())
     assert sorted(done) == sorted(usual) and torch.equal(done["image"], usual["image"])
     assert done["image"].shape == (2, 3, *SIZE, 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, run_command
 
-from fomo import config as config_module
+from fomo import kinds
 from fomo.nets import unet
 from fomo.runs import crossval
 from fomo.training import memory
@@ -36,7 +36,7 @@ def small_device(monkeypatch):
 
 def ends_with(path, overrides=()):
     with pytest.raises(memory.OutOfMemory) as caught:
-        crossval.run(config_module.load(path, overrides))
+        crossval.run(kinds.load(path, overrides))
     return str(caught.value)
 
 
@@ -57,7 +57,7 @@ def test_too_little_memory_for_a_step_ends_with_what_half_of_it_needs(tiny_confi
     )
     last = torch.load(tmp_path / "runs/run/fold_1/last.pt", weights_only=True)
     assert last["epoch"] == 1 and last["step"] == 3, "it holds the first epoch"
-    crossval.run(config_module.load(path, ["train.micro_batch=2"]))
+    crossval.run(kinds.load(path, ["train.micro_batch=2"]))
     assert re.search(r" resume fold=1 epoch=2 step=3$", capfd.readouterr().out, re.M)
 
 
@@ -127,13 +127,15 @@ def test_what_cudas_libraries_say_of_memory(said, of_memory):
         raise memory.OutOfMemory("out of memory on")
 
 
-# cv.py on ranks of which the second, or each, has too little memory; as with NCCL no rank leaves its group before all do
+# cv.py where the second rank, or each, has too little memory; as with NCCL no rank leaves its group before all do
 RANKS = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 import torch
-from fomo import cli, config, crossval, dist
+from fomo import cli, kinds
 from fomo.nets import unet
+from fomo.runs import crossval
+from fomo.runtime import dist
 
 def leave():
     store, deadline = torch.distributed.distributed_c10d._get_default_store(), time.monotonic() + 100
@@ -152,7 +154,7 @@ def limited(self, x):
     return forward(self, x)
 
 unet.UNet.forward = limited
-cli.run(lambda arguments: crossval.run(config.load(arguments[0])))
+cli.run(lambda arguments: crossval.run(kinds.load(arguments[0])))
 """
 
 
@@ -206,6 +208,5 @@ def test_memory_and_open_files_do_not_grow_over_many_epochs(tiny_config, returni
     own, loading, files = assert_no_growth(path, 300, 3, f"train.workers={workers}")
     with capsys.disabled():
         shown = [f"{sizes[e]:.0f}" for sizes in (own, loading) for e in (0, 99, 199, 299)]
-        print(
-            f"\n{task} workers={workers}: MB at epoch 1, 100, 200, 300: {shown[:4]}, of a worker {shown[4:]}; files {max(files)}"
-        )
+        sizes = f"MB at epoch 1, 100, 200, 300: {shown[:4]}, of a worker {shown[4:]}"
+        print(f"\n{task} workers={workers}: {sizes}; files {max(files)}")

@@ -1,0 +1,78 @@
+"""The evaluation of a network on labelled cases: each case once, on one rank, in batches where that is exact."""
+
+import contextlib
+import itertools
+
+import torch
+
+from ..data import loader
+from ..inference import WindowOptions
+from ..runtime import dist, interrupt
+from . import memory, optimization
+
+
+def windows_of(config, device, amp=None):
+    """The inference.WindowOptions of a config on a device; amp: instead of its train.amp."""
+    autocast, _ = optimization.precision(amp or config.train.amp, device)
+    return WindowOptions(config.data.patch, config.eval.overlap, config.eval.windows, device, autocast)
+
+
+def evaluate(config, task, network, cases, fold=None):
+    """The Results of the cases, sorted by id, on every rank.
+
+    fold: the FoldFolder, for the final evaluation: it is in native space, and writes masks and pictures there.
+    """
+    windows = windows_of(config, dist.device())
+    network.eval()
+    if can_batch(config, task, network, cases):
+        own_share = _in_batches(config, task, network, cases, windows)
+    else:
+        own_share = _one_by_one(task, network, cases, windows, fold)
+    with contextlib.closing(own_share):  # after a signal no more of it is asked for
+        answers = dist.together(lambda: list(itertools.takewhile(lambda _: not interrupt.requested(), own_share)))
+    if dist.any(interrupt.requested()):
+        raise interrupt.Interrupted("stopped by a signal")
+    answers = sorted((answer for part in dist.gather(answers) for answer in part), key=lambda answer: answer.row["id"])
+    answered, wanted = [answer.row["id"] for answer in answers], sorted(case.id for case in cases)
+    if answered != wanted:
+        raise RuntimeError(f"evaluated {len(answered)} rows for {len(wanted)} cases: {answered}")
+    return task.finish(answers, fold)
+
+
+def can_batch(config, task, network, cases):
+    """Whether cases may be evaluated in batches: one window holds each, and the network sees each sample alone."""
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    alone = task.predict_batch is not None and all(module.track_running_stats for module in norms)
+    return alone and all(loader.in_one_window(case, config.data.patch) for case in cases)
+
+
+def _one_by_one(task, network, cases, windows, fold):
+    """Yield the Answers of this rank's share of the cases."""
+    for case in cases[dist.rank() :: dist.world_size()]:
+        with memory.explained(lambda: memory.advise_evaluation(task, network, case, windows)):
+            answer = task.predict(network, case, windows, fold)
+        yield answer
+
+
+def _in_batches(config, task, network, cases, windows):
+    """Yield the Answers of this rank's share; what is in a batch depends on the ids of all cases alone."""
+    ordered = sorted(cases, key=lambda case: case.id)
+    size = max(config.eval.windows, config.train.micro_batch or config.train.batch_size)
+    batches = [range(start, min(start + size, len(ordered))) for start in range(0, len(ordered), size)]
+    batches = batches[dist.rank() :: dist.world_size()]
+    with memory.explained(lambda: memory.advise_batches(config, windows.device, size)):
+        for chosen, outputs in batch_outputs(config, network, ordered, batches, windows):
+            yield from task.predict_batch(outputs, [ordered[i] for i in chosen])
+
+
+def batch_outputs(config, network, cases, batches, windows):
+    """Yield (indices of cases, outputs (B, K) float32) of each of `batches`, ranges of cases of one window each.
+
+    windows: the inference.WindowOptions, for their device and autocast.
+    """
+    pinned = windows.device.type == "cuda"
+    with contextlib.closing(loader.whole_cases(config, cases, batches, pin_memory=pinned)) as images:
+        for chosen, image in zip(batches, images):
+            with torch.no_grad(), windows.autocast:
+                outputs = network(image.to(windows.device, non_blocking=True))
+            yield chosen, outputs.float()

@@ -1,0 +1,96 @@
+"""The network of a fold: made from the seed or from pretrained weights, trained, calibrated; or read to be tested."""
+
+import os
+
+import torch
+
+from .. import checkpoint, inference, nets, tasks
+from ..config import UserError
+from ..runtime import dist, seeds
+from . import optimization, tracking
+from .evaluate import evaluate
+from .loop import fit
+from .restore import restore
+
+
+def train_fold(config, number, parts, fold, log, progress=None):
+    """(task, network, best.pt): trained on parts["train"]; the best epoch is chosen, and calibrated, on parts["val"].
+
+    number: of the fold, which its random draws depend on.
+    parts: {"train", "val", "test"} of prepared cases; of the last only the subjects matter.
+    fold: its run_folder.FoldFolder.
+    progress: the clock of the run.
+    """
+    task = tasks.build(config)
+    inspect(task, [case for cases in parts.values() for case in cases])
+    for message in dist.together(lambda: task.fit(parts["train"], parts["val"])):
+        log.warn(message)
+    network = build_network(config, task, number)
+    if config.weights.path is not None:
+        report = dist.together(lambda: start_from(config.weights, task, network))
+        nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
+        log("weights", **report.counts(), path=config.weights.path)
+        _warn_of_known(parts.get("test", ()), report.subjects, config.weights.path, log)
+    elif config.finetune.strategy != "full":
+        log.warn(f"finetune.strategy={config.finetune.strategy} freezes random weights: weights.path is none")
+    with tracking.event_files(config, fold) as sink:
+        fit(config, task, network, parts["train"], parts["val"], fold, log.bind(sink=sink), progress)
+    return task, *_calibrated(config, task, network, parts["val"], fold, log)
+
+
+def load_fold(config, parts, fold, log):
+    """(task, network, checkpoint) to test: train.checkpoint, or the fold's own best.pt."""
+    path = config.train.checkpoint or fold.best
+    if dist.on_main(lambda: not os.path.exists(path)):
+        raise UserError(
+            f"{path}: no such file: train first (train.mode=both), or name another checkpoint (train.checkpoint)"
+        )
+    best = dist.together(lambda: checkpoint.load(path))
+    _, task, network = restore(best, path, config, needs=("subjects", "epoch"))
+    optimization.lay_out(network, dist.device())
+    _warn_of_known(parts["test"], best["subjects"], path, log)
+    log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
+    return task, _mirrored(config, network), best
+
+
+def inspect(task, cases):
+    """Let the task see the labels of all cases, before its network is built."""
+    task.inspect([case for case in cases if case.target is not None])
+
+
+def build_network(config, task, number):
+    """The network with random weights, which depend on the seed and the number of the fold alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.integer(config.seed, "initialise", number))
+        return tasks.build_network(config, task)
+
+
+def start_from(weights, task, network):
+    """Fill the network with pretrained weights and return the checkpoint.LoadReport; weights: section of the config."""
+
+    def load(part):
+        return checkpoint.load_weights(part, weights.path, stem=weights.stem, trust=weights.trust)
+
+    return task.load(network, load)
+
+
+def _calibrated(config, task, network, val_cases, fold, log):
+    """(network to evaluate, best.pt): every kept checkpoint gets what the task fits on the validation cases."""
+    evaluated, kept = _mirrored(config, network), fold.kept(config.train.keep_best)
+    for path in reversed(dist.on_main(lambda: list(filter(os.path.exists, kept)))):  # best.pt last: it is tested
+        best = checkpoint.load(path)
+        network.load_state_dict(best["model"])
+        task.state = best["task"]
+        for message in task.calibrate(lambda: evaluate(config, task, evaluated, val_cases)):
+            log.warn(message, path=path)
+        content = {**best, "task": task.state, "calibrated": True}
+        dist.on_main(lambda: checkpoint.save(path, content))
+    return evaluated, best
+
+
+def _mirrored(config, network):
+    return inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network
+
+
+def _warn_of_known(cases, trained_on, path, log):
+    checkpoint.warn_of_known({case.subject for case in cases}, trained_on, path, log)

@@ -1,0 +1,49 @@
+"""A trained network from its checkpoint."""
+
+from .. import kinds, tasks
+from ..config import UserError
+
+
+def restore(content, path, config=None, needs=()):
+    """(config, task, network) of a checkpoint, on the CPU.
+
+    content: of the checkpoint `path`.
+    config: instead of the checkpoint's own.
+    needs: what it must hold besides what every checkpoint holds.
+
+    Raises UserError if something is not there, if the training has not come to what is fitted on validation cases
+    (thresholds, corrections), if `config` prepares images in another way or asks something else, or if the weights do
+    not fit it.
+    """
+    lacking = [name for name in ("model", "config", "task", *needs) if name not in content]
+    if lacking:
+        raise UserError(
+            f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)"
+        )
+    if not content.get("calibrated"):
+        raise UserError(
+            f"{path}: nothing was fitted on validation cases for it yet, wanted best.pt of a fold that is trained "
+            "to its end"
+        )
+    own = kinds.from_dict(content["config"], path)
+    config = config or own
+    task = _task(config, content)
+    asked = tasks.meaning(config, task)
+    for name, trained in tasks.meaning(own, _task(own, content)).items():
+        if asked.get(name) != trained:
+            raise UserError(
+                f"{path}: was trained with {name}={trained}, and the config has {asked.get(name)}: "
+                "restore it, or take another checkpoint"
+            )
+    network = tasks.build_network(config, task)
+    try:
+        network.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit the config: {' '.join(str(error).split())[:300]}") from error
+    return config, task, network
+
+
+def _task(config, content):
+    task = tasks.build(config)
+    task.state = content["task"]
+    return task

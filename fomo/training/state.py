@@ -1,0 +1,130 @@
+"""What a training is: its parts and how far it has come, kept in the files last.pt and best.pt of its fold."""
+
+import collections
+import math
+import os
+
+from .. import checkpoint
+from ..config import UserError, to_dict
+from ..runtime import dist
+from . import optimization, selection
+from .step import make_plan
+
+
+class Training:
+    """The training of a network, at its start or where an earlier process has left it."""
+
+    def __init__(self, config, task, network, train_cases, val_cases, fold):
+        train = config.train
+        self.config, self.task, self.network, self.fold = config, task, network, fold
+        self.subjects = sorted({case.subject for case in (*train_cases, *val_cases)})  # no later test may be of them
+        self.steps_per_epoch = train.steps_per_epoch or math.ceil(len(train_cases) / train.batch_size)
+        self.last_step = train.epochs * self.steps_per_epoch
+        self.plan, self.device = make_plan(config), dist.device()
+        self.layout = optimization.lay_out(network, self.device)
+        if train.checkpoint_activations:
+            network.checkpoint_activations(True)
+        self.augment = task.augmentation()
+        self.autocast, self.scaler = optimization.precision(train.amp, self.device)
+        self.optimizer = optimization.build_optimizer(config, network, self.device)
+        self.average = optimization.Average(network, train.ema) if train.ema else None
+        self.evaluated = network if self.average is None else self.average.module
+        self.parts = {"model": network, "optimizer": self.optimizer, "scaler": self.scaler}  # in last.pt
+        if self.average is not None:
+            self.parts["average"] = self.average.module
+
+        self.step = 0  # how many are done; epoch, rates, samples and what is frozen are functions of it
+        self.history = []  # a row for each epoch that is done
+        self.epoch_losses = []  # of the steps since then
+        self.pending = collections.deque()  # the Steps whose losses are not read yet
+        self.frozen = None  # prefixes of the parameters that are not trained now
+        self.forward = None  # the network as a step calls it: compiled, or spread over ranks
+
+    @property
+    def epoch(self):
+        """The epoch that is trained, from 1."""
+        return len(self.history) + 1
+
+    @property
+    def epoch_is_over(self):
+        return self.step == self.epoch * self.steps_per_epoch
+
+    def resume(self, log):
+        """Go on from last.pt, if there is one."""
+        saved = self._read_last(log)
+        if saved is None:
+            return
+        for group in saved["optimizer"]["param_groups"]:
+            group["fused"] = self.device.type == "cuda"  # it may have been saved on another device
+        for name, part in self.parts.items():
+            if saved[name]:  # a scaler that does nothing has an empty state
+                part.load_state_dict(saved[name])
+        self.step, self.history, self.epoch_losses = saved["step"], saved["history"], saved["epoch_losses"]
+        if self.average is not None:
+            self.average.begun = self.step > 0
+        kept, done = self.fold.kept(self.config.train.keep_best), len(self.history)
+        dist.on_main(lambda: selection.forget_after(kept, done, lambda path: checkpoint.load(path)["epoch"]))
+        log("resume", epoch=self.epoch, step=self.step)
+
+    def _read_last(self, log):
+        """The content of last.pt, or of its predecessor where a crash has left it unreadable; None without both."""
+        paths, problems = (self.fold.last, self.fold.previous), []
+        for path in dist.on_main(lambda: list(filter(os.path.exists, paths))):
+            try:
+                return checkpoint.load(path)
+            except UserError as error:
+                problems.append(str(error))
+                log.warn(f"{error}; trying its predecessor")
+        if problems:
+            wanted = f"delete {self.fold.path} to train this fold again"
+            raise UserError(f"{problems[0]}, and so is its predecessor: {wanted}")
+        return None
+
+    def save(self):
+        """Write last.pt; the one before stays beside it."""
+        content = {**self._content(self.network), **{name: part.state_dict() for name, part in self.parts.items()}}
+        content.update(history=self.history, epoch_losses=self.epoch_losses)
+        checkpoint.save(self.fold.last, content, previous=self.fold.previous)
+
+    def keep(self, path, scores):
+        """Write the network of the epoch that is done, with its scores."""
+        checkpoint.save(path, {**self._content(self.evaluated), "scores": scores})
+
+    def _content(self, network):
+        return {
+            "model": network.state_dict(),
+            "config": to_dict(self.config),
+            "fold": self.fold.number,
+            "step": self.step,
+            "epoch": len(self.history),
+            "task": self.task.state,
+            "subjects": self.subjects,
+        }
+
+    def freeze(self, log):
+        """Freeze what this epoch does not train; returns whether that has changed, so that `forward` is a new one."""
+        network, done = self.network, len(self.history)
+        wanted = (*optimization.frozen_prefixes(self.config, network, done), *self.task.frozen(network, done))
+        changed = wanted != self.frozen
+        if changed or not network.training:
+            optimization.freeze(network, wanted)
+        if changed:
+            self.frozen = wanted
+            trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+            log("freeze", epoch=self.epoch, frozen=wanted, trained_parameters=trained)
+            # anew: the buckets of DDP hold the parameters that were trained before
+            self.forward = optimization.wrap(network, self.config.train.compile, self.device)
+        return changed
+
+    def advance(self, step):
+        """Count the Step that was made; the average and the task follow it."""
+        self.pending.append(step)
+        if self.average is not None:
+            self.average.update(self.network)
+        self.step += 1
+        self.task.after_step(self.network, self.step, self.last_step)
+
+    def read_losses(self, keep):
+        """Read the losses of the pending steps, except for the last `keep`."""
+        while len(self.pending) > keep:
+            self.epoch_losses.append(self.pending.popleft().read())
