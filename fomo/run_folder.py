@@ -19,6 +19,7 @@ from .tasks import Results
 
 LOG, SUMMARY, AGGREGATED = "log.txt", "summary.json", "aggregated_results.csv"
 TABLES = {"rows": "predictions.csv", "scans": "predictions_volumes.csv"}  # of Results
+_LOCK, _MASKS = ".lock", "masks"
 
 
 class RunFolder:
@@ -126,11 +127,11 @@ class RunFolder:
         return joined([self.fold(number).results() for number in self.finished()])
 
     def write_results(self, results, tables):
-        """predictions.csv, and the task's own tables, of all folds together."""
+        """Write the tables of all folds together; tables: {name: rows}, the task's own."""
         _write_results(self.path, results, tables)
 
     def write_scores(self, fold_rows, aggregated, summary):
-        """fold_results.csv, aggregated_results.csv and summary.json."""
+        """Write the scores of the folds, what they give together, and the summary, which comes last."""
         files.write_csv(os.path.join(self.path, "fold_results.csv"), fold_rows)
         files.write_csv(os.path.join(self.path, AGGREGATED), aggregated)
         files.write_json(self.summary_path, summary)
@@ -150,10 +151,10 @@ class FoldFolder:
         self.best = os.path.join(self.path, "best.pt")
         self.last = os.path.join(self.path, "last.pt")
         self.previous = os.path.join(self.path, "last.previous.pt")
-        self.log_path = os.path.join(self.path, "log.txt")
+        self.log_path = os.path.join(self.path, LOG)
         self.tensorboard = os.path.join(self.path, "tensorboard")
         self.neighbours = os.path.join(self.path, "neighbours.npz")
-        self.masks = os.path.join(self.path, "masks")
+        self.masks = os.path.join(self.path, _MASKS)
         self.rows_path = os.path.join(self.path, TABLES["rows"])
         self._history = os.path.join(self.path, "history.csv")
         self._scores = os.path.join(self.path, "results.csv")
@@ -164,7 +165,7 @@ class FoldFolder:
 
     @property
     def is_finished(self):
-        """results.csv is written last."""
+        """Whether it is tested: results.csv is written last."""
         return os.path.exists(self._scores)
 
     def kept(self, count):
@@ -175,7 +176,7 @@ class FoldFolder:
 
     def mask(self, id, new=False):
         """The predicted mask of a case; new: its folder is made."""
-        return self._of_case("masks", f"{id}.nii.gz", new)
+        return self._of_case(_MASKS, f"{id}.nii.gz", new)
 
     def saliency(self, id, new=False):
         """The stored maps of where the network looks in a case; new: their folder is made."""
@@ -205,7 +206,7 @@ class FoldFolder:
         return files.read_numbers(self._history) if os.path.exists(self._history) else []
 
     def write_results(self, results, tables, scores):
-        """The tables of a tested fold; results.csv comes last and says that the fold is finished."""
+        """Write the tables of a tested fold; results.csv comes last and says that the fold is finished."""
         _write_results(self.path, results, tables)
         files.write_csv(self._scores, [{"metric": name, "value": value} for name, value in scores.items()])
 
@@ -228,15 +229,16 @@ class FinalFolder(FoldFolder):
         self._made = os.path.join(self.path, "final.json")
 
     def made(self):
-        """{kind, finished}; None where none was begun."""
+        """{kind, finished} of the final model; None before it is begun."""
         return files.read_json(self._made, "kind", "finished") if os.path.exists(self._made) else None
 
     def begin(self, kind):
+        """Create the folder, and say what it will hold."""
         self.make()
         files.write_json(self._made, {"kind": kind, "finished": False})
 
     def finish(self, kind):
-        """What is left is what prediction needs."""
+        """Say that the final model is complete, and delete what only a training that goes on needs."""
         files.write_json(self._made, {"kind": kind, "finished": True})
         for path in (self.last, self.previous):
             if os.path.exists(path):
@@ -267,9 +269,6 @@ def _write_results(folder, results, tables):
             files.write_csv(os.path.join(folder, name), getattr(results, part))
     for name, lines in tables.items():
         files.write_csv(os.path.join(folder, f"{name}.csv"), lines)
-
-
-_LOCK = ".lock"
 
 
 def _lock(folder, log):

@@ -29,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from fomo import kinds
 from fomo import checkpoint, inference, tasks  # noqa: E402
 from fomo import config as config_module  # noqa: E402
 from fomo.data import cache, sources  # noqa: E402
@@ -37,6 +38,7 @@ from fomo.metrics import (
     probe,  # noqa: E402
 )
 from fomo.runs import crossval  # noqa: E402
+from fomo.training import fold  # noqa: E402
 
 PRETRAINING, PROBE, TEST, SEEDS = 400, 60, 350, (1, 2, 3)
 
@@ -85,7 +87,7 @@ def content(folder, **sections):
         name: {**base.get(name, {}), **section} if isinstance(section, dict) else section
         for name, section in sections.items()
     }
-    return config_module.from_dict({**base, **both}, "the experiment")
+    return kinds.from_dict({**base, **both}, "the experiment")
 
 
 def labelled(folder, skip):
@@ -95,9 +97,9 @@ def labelled(folder, skip):
         task={"type": "classification", "targets": ["cohort"]},
         data={"phantom_cases": (skip + PROBE + TEST) * 11 // 10 + 1},
     )
-    first = [case for case in sources.list_cases(config.data, config.task) if case.id.endswith("ses_1")]
+    first = [case for case in sources.list_cases(config.data, tasks.wanted(config)) if case.id.endswith("ses_1")]
     order = np.random.default_rng(0).permutation(PROBE + TEST)
-    return cache.prepare([first[skip + i] for i in order], config.data, config.task)
+    return cache.prepare([first[skip + i] for i in order], config.data, tasks.wanted(config))
 
 
 def dino(folder, seed):
@@ -144,7 +146,7 @@ def pretrain(folder, seed):
 def extract(folder, seed, weights, cases):
     """(heads, features) of the network that the pretraining starts from, or with its teacher's weights."""
     config = dino(folder, seed)
-    network = crossval.build_network(config, tasks.build(config), 1).trunk.eval()
+    network = fold.build_network(config, tasks.build(config), 1).trunk.eval()
     if weights is not None:
         checkpoint.load_weights(network, weights)
     options = dict(patch=config.data.patch, overlap=config.eval.overlap, windows=config.eval.windows)

@@ -11,10 +11,12 @@ import yaml
 from fuzz_damage import CANARY, ROOT, TOUCH, damage, pick
 
 from fomo import config as config_module
-from fomo import kinds, run_folder, tasks
+from fomo import kinds, tasks
 from fomo.data import cache, cases, loader, sources
 from fomo.evaluation import evaluate
-from fomo.prediction import predict
+from fomo.prediction.cases import cases_from_table
+from fomo.run_folder import RunFolder
+from fomo.runs import splits
 from fomo.runtime.log import Log
 
 # ------------------------------------------------------------------------------------------- configs
@@ -201,10 +203,10 @@ def check_config(folder, given):
     again = kinds.from_dict(config_module.to_dict(config), "again")
     assert config_module.identity(again) == config_module.identity(config)
     loader.augmentation(config)
-    run_folder.open_folder(config, str(folder / "run"), Log(active=False)).close()
+    RunFolder(folder / "run").claim(config, Log(active=False)).close()
     assert config_module.identity(kinds.load(folder / "run" / "config.yaml")) == config_module.identity(config)
     if config.task.type in ("classification", "segmentation", "regression") and config.data.source == "phantom":
-        run_folder.make_splits(config, tasks.build(config), _listed(config.task.type))
+        splits.make_splits(config, tasks.build(config), _listed(config.task.type))
 
 
 check_config.refuses = ()
@@ -296,7 +298,7 @@ def check_table(folder, given):
         config = _table_config(folder, source="fomo3", root=str(folder / "root"), **groups)
         sources.list_cases(config.data, tasks.wanted(config))
     elif kind == "cases":
-        listed = predict.cases_from_table(str(path), config_module.Data(channels=("t1",)))
+        listed = cases_from_table(str(path), config_module.Data(channels=("t1",)))
         assert all(os.path.basename(case.id) == case.id and case.id not in (".", "..") for case in listed)
     else:
         evaluate.evaluate(str(path), str(folder / "targets.csv"), resamples=10)

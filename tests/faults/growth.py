@@ -29,13 +29,13 @@ def main(arguments):
     evaluate, epochs = loop.evaluate, []
 
     def watched(*arguments, **options):
-        rows = evaluate(*arguments, **options)
+        results = evaluate(*arguments, **options)
         epochs.append(None)
         pids = processes()
         files = max(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
         memory = " ".join(f"{resident_mb(pid):.1f}" for pid in pids)
         print(f"growth evaluation={len(epochs)} files={files} processes={len(pids)} mb={memory}", flush=True)
-        return rows
+        return results
 
     loop.evaluate = watched
     crossval.run(config)
