@@ -5,7 +5,7 @@ import re
 
 from ..config import UserError
 from ..data import spreadsheet
-from ..data.cases import Volume, any_foreground
+from ..data.cases import Volume, any_foreground, stated_number
 from . import places
 
 _SEGMENTATIONS = ("seg.nii.gz", "seg_masked.nii.gz")  # of the layouts: what may stand for a label
@@ -82,11 +82,7 @@ def _stated(place, ids, masks):
             raise UserError(f"case {id}: {first[1].path} says {first[0]:g} and {file.path} says {value:g}; correct one")
 
     for name, file in places.files_in(place, lambda name: name == "label.txt").items():
-        try:
-            with open(file.path, encoding="utf-8-sig") as opened:
-                value = places.number(opened.read().strip(), f"{file.path}: case {name}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the label {file.path}: {error}") from error
+        value = stated_number(file.path, name)
         sessions = [id for id in ids if id == name or (name == file.subject and _subject_of(id, subjects) == name)]
         for id in sessions or [name]:
             state(id, value, file)
