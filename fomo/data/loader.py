@@ -70,7 +70,7 @@ class Order:
         return Order, self._arguments
 
 
-_OPEN_CASES = 32  # that a process keeps mapped, for what it costs to map a file again; each is one or two open files
+_OPEN_CASES = 32  # that a process keeps mapped, since mapping again takes time; each is one or two open files
 
 
 @functools.lru_cache(maxsize=_OPEN_CASES)
@@ -121,7 +121,7 @@ class Samples(Dataset):
         position, voxel = self.data.crop_position, None
         if self.wanted.masked:
             position = "random"
-            # drawn even where there is nothing to draw from, so that the draws after it do not depend on the case
+            # drawn even without foreground, so that the draws after it do not depend on the case
             if generator.random() < self.data.foreground_fraction and foreground:
                 voxels = foreground[generator.integers(len(foreground))]
                 voxel = voxels[generator.integers(len(voxels))]
@@ -129,7 +129,7 @@ class Samples(Dataset):
         image = patches.read(image, start, self.data.patch, case.background, torch.float32)
         sample = {"image": image, "id": case.id, "slot": slot}
         if self.wanted.masked:
-            sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # uint8 up to the loss: an eighth to move
+            sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # uint8 until the loss: less to move
         elif not self.wanted.pretraining:
             sample["target"] = case.target
         return sample

@@ -74,6 +74,15 @@ class Reading:
         """Whether the channels are one slice."""
         return self.channels > 1 and not self.neighbours
 
+    @functools.cached_property
+    def scaling(self):
+        """(mean, deviation) of each channel, by which pixels are normalized."""
+        if self.normalize == "none":
+            return ((0.0, 1.0),) * self.channels
+        if self.repeats:
+            return _IMAGENET
+        return (tuple(np.mean(_IMAGENET, axis=0).tolist()),) * self.channels
+
 
 @dataclass(frozen=True)
 class SliceCase(Prepared):
@@ -86,7 +95,7 @@ class SliceCase(Prepared):
     @property
     def scaling(self):
         """(mean, deviation) of each channel where the slice is repeated in all of them, else None."""
-        return scaling_of(self.reading) if self.reading.repeats else None
+        return self.reading.scaling if self.reading.repeats else None
 
     @property
     def shape(self):
@@ -95,29 +104,20 @@ class SliceCase(Prepared):
     @property
     def background(self):
         """Per channel: air."""
-        return tuple((0.0 - mean) / deviation for mean, deviation in scaling_of(self.reading))
+        return tuple((0.0 - mean) / deviation for mean, deviation in self.reading.scaling)
 
     def image(self):
         """(C, X, Y, 1) float32: 0 to 1, or as ImageNet is normalised. UserError for a file of another shape or type.
 
         The channels are the slice, the slice several times, or the slice between its neighbours.
         """
-        return read_slice(self.case.images[0].path, self.reading, scaling_of(self.reading))
+        return read_slice(self.case.images[0].path, self.reading)
 
     def distinct(self):
         """image() before it is repeated: a slice that is three channels is read, augmented and mixed as one."""
         if not self.reading.repeats:
             return self.image()
-        return read_slice(self.case.images[0].path, Reading(self.reading.size, 1, 0, "none"), None)
-
-
-def scaling_of(reading):
-    """(mean, deviation) of each channel."""
-    if reading.normalize == "none":
-        return ((0.0, 1.0),) * reading.channels
-    if reading.repeats:
-        return _IMAGENET
-    return (tuple(np.mean(_IMAGENET, axis=0).tolist()),) * reading.channels
+        return read_slice(self.case.images[0].path, Reading(self.reading.size, 1, 0, "none"))
 
 
 def reading_of(data):
@@ -132,11 +132,8 @@ def prepare(cases, data):
     return prepared
 
 
-def read_slice(path, reading, scaling):
-    """(C, X, Y, 1) float32 of a slice's file: (X, Y), or (2m+1, X, Y) with m neighbours on each side, 0 to 1 or uint8.
-
-    scaling: (mean, deviation) of each channel, with which the pixels are normalized.
-    """
+def read_slice(path, reading):
+    """(C, X, Y, 1) float32 of a slice's file: (X, Y), or (2m+1, X, Y) with neighbours on each side, 0 to 1 or uint8."""
     try:
         with open(path, "rb", buffering=0) as file:
             content = bytearray(file.read())
@@ -144,24 +141,23 @@ def read_slice(path, reading, scaling):
         pixels = torch.frombuffer(content, dtype=_TYPES[kind], offset=start).reshape(shape)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: cannot read it as a .npy slice: {' '.join(str(error).split())}") from error
-    return as_image(pixels, path, reading, scaling)
+    return as_image(pixels, path, reading)
 
 
-def as_image(pixels, place, reading, scaling):
+def as_image(pixels, place, reading):
     """(C, X, Y, 1) float32 of a slice's pixels: a tensor (2m+1, X, Y), 0 to 1 or uint8. place: its file, for errors."""
     around, size = (len(pixels) - 1) // 2, tuple(pixels.shape[1:])
     if len(pixels) % 2 == 0 or size != reading.size or around < reading.neighbours:
         got = f"{around} neighbours and {size[0]}x{size[1]} pixels"
         wanted = f"{reading.neighbours} (data.neighbours) and {reading.size[0]}x{reading.size[1]} (data.patch)"
         raise UserError(f"{place}: got {got}, wanted {wanted}")
-    scale = 1 / 255 if pixels.dtype == torch.uint8 else None
-    pixels = pixels[around - reading.neighbours : around + reading.neighbours + 1].float()
-    if scale is not None:
-        pixels.mul_(scale)
+    taken = pixels[around - reading.neighbours : around + reading.neighbours + 1].float()
+    if pixels.dtype == torch.uint8:
+        taken.mul_(1 / 255)
     if reading.normalize != "none":
-        means, deviations = torch.tensor(scaling).T[..., None, None]
-        pixels = (pixels - means) / deviations
-    return pixels.expand(reading.channels, *reading.size)[..., None].numpy()
+        means, deviations = torch.tensor(reading.scaling).T[..., None, None]
+        taken = (taken - means) / deviations
+    return taken.expand(reading.channels, *reading.size)[..., None].numpy()
 
 
 _TYPES = {"|u1": torch.uint8, "<f2": torch.float16, "<f4": torch.float32}

@@ -73,7 +73,6 @@ class Slices:
         # patients or, where an extraction had none, volumes
         self.subjects = {name for scan in scans for name in (scan.subject, slice_files.stem(scan.id))}
         self._readings = [slice_files.reading_of(member.config.data) for member in members]
-        self._scalings = {reading: slice_files.scaling_of(reading) for reading in self._readings}
 
     def size(self, scan):
         return len(scan.slices)
@@ -81,8 +80,8 @@ class Slices:
     def read(self, scan):
         """(ids of the slices, {Reading: images (C, X, Y, 1)})."""
         return scan.slices, {
-            reading: [slice_files.read_slice(image.path, reading, scaling) for image in scan.images]
-            for reading, scaling in self._scalings.items()
+            reading: [slice_files.read_slice(image.path, reading) for image in scan.images]
+            for reading in set(self._readings)
         }
 
     def infer(self, read):
@@ -138,8 +137,8 @@ class Volumes(Slices):
         stacks = [torch.from_numpy(pixels if pixels.ndim == 3 else pixels[None]) for _, _, pixels in taken]
         ids = tuple(f"{slice_files.stem(scan.id)}_{index:04d}" for index, _, _ in taken)
         return ids, {
-            reading: [slice_files.as_image(stack, source.path, reading, scaling) for stack in stacks]
-            for reading, scaling in self._scalings.items()
+            reading: [slice_files.as_image(stack, source.path, reading) for stack in stacks]
+            for reading in set(self._readings)
         }
 
 

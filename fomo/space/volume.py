@@ -273,8 +273,7 @@ def preprocess(
 ):
     """(image float32 (C, X, Y, Z), mask uint8 (X, Y, Z) or None, Geometry) from the channels of one scan.
 
-    arrays: the channels (X, Y, Z), all on the grid of `affine`.
-    mask: class numbers on the same grid.
+    arrays: the channels (X, Y, Z), all on the grid of `affine`; mask: class numbers on the same grid.
     names: of the channels, for errors.
 
     The steps are RAS orientation, crop to the box of the voxels where any channel is not 0, `normalize` (kind,

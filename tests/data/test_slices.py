@@ -290,7 +290,7 @@ def test_a_slice_that_is_three_channels_is_augmented_once_and_then_as_if_it_had_
         config, cases, _ = load(path, *options, "data.channels=[red,green,blue]")
         one = all_samples(*load(path, *options[:2])[:2], [loader.Plan(4, 0, 1, 4)])
         three = all_samples(config, cases, [loader.Plan(4, 0, 1, 4)])
-        scaling = slice_files.scaling_of(cases[0].reading)
+        scaling = cases[0].reading.scaling
         for slot, sample in one.items():
             for channel, (mean, deviation) in zip(three[slot]["image"], scaling):
                 torch.testing.assert_close(channel, (sample["image"][0] - mean) / deviation)

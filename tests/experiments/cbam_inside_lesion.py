@@ -44,11 +44,8 @@ def lesions_of(root, scan):
 
 def measure(network, member, root, rows, labels):
     """[(patient, inside 0 or 1, share of the body, AUROC of the pixels)] of each slice with a lesion."""
-    settings, reading = (
-        ct.Settings.from_dict(member.task.state["extraction"]),
-        slice_files.reading_of(member.config.data),
-    )
-    scaling, chosen = slice_files.scaling_of(reading), sum(1 << LABELS.index(label) for label in labels)
+    settings = ct.Settings.from_dict(member.task.state["extraction"])
+    reading, chosen = slice_files.reading_of(member.config.data), sum(1 << LABELS.index(label) for label in labels)
     found, kept = [], (None, None)
     for row in rows:
         if kept[0] != row["scan"]:
@@ -63,7 +60,7 @@ def measure(network, member, root, rows, labels):
         if not 0 < share < 0.25:
             continue
         pixels = ct._pixels(hounsfield[:, :, z], spacing_mm, settings)
-        image = slice_files.as_image(torch.from_numpy(np.array(pixels, np.float32))[None], row["id"], reading, scaling)
+        image = slice_files.as_image(torch.from_numpy(np.array(pixels, np.float32))[None], row["id"], reading)
         seen = saliency.attention_map(network, torch.from_numpy(image)).cpu().numpy()
         seen = seen.reshape(lesion.shape)
         place = np.unravel_index(np.where(body, seen, -np.inf).argmax(), seen.shape)
