@@ -2,10 +2,10 @@
 
   python tests/experiments/cbam_inside_lesion.py runs/demo_ct/fold_1/best.pt runs/phantom_ct
 
-Looks at the test slices (train.py's fold_1/predictions.csv beside the checkpoint) that show a lesion, and asks of each
-whether the highest place of the map is inside one, against the share of the body that lesions cover; and how well the map
-tells lesion from the rest of the body (AUROC of its pixels; 0.5: not at all). Intervals are over patients. A second line is
-the same for a network of the same shape with random weights.
+Looks at the test slices (train.py's fold_1/predictions.csv beside the checkpoint) that show a lesion. It asks of each
+whether the highest place of the map is inside one, against the share of the body that lesions cover; and how well the
+map tells lesion from the rest of the body (AUROC of its pixels; 0.5: not at all). Intervals are over patients. A second
+line is the same for a network of the same shape with random weights.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from fomo.data import cases, ct, slice_files
 from fomo.data.phantoms.chests import LABELS
 from fomo.inference import saliency
 from fomo.prediction import members
-from fomo.runtime import files
+from fomo.run_folder import FoldFolder
 from fomo.space import volume
 
 
@@ -53,9 +53,8 @@ def measure(network, member, root, rows, labels):
         bits, hounsfield, spacing_mm = kept[1]
         z = int(row["id"].rsplit("_", 1)[1])
         lesion = resampled((bits[:, :, z] & chosen) > 0, spacing_mm, settings)
-        body = resampled(hounsfield[:, :, z] > -500, spacing_mm, settings) | resampled(
-            bits[:, :, z] > 0, spacing_mm, settings
-        )
+        solid, marked = hounsfield[:, :, z] > -500, bits[:, :, z] > 0
+        body = resampled(solid, spacing_mm, settings) | resampled(marked, spacing_mm, settings)
         share = lesion[body].mean() if body.any() else 0.0
         if not 0 < share < 0.25:
             continue
@@ -74,9 +73,10 @@ def report(name, found):
     gain = metrics.bootstrap_ci(np.mean, inside - share, groups=subjects, seed=0)
     tells = metrics.bootstrap_ci(np.mean, auroc, groups=subjects, seed=0)
     print(
-        f"{name}: {len(found)} slices of {len(set(subjects))} patients: highest place inside a lesion {inside.mean():.3f}, by chance "
-        f"{share.mean():.3f}, difference {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}]; AUROC of the pixels {tells.value:.3f} "
-        f"[{tells.low:.3f}, {tells.high:.3f}]",
+        f"{name}: {len(found)} slices of {len(set(subjects))} patients: "
+        f"highest place inside a lesion {inside.mean():.3f}, by chance {share.mean():.3f}, "
+        f"difference {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}]; "
+        f"AUROC of the pixels {tells.value:.3f} [{tells.low:.3f}, {tells.high:.3f}]",
         flush=True,
     )
 
@@ -88,14 +88,13 @@ def main(arguments):
     parser.add_argument("--labels", nargs="+", default=list(LABELS), help="lesions of these findings only")
     options = parser.parse_args(arguments)
     (member,) = members.load_members([options.checkpoint], members.choose_device("cpu"))
-    rows = files.read_csv(os.path.join(os.path.dirname(options.checkpoint), "predictions.csv"))
+    rows = FoldFolder(os.path.dirname(options.checkpoint), 1).results().rows
     rows.sort(key=lambda row: row["scan"])
     report("trained", measure(member.network, member, options.phantom, rows, options.labels))
     torch.manual_seed(0)
     untrained = tasks.build_network(member.config, member.task).eval()
-    torch.nn.init.normal_(
-        next(m for m in untrained.modules() if isinstance(m, saliency.CBAM)).spatial.weight
-    )  # else all places are equal
+    attention = next(module for module in untrained.modules() if isinstance(module, saliency.CBAM))
+    torch.nn.init.normal_(attention.spatial.weight)  # else all places are equal
     report("random", measure(untrained, member, options.phantom, rows, options.labels))
 
 

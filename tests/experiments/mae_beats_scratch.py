@@ -2,15 +2,16 @@
 
   nice python tests/experiments/mae_beats_scratch.py runs/mae_beats_scratch
 
-One network is pretrained on 240 unlabelled heads (all channels together). Then, for each of three seeds, one is trained on 16
-labelled heads (12 to learn from, 4 to choose the epoch) from the pretrained weights and from scratch, with the same
-settings, and tested on the same 120 heads. Every seed has its own 16. Nothing but the start differs between the two
-arms. Prints one line per run, and for each arm the mean over the seeds with the 95% interval over test heads (bootstrap of
-the heads, all seeds together), and that of the paired difference. Runs that are finished are kept: the same command goes on.
+One network is pretrained on 240 unlabelled heads (all channels together). Then, for each of three seeds, one is trained
+on 16 labelled heads (12 to learn from, 4 to choose the epoch) from the pretrained weights and from scratch, with the
+same settings, and tested on the same 120 heads. Every seed has its own 16. Nothing but the start differs between the
+two arms. Prints one line per run, and for each arm the mean over the seeds with the 95% interval over test heads
+(bootstrap of the heads, all seeds together), and that of the paired difference. Runs that are finished are kept: the
+same command goes on.
 
 Without noise 12 heads teach the tasks from scratch (--noise 0: AUROC 1.00), which leaves nothing to gain. Cubes of 4
-voxels can be restored from the finest levels through the skip connections, and features of the bottleneck are then no better
-than random ones; cubes of 8, of 32 voxels in all, need the deeper levels. --data-seed gives other heads.
+voxels can be restored from the finest levels through the skip connections, and features of the bottleneck are then no
+better than random ones; cubes of 8, of 32 voxels in all, need the deeper levels. --data-seed gives other heads.
 """
 
 import argparse
@@ -21,15 +22,16 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-import nibabel  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import nibabel
+import numpy as np
+import torch
 
-from fomo import config as config_module  # noqa: E402
-from fomo.data.phantoms import heads  # noqa: E402
-from fomo.metrics import auroc  # noqa: E402
-from fomo.runs import crossval  # noqa: E402
-from fomo.runtime import files  # noqa: E402
+from fomo import kinds
+from fomo.data.phantoms import heads
+from fomo.metrics import auroc
+from fomo.run_folder import RunFolder
+from fomo.runs import crossval
+from fomo.runtime import files
 
 UNLABELLED, LABELLED, TEST, SEEDS = 240, 16, 120, (1, 2, 3)
 SIZE, SPACING_MM, PATCH = 34, 5.6, (32, 32, 32)
@@ -51,9 +53,8 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--mask-cube", type=int, default=8)
     parser.add_argument("--model", default="unet_b")
-    parser.add_argument(
-        "--noise", type=float, default=0.12, help="standard deviation of added noise, of the head's mean intensity"
-    )
+    noise = "standard deviation of added noise, of the head's mean intensity"
+    parser.add_argument("--noise", type=float, default=0.12, help=noise)
     parser.add_argument("--data-seed", type=int, default=0, help="of all heads, unlabelled and labelled")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,21 +83,18 @@ def common(folder, options):
 
 
 def merged(base, **sections):
-    return {
-        **base,
-        **{
-            name: {**base[name], **value} if isinstance(value, dict) and name in base else value
-            for name, value in sections.items()
-        },
-    }
+    for name, value in sections.items():
+        base[name] = {**base[name], **value} if isinstance(value, dict) and name in base else value
+    return base
 
 
 def run(content):
-    config = config_module.from_dict(content, "the experiment")
-    folder = os.path.join(config.output, config.name, "fold_1")
-    if not os.path.exists(os.path.join(folder, "results.csv")):
+    """The finished fold."""
+    config = kinds.from_dict(content, "the experiment")
+    fold = RunFolder(os.path.join(config.output, config.name)).fold(1)
+    if not fold.is_finished:
         crossval.run(config, one_split=True)
-    return folder
+    return fold
 
 
 def pretrain(folder, options):
@@ -110,7 +108,7 @@ def pretrain(folder, options):
         optim={"lr": 1e-3, "warmup_epochs": 1, "cosine_stretch": 1, "clip_norm": 1},
         train={"epochs": options.pretrain_epochs, "batch_size": 8, "patience": None, "workers": 0, "log_every": 20},
     )
-    return os.path.join(run(content), "best.pt")
+    return run(content).best
 
 
 def finetune(folder, options, arm, weights, seed):
@@ -132,15 +130,10 @@ def finetune(folder, options, arm, weights, seed):
         weights={"path": weights},
         eval={"bootstrap": 0},
     )
-    path = run(content)
-    rows = files.read_csv(os.path.join(path, "predictions.csv"))
-    scores = {row["metric"]: float(row["value"]) for row in files.read_csv(os.path.join(path, "results.csv"))}
-    print(
-        f"run task={options.task} arm={arm} seed={seed}",
-        *(f"{name}={value:.4g}" for name, value in scores.items()),
-        flush=True,
-    )
-    return rows
+    fold = run(content)
+    scores = (f"{name}={value:.4g}" for name, value in fold.scores().items())
+    print(f"run task={options.task} arm={arm} seed={seed}", *scores, flush=True)
+    return fold.results().rows
 
 
 def make_table(folder, options, name, subjects, seed):
@@ -167,12 +160,10 @@ def make_table(folder, options, name, subjects, seed):
         mask, text = os.path.join(labels, "seg.nii.gz"), os.path.join(labels, "label.txt")
         if task == "segmentation":
             row["mask"] = mask
+        elif os.path.exists(text):
+            row["target"] = pathlib.Path(text).read_text().strip()
         else:
-            row["target"] = (
-                pathlib.Path(text).read_text().strip()
-                if os.path.exists(text)
-                else int(nibabel.load(mask).get_fdata().any())
-            )
+            row["target"] = int(nibabel.load(mask).get_fdata().any())
         rows.append(row)
     files.write_csv(path, rows)
     return path
@@ -198,9 +189,8 @@ def report(options, results):
     values["difference"] = values["pretrained"] - values["scratch"]
     for arm, (mean, *resampled) in values.items():
         low, high = np.nanquantile(resampled, [0.025, 0.975])
-        print(
-            f"result task={options.task} arm={arm} heads={heads} seeds={len(options.seeds)} value={mean:.4g} low={low:.4g} high={high:.4g}"
-        )
+        measured = f"value={mean:.4g} low={low:.4g} high={high:.4g}"
+        print(f"result task={options.task} arm={arm} heads={heads} seeds={len(options.seeds)} {measured}")
 
 
 def metric(task, rows, draws):
