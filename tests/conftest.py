@@ -131,7 +131,7 @@ def tiny_config(tmp_path, phantom_root):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, phantom_root):
-    """Function: task -> the run folder of a tiny cross-validation, trained once, with a final model of another kind each."""
+    """Function: task -> the run folder of a tiny cross-validation, trained once. Final models of all kinds."""
     from fomo import checkpoint, kinds, nets
     from fomo.runs import crossval
 

@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: import levels, relative imports, few packages, no side effects, vendoring."""
+"""The rules that a reader relies on: levels of imports, relative imports, few packages, no side effects, vendoring."""
 
 import ast
 import os

@@ -245,9 +245,13 @@ def test_what_is_wrong_on_the_command_line_is_one_line(write, override, said):
 
 
 def test_keys_that_nothing_reads_are_named(write):
-    loaded = kinds.load(write("data: {channels: [t1], source: table, csv: a.csv}\n"
-                               "task: {type: multilabel, targets: [a], loss: bce, focal_gamma: 3, mask_ratio: 0.6}\n"
-                               "optim: {plateau_patience: 2}\neval: {threshold: half, surface_tolerance_mm: 2}\n"))  # fmt: skip
+    content = """
+data: {channels: [t1], source: table, csv: a.csv}
+task: {type: multilabel, targets: [a], loss: bce, focal_gamma: 3, mask_ratio: 0.6}
+optim: {plateau_patience: 2}
+eval: {threshold: half, surface_tolerance_mm: 2}
+"""
+    loaded = kinds.load(write(content))
     assert list(kinds.unread(loaded)) == ["task.focal_gamma", "optim.plateau_patience", "eval.surface_tolerance_mm"]
     read = ["task.loss=focal", "optim.schedule=plateau", "eval.surface_tolerance_mm=1"]
     assert not list(kinds.unread(kinds.load(write(yaml.safe_dump(config.to_dict(loaded))), read)))

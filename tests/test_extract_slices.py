@@ -1,4 +1,4 @@
-"""tools/extract_slices.py and fomo.data.extract: geometry by hand, what is chosen, units, and what happens to bad volumes."""
+"""tools/extract_slices.py and fomo.data.extract: geometry by hand, what is chosen, units, and bad volumes."""
 
 import csv
 import os
@@ -63,13 +63,16 @@ def test_a_pixel_keeps_its_side_in_every_orientation():
 
 
 def test_millimetres_are_kept_not_stretched():
-    """40 x 20 pixels of 8 x 16 mm and 40 x 20 of 8 x 8 mm: in both an isotropic square, in the latter padded with air."""
+    """40 x 20 pixels of 8 x 16 mm, and of 8 x 8 mm: both become an isotropic square, the latter padded with air."""
     settings = ct.Settings(strategy="best_slice", size=40, window=(-1000.0, 0.0))
     array, affine = chest()
     [(_, _, full)] = ct.take_slices(array, affine, settings)
     wide, other = chest((40, 20, 20), (8.0, 16.0, 10.0))
     [(_, _, square)] = ct.take_slices(wide, other, settings)
-    inside = lambda pixels: np.ptp(np.argwhere(pixels > 0.5), axis=0)
+
+    def inside(pixels):
+        return np.ptp(np.argwhere(pixels > 0.5), axis=0)
+
     assert np.abs(inside(square) - inside(full)).max() <= 2
     [(_, _, padded)] = ct.take_slices(array[:, 8:32], affine, settings)
     assert padded.shape == (40, 40) and not padded[:, :8].any() and not padded[:, 32:].any()

@@ -112,7 +112,7 @@ def test_half_precision_in_float32_out(windows):
 
 
 def test_mirroring_averages_all_flips_back_in_place():
-    """An identity is reproduced; a shift along x and its mirror image are averaged; whole-case outputs are not flipped."""
+    """An identity comes back; a shift along x and its mirror image are averaged; whole-case outputs are not flipped."""
     volume = torch.randn(1, 1, 6, 5, 4)
     assert torch.equal(inference.Mirrored(torch.nn.Identity(), ())(volume), volume)
     torch.testing.assert_close(inference.Mirrored(torch.nn.Identity(), (0, 1, 2))(volume), volume)
@@ -162,12 +162,14 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 from fomo import inference
 torch.set_num_threads(1)
-inference.sliding_window(lambda batch: batch[:, :2] * 2, torch.zeros(4, 40, 40, 40), (32, 32, 32))  # code and small things
+def network(batch):
+    return batch[:, :2] * 2
+inference.sliding_window(network, torch.zeros(4, 40, 40, 40), (32, 32, 32))  # code and small things
 volume = torch.ones(4, 192, 192, 192)
 def now(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = now("VmRSS")
-result = inference.sliding_window(lambda batch: batch[:, :2] * 2, volume, (64, 64, 64))
+result = inference.sliding_window(network, volume, (64, 64, 64))
 peak = now("VmHWM") - before
 assert abs(result.min() - 2) < 1e-5 and abs(result.max() - 2) < 1e-5
 print(peak / (4 * (volume.numel() + result.numel())), volume.numel() / (volume.numel() + result.numel()))

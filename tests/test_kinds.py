@@ -1,4 +1,4 @@
-"""A task, a network, a source and a transform that fomo does not know, each one file, do everything that the others do."""
+"""A task, a network, a source and a transform that fomo does not know, each one file, do all that the others do."""
 
 import json
 

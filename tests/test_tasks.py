@@ -244,9 +244,8 @@ def segmentation_case(shape, mask):
     whole, axes = tuple((0, size) for size in shape), ((0, 1), (1, 1), (2, 1))
     geometry = volume.Geometry(shape, tuple(map(tuple, np.eye(4))), axes, whole, (1.0,) * 3, (1.0,) * 3, shape)
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
-    return SimpleNamespace(
-        id="a", subject="a", native_mask=mask, image=lambda: image, mask=lambda: mask, shape=shape, background=(0.0,), geometry=geometry
-    )  # fmt: skip
+    known = dict(id="a", subject="a", shape=shape, background=(0.0,), geometry=geometry)
+    return SimpleNamespace(**known, native_mask=mask, image=lambda: image, mask=lambda: mask)
 
 
 @pytest.mark.parametrize("loss", ["auto", "cross_entropy"])

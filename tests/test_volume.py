@@ -14,8 +14,10 @@ from nibabel import orientations
 
 from fomo.space import volume
 
+IDENTITY = np.eye(4)
 
-def save(path, array, affine=np.eye(4), **header):
+
+def save(path, array, affine=IDENTITY, **header):
     image = nibabel.Nifti1Image(array, affine)
     for name, value in header.items():
         image.header[name] = value

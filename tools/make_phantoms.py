@@ -1,4 +1,4 @@
-"""Write a synthetic data set in the layout of a FOMO25 task, or a table (see fomo/data/phantom.py for what is in it).
+"""Write a synthetic data set in the layout of a FOMO25 task, or a table (fomo/data/phantoms says what is in it).
 
 python tools/make_phantoms.py 1 phantoms/task1 --cases 60 --size 48 --seed 0
 python tools/make_phantoms.py table phantoms/table
@@ -20,7 +20,7 @@ def main(arguments):
     parser.add_argument(
         "task",
         choices=("1", "2", "3", "table", "ct"),
-        help="1 infarct, 2 meningioma, 3 brain age; table.csv with all kinds of targets; ct: chest CTs with 18 findings",
+        help="1 infarct, 2 meningioma, 3 brain age; table: all kinds of targets; ct: chest CTs with 18 findings",
     )
     parser.add_argument(
         "root", help="new folder; afterwards data.root, with data.source fomo1, fomo2 or fomo3, or where data.csv is"

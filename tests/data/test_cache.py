@@ -49,7 +49,10 @@ def data(tmp_path):
     )
 
 
-def write(path, array, affine=np.diag([2.0, 2.0, 2.0, 1.0])):
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+
+
+def write(path, array, affine=AFFINE):
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(array, affine), path)
 

@@ -1,4 +1,4 @@
-"""The phantom CTs: findings are where their masks say, labels have their shares, and no global number gives them away."""
+"""The phantom CTs: findings are where their masks say, labels have their shares, no global number gives them away."""
 
 import csv
 

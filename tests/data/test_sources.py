@@ -224,9 +224,8 @@ def test_missing_labels_and_masks(tmp_path):
     refused(["case sub_1_ses_1", "no label", "label.txt"], tmp_path, 1)
     with pytest.raises(config.UserError) as caught:
         listed(tmp_path, 1, kind="segmentation")
-    assert str(caught.value) == (
-        f"case sub_1_ses_1: no mask, wanted {tmp_path}/labels_masked/sub_1/ses_1/seg_masked.nii.gz or {tmp_path}/labels/sub_1/ses_1/seg.nii.gz"
-    )
+    masked, raw = "labels_masked/sub_1/ses_1/seg_masked.nii.gz", "labels/sub_1/ses_1/seg.nii.gz"
+    assert str(caught.value) == f"case sub_1_ses_1: no mask, wanted {tmp_path}/{masked} or {tmp_path}/{raw}"
     for name in ("t1", "t2"):
         write(tmp_path / "preprocessed_2" / "sub_1" / "ses_1" / f"ss_{name}.nii.gz")
     refused(["no mask, wanted another data.source: this layout has none"], tmp_path, 3, kind="segmentation")
@@ -310,7 +309,7 @@ def test_an_array_of_two_subjects_is_refused(tmp_path):
 
 
 def test_each_folder_is_resolved_once(tmp_path, monkeypatch):
-    """60,000 files are few folders, or few folders deep: what is looked at is each file, and each folder's path once."""
+    """60,000 files are in few folders, or few folders deep: each file is looked at, and each folder's path once."""
     for scan in range(30):
         write(tmp_path / f"sub_{scan % 3}" / f"{scan}.nii.gz", text="")
     looked, real = [], os.lstat

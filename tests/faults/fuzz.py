@@ -5,8 +5,9 @@
   python tests/faults/fuzz.py nifti --seed 3 --only 17   that input again; its files are kept in ./fuzz_nifti_3_17
 
 A failure is any other exception than the room's own (UserError; ValueError where no config is known), a message that
-is longer than 2000 characters, a crash, more than 10 s of computing, more than 2 GB beyond what the libraries take, and whatever an
-audit hook sees: a file written outside the scratch folder, a process started, a socket, a canary in the inputs run.
+is longer than 2000 characters, a crash, more than 10 s of computing, more than 2 GB beyond what the libraries take, and
+whatever an audit hook sees: a file written outside the scratch folder, a process started, a socket, a canary in the
+inputs run.
 """
 
 import argparse
@@ -79,9 +80,10 @@ def run(kind, inputs, seed):
             print(f"{kind} {first - 1}: the process died (code {process.returncode}):\n{errors[-4000:]}", flush=True)
             if not first:
                 break
+    seconds = time.monotonic() - start
     print(
         f"fuzz kind={kind} inputs={inputs} seed={seed} read={outcomes['read']} refused={outcomes['refused']} "
-        f"failures={len(failures)} slowest_s={slowest:.2f} memory_mb={memory_mb:.0f} seconds={time.monotonic() - start:.0f}",
+        f"failures={len(failures)} slowest_s={slowest:.2f} memory_mb={memory_mb:.0f} seconds={seconds:.0f}",
         flush=True,
     )
     return len(failures)
@@ -154,9 +156,8 @@ def one(make, check, scratch, watch, seed):
             if not text or len(text) > CHARACTERS + len(str(folder)):
                 failure = f"a message of {len(text)} characters: {text[:200]}"
             while error is not None:
-                if (
-                    isinstance(error, MemoryError) and traceback.extract_tb(error.__traceback__)[-1].name != "parse"
-                ):  # too many brackets
+                # the parser of Python raises it, too, for too many brackets
+                if isinstance(error, MemoryError) and traceback.extract_tb(error.__traceback__)[-1].name != "parse":
                     failure = f"asked for too much memory:\n{''.join(traceback.format_exception(error))[-3000:]}"
                 error = error.__cause__ or error.__context__
         except TooSlow:

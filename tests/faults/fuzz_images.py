@@ -1,4 +1,4 @@
-"""NIfTI files and arrays for fuzz.py: make(folder, rng) writes one (rng None: undamaged) and check(folder, given) reads it."""
+"""NIfTI files and arrays for fuzz.py: make(folder, rng) writes one (None: undamaged), check(folder, given) reads it."""
 
 import functools
 import gzip
@@ -20,33 +20,9 @@ nibabel.imageglobals.logger.setLevel(100)  # it says on stderr what it mends in 
 
 _FIELDS = nibabel.Nifti1Header.template_dtype, nibabel.Nifti2Header.template_dtype
 _INTEGERS = [
-    0,
-    1,
-    -1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    8,
-    16,
-    64,
-    127,
-    128,
-    255,
-    256,
-    348,
-    512,
-    540,
-    1024,
-    2304,
-    32767,
-    -32768,
-    2**31 - 1,
-    -(2**31),
-    2**62,
-    -(2**62),
-]
+    0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 64, 127, 128, 255, 256, 348, 512, 540, 1024, 2304,
+    32767, -32768, 2**31 - 1, -(2**31), 2**62, -(2**62),
+]  # fmt: skip
 _FLOATS = [0.0, -0.0, 1.0, -1.0, 1e-30, 1e-5, 0.3, 348.0, 1e5, 1e30, 3e38, float("nan"), float("inf"), float("-inf")]
 
 
@@ -222,13 +198,20 @@ def _pickles(rng):
 
 
 _NPY_HEADERS = [
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 100000, 100000, 100000), }", "{'descr': '<f4', 'fortran_order': False, 'shape': (4, -1, 7, 5), }",
-    "{'descr': '<f4', 'fortran_order': 3, 'shape': (4, 6, 7, 5), }", "{'descr': 'O', 'fortran_order': False, 'shape': (4,), }",
-    "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4, 6, 7, 5), }", "{'descr': '<f4', 'shape': (4, 6, 7, 5)}", "[" * 5000, "(" * 500 + ")" * 500,
-    f"__import__('os').system('{TOUCH}')", "{'descr': __import__('os'), 'fortran_order': False, 'shape': (4, 6, 7, 5)}", "9" * 9000, "-" * 9000, "", "\0",
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 6, 7, 5), }", "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 6, 7, 1e3), }",
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (2**70, 1, 1, 1), }", "{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775807, 4, 4, 4), }",
-    "{'descr': '<U1000000000', 'fortran_order': False, 'shape': (4, 1, 1, 1), }", "{'descr': '|V0', 'fortran_order': False, 'shape': (4, 6, 7, 5), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 100000, 100000, 100000), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (4, -1, 7, 5), }",
+    "{'descr': '<f4', 'fortran_order': 3, 'shape': (4, 6, 7, 5), }",
+    "{'descr': 'O', 'fortran_order': False, 'shape': (4,), }",
+    "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4, 6, 7, 5), }",
+    "{'descr': '<f4', 'shape': (4, 6, 7, 5)}", "[" * 5000, "(" * 500 + ")" * 500,
+    f"__import__('os').system('{TOUCH}')",
+    "{'descr': __import__('os'), 'fortran_order': False, 'shape': (4, 6, 7, 5)}", "9" * 9000, "-" * 9000, "", "\0",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 6, 7, 5), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 6, 7, 1e3), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (2**70, 1, 1, 1), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775807, 4, 4, 4), }",
+    "{'descr': '<U1000000000', 'fortran_order': False, 'shape': (4, 1, 1, 1), }",
+    "{'descr': '|V0', 'fortran_order': False, 'shape': (4, 6, 7, 5), }",
     "{'descr': ('<f4', (100000, 100000)), 'fortran_order': False, 'shape': (4, 6, 7, 5), }",
 ]  # fmt: skip
 

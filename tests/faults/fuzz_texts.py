@@ -1,4 +1,4 @@
-"""Configs and tables for fuzz.py: make(folder, rng) writes one (rng None: undamaged) and check(folder, given) reads it."""
+"""Configs and tables for fuzz.py: make(folder, rng) writes one (None: undamaged), check(folder, given) reads it."""
 
 import copy
 import functools
@@ -12,7 +12,7 @@ from fuzz_damage import CANARY, ROOT, TOUCH, damage, pick
 
 from fomo import config as config_module
 from fomo import kinds, tasks
-from fomo.data import cache, cases, loader, sources
+from fomo.data import cache, cases, sources
 from fomo.evaluation import evaluate
 from fomo.prediction.cases import cases_from_table
 from fomo.run_folder import RunFolder
@@ -22,18 +22,22 @@ from fomo.runtime.log import Log
 # ------------------------------------------------------------------------------------------- configs
 
 _TEXTS = [
-    "", "none", "~", "no", "é\u202e\u0000", "\ud7ff", "x" * 5000, "../../../etc/passwd", "/dev/zero", "/dev/stdin", "-1", "1e400", "nan", ".inf",
-    "0x" + "f" * 6000, "9" * 4000, "9" * 5000, "190:20:30", "2026-11-21", "[", "{", "*a", "&a", "!!binary aGk=", "a=b", "%s%n", "{}", "\x1b[31m",
+    "", "none", "~", "no", "é\u202e\u0000", "\ud7ff", "x" * 5000, "../../../etc/passwd", "/dev/zero", "/dev/stdin",
+    "-1", "1e400", "nan", ".inf", "0x" + "f" * 6000, "9" * 4000, "9" * 5000, "190:20:30", "2026-11-21", "[", "{",
+    "*a", "&a", "!!binary aGk=", "a=b", "%s%n", "{}", "\x1b[31m",
 ]  # fmt: skip
 _VALUES = [
-    None, True, -1, 0, 1, 2**31, 2**63, 10**30, 10**4000, -(10**400), 0.0, -0.5, 1e308, float("inf"), float("nan"), [], [[]], [None], [1, 2], [1] * 500,
-    [16, 16, 16], [1, 2, 3, 4], ["a", "a"], {}, {"a": 1}, {"a": {"b": {}}}, {"p": 2}, {"rotate": {"p": "x"}}, {"rotate": 3}, b"bytes", *_TEXTS,
+    None, True, -1, 0, 1, 2**31, 2**63, 10**30, 10**4000, -(10**400), 0.0, -0.5, 1e308, float("inf"), float("nan"),
+    [], [[]], [None], [1, 2], [1] * 500, [16, 16, 16], [1, 2, 3, 4], ["a", "a"], {}, {"a": 1}, {"a": {"b": {}}},
+    {"p": 2}, {"rotate": {"p": "x"}}, {"rotate": 3}, b"bytes", *_TEXTS,
 ]  # fmt: skip
 _YAML = [
-    f'!!python/object/apply:os.system ["{TOUCH}"]', f"!!python/object/new:subprocess.Popen [['touch', '{CANARY}']]", "!!python/name:os.system",
-    "!!python/module:os", "!!python/tuple [1]", "!!set {a, b}", "!!omap [a: 1]", "!!timestamp 2026-99-99", "!!int x", "!!float x", "!!bool x", "!!null x",
-    "!!binary '!'", "!!str [1]", "!!map [1]", "!!seq {a: 1}", "!unknown x", "&a {x: *a}", "&a [*a]", "*nobody", "<<: {name: x}", "? [a]\n: b", "? {a: b}\n: c",
-    "---\nname: b", "%YAML 9.9\n---", "- a\n- b", "'", '"', "\t", "@", "`", "|\n", ">\n x", "{" * 50, "[" * 50, "name: a\nname: b", ": ", "1: 2", "null: 3",
+    f'!!python/object/apply:os.system ["{TOUCH}"]', f"!!python/object/new:subprocess.Popen [['touch', '{CANARY}']]",
+    "!!python/name:os.system", "!!python/module:os", "!!python/tuple [1]", "!!set {a, b}", "!!omap [a: 1]",
+    "!!timestamp 2026-99-99", "!!int x", "!!float x", "!!bool x", "!!null x", "!!binary '!'", "!!str [1]",
+    "!!map [1]", "!!seq {a: 1}", "!unknown x", "&a {x: *a}", "&a [*a]", "*nobody", "<<: {name: x}", "? [a]\n: b",
+    "? {a: b}\n: c", "---\nname: b", "%YAML 9.9\n---", "- a\n- b", "'", '"', "\t", "@", "`", "|\n", ">\n x",
+    "{" * 50, "[" * 50, "name: a\nname: b", ": ", "1: 2", "null: 3",
 ]  # fmt: skip
 _NAMES = [name for name, _, _ in config_module.fields(config_module.Config())]
 
@@ -197,12 +201,12 @@ def _listed(kind):
 
 
 def check_config(folder, given):
-    """What a command does with a config before it looks at the data; what was read must be what is written into the run folder."""
+    """What a command does with a config before it looks at the data. The run folder's config must be what was read."""
     path, overrides = given
     config = kinds.load(path, overrides)
     again = kinds.from_dict(config_module.to_dict(config), "again")
     assert config_module.identity(again) == config_module.identity(config)
-    loader.augmentation(config)
+    tasks.build(config).augmentation()
     RunFolder(folder / "run").claim(config, Log(active=False)).close()
     assert config_module.identity(kinds.load(folder / "run" / "config.yaml")) == config_module.identity(config)
     if config.task.type in ("classification", "segmentation", "regression") and config.data.source == "phantom":
@@ -214,9 +218,11 @@ check_config.refuses = ()
 # -------------------------------------------------------------------------------------------- tables
 
 _CELLS = [
-    "", " ", "nan", "inf", "-1", "1e400", "0x10", "١", "2", "..", "../../escape", "/etc/passwd", "a/b", "a\\b", ".hidden", "~", "-rf", "=1+1", "=cmd|' /C calc'!A0",
-    "@SUM(1)", "\0", "a\0b", "\x1b[31m", "\u202e", "é", "x" * 300, "x" * 200_000, '"', "'", "a\nb", "a,b", "a;b", "CON", "nul", "scan_0.npy", "../in/scan_0.npy",
-    "file:///etc/passwd", "http://localhost:1/x", "$(touch ../canary)", "`touch ../canary`", "| touch ../canary", "%s%s%n", "{0.__class__}", "<b>x</b>", ".", "a.",
+    "", " ", "nan", "inf", "-1", "1e400", "0x10", "١", "2", "..", "../../escape", "/etc/passwd", "a/b", "a\\b",
+    ".hidden", "~", "-rf", "=1+1", "=cmd|' /C calc'!A0", "@SUM(1)", "\0", "a\0b", "\x1b[31m", "\u202e", "é",
+    "x" * 300, "x" * 200_000, '"', "'", "a\nb", "a,b", "a;b", "CON", "nul", "scan_0.npy", "../in/scan_0.npy",
+    "file:///etc/passwd", "http://localhost:1/x", "$(touch ../canary)", "`touch ../canary`", "| touch ../canary",
+    "%s%s%n", "{0.__class__}", "<b>x</b>", ".", "a.",
 ]  # fmt: skip
 _TABLES = ("table", "groups", "labels", "cases", "predictions", "paths")
 
@@ -278,7 +284,7 @@ def _table_config(folder, **data):
 
 
 def check_table(folder, given):
-    """Listed, preprocessed into the cache, and used for splits: a name in the table must not become a place elsewhere."""
+    """Listed, preprocessed into the cache, used for splits: a name in the table must not become a place elsewhere."""
     kind, path = given
     if kind in ("table", "paths"):
         source = {"table": "table", "paths": "volumes"}[kind]

@@ -50,7 +50,8 @@ def check(folder, number):
 
 check.refuses = (ValueError,)
 for number in range(8):
-    print(str(fuzz.one(lambda folder, rng: number, check, pathlib.Path({str(tmp_path)!r}), watch, number)[1]).splitlines()[0])
+    _, failure = fuzz.one(lambda folder, rng: number, check, pathlib.Path({str(tmp_path)!r}), watch, number)
+    print(str(failure).splitlines()[0])
 """
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
