@@ -88,7 +88,7 @@ def labelled(folder, skip):
     """Labelled heads in random order, after the first `skip`: PROBE to fit, TEST to test, each of another subject."""
     config = content(
         folder,
-        task={"type": "classification", "targets": ["cohort"]},
+        task={"type": "classification", "targets": ["cohort"], "classes": 3},
         data={"phantom_cases": (skip + PROBE + TEST) * 11 // 10 + 1},
     )
     wanted = tasks.wanted(config)
