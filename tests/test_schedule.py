@@ -9,7 +9,9 @@ from fomo.schedule import epochs_without_improvement, learning_rate, plateau_fac
 
 
 def test_cosine_by_hand():
-    rate = lambda step, **kwargs: learning_rate(step, peak=1.0, total_steps=100, stretch=1.0, minimum=0.0, **kwargs)  # noqa: E731
+    def rate(step, **warmup):
+        return learning_rate(step, peak=1.0, total_steps=100, stretch=1.0, minimum=0.0, **warmup)
+
     assert rate(0) == 1.0
     assert rate(50) == pytest.approx(0.5)
     assert rate(75) == pytest.approx((1 - math.sqrt(0.5)) / 2)
