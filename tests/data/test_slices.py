@@ -49,8 +49,8 @@ def data_set(tmp_path):
         content = {
             "task": {"type": "multilabel", "targets": list(LABELS)},
             "data": {
-                "source": "slices", "csv": "splits/all.csv", "labels_csv": "labels.csv", "channels": ["ct"], "normalize": "none",
-                "patch": [*SIZE, 1], **data,
+                "source": "slices", "csv": "splits/all.csv", "labels_csv": "labels.csv", "channels": ["ct"],
+                "normalize": "none", "patch": [*SIZE, 1], **data,
             },
             "model": {"name": "resnet50"},
             "train": {"batch_size": 4, "workers": 0},
