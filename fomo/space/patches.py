@@ -10,16 +10,15 @@ def window_starts(shape, patch, overlap):
     The first and last window of each axis touch the borders. Neighbours overlap by at least `overlap`, a fraction of
     the patch. An axis that is shorter than the patch has one window with a negative start: it is padded on both sides.
     """
-    axes = []
-    for size, length in zip(shape, patch):
-        slack = size - length
-        if slack <= 0:
-            axes.append(np.array([centred(size, length)]))
-            continue
+
+    def starts(size, length):
+        if size <= length:
+            return [centred(size, length)]
         stride = max(1, int(length * (1 - overlap)))
-        count = -(-slack // stride) + 1
-        axes.append(np.round(np.linspace(0, slack, count)).astype(int))
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        count = -((length - size) // stride) + 1
+        return np.round(np.linspace(0, size - length, count)).astype(int)
+
+    return np.stack(np.meshgrid(*map(starts, shape, patch), indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def centred(size, length):
@@ -36,8 +35,8 @@ def draw_start(shape, patch, generator, position="random", voxel=None):
     """Start (3,) of a training patch.
 
     position: `center`, or `random`: uniform over all places inside the volume. voxel: one that shall lie in the patch,
-    at least a quarter of the patch away from its sides, and otherwise anywhere: if lesions were always in the middle, a
-    network would learn that. Axes that are shorter than the patch are centred.
+    at least a quarter of it away from its sides; were lesions always in the middle, a network would learn that. Axes
+    that are shorter than the patch are centred.
     """
     start = []
     for axis, (size, length) in enumerate(zip(shape, patch)):

@@ -13,10 +13,8 @@ CANDIDATES = tuple(
 
 
 def apply(mask, spacing_mm, fill_holes=False, minimum_mm3=0.0, largest=False):
-    """The label map `mask` (X, Y, Z) uint8 with each class above 0 cleaned up, as a new array.
+    """The label map `mask` (X, Y, Z) uint8 with each class above 0 cleaned up, as a new array, in this order:
 
-    spacing_mm: voxel size.
-    The steps, in this order:
     fill_holes: background that is enclosed by one class becomes that class.
     minimum_mm3: components (neighbours by face, edge or corner) of a smaller volume become background.
     largest: only the largest component stays.

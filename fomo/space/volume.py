@@ -1,8 +1,7 @@
 """Volumes: NIfTI in and out, orientation, resampling, normalisation, and the way back to the native grid.
 
 Arrays are (X, Y, Z), or (C, X, Y, Z) where said. Affines are (4, 4), from voxel indices to world mm, RAS+ as in
-nibabel. `preprocess` is the one path from a scan to what a network sees, in training and in inference; `to_native` is
-the way back. Errors are ValueErrors that name the file or argument, what was got and what was wanted.
+nibabel. `preprocess` is the one path from a scan to what a network sees; `to_native` is the way back.
 """
 
 import functools
@@ -30,8 +29,8 @@ _UNREADABLE = (OSError, EOFError, OverflowError, MemoryError, zlib.error, *_DAMA
 def read_nifti(path):
     """(array float32 (X, Y, Z), affine float64 (4, 4)) of a 3D NIfTI file, scaled by its own slope and intercept.
 
-    A fourth axis of length 1 is dropped. Raises ValueError for a file that is missing, unreadable, truncated, not 3D or
-    not of real numbers, for NaN and infinity, and for an affine that cannot be inverted.
+    A fourth axis of length 1 is dropped. ValueError for a file that is missing, damaged, not 3D or not of real numbers,
+    for NaN and infinity, and for an affine that cannot be inverted.
     """
     try:
         _check_extensions(path)
@@ -41,9 +40,8 @@ def read_nifti(path):
             raise ValueError(f"{path}: got shape {_by(shape)}, wanted one 3D volume (x, y, z)")
         if dtype.kind not in "iufb":
             raise ValueError(f"{path}: got voxels of type {dtype}, wanted real numbers")
-        size = os.path.getsize(path)
-        most = size * (_INFLATION if str(path).lower().endswith(".gz") else 1)
-        if math.prod(shape) * dtype.itemsize > most:  # before it is allocated
+        size, inflation = os.path.getsize(path), _INFLATION if str(path).lower().endswith(".gz") else 1
+        if math.prod(shape) * dtype.itemsize > size * inflation:  # before it is allocated
             lacking = f"which cannot hold the header's {_by(shape)} voxels of type {dtype}"
             raise ValueError(f"{path}: got {size} bytes, {lacking}")
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape[:3])
@@ -78,8 +76,8 @@ def _check_extensions(path):
 def write_nifti(path, array, affine, like=None):
     """Write `array` (X, Y, Z) in its own dtype, with slope 1, under a temporary name that is then renamed to `path`.
 
-    The suffix of `path`, .nii or .nii.gz, decides on compression. like: path of a NIfTI file whose header (units, qform
-    and sform codes, description) is kept. Raises OSError when the disk refuses, and then leaves nothing behind.
+    like: path of a NIfTI file whose header (units, qform and sform codes, description) is kept. Raises OSError when the
+    disk refuses, and then leaves nothing behind.
     """
     folder, name = os.path.split(os.path.abspath(path))
     if not name.endswith((".nii", ".nii.gz")):
@@ -136,8 +134,8 @@ def resample(array, shape, order):
     """`array` (..., X, Y, Z) on a grid of `shape` (x, y, z) voxels over the same field of view (voxel edges aligned).
 
     order: 3 (cubic B-spline) or 1 (linear), both in float32, or 0 (nearest) in the array's dtype. There is no smoothing
-    before downsampling. The result is that of scipy.ndimage.zoom(mode="nearest", grid_mode=True). It is made one axis
-    at a time: interpolation is linear and separable, and so each axis is a product with a small matrix.
+    before downsampling. The result is that of scipy.ndimage.zoom(mode="nearest", grid_mode=True), by a product with a
+    small matrix for each axis.
     """
     if order not in (0, 1, 3):
         raise ValueError(f"order: got {order}, wanted 0 (nearest), 1 (linear) or 3 (cubic)")
@@ -190,16 +188,11 @@ def resample_labels(array, shape):
 def nonzero_box(arrays):
     """((x0, x1), (y0, y1), (z0, z1)): smallest box of the voxels where any of `arrays` is not 0; None without any."""
     filled = functools.reduce(np.logical_or, [array != 0 for array in arrays])
-    box = []
-    for axis in range(3):
-        line = np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {axis})))
-        if not line.size:
-            return None
-        box.append((int(line[0]), int(line[-1]) + 1))
-    return tuple(box)
+    found = scipy.ndimage.find_objects(filled.view(np.uint8))
+    return tuple((part.start, part.stop) for part in found[0]) if found else None
 
 
-def normalize(array, kind, percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
+def normalize(array, kind="zscore", percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
     """float32 `array` with intensities on a common scale. ValueError for a volume that is constant, or would be.
 
     kind: `zscore` (mean 0 and standard deviation 1 over all voxels), `percentile` (the two `percentiles` become 0 and
@@ -259,30 +252,19 @@ class Geometry:
         return cls(**{name: _tupled(value) for name, value in values.items()})
 
 
-def preprocess(
-    arrays,
-    affine,
-    *,
-    spacing_mm=None,
-    crop=True,
-    kind="zscore",
-    percentiles=(0.5, 99.5),
-    window=(-1000.0, 400.0),
-    mask=None,
-    names=None,
-):
+def preprocess(arrays, affine, *, spacing_mm=None, crop=True, mask=None, names=None, **scale):
     """(image float32 (C, X, Y, Z), mask uint8 (X, Y, Z) or None, Geometry) from the channels of one scan.
 
     arrays: the channels (X, Y, Z), all on the grid of `affine`; mask: class numbers on the same grid.
-    names: of the channels, for errors.
+    names: of the channels, for errors. scale: the arguments of `normalize`.
 
-    The steps are RAS orientation, crop to the box of the voxels where any channel is not 0, `normalize` (kind,
-    percentiles, window), and resampling to `spacing_mm` (None: none). Channels are resampled by a cubic spline and
-    limited to their own range, since the spline overshoots at edges; the mask is resampled by `resample_labels`. Raises
-    ValueError for unequal shapes and for a constant channel.
+    The steps are RAS orientation, crop to the box of the voxels where any channel is not 0, `normalize`, and resampling
+    to `spacing_mm` (None: none). Channels are resampled by a cubic spline and limited to their own range, since the
+    spline overshoots at edges. The mask is resampled by `resample_labels`. ValueError for unequal shapes and for a
+    constant channel.
     """
     arrays = list(arrays)
-    names = [f"arrays[{channel}]" for channel in range(len(arrays))] if names is None else names
+    names = names or [f"arrays[{channel}]" for channel in range(len(arrays))]
     for array in (*arrays, *([] if mask is None else [mask])):
         if array.shape != arrays[0].shape or array.ndim != 3:
             got = f"{_by(arrays[0].shape)} and {_by(array.shape)} voxels"
@@ -291,18 +273,14 @@ def preprocess(
     ornt = orientations.io_orientation(affine)
     arrays = [orientations.apply_orientation(array, ornt) for array in arrays]
     before = spacing(affine @ orientations.inv_ornt_aff(ornt, native_shape))
-    box = tuple((0, n) for n in arrays[0].shape)
-    if crop:
-        box = nonzero_box(arrays) or box  # all zero: normalize says so
+    box = (crop and nonzero_box(arrays)) or tuple((0, n) for n in arrays[0].shape)  # all zero: normalize says so
     inside = tuple(slice(*limits) for limits in box)
-    cropped = [stop - start for start, stop in box]
-    shape = tuple(cropped)
-    if spacing_mm is not None:
-        shape = _resampled(cropped, before, spacing_mm, names[0])
+    cropped = tuple(stop - start for start, stop in box)
+    shape = cropped if spacing_mm is None else _resampled(cropped, before, spacing_mm, names[0])
     image = np.empty((len(arrays), *shape), dtype=np.float32)
     for channel, array in enumerate(arrays):
         try:
-            array = normalize(array[inside], kind, percentiles, window)
+            array = normalize(array[inside], **scale)
         except ValueError as error:
             raise ValueError(f"{names[channel]}: {error}") from error
         np.clip(resample(array, shape, order=3), array.min(), array.max(), out=image[channel])
@@ -339,16 +317,11 @@ def to_native(array, geometry, order=1):
     if array.shape[-3:] != geometry.shape:
         raise ValueError(f"array: got shape {_by(array.shape)}, wanted (..., {', '.join(map(str, geometry.shape))})")
     cropped = resample(array, [stop - start for start, stop in geometry.box], order)
-    ornt = np.array(geometry.orientation)
-    ras_shape = np.empty(3, dtype=int)
-    ras_shape[ornt[:, 0]] = geometry.native_shape
-    full = np.zeros((*array.shape[:-3], *ras_shape), dtype=cropped.dtype)
-    full[(..., *(slice(*limits) for limits in geometry.box))] = cropped
-    # native axis i is RAS axis ornt[i, 0], walked backwards where ornt[i, 1] is -1
-    lead = full.ndim - 3
-    full = full.transpose(*range(lead), *(lead + ornt[:, 0]))
-    flips = tuple(slice(None, None, sign) for sign in ornt[:, 1])
-    return np.ascontiguousarray(full[(..., *flips)])
+    result = np.zeros((*array.shape[:-3], *geometry.native_shape), cropped.dtype)
+    # a native axis is the RAS axis of its pair, walked backwards where the sign is -1
+    turned = cropped.transpose(*range(array.ndim - 3), *(axis - 3 for axis, _ in geometry.orientation))
+    result[(..., *geometry.native_box)] = turned[(..., *(slice(None, None, sign) for _, sign in geometry.orientation))]
+    return result
 
 
 def _by(shape):
