@@ -8,11 +8,11 @@
     <cache>/index-<hash>.jsonl          the same facts of all entries of one preprocessing, see index.py
 
 The hash covers the preprocessing settings and the path, size and time of every source file (of a link also its
-target), so that a change makes a new entry. An entry appears by a rename, whole or not at all, and is not made again.
+target), so that a change makes a new entry. An entry appears by a rename, whole or not at all.
 
 A start looks at every source file, unless there are many cases (data.rescan). Then a case whose paths are in the index
-is taken from there, and only the names of the entries are listed. New, renamed and removed cases are noticed all the
-same. A file that was changed in place is noticed when its case is read, and that ends the run.
+is taken from there. New, renamed and removed cases are noticed all the same. A file that was changed in place is
+noticed when its case is read, and that ends the run.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import UserError, fingerprint
-from ..runtime.files import new_folder
+from ..runtime import files
 from ..space import volume
 from . import index, jobs
 from .cases import Case, Prepared, digits, looks_at_files, read_volume, rounded
@@ -51,43 +51,44 @@ class CachedCase(Prepared):
     @property
     def geometry(self):
         """The way back to native space, from case.json."""
-        return volume.Geometry.from_dict(_read_facts(self.folder)["geometry"])
+        return volume.Geometry.from_dict(_read_entry(self.folder, "case.json")["geometry"])
 
     def image(self):
         """(C, X, Y, Z), memory-mapped. UserError when the sources have changed since, or the entry is gone."""
         if self.unseen is not None:
-            files = _sources(self.case, masked=bool(self.class_voxels))
-            if _entry(self.case, files, self.unseen) != self.entry:
-                changed = f"{files[0].path} or a file beside it has changed since it was preprocessed"
+            sources = _sources(self.case, masked=bool(self.class_voxels))
+            if _entry(self.case, sources, self.unseen) != self.entry:
+                changed = f"{sources[0].path} or a file beside it has changed since it was preprocessed"
                 raise UserError(f"case {self.id}: {changed}: run again with data.rescan=always")
-        return self._load("image.npy", "r")
+        return _read_entry(self.folder, "image.npy", "r")
 
     def mask(self):
         """(X, Y, Z) uint8, memory-mapped; segmentation only."""
-        return self._load("mask.npy", "r")
+        return _read_entry(self.folder, "mask.npy", "r")
 
     def foreground(self):
         """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; segmentation only."""
-        return self._load("foreground.npy")
+        return _read_entry(self.folder, "foreground.npy")
 
-    def _load(self, name, mmap_mode=None):
-        path = os.path.join(self.folder, name)
-        try:
+
+def _read_entry(folder, name, mmap_mode=None):
+    """The array of a .npy file of the entry `folder`, or the dict of its case.json."""
+    path, id = os.path.join(folder, name), os.path.basename(folder).rpartition("-")[0]
+    try:
+        if name.endswith(".npy"):
             return np.load(path, mmap_mode)
-        except (OSError, ValueError, EOFError) as error:  # gone, damaged, empty
-            said = f"cannot read {path} ({' '.join(str(error).split())})"
-            raise UserError(f"case {self.id}: {said}: delete that folder and run again") from error
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError, EOFError) as error:  # gone, damaged, empty
+        said = f"cannot read {path} ({' '.join(str(error).split())})"
+        raise UserError(f"case {id}: {said}: delete that folder and run again") from error
 
 
 def prepare(cases, data, wanted, log=None, workers=None):
     """The list of CachedCase for `cases`, in their order; preprocesses those that the cache does not have yet.
 
-    data: the config's section.
-    wanted: cases.Wanted.
-    log: for progress (`data`) and warnings.
-    workers: processes (0: this one; None: data.prepare_workers).
-
-    Raises one UserError when cases are unusable, after all others are done: the first in full and the ids of the rest.
+    The arguments are those of `sources.prepare`. Raises one UserError when cases are unusable, after all others are
+    done: the first in full and the ids of the rest.
     """
     if data.cache is None:
         raise UserError("data.cache: got none, wanted the folder of the preprocessed cases")
@@ -100,12 +101,14 @@ def prepare(cases, data, wanted, log=None, workers=None):
     index_path = os.path.join(data.cache, f"index-{settings_hash}.jsonl")
     there, known = set(os.listdir(data.cache)), index.read(index_path, log)
     look = looks_at_files(data, len(cases))
-    keys = [_key(_sources(case, wanted.masked)) for case in cases]
-    entries, unseen = [], []
-    for case, key in zip(cases, keys):
+    keys, entries, unseen = [], [], []
+    for case in cases:
+        sources = _sources(case, wanted.masked)
+        key = _hash([[os.path.abspath(source.path), source.index] for source in sources])
         entry = "" if look or key not in known else known[key].entry
         trusted = entry in there and entry.rpartition("-")[0] == case.id
-        entries.append(entry if trusted else _entry(case, _sources(case, wanted.masked), settings_hash))
+        keys.append(key)
+        entries.append(entry if trusted else _entry(case, sources, settings_hash))
         unseen.append(settings_hash if trusted else None)
     places = [os.path.join(data.cache, entry) for entry in entries]
     todo = [(case, place, settings) for case, place, entry in zip(cases, places, entries) if entry not in there]
@@ -114,26 +117,20 @@ def prepare(cases, data, wanted, log=None, workers=None):
         log("data", cases=len(cases), cached=len(cases) - len(todo), unseen=seen, cache=data.cache)
     _preprocess_all(todo, data.prepare_workers if workers is None else workers, log)
     known = _updated(index_path, known, there, dict(zip(keys, entries)))
-    return [
-        CachedCase(case, place, *known[key][1:], unseen=unlooked)
-        for case, place, key, unlooked in zip(cases, places, keys, unseen)
-    ]
+    rows = zip(cases, places, (known[key][1:] for key in keys), unseen)
+    return [CachedCase(case, place, *facts, unlooked) for case, place, facts, unlooked in rows]
 
 
 def _updated(path, known, there, entries):
-    """The index `known`, {key: Facts}, with the `entries`, {key: name}, that it lacks; written to `path` if it changed.
+    """The index `known`, {key: Facts}, with all `entries`, {key: name}; written to `path` if it changed.
 
     there: names of the entries that the cache had before; the index keeps no others.
     """
-    cache = os.path.dirname(path)
-    new = {
-        key: _facts(cache, entry)
-        for key, entry in entries.items()
-        if entry not in there or key not in known or known[key].entry != entry
-    }
+    kept = {key: facts for key, facts in known.items() if facts.entry in there}
+    new = {key: entry for key, entry in entries.items() if key not in kept or kept[key].entry != entry}
     if not new:
         return known
-    known = {key: facts for key, facts in known.items() if facts.entry in there} | new
+    known = kept | {key: _facts(os.path.dirname(path), entry) for key, entry in new.items()}
     try:
         index.write(path, known)
     except OSError as error:
@@ -141,8 +138,14 @@ def _updated(path, known, there, entries):
     return known
 
 
+def _facts(cache, entry):
+    facts = _read_entry(os.path.join(cache, entry), "case.json")
+    values = facts["geometry"]["shape"], facts["background"], facts.get("class_voxels", ())
+    return index.Facts(entry, *map(tuple, values))
+
+
 def _preprocess_all(todo, workers, log):
-    """Make the entries of `todo`, (case, folder, settings) each. At the end a UserError names the cases that failed."""
+    """Make the entries of `todo`, (case, folder, settings) each."""
 
     def report(done, left_s):
         if log:
@@ -177,44 +180,37 @@ def _settings(data, wanted):
     return used
 
 
-def _entry(case, files, settings_hash):
-    """The name of a case's entry. The `files`, its sources, are looked at."""
+def _entry(case, sources, settings_hash):
+    """The name of a case's entry. Its `sources` are looked at."""
     try:
-        return f"{case.id}-{_hash([settings_hash, _stamps(files)])}"
+        return f"{case.id}-{_hash([settings_hash, _stamps(sources)])}"
     except OSError as error:
         raise UserError(f"case {case.id}: cannot read {error.filename}: {error.strerror}") from error
 
 
-def input_key(files):
-    """A key that changes when the Volumes `files` change. Raises OSError where one is missing."""
-    return _hash(_stamps(files))
+def input_key(sources):
+    """A key that changes when the files of the Volumes `sources` change. Raises OSError where one is missing."""
+    return _hash(_stamps(sources))
 
 
-def _stamps(files):
-    return [[os.path.abspath(source.path), source.index, *stamp(source.path)] for source in files]
+def _stamps(sources):
+    return [[os.path.abspath(source.path), source.index, *stamp(source.path)] for source in sources]
 
 
 def stamp(path):
     """[size, time ...] of a file, or of all files of a folder: it changes when they do."""
-    status, target = os.stat(path), _target(path, os.path.islink(path))
+    status = os.stat(path)
+    own = _file_stamp(status, path, os.path.islink(path))
     if not stat.S_ISDIR(status.st_mode):
-        return [status.st_size, status.st_mtime_ns, *target]
-    files = sorted(
-        (entry.name, entry.stat(), _target(entry.path, entry.is_symlink()))
-        for entry in os.scandir(path)
-        if entry.is_file()
-    )
-    return [*([name, status.st_size, status.st_mtime_ns, *target] for name, status, target in files), *target]
+        return own
+    entries = [entry for entry in os.scandir(path) if entry.is_file()]
+    inside = sorted([entry.name, *_file_stamp(entry.stat(), entry.path, entry.is_symlink())] for entry in entries)
+    return [*inside, *own[2:]]
 
 
-def _target(path, is_link):
-    """[where a link leads], since another file may have the same size and time; [] of other files, as in old caches."""
-    return [os.path.realpath(path)] if is_link else []
-
-
-def _key(files):
-    """The key of a case in the index, from the paths of its sources."""
-    return _hash([[os.path.abspath(source.path), source.index] for source in files])
+def _file_stamp(status, path, is_link):
+    """[size, time], and of a link where it leads: another file may have the same size and time."""
+    return [status.st_size, status.st_mtime_ns, *([os.path.realpath(path)] if is_link else [])]
 
 
 def _hash(value):
@@ -227,7 +223,7 @@ def _sources(case, masked):
 
 
 def _prepare(job):
-    """(case, failure or None, warning or None); runs in a worker process."""
+    """(case, failure or None, warning or None)."""
     case, folder, settings = job
     try:
         return case, None, _write(case, folder, settings)
@@ -240,14 +236,13 @@ def _write(case, folder, settings):
     image, mask, geometry, warning = _preprocess(case, settings)
     facts = {"geometry": geometry.to_dict(), "background": image.min(axis=(1, 2, 3)).tolist()}
     try:
-        with new_folder(folder, mode=0o700) as temporary:
+        with files.new_folder(folder, mode=0o700) as temporary:
             np.save(os.path.join(temporary, "image.npy"), image)
             if mask is not None:
                 facts["class_voxels"] = np.bincount(mask.ravel(), minlength=settings["classes"]).tolist()
                 np.save(os.path.join(temporary, "mask.npy"), mask)
                 np.save(os.path.join(temporary, "foreground.npy"), foreground_voxels(mask, settings["classes"]))
-            with open(os.path.join(temporary, "case.json"), "w", encoding="utf-8") as file:
-                json.dump(facts, file, indent=1)
+            files.write_json(os.path.join(temporary, "case.json"), facts)
             for name in os.listdir(temporary):  # onto the disk: else a power cut leaves an entry of empty files
                 with open(os.path.join(temporary, name), "r+b") as file:
                     os.fsync(file.fileno())
@@ -266,8 +261,7 @@ def load(case, data, wanted):
 def _preprocess(case, settings):
     """(image, mask or None, Geometry, warning or None)."""
     arrays, affine, native_mask = _read(case, settings)
-    keys = ("spacing_mm", "crop", "kind", "percentiles", "window")
-    options = {name: settings[name] for name in keys if name in settings}
+    options = {name: value for name, value in settings.items() if name not in ("version", "dtype", "classes")}
     paths = [source.path for source in case.images]
     image, mask, geometry = volume.preprocess(arrays, affine, mask=native_mask, names=paths, **options)
     warning = None if mask is None else _lost(native_mask, mask, geometry, settings["classes"])
@@ -353,19 +347,3 @@ def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):
                 rows.append(np.stack([np.full_like(y, x), y, z, np.full_like(y, label)], axis=1).astype(np.int16))
                 before += count
     return np.concatenate(rows) if rows else np.zeros((0, 4), np.int16)
-
-
-def _read_facts(folder):
-    """The content of an entry's case.json."""
-    path = os.path.join(folder, "case.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}): delete that folder and run again") from error
-
-
-def _facts(cache, entry):
-    facts = _read_facts(os.path.join(cache, entry))
-    values = facts["geometry"]["shape"], facts["background"], facts.get("class_voxels", ())
-    return index.Facts(entry, *map(tuple, values))

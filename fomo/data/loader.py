@@ -14,10 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..config import UserError
+from ..config import Config, UserError
 from ..runtime import interrupt, seeds
 from ..space import patches
 from ..transforms import build, mixing
+from .cases import Wanted
+
+_OPEN_CASES = 32  # that a process keeps mapped, since mapping again takes time; each is one or two open files
+_FEW_BATCHES = 4  # per worker: fewer are read sooner than a process is started
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,8 @@ class Plan:
         """Slots of one step on this rank: a list of micro-batches."""
         per_rank = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * per_rank
-        return [
-            list(range(first + start, first + start + self.micro_batch))
-            for start in range(0, per_rank, self.micro_batch)
-        ]
+        starts = range(first, first + per_rank, self.micro_batch)
+        return [list(range(start, start + self.micro_batch)) for start in starts]
 
     @property
     def micro_batches(self):
@@ -70,9 +72,6 @@ class Order:
         return Order, self._arguments
 
 
-_OPEN_CASES = 32  # that a process keeps mapped, since mapping again takes time; each is one or two open files
-
-
 @functools.lru_cache(maxsize=_OPEN_CASES)
 def _open(case, masked):
     """(image (C, X, Y, Z), mask (X, Y, Z), [voxels (N, 3) of each foreground class that the case has]).
@@ -89,6 +88,7 @@ def _open(case, masked):
     return image, mask, list(foreground)
 
 
+@dataclass(frozen=True)
 class Samples(Dataset):
     """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}.
 
@@ -96,57 +96,54 @@ class Samples(Dataset):
     step, which is read here once more, whichever rank has it.
     """
 
-    def __init__(self, cases, order, config, wanted, fold):
-        self.cases, self.order, self.data, self.seed, self.fold = cases, order, config.data, config.seed, fold
-        self.wanted = wanted
-        self.mix, self.mix_p, self.batch_size = config.augment.mix, config.augment.mix_p, config.train.batch_size
+    cases: list
+    order: Order
+    config: Config
+    wanted: Wanted
+    fold: int
 
     def __getitem__(self, slot):
-        sample = self._read(slot)
-        if self.mix != "none":
-            step, place = divmod(slot, self.batch_size)
-            generator = seeds.generator(self.seed, "mix", self.fold, slot)
-            plan = mixing.draw(self.mix, generator, place, self.batch_size, self.data.patch, self.mix_p)
+        sample, augment, batch_size = self._read(slot), self.config.augment, self.config.train.batch_size
+        if augment.mix != "none":
+            place, generator = slot % batch_size, seeds.generator(self.config.seed, "mix", self.fold, slot)
+            patch = self.config.data.patch
+            plan = mixing.draw(augment.mix, generator, place, batch_size, patch, augment.mix_p)
             sample["mix"] = plan
             if plan is not None:
-                sample["partner"] = self._read(step * self.batch_size + plan["partner"])
+                sample["partner"] = self._read(slot - place + plan["partner"])
         return sample
 
     def _read(self, slot):
-        case = self.cases[self.order[slot]]
+        case, data = self.cases[self.order[slot]], self.config.data
         if case.is_patch:
             return {"image": torch.from_numpy(case.distinct()), "id": case.id, "slot": slot, "target": case.target}
         image, mask, foreground = _open(case, self.wanted.masked)
-        generator = seeds.generator(self.seed, "crop", self.fold, slot)
-        position, voxel = self.data.crop_position, None
+        generator = seeds.generator(self.config.seed, "crop", self.fold, slot)
+        position, voxel = data.crop_position, None
         if self.wanted.masked:
             position = "random"
             # drawn even without foreground, so that the draws after it do not depend on the case
-            if generator.random() < self.data.foreground_fraction and foreground:
+            if generator.random() < data.foreground_fraction and foreground:
                 voxels = foreground[generator.integers(len(foreground))]
                 voxel = voxels[generator.integers(len(voxels))]
-        start = patches.draw_start(case.shape, self.data.patch, generator, position, voxel)
-        image = patches.read(image, start, self.data.patch, case.background, torch.float32)
+        start = patches.draw_start(case.shape, data.patch, generator, position, voxel)
+        image = patches.read(image, start, data.patch, case.background, torch.float32)
         sample = {"image": image, "id": case.id, "slot": slot}
         if self.wanted.masked:
-            sample["mask"] = patches.read(mask, start, self.data.patch, 0)  # uint8 until the loss: less to move
+            sample["mask"] = patches.read(mask, start, data.patch, 0)  # uint8 until the loss: less to move
         elif not self.wanted.pretraining:
             sample["target"] = case.target
         return sample
 
 
 def augmentation(config, build=build):
-    """The augmentation of a config. UserError for wrong parameters.
-
-    build: function (preset, patch, parameters), as in `transforms`.
-    """
-    augment, spacing_mm = config.augment, config.data.spacing_mm
-    parameters = dict(augment.parameters or {})
+    """The augmentation of a config, by a function `build` like that of `transforms`. UserError for wrong parameters."""
+    parameters, spacing_mm = dict(config.augment.parameters or {}), config.data.spacing_mm
     resample = parameters.get("resample", {})
     if spacing_mm is not None and isinstance(resample, dict):  # angles are those of space
         parameters["resample"] = {"spacing_mm": spacing_mm, **resample}
     try:
-        return build(augment.preset, config.data.patch, parameters)
+        return build(config.augment.preset, config.data.patch, parameters)
     except ValueError as error:
         raise UserError(f"augment.parameters.{str(error)[:1000]}") from error
 
@@ -255,9 +252,8 @@ def read_batch(config, task, cases, fold, slots):
 def _reading(config, task, cases, fold):
     """(Samples, Collate) of the training cases of a fold."""
     labels = [int(case.target) for case in cases] if config.train.balanced else None
-    order = Order(len(cases), config.seed, fold, labels)
-    collate = Collate(config, task, fold, cases[0].scaling)
-    return Samples(cases, order, config, task.wanted(config.task), fold), collate
+    samples = Samples(cases, Order(len(cases), config.seed, fold, labels), config, task.wanted(config.task), fold)
+    return samples, Collate(config, task, fold, cases[0].scaling)
 
 
 def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=False):
@@ -270,15 +266,8 @@ def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=F
 
 def _read_ahead(data_set, collate, batches, workers, pin_memory):
     """Iterator over the `batches` of indices of a data set, collated, in order."""
-    loader = DataLoader(
-        data_set,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=interrupt.ignore_in_worker,
-    )
-    return _in_one_line(iter(loader))
+    options = dict(num_workers=workers, pin_memory=pin_memory, worker_init_fn=interrupt.ignore_in_worker)
+    return _in_one_line(iter(DataLoader(data_set, batch_sampler=batches, collate_fn=collate, **options)))
 
 
 def _in_one_line(batches):
@@ -292,24 +281,22 @@ def _in_one_line(batches):
             batches._shutdown_workers()
 
 
-# ------------------------------------------------------------------------------------- evaluation
-
-
 def in_one_window(case, patch):
     """Whether a window of `patch` voxels holds the whole case."""
     return all(size <= length for size, length in zip(case.shape, patch))
 
 
+@dataclass(frozen=True)
 class WholeCases(Dataset):
     """Index -> image (C, *patch) float32 of a case that one window holds, in its middle."""
 
-    def __init__(self, cases, patch):
-        self.cases, self.patch = cases, patch
+    cases: list
+    patch: tuple[int, int, int]
 
     def __getitem__(self, index):
         case = self.cases[index]
         image, _, _ = _open(case, False)
-        start = tuple(patches.centred(size, length) for size, length in zip(case.shape, self.patch))
+        start = patches.draw_start(case.shape, self.patch, None, "center")
         return patches.read(image, start, self.patch, case.background, torch.float32)
 
 
@@ -317,6 +304,3 @@ def whole_cases(config, cases, batches, pin_memory=False):
     """Iterator over the images (B, C, *patch) of `batches`, lists of indices of `cases`, in order, read ahead."""
     workers = min(config.train.workers, len(batches) // _FEW_BATCHES)
     return _read_ahead(WholeCases(cases, config.data.patch), torch.stack, batches, workers, pin_memory)
-
-
-_FEW_BATCHES = 4  # per worker: fewer are read sooner than a process is started
