@@ -7,27 +7,10 @@ ValueError, which names the argument, what was got and what was wanted.
 """
 
 from .calibration import brier, ece, log_loss
-from .classification import (
-    binary_metrics,
-    choose_threshold,
-    confusion_matrix,
-    decision_metrics,
-    matthews,
-    multiclass_metrics,
-)
+from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
 from .comparison import delong_test, paired_permutation
 from .intervals import Interval, bootstrap_ci, t_interval
-from .lesions import lesion_counts
-from .overlap import (
-    dice,
-    jaccard,
-    overlap_from_counts,
-    precision,
-    sensitivity,
-    specificity,
-    volume_similarity,
-    voxel_counts,
-)
+from .overlap import dice
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve
 from .regression import (
     apply_bias_correction,
@@ -45,12 +28,9 @@ from .regression import (
 from .summary import COUNTS, over_classes, summarize
 from .surface import (
     average_surface_distance,
-    average_surface_distance_from,
     hausdorff,
-    hausdorff_from,
     segmentation_metrics,
     segmentation_metrics_per_class,
     surface_dice,
-    surface_dice_from,
     surface_distances,
 )

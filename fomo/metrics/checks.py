@@ -30,16 +30,18 @@ def mask_pair(reference, prediction):
 def label_pair(reference, prediction, classes):
     """Two integer label maps of one shape with values in 0..classes-1."""
     whole_number(classes, "classes", 1)
-    pair = []
-    for values, name in ((reference, "reference"), (prediction, "prediction")):
-        array = np.asarray(values)
+    reference, prediction = np.asarray(reference), np.asarray(prediction)
+    for array, name in ((reference, "reference"), (prediction, "prediction")):
         if array.dtype.kind not in "iub":
             fail(name, f"dtype {array.dtype}", "integer labels")
-        if array.size and (array.min() < 0 or array.max() >= classes):
-            fail(name, f"labels from {array.min()} to {array.max()}", f"0 to {classes - 1} (classes={classes})")
-        pair.append(array)
-    same_shape(pair[1], "prediction", pair[0], "reference")
-    return pair
+        _below(array, name, classes)
+    same_shape(prediction, "prediction", reference, "reference")
+    return reference, prediction
+
+
+def _below(array, name, classes):
+    if array.size and (array.min() < 0 or array.max() >= classes):
+        fail(name, f"labels from {array.min()} to {array.max()}", f"0 to {classes - 1} (classes={classes})")
 
 
 def same_shape(array, name, other, other_name):
@@ -48,22 +50,22 @@ def same_shape(array, name, other, other_name):
 
 
 def spacing(spacing_mm, dimensions):
-    """`spacing_mm` as a tuple of positive floats, one per axis."""
+    """`spacing_mm` as a float64 array of positive numbers, one per axis."""
     values = np.asarray(spacing_mm)
     if values.dtype.kind not in "iuf" or values.shape != (dimensions,):
         fail("spacing_mm", repr(spacing_mm), f"{dimensions} numbers, the voxel size along each axis")
     if not (np.isfinite(values).all() and (values > 0).all()):
         fail("spacing_mm", repr(spacing_mm), "finite numbers greater than 0")
-    return tuple(float(value) for value in values)
+    return values.astype(np.float64)
 
 
-def number(value, name, low, high=np.inf, above=False):
-    """`value` as a finite float from `low` to `high`, inclusive; `above` refuses `low` itself."""
+def number(value, name, low, high=np.inf):
+    """`value` as a finite float from `low` to `high`, inclusive."""
     array = np.asarray(value)
     is_finite = array.ndim == 0 and array.dtype.kind in "iuf" and np.isfinite(array)
-    if not is_finite or not low <= array <= high or above and array == low:
+    if not is_finite or not low <= array <= high:
         limit = "" if high == np.inf else f" and at most {high:g}"
-        fail(name, repr(value), f"a finite number {'above' if above else 'of at least'} {low:g}{limit}")
+        fail(name, repr(value), f"a finite number of at least {low:g}{limit}")
     return float(value)
 
 
@@ -78,13 +80,19 @@ def choice(value, name, options):
         fail(name, repr(value), "one of " + ", ".join(map(repr, options)))
 
 
-def real(values, name, dimensions=1, finite=True):
-    """`values` as a float array (float32 stays) with `dimensions` axes and at least one case."""
+def _cases(values, name, dimensions, kinds, wanted):
+    """`values` as an array with one of the dtype `kinds`, with `dimensions` axes and at least one case."""
     array = np.asarray(values)
-    if array.dtype.kind not in "iufb":
-        fail(name, f"dtype {array.dtype}", "real numbers")
+    if array.dtype.kind not in kinds:
+        fail(name, f"dtype {array.dtype}", wanted)
     if array.ndim != dimensions or len(array) == 0:
         fail(name, f"shape {array.shape}", f"{dimensions} axes, cases first, and at least one case")
+    return array
+
+
+def real(values, name, dimensions=1, finite=True):
+    """`values` as a float array (float32 stays) with `dimensions` axes and at least one case."""
+    array = _cases(values, name, dimensions, "iufb", "real numbers")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
     if finite and not np.isfinite(array).all():
@@ -93,37 +101,21 @@ def real(values, name, dimensions=1, finite=True):
     return array
 
 
-def binary_labels(values, name="labels", dimensions=1):
-    """`values`, exactly 0 and 1, as a bool array, from any real dtype: tables come back as floats."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "iufb":
-        fail(name, f"dtype {array.dtype}", "labels 0 and 1")
-    if array.ndim != dimensions or len(array) == 0:
-        fail(name, f"shape {array.shape}", f"{dimensions} axes, cases first, and at least one case")
-    if array.dtype == bool:
-        return array
-    positive = array == 1
-    wrong = ~(positive | (array == 0))
-    if wrong.any():
-        fail(name, f"the value {array[wrong].flat[0]}", "labels 0 and 1")
-    return positive
-
-
 def class_labels(values, classes, name="labels"):
     """`values` as an int64 vector with values in 0..classes-1."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "iub":
-        fail(name, f"dtype {array.dtype}", "integer class labels")
-    if array.ndim != 1 or len(array) == 0:
-        fail(name, f"shape {array.shape}", "1 axis and at least one case")
-    if array.min() < 0 or array.max() >= classes:
-        fail(name, f"labels from {array.min()} to {array.max()}", f"0 to {classes - 1} ({classes} classes)")
+    array = _cases(values, name, 1, "iub", "integer class labels")
+    _below(array, name, classes)
     return array.astype(np.int64)
 
 
 def labels_and_scores(labels, scores, dimensions=1, name="scores"):
-    """Binary labels (bool) and finite scores of one shape."""
-    labels, scores = binary_labels(labels, "labels", dimensions), real(scores, name, dimensions)
+    """Labels of exactly 0 and 1, of any real dtype, as bool, and finite scores of one shape."""
+    array = _cases(labels, "labels", dimensions, "iufb", "labels 0 and 1")  # tables come back as floats
+    labels = array == 1
+    wrong = array[~(labels | (array == 0))]
+    if wrong.size:
+        fail("labels", f"the value {wrong[0]}", "labels 0 and 1")
+    scores = real(scores, name, dimensions)
     same_shape(scores, name, labels, "labels")
     return labels, scores
 

@@ -23,9 +23,9 @@ def confusion_matrix(labels, predictions, classes):
 def decision_metrics(tp, fp, fn, tn):
     """Metrics of a 2x2 table: accuracy balanced_accuracy precision recall specificity f1 mcc, and tp fp fn tn."""
     ratio = checks.ratio
-    tp, fp, fn, tn = int(tp), int(fp), int(fn), int(tn)
+    tp, fp, fn, tn = map(int, (tp, fp, fn, tn))
     recall, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
-    return dict(
+    rates = dict(
         accuracy=ratio(tp + tn, tp + fp + fn + tn),
         balanced_accuracy=(recall + specificity) / 2,
         precision=ratio(tp, tp + fp),
@@ -33,11 +33,8 @@ def decision_metrics(tp, fp, fn, tn):
         specificity=specificity,
         f1=ratio(2 * tp, 2 * tp + fp + fn),
         mcc=matthews([[tn, fp], [fn, tp]]),
-        tp=tp,
-        fp=fp,
-        fn=fn,
-        tn=tn,
     )
+    return rates | dict(tp=tp, fp=fp, fn=fn, tn=tn)
 
 
 def matthews(confusion):

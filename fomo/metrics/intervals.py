@@ -1,5 +1,6 @@
 """Confidence intervals: bootstrap over cases, and Student's t over folds."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,9 @@ def bootstrap_ci(
 ):
     """Bootstrap confidence interval of `metric(labels, scores)` over cases (Efron and Tibshirani 1993).
 
-    metric: a function of (labels, scores), or of (labels,) where scores is None, that returns a number or a dict of
-      numbers. Of a dict the result is a dict of intervals, from the same resamples. auroc, average_precision,
-      macro_auroc, np.mean and the metrics of `regression` (but spearman) are computed for all resamples at once; any
-      other function is called once a resample.
+    metric: a function of (labels, scores), or of (labels,) where scores is None, that returns a number, or a dict of
+      numbers for a dict of intervals from the same resamples. auroc, average_precision, macro_auroc, np.mean and the
+      metrics of `regression` (but spearman) are computed for all resamples at once; others are called once a resample.
     labels, scores: arrays with the cases first.
     seed: the same seed gives the same interval.
     method: "bca" (bias-corrected and accelerated, Efron 1987, by leaving each subject out in turn) or "percentile".
@@ -37,15 +37,14 @@ def bootstrap_ci(
       classes are strata of their own.
 
     Resamples without a value (NaN) are left out and counted. The limits are NaN where the estimate is not finite, or
-    where BCa's correction is undefined (as for an AUROC with a single positive case). A metric at its limit in every
-    resample (AUROC 1) has an interval of width 0: read it with the number of cases.
+    BCa's correction is undefined (as for an AUROC with a single positive case). A metric at its limit in every resample
+    (AUROC 1) has an interval of width 0.
 
     AUROC of 200 cases, 1,000 resamples: 6 ms (loop over torchmetrics 1.9.0 0.24 s, over scikit-learn 1.9.1 2.0 s;
     `tools/benchmark metrics`, one thread of a 2-core Xeon, 2026-11-21).
     Coverage of the 95% interval (tests/metrics/test_coverage.py, 2,000 simulated studies each, +-0.5%):
-    AUROC of 60 cases, true values .7 to .9, 30% or 50% positive: bca 95.3 to 96.4%, percentile 92.0 to 95.0%; mean
-    Dice of 25 cases, four distributions, one with missed cases: bca 93.6 to 96.5%, percentile 93.8 to 95.0%
-    (t_interval 92.9 to 95.0%).
+    AUROC of 60 cases, true values .7 to .9, 30% or 50% positive: bca 95.3 to 96.4%, percentile 92.0 to 95.0%; mean Dice
+    of 25 cases, four distributions: bca 93.6 to 96.5%, percentile 93.8 to 95.0% (t_interval 92.9 to 95.0%).
     """
     checks.whole_number(resamples, "resamples", 1)
     level = checks.number(level, "level", 0.5, 0.9999)
@@ -107,11 +106,16 @@ def _strata(labels, groups, stratify):
     return subject, [np.flatnonzero(kind == k) for k in range(kind.max() + 1)]
 
 
+def _parts(total, cases):
+    """`total` indices in parts, so that the weights of each part fit in _CHUNK."""
+    chunk = max(1, _CHUNK // cases)
+    return [np.arange(start, min(start + chunk, total)) for start in range(0, total, chunk)]
+
+
 def _resampled(evaluate, subject, strata, resamples, rng):
     """The metric of each resample, in parts."""
-    chunk = max(1, _CHUNK // len(subject))
-    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
-    return [evaluate(_draw(strata, size, rng)[:, subject]) for size in sizes]
+    parts = _parts(resamples, len(subject))
+    return [evaluate(_draw(strata, len(part), rng)[:, subject]) for part in parts]
 
 
 def _draw(strata, resamples, rng):
@@ -126,10 +130,8 @@ def _draw(strata, resamples, rng):
 
 def _jackknifed(evaluate, subject, strata):
     """(metric without each block of subjects, in parts; the blocks of each stratum)."""
-    chunk = max(1, _CHUNK // len(subject))
     block, strata = _blocks(strata)
-    starts = range(0, block.max() + 1, chunk)
-    parts = (np.arange(start, min(start + chunk, block.max() + 1)) for start in starts)
+    parts = _parts(block.max() + 1, len(subject))
     return [evaluate((block[subject] != part[:, None]).astype(np.float64)) for part in parts], strata
 
 
@@ -151,20 +153,18 @@ def _interval(estimate, values, left_out, strata, z):
     """Interval from the values of the resamples and, for BCa, from those without each block; both come in parts."""
     values = np.concatenate(values)
     defined = values[~np.isnan(values)]
-    undefined = len(values) - len(defined)
     if not np.isfinite(estimate) or not len(defined):
-        return Interval(float(estimate), float("nan"), float("nan"), undefined)
-    if left_out:
+        z = np.array([np.nan])
+    elif left_out:
         below = (np.count_nonzero(defined < estimate) + np.count_nonzero(defined <= estimate)) / (2 * len(defined))
         bias = special.ndtri(below)
         shifted = bias + z
         scale = 1 - _acceleration(np.concatenate(left_out), strata) * shifted
         z = bias + np.divide(shifted, scale, out=np.sign(shifted) * np.inf, where=scale > 0)  # few subjects: infinite
         z = z if np.isfinite(bias) and np.isfinite(scale).all() else np.array([np.nan])
-    if np.isnan(z).any():  # one subject, all resamples on one side, or a jackknife value undefined
-        return Interval(float(estimate), float("nan"), float("nan"), undefined)
-    low, high = np.quantile(defined, special.ndtr(z))
-    return Interval(float(estimate), float(low), float(high), undefined)
+    # no limits: also for one subject, all resamples on one side, or a jackknife value undefined
+    low, high = (np.nan, np.nan) if np.isnan(z).any() else np.quantile(defined, special.ndtr(z))
+    return Interval(float(estimate), float(low), float(high), len(values) - len(defined))
 
 
 def _acceleration(left_out, strata):
@@ -201,28 +201,26 @@ def _weighted_mean(values):
     return evaluate
 
 
-def _sorted_groups(labels, scores, descending):
+def _by_score(labels, scores, descending=False):
+    """A function that gives (resamples, distinct scores) weights of the positive and of the negative cases."""
     labels, scores = checks.labels_and_scores(labels, scores)
     order = np.argsort(-scores if descending else scores)
-    scores = scores[order]
+    labels, scores = labels[order], scores[order]
     starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
-    return labels, order, starts
 
+    def class_weights(weights):
+        weights = weights[:, order]
+        both = weights * labels, weights * ~labels
+        return both if len(starts) == len(order) else [np.add.reduceat(one, starts, axis=1) for one in both]
 
-def _class_weights(weights, labels, order, starts):
-    """(resamples, distinct scores) weights of the positive and of the negative cases at each distinct score."""
-    weights, labels = weights[:, order], labels[order]
-    positive, negative = weights * labels, weights * ~labels
-    if len(starts) < len(order):
-        positive, negative = np.add.reduceat(positive, starts, axis=1), np.add.reduceat(negative, starts, axis=1)
-    return positive, negative
+    return class_weights
 
 
 def _weighted_auroc(labels, scores):
-    labels, order, starts = _sorted_groups(labels, scores, descending=False)
+    class_weights = _by_score(labels, scores)
 
     def evaluate(weights):
-        positive, negative = _class_weights(weights, labels, order, starts)
+        positive, negative = class_weights(weights)
         below = np.cumsum(negative, axis=1)
         total = below[:, -1] * positive.sum(axis=1)
         below -= negative / 2  # ties count half
@@ -233,10 +231,10 @@ def _weighted_auroc(labels, scores):
 
 
 def _weighted_average_precision(labels, scores):
-    labels, order, starts = _sorted_groups(labels, scores, descending=True)
+    class_weights = _by_score(labels, scores, descending=True)
 
     def evaluate(weights):
-        positive, negative = _class_weights(weights, labels, order, starts)
+        positive, negative = class_weights(weights)
         tp, fp = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
         with np.errstate(invalid="ignore"):
             precision = np.where(tp > 0, tp / (tp + fp), 0)
@@ -262,44 +260,39 @@ def _weighted_macro_auroc(labels, scores):
     return evaluate
 
 
-def _weighted_regression(name):
-    def prepare(targets, predictions):
-        targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
-        error = predictions - targets
-        x, y = targets - targets.mean(), predictions - predictions.mean()
-        columns = np.stack([np.abs(error), error**2, x, y, x * x, y * y, x * y], axis=1)
-        shift = targets.mean() - predictions.mean()
+def _weighted_regression(name, targets, predictions):
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    error = predictions - targets
+    x, y = targets - targets.mean(), predictions - predictions.mean()
+    columns = np.stack([np.abs(error), error**2, x, y, x * x, y * y, x * y], axis=1)
+    shift = targets.mean() - predictions.mean()
 
-        def evaluate(weights):
-            total = weights.sum(axis=1)
-            mae, mse, mx, my, xx, yy, xy = (weights @ columns / total[:, None]).T
-            xx, yy, xy = xx - mx * mx, yy - my * my, xy - mx * my
-            # where a resample repeats one value, what is left is rounding and no spread
-            xx = np.where(xx > 1e-14 * np.square(x).max(), xx, np.nan)
-            yy = np.where(yy > 1e-14 * np.square(y).max(), yy, np.nan)
-            return dict(
-                mae=mae,
-                mse=mse,
-                rmse=np.sqrt(mse),
-                r2=1 - mse / xx,
-                pearson=np.clip(xy / np.sqrt(xx * yy), -1, 1),
-                ccc=2 * xy / (np.nan_to_num(xx) + np.nan_to_num(yy) + (mx - my + shift) ** 2),
-                bias_slope=xy / xx - 1,
-            )[name]
+    def evaluate(weights):
+        mae, mse, mx, my, xx, yy, xy = (weights @ columns / weights.sum(axis=1)[:, None]).T
+        xx, yy, xy = xx - mx * mx, yy - my * my, xy - mx * my
+        # where a resample repeats one value, what is left is rounding and no spread
+        xx = np.where(xx > 1e-14 * np.square(x).max(), xx, np.nan)
+        yy = np.where(yy > 1e-14 * np.square(y).max(), yy, np.nan)
+        return dict(
+            mae=mae,
+            mse=mse,
+            rmse=np.sqrt(mse),
+            r2=1 - mse / xx,
+            pearson=np.clip(xy / np.sqrt(xx * yy), -1, 1),
+            ccc=2 * xy / (np.nan_to_num(xx) + np.nan_to_num(yy) + (mx - my + shift) ** 2),
+            bias_slope=xy / xx - 1,
+        )[name]
 
-        return evaluate
-
-    return prepare
+    return evaluate
 
 
+_REGRESSION = ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
 _WEIGHTED = {
     np.mean: _weighted_mean,
     ranking.auroc: _weighted_auroc,
     ranking.average_precision: _weighted_average_precision,
     ranking.macro_auroc: _weighted_macro_auroc,
-} | {
-    getattr(regression, name): _weighted_regression(name)
-    for name in ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
+    **{getattr(regression, name): partial(_weighted_regression, name) for name in _REGRESSION},
 }
 
 
@@ -313,9 +306,7 @@ def t_interval(values, level=0.95):
     values = checks.real(values, "values", finite=False).astype(np.float64)
     level = checks.number(level, "level", 0.5, 0.9999)
     defined = values[~np.isnan(values)]
-    n, undefined = len(defined), int(np.isnan(values).sum())
-    mean = float(defined.mean()) if n else float("nan")
-    if n < 2 or not np.isfinite(mean):
-        return Interval(mean, float("nan"), float("nan"), undefined)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * defined.std(ddof=1) / np.sqrt(n)
-    return Interval(mean, float(mean - half), float(mean + half), undefined)
+    n, mean, half = len(defined), checks.mean_of_defined(values), np.nan
+    if n > 1 and np.isfinite(mean):
+        half = stats.t.ppf((1 + level) / 2, n - 1) * defined.std(ddof=1) / np.sqrt(n)
+    return Interval(mean, float(mean - half), float(mean + half), len(values) - n)

@@ -11,40 +11,23 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from . import checks
-from .words import Words
 
 
-def lesion_counts(reference, prediction, connectivity=None, min_overlap=0.0):
-    """Connected components detected, missed and false.
+def lesion_counts(reference, prediction):
+    """Connected components detected, missed and false, of two masks of one shape given as `Words`.
 
-    reference, prediction: masks of one shape.
-    connectivity: 1 (voxels that share a face) up to the number of axes (also edges and corners; default).
-    min_overlap: a reference lesion is detected when more than this share of its voxels is predicted (0: one voxel).
-    A predicted component is false when it touches no reference lesion. Returns a dict:
+    Voxels that share a face, an edge or a corner are connected. A reference lesion is detected when a voxel of it is
+    predicted; a predicted component is false when it touches no reference lesion. Returns a dict:
     lesions, lesions_detected, lesions_missed, lesions_false (counts),
     lesion_sensitivity = detected / lesions (NaN without lesions),
     lesion_f1 = 2 detected / (2 detected + missed + false) (NaN when both masks are empty).
     """
-    reference, prediction = checks.mask_pair(reference, prediction)
-    connectivity = reference.ndim if connectivity is None else connectivity
-    checks.choice(connectivity, "connectivity", tuple(range(1, reference.ndim + 1)))
-    checks.number(min_overlap, "min_overlap", 0, 1)
-    return counts_from_words(Words(reference), Words(prediction), connectivity, min_overlap)
-
-
-def counts_from_words(words, other_words, connectivity, min_overlap=0.0):
-    """`lesion_counts` of two masks of one shape, given as `Words`."""
     # each axis is padded by two voxels, so that neighbours beyond a border are never foreground
-    strides = np.cumprod([1, *(size + 2 for size in words.mask.shape[:0:-1])])[::-1]
-    first, last = (index @ strides for index in words.runs())
-    other_first, other_last = (index @ strides for index in other_words.runs())
-    label, lesions = _components(first, last, strides, connectivity)
-    other_label, predicted = _components(other_first, other_last, strides, connectivity)
-    run, other = _meeting(first, last, other_first, other_last)
-    common = np.minimum(last[run], other_last[other]) - np.maximum(first[run], other_first[other]) + 1
-    size = np.bincount(label, last - first + 1, lesions)
-    covered = np.bincount(label[run], common, lesions)
-    detected = int(np.count_nonzero(covered > min_overlap * size))
+    strides = np.cumprod([1, *(size + 2 for size in reference.mask.shape[:0:-1])])[::-1]
+    runs, other_runs = ([ends @ strides for ends in words.runs()] for words in (reference, prediction))
+    (label, lesions), (other_label, predicted) = _components(runs, strides), _components(other_runs, strides)
+    run, other = _meeting(runs, other_runs)
+    detected = len(np.unique(label[run]))
     missed, false = lesions - detected, predicted - len(np.unique(other_label[other]))
     return dict(
         lesions=lesions,
@@ -56,26 +39,24 @@ def counts_from_words(words, other_words, connectivity, min_overlap=0.0):
     )
 
 
-def _meeting(first, last, other_first, other_last, reach=0):
-    """Pairs (run, other run) that overlap, or come within `reach` voxels of overlapping."""
-    begin = np.searchsorted(other_last, first - reach, "left")
-    end = np.searchsorted(other_first, last + reach, "right")
+def _meeting(runs, others, offset=0, reach=0):
+    """Pairs (run, other run) that overlap when the runs are moved by `offset`, or come within `reach` voxels of it."""
+    (first, last), (other_first, other_last) = runs, others
+    begin = np.searchsorted(other_last, first + offset - reach, "left")
+    end = np.searchsorted(other_first, last + offset + reach, "right")
     many = np.maximum(end - begin, 0)
     run = np.repeat(np.arange(len(first)), many)
     return run, np.arange(len(run)) + np.repeat(begin - np.cumsum(many) + many, many)
 
 
-def _components(first, last, strides, connectivity):
+def _components(runs, strides):
     """(component of each run, number of components); runs: first and last voxels, ascending."""
-    links = [np.zeros((2, 0), np.int64)]
-    for steps in product((-1, 0, 1), repeat=len(strides) - 1):
-        changed = np.count_nonzero(steps)
-        if steps > (0,) * len(steps) and changed <= connectivity:  # each pair of rows once
-            offset = int(np.dot(steps, strides[:-1]))
-            links.append(np.stack(_meeting(first + offset, last + offset, first, last, int(changed < connectivity))))
-    links = np.concatenate(links, axis=1)
-    if not len(first):
+    count = len(runs[0])
+    if not count:
         return np.zeros(0, np.int64), 0
-    graph = coo_array((np.ones(links.shape[1], bool), tuple(links)), shape=(len(first), len(first)))
-    count, label = connected_components(graph, directed=False)
-    return label, count
+    rows = product((-1, 0, 1), repeat=len(strides) - 1)  # neighbours of a row; each pair of rows is met once
+    offsets = [int(np.dot(steps, strides[:-1])) for steps in rows if steps > (0,) * len(steps)]
+    links = np.concatenate([np.zeros((2, 0), np.int64), *(_meeting(runs, runs, by, 1) for by in offsets)], axis=1)
+    graph = coo_array((np.ones(links.shape[1], bool), tuple(links)), shape=(count, count))
+    components, label = connected_components(graph, directed=False)
+    return label, components

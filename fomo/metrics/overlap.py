@@ -45,28 +45,3 @@ def overlap_from_counts(tp, fp, fn, tn):
 def dice(reference, prediction):
     """Dice coefficient, 2 TP / (2 TP + FP + FN), of two masks of any one shape; both empty: NaN; one empty: 0."""
     return overlap_from_counts(*voxel_counts(reference, prediction))["dice"]
-
-
-def jaccard(reference, prediction):
-    """Jaccard index (intersection over union), TP / (TP + FP + FN); both empty: NaN; one empty: 0."""
-    return overlap_from_counts(*voxel_counts(reference, prediction))["jaccard"]
-
-
-def sensitivity(reference, prediction):
-    """Share of the reference's voxels that are predicted, TP / (TP + FN); empty reference: NaN."""
-    return overlap_from_counts(*voxel_counts(reference, prediction))["sensitivity"]
-
-
-def specificity(reference, prediction):
-    """Share of the background's voxels that are not predicted, TN / (TN + FP); no background: NaN."""
-    return overlap_from_counts(*voxel_counts(reference, prediction))["specificity"]
-
-
-def precision(reference, prediction):
-    """Share of the predicted voxels that are in the reference, TP / (TP + FP); empty prediction: NaN."""
-    return overlap_from_counts(*voxel_counts(reference, prediction))["precision"]
-
-
-def volume_similarity(reference, prediction):
-    """1 - |FP - FN| / (2 TP + FP + FN): 1 for equal volumes wherever they lie; both empty: NaN; one empty: 0."""
-    return overlap_from_counts(*voxel_counts(reference, prediction))["volume_similarity"]

@@ -1,8 +1,8 @@
 """Distances in mm between the surfaces of two masks, 2D or 3D: Hausdorff, average distance, surface Dice.
 
 What the surface is (argument `surface`)
-  "voxels"   foreground voxels with a background voxel behind at least one of their faces; outside the array is
-             background. Points are voxel centres, each counts once. MONAI's and MedPy's definition, and the default.
+  "voxels"   centres of the foreground voxels with a background voxel behind at least one of their faces; outside the
+             array is background. Each counts once. MONAI's and MedPy's definition, and the default.
   "surfels"  marching-cubes elements between the voxel centres, one in each 2x2x2 neighbourhood that holds foreground
              and background, located at its middle and weighted by its area in mm^2 (2D: length in mm). The definition
              of DeepMind's surface-distance (Nikolov et al., J Med Internet Res 23:e26151, 2021) and MONAI's
@@ -20,16 +20,13 @@ How the two directions become one number (argument `combine`), and which library
   surface_dice                voxels    -                  MONAI SurfaceDiceMetric
                               surfels   -                  surface-distance, MONAI use_subvoxels=True
 
-The default of a percentile is the larger of the two directed ones (Maier-Hein, Reinke et al., Nat Methods 21:195,
-2024). The pooled percentile is ruled by the surface with more elements, so that a prediction can lower its HD95 by
-adding surface. Area weights matter where voxels are anisotropic; voxel counts are the default because most published
-HD95 values are of that kind. Never compare values of two definitions: at spacing 0.5 x 0.5 x 3 mm they easily differ by
-half.
+The default percentile is the larger of the directed ones (Maier-Hein, Reinke et al., Nat Methods 21:195, 2024): the
+surface with more elements rules the pooled one, so that a prediction lowers its HD95 by adding surface. Area weights
+matter where voxels are anisotropic; voxels are the default because most published HD95 values count them. Never compare
+values of two definitions: at spacing 0.5 x 0.5 x 3 mm they easily differ by half.
 
-Degenerate cases             hausdorff, average_surface_distance   surface_dice
-  both masks empty           NaN                                   NaN
-  one mask empty             inf (a miss is not dropped)           0
-MONAI 1.6 agrees; MedPy raises; surface-distance's average is NaN with one mask empty.
+With both masks empty, all are NaN. With one empty, the distances are infinite, because a miss is not dropped, and the
+surface Dice is 0. MONAI 1.6 agrees; MedPy raises; surface-distance's average is NaN with one mask empty.
 
 Cost: only words of 8 voxels with foreground are read. The nearest element is looked for in the voxels around each
 element, then, where none is within about 3 voxels, in a k-d tree. Both are exact. They are faster than the exact
@@ -51,7 +48,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from . import checks
-from .lesions import counts_from_words
+from .lesions import lesion_counts
 from .overlap import overlap_from_counts
 from .words import Words
 
@@ -64,51 +61,21 @@ class SurfaceDistances(NamedTuple):
     reference_weights: np.ndarray
     prediction_weights: np.ndarray
 
+    @property
+    def degenerate(self):
+        """What a distance is where a mask is empty, or None: NaN where both are, or else infinite."""
+        lengths = len(self.from_reference), len(self.from_prediction)
+        return None if all(lengths) else float("inf") if any(lengths) else float("nan")
+
 
 def surface_distances(reference, prediction, spacing_mm, surface="voxels"):
-    """One pass over both surfaces; the functions named `*_from` reduce its result to a metric.
+    """`SurfaceDistances`, in no particular order, of masks (X, Y) or (X, Y, Z) of one shape.
 
-    reference, prediction: masks (X, Y) or (X, Y, Z) of one shape; spacing_mm: voxel size along each axis. Returns
-    `SurfaceDistances`, whose elements are in no particular order.
+    spacing_mm: voxel size along each axis. The functions named `*_from` reduce the result to a metric.
     """
     reference, prediction, spacing = _check(reference, prediction, spacing_mm)
     checks.choice(surface, "surface", ("voxels", "surfels"))
     return _distances(Words(reference), Words(prediction), spacing, surface)
-
-
-def hausdorff_from(distances, percentile=100, combine="max"):
-    """Hausdorff distance (mm) at `percentile` from `SurfaceDistances`; see `hausdorff`."""
-    percentile = checks.number(percentile, "percentile", 0, 100)
-    checks.choice(combine, "combine", ("max", "pooled"))
-    a, b, a_weights, b_weights = distances
-    if not (len(a) and len(b)):
-        return _degenerate(a, b)
-    if combine == "pooled":
-        return _percentile(np.concatenate([a, b]), np.concatenate([a_weights, b_weights]), percentile)
-    return max(_percentile(a, a_weights, percentile), _percentile(b, b_weights, percentile))
-
-
-def average_surface_distance_from(distances, combine="pooled"):
-    """Average surface distance (mm) from `SurfaceDistances`; see `average_surface_distance`."""
-    checks.choice(combine, "combine", ("pooled", "mean"))
-    a, b, a_weights, b_weights = distances
-    if not (len(a) and len(b)):
-        return _degenerate(a, b)
-    a_sum, b_sum = a @ a_weights, b @ b_weights
-    if combine == "pooled":
-        return float((a_sum + b_sum) / (a_weights.sum() + b_weights.sum()))
-    return float((a_sum / a_weights.sum() + b_sum / b_weights.sum()) / 2)
-
-
-_ROUNDING = 1e-5  # relative: more than float32 rounds a voxel size by, far less than distances on a grid differ by
-
-
-def surface_dice_from(distances, tolerance_mm):
-    """Surface Dice at `tolerance_mm` from `SurfaceDistances`; see `surface_dice`."""
-    reach = checks.number(tolerance_mm, "tolerance_mm", 0) * (1 + _ROUNDING)
-    a, b, a_weights, b_weights = distances
-    near = a_weights[a <= reach].sum() + b_weights[b <= reach].sum()
-    return checks.ratio(near, a_weights.sum() + b_weights.sum())
 
 
 def hausdorff(reference, prediction, spacing_mm, percentile=100, surface="voxels", combine="max"):
@@ -122,6 +89,17 @@ def hausdorff(reference, prediction, spacing_mm, percentile=100, surface="voxels
     return hausdorff_from(surface_distances(reference, prediction, spacing_mm, surface), percentile, combine)
 
 
+def hausdorff_from(distances, percentile=100, combine="max"):
+    percentile = checks.number(percentile, "percentile", 0, 100)
+    checks.choice(combine, "combine", ("max", "pooled"))
+    a, b, a_weights, b_weights = distances
+    if distances.degenerate is not None:
+        return distances.degenerate
+    if combine == "pooled":
+        return _percentile(np.concatenate([a, b]), np.concatenate([a_weights, b_weights]), percentile)
+    return max(_percentile(a, a_weights, percentile), _percentile(b, b_weights, percentile))
+
+
 def average_surface_distance(reference, prediction, spacing_mm, surface="voxels", combine="pooled"):
     """Average symmetric surface distance in mm.
 
@@ -129,6 +107,20 @@ def average_surface_distance(reference, prediction, spacing_mm, surface="voxels"
     means. Both masks empty: NaN; one empty: inf.
     """
     return average_surface_distance_from(surface_distances(reference, prediction, spacing_mm, surface), combine)
+
+
+def average_surface_distance_from(distances, combine="pooled"):
+    checks.choice(combine, "combine", ("pooled", "mean"))
+    a, b, a_weights, b_weights = distances
+    if distances.degenerate is not None:
+        return distances.degenerate
+    a_sum, b_sum = a @ a_weights, b @ b_weights
+    if combine == "pooled":
+        return float((a_sum + b_sum) / (a_weights.sum() + b_weights.sum()))
+    return float((a_sum / a_weights.sum() + b_sum / b_weights.sum()) / 2)
+
+
+_ROUNDING = 1e-5  # relative: more than float32 rounds a voxel size by, far less than distances on a grid differ by
 
 
 def surface_dice(reference, prediction, spacing_mm, tolerance_mm, surface="voxels"):
@@ -140,45 +132,41 @@ def surface_dice(reference, prediction, spacing_mm, tolerance_mm, surface="voxel
     return surface_dice_from(surface_distances(reference, prediction, spacing_mm, surface), tolerance_mm)
 
 
+def surface_dice_from(distances, tolerance_mm):
+    reach = checks.number(tolerance_mm, "tolerance_mm", 0) * (1 + _ROUNDING)
+    a, b, a_weights, b_weights = distances
+    near = a_weights[a <= reach].sum() + b_weights[b <= reach].sum()
+    return checks.ratio(near, a_weights.sum() + b_weights.sum())
+
+
 def segmentation_metrics(reference, prediction, spacing_mm, tolerance_mm=1.0, surface="voxels", lesions=True):
     """All segmentation metrics of one case as a dict, from one pass over the masks.
 
-    reference, prediction: masks (X, Y) or (X, Y, Z) of one shape; spacing_mm: voxel size along each axis. Keys: dice
-    jaccard sensitivity specificity precision volume_similarity; hausdorff hd95 average_surface_distance surface_dice
-    (defaults of the functions of those names); with `lesions` also those of `lesion_counts` (neighbours by corner).
+    reference, prediction: masks (X, Y) or (X, Y, Z) of one shape; spacing_mm: voxel size along each axis.
+    Keys: those of `overlap_from_counts`; hausdorff hd95 average_surface_distance surface_dice (defaults of the
+    functions of those names); with `lesions` also those of `lesion_counts`.
     """
     reference, prediction, spacing = _check(reference, prediction, spacing_mm)
-    checks.number(tolerance_mm, "tolerance_mm", 0)
     checks.choice(surface, "surface", ("voxels", "surfels"))
     a, b = Words(reference), Words(prediction)
     tp = a.count_common(b)
-    in_reference, in_prediction = a.count(), b.count()
-    fp, fn = in_prediction - tp, in_reference - tp
+    fp, fn = b.count() - tp, a.count() - tp
     distances = _distances(a, b, spacing, surface)
-    result = overlap_from_counts(tp, fp, fn, reference.size - tp - fp - fn)
-    result["hausdorff"] = hausdorff_from(distances)
-    result["hd95"] = hausdorff_from(distances, 95)
-    result["average_surface_distance"] = average_surface_distance_from(distances)
-    result["surface_dice"] = surface_dice_from(distances, tolerance_mm)
-    return result | counts_from_words(a, b, connectivity=reference.ndim) if lesions else result
+    return dict(
+        **overlap_from_counts(tp, fp, fn, reference.size - tp - fp - fn),
+        hausdorff=hausdorff_from(distances),
+        hd95=hausdorff_from(distances, 95),
+        average_surface_distance=average_surface_distance_from(distances),
+        surface_dice=surface_dice_from(distances, tolerance_mm),
+        **(lesion_counts(a, b) if lesions else {}),
+    )
 
 
-def segmentation_metrics_per_class(
-    reference, prediction, spacing_mm, classes, tolerance_mm=1.0, surface="voxels", lesions=True
-):
+def segmentation_metrics_per_class(reference, prediction, spacing_mm, classes, tolerance_mm=1.0):
     """{k: segmentation_metrics of the masks `labels == k`} for the classes 1..classes-1 of two integer label maps."""
     reference, prediction = checks.label_pair(reference, prediction, classes)
-    return {
-        k: segmentation_metrics(reference == k, prediction == k, spacing_mm, tolerance_mm, surface, lesions)
-        for k in range(1, classes)
-    }
-
-
-# ------------------------------------------------------------------------------------- reductions
-
-
-def _degenerate(a, b):
-    return float("inf") if len(a) or len(b) else float("nan")
+    options = spacing_mm, tolerance_mm
+    return {k: segmentation_metrics(reference == k, prediction == k, *options) for k in range(1, classes)}
 
 
 def _percentile(distances, weights, percentile):
@@ -202,8 +190,8 @@ def _check(reference, prediction, spacing_mm):
         checks.fail("reference", f"{reference.ndim} axes", "2 or 3")
     spacing = checks.spacing(spacing_mm, reference.ndim)
     if reference.flags.f_contiguous and prediction.flags.f_contiguous:
-        return reference.T, prediction.T, np.array(spacing[::-1])
-    return reference, prediction, np.array(spacing)
+        return reference.T, prediction.T, spacing[::-1].copy()
+    return reference, prediction, spacing
 
 
 def _surfels(words, spacing):

@@ -14,14 +14,15 @@ REFERENCE = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
 PREDICTION = np.array([[0, 1, 1, 1], [1, 0, 0, 0]], bool)  # 2 hits, 2 false, 1 missed, 3 right background
 
 
+def every_metric(reference, prediction):
+    return overlap.overlap_from_counts(*overlap.voxel_counts(reference, prediction))
+
+
 def test_counted_by_hand():
-    assert metrics.voxel_counts(REFERENCE, PREDICTION) == (2, 2, 1, 3)
+    assert overlap.voxel_counts(REFERENCE, PREDICTION) == (2, 2, 1, 3)
     assert metrics.dice(REFERENCE, PREDICTION) == 4 / 7
-    assert metrics.jaccard(REFERENCE, PREDICTION) == 2 / 5
-    assert metrics.sensitivity(REFERENCE, PREDICTION) == 2 / 3
-    assert metrics.specificity(REFERENCE, PREDICTION) == 3 / 5
-    assert metrics.precision(REFERENCE, PREDICTION) == 2 / 4
-    assert metrics.volume_similarity(REFERENCE, PREDICTION) == 1 - 1 / 7
+    rates = dict(dice=4 / 7, jaccard=2 / 5, sensitivity=2 / 3, specificity=3 / 5, precision=2 / 4)
+    assert every_metric(REFERENCE, PREDICTION) == rates | dict(volume_similarity=1 - 1 / 7)
 
 
 NAN = float("nan")
@@ -38,7 +39,7 @@ NAN = float("nan")
 )
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4)])
 def test_the_docstring_table(reference, prediction, expected, shape):
-    got = overlap.overlap_from_counts(*metrics.voxel_counts(np.full(shape, reference), np.full(shape, prediction)))
+    got = every_metric(np.full(shape, reference), np.full(shape, prediction))
     assert list(got) == ["dice", "jaccard", "sensitivity", "specificity", "precision", "volume_similarity"]
     np.testing.assert_equal(got, expected)
 
@@ -49,14 +50,15 @@ def test_equals_scikit_learn_where_defined(data):
     shape = data.draw(array_shapes(min_dims=1, max_dims=3, max_side=6))
     reference, prediction = data.draw(arrays(bool, shape)), data.draw(arrays(bool, shape))
     y, p = reference.ravel(), prediction.ravel()
-    for ours, theirs, defined in (
-        (metrics.dice, sklearn.metrics.f1_score, (y | p).any()),
-        (metrics.jaccard, sklearn.metrics.jaccard_score, (y | p).any()),
-        (metrics.sensitivity, sklearn.metrics.recall_score, y.any()),
-        (metrics.precision, sklearn.metrics.precision_score, p.any()),
+    ours = every_metric(reference, prediction)
+    for name, theirs, defined in (
+        ("dice", sklearn.metrics.f1_score, (y | p).any()),
+        ("jaccard", sklearn.metrics.jaccard_score, (y | p).any()),
+        ("sensitivity", sklearn.metrics.recall_score, y.any()),
+        ("precision", sklearn.metrics.precision_score, p.any()),
     ):
         expected = theirs(y, p) if defined else np.nan
-        np.testing.assert_allclose(ours(reference, prediction), expected, rtol=1e-12)
+        np.testing.assert_allclose(ours[name], expected, rtol=1e-12)
     swapped = metrics.dice(prediction, reference)
     np.testing.assert_equal(metrics.dice(reference, prediction), swapped)
 

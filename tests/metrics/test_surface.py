@@ -10,7 +10,9 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from fomo import metrics
-from fomo.metrics import surface
+from fomo.metrics import overlap, surface
+from fomo.metrics.lesions import lesion_counts
+from fomo.metrics.words import Words
 
 
 def box(shape, *corners):
@@ -97,12 +99,13 @@ def test_one_pass_gives_what_the_functions_give():
     spacing = (0.7, 1.3, 3.0)
     row = metrics.segmentation_metrics(reference, prediction, spacing, tolerance_mm=1.5)
     assert row["dice"] == metrics.dice(reference, prediction)
-    assert row["specificity"] == metrics.specificity(reference, prediction)
+    counts = overlap.voxel_counts(reference, prediction)
+    assert row["specificity"] == overlap.overlap_from_counts(*counts)["specificity"]
     assert row["hausdorff"] == metrics.hausdorff(reference, prediction, spacing)
     assert row["hd95"] == metrics.hausdorff(reference, prediction, spacing, 95)
     assert row["average_surface_distance"] == metrics.average_surface_distance(reference, prediction, spacing)
     assert row["surface_dice"] == metrics.surface_dice(reference, prediction, spacing, 1.5)
-    lesions = metrics.lesion_counts(reference, prediction)
+    lesions = lesion_counts(Words(reference), Words(prediction))
     assert {name: row[name] for name in lesions} == lesions and len(row) == 10 + len(lesions)
     labels = np.where(reference, 2, 0), np.where(prediction, 2, 0)
     per_class = metrics.segmentation_metrics_per_class(*labels, spacing, classes=3, tolerance_mm=1.5)
@@ -229,7 +232,8 @@ def test_voxels_equal_monai(case, percentile):
     shared = dict(include_background=True, spacing=spacing)
     tolerance = 1e-6  # MONAI works in float32
     theirs = monai.compute_hausdorff_distance(p, y, percentile=percentile, **shared).item()
-    np.testing.assert_allclose(metrics.hausdorff(*case, percentile=percentile), theirs, rtol=tolerance)
+    # rounding of their interpolation grows with the distances, not with the percentile between them
+    np.testing.assert_allclose(metrics.hausdorff(*case, percentile=percentile), theirs, rtol=tolerance, atol=tolerance)
     theirs = monai.compute_average_surface_distance(p, y, symmetric=True, **shared).item()
     np.testing.assert_allclose(metrics.average_surface_distance(*case), theirs, rtol=tolerance)
     theirs = monai.compute_surface_dice(p, y, class_thresholds=[1.05], **shared).item()
