@@ -22,44 +22,32 @@ from . import checks
 from .network import NETWORKS, PLAIN, Network
 
 
-def build(
-    name,
-    in_channels,
-    out_channels,
-    mode="segmentation",
-    width=None,
-    deep_supervision=False,
-    dropout=0.0,
-    attention="none",
-    multiscale=False,
-    pooling="mean",
-):
+def build(name, in_channels, out_channels, mode="segmentation", width=None, **options):
     """The network `name`, on the CPU, with random weights from torch's global generator.
 
     in_channels: channels of the image.
     out_channels: classes, or values that are predicted.
     mode: "segmentation" gives logits (B, out_channels, X, Y, Z), "classification" and "regression" (B, out_channels).
     width: channels of the first level; None: the network's own.
-    deep_supervision: segmentation also returns coarser logits while gradients are on.
-    dropout, attention ("none", "se", "cbam"), multiscale, pooling ("mean", "max", "mean_max"): of the 2D networks, see
-        `resnet.ResNet`.
+    options: `network.PLAIN` has their names and defaults.
+        deep_supervision: segmentation also returns coarser logits while gradients are on.
+        dropout, attention ("none", "se", "cbam"), multiscale, pooling ("mean", "max", "mean_max"): of the 2D networks,
+        see `resnet.ResNet`.
 
-    Raises ValueError for an unknown name or mode, and for a combination that does not exist.
+    Raises ValueError for an unknown name, mode or option, and for a combination that does not exist.
     """
     checks.choice("name", name, NETWORKS)
     network = NETWORKS[name]
-    options = dict(
-        deep_supervision=deep_supervision, dropout=dropout, attention=attention, multiscale=multiscale, pooling=pooling
-    )
-    chosen = {option: value for option, value in options.items() if value != PLAIN[option]}
-    for option, value in chosen.items():
-        if option not in network.options:
+    for option, value in options.items():
+        checks.choice("options", option, PLAIN)
+        if value != PLAIN[option] and option not in network.options:
             raise ValueError(f"{option}: got {value!r} for {name}, wanted {PLAIN[option]!r}")
     if mode not in network.modes:
         use = f": use {' or '.join(network.siblings(mode))}" if network.siblings(mode) else ""
         raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(network.modes)}{use}")
     own = network.arguments if width is None else {**network.arguments, "width": width}
-    return network.load()(in_channels, out_channels, mode=mode, **own, **chosen)
+    taken = {option: value for option, value in options.items() if option in network.options}
+    return network.load()(in_channels, out_channels, mode=mode, **own, **taken)
 
 
 def add_to_head(network, names):

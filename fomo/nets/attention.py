@@ -41,7 +41,7 @@ class CBAM(nn.Module):
         return torch.sigmoid(self.spatial(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)))
 
 
-_KINDS = {"none": lambda channels: nn.Identity(), "se": SE, "cbam": CBAM}
+_KINDS = {"none": nn.Identity, "se": SE, "cbam": CBAM}
 
 
 def build(kind, channels):

@@ -34,11 +34,9 @@ class Dino(nn.Module):
     def __init__(self, backbone, out_dim, hidden=2048, bottleneck=256):
         super().__init__()
         kept = [stage for stage in backbone.stages if not set(stage) <= set(backbone.head_prefixes)]
-        features = take_head(backbone)
+        features = _take_head(backbone)
         self.student = nn.ModuleDict({"backbone": backbone, "head": Head(features, out_dim, hidden, bottleneck)})
-        self.teacher = copy.deepcopy(self.student)
-        for parameter in self.teacher.parameters():
-            parameter.requires_grad_(False)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(out_dim))
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_std", torch.ones(features))
@@ -97,38 +95,19 @@ class Head(nn.Module):
         for layer in self.mlp[::2]:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        self.last = _Directions(bottleneck, out_dim)
+        self.last = nn.Linear(bottleneck, out_dim, bias=False)
 
-    def forward(self, x):
-        return self.last(F.normalize(self.mlp(x), dim=-1))
-
-
-class _Directions(nn.Module):
-    """Linear layer without bias whose rows are scaled to length 1 (weight normalisation with a fixed gain)."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-
-    def forward(self, x):
-        return F.linear(x, F.normalize(self.weight, dim=1))
+    def forward(self, x):  # rows of length 1: weight normalisation with a fixed gain
+        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.last.weight, dim=1))
 
 
-def take_head(network):
-    """Replace the linear output layer of a whole-case network by the identity; returns the layer's number of inputs.
-
-    Raises ValueError unless the network has exactly one such layer.
-    """
-    found = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.".startswith(tuple(network.head_prefixes))
-    ]
+def _take_head(network):
+    """Replace the linear output layer of a whole-case network by the identity; returns the layer's number of inputs."""
+    prefixes = tuple(network.head_prefixes)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    found = [name for name in linear if f"{name}.".startswith(prefixes)]
     if len(found) != 1:
-        raise ValueError(
-            f"backbone: got {len(found)} linear layers below {', '.join(network.head_prefixes)}, wanted one"
-        )
+        raise ValueError(f"backbone: got {len(found)} linear layers below {', '.join(prefixes)}, wanted one")
     parent, _, name = found[0].rpartition(".")
     features = network.get_submodule(found[0]).in_features
     setattr(network.get_submodule(parent), name, nn.Identity())

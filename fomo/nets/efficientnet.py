@@ -28,8 +28,8 @@ class EfficientNet(nn.Module):
 
     width: channels of the first convolution; all others are in proportion.
     dropout: of the features, in front of the output layer (published: 0.2).
-    attention, pooling: see `heads.Readout`.
     multiscale: reads the maps at 1/8, 1/16 and 1/32 of the image, instead of the last only.
+    readout: attention and pooling, see `heads.Readout`.
 
     The module `features` turns a batch into (B, features): torchvision's convolutions under their names `features.0` to
     `features.8`, and behind them `features.readout`.
@@ -41,21 +41,11 @@ class EfficientNet(nn.Module):
     unused_prefixes = ()
     stages = (*((prefix,) for prefix in encoder_prefixes), head_prefixes)
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        mode="classification",
-        width=_WIDTH,
-        dropout=0.0,
-        attention="none",
-        multiscale=False,
-        pooling="mean",
-    ):
+    def __init__(self, in_channels, out_channels, mode, width=_WIDTH, dropout=0.0, multiscale=False, **readout):
         super().__init__()
         checks.choice("mode", mode, checks.WHOLE_CASE)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
-        self.features = _Features(in_channels, width, attention, multiscale, pooling)
+        self.features = _Features(in_channels, width, multiscale, **readout)
         self.saliency_layer = f"features.{self.features.read[0]}"
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.features.readout.features, out_channels))
         nn.init.uniform_(self.classifier[1].weight, -(out_channels**-0.5), out_channels**-0.5)
@@ -68,7 +58,7 @@ class EfficientNet(nn.Module):
 class _Features(nn.Module):
     """Children 0 (stem), 1 to 7 (stages), 8 (1x1 convolution) and readout."""
 
-    def __init__(self, in_channels, width, attention, multiscale, pooling):
+    def __init__(self, in_channels, width, multiscale, **readout):
         super().__init__()
         self.in_channels = in_channels
 
@@ -76,26 +66,19 @@ class _Features(nn.Module):
             return max(1, round(channels * width / _WIDTH))
 
         self.add_module("0", _convolution(in_channels, width, 3, stride=2))
-        channels, outputs = width, [width]
-        count, total = 0, sum(stage[-1] for stage in _STAGES)
-        for i, (expansion, kernel, stride, channels_out, blocks) in enumerate(_STAGES, start=1):
+        outputs = [width, *(scaled(stage[3]) for stage in _STAGES), scaled(_LAST)]
+        channels, count, total = width, 0, sum(stage[-1] for stage in _STAGES)
+        for i, (expansion, kernel, stride, _, blocks) in enumerate(_STAGES, start=1):
             stage = nn.Sequential()
             for k in range(blocks):
-                block = _Block(channels, expansion, kernel, stride if k == 0 else 1, scaled(channels_out))
-                block.skipped = _SKIPPED * count / total
-                stage.append(block)
-                channels, count = scaled(channels_out), count + 1
+                skipped = _SKIPPED * count / total
+                stage.append(_Block(channels, expansion, kernel, stride if k == 0 else 1, outputs[i], skipped))
+                channels, count = outputs[i], count + 1
             self.add_module(str(i), stage)
-            outputs.append(channels)
-        self.add_module("8", _convolution(channels, scaled(_LAST), 1))
-        outputs.append(scaled(_LAST))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.add_module("8", _convolution(channels, outputs[8], 1))
+        heads.draw_convolutions(self)
         self.read = _MULTISCALE if multiscale else _MULTISCALE[-1:]
-        self.readout = heads.Readout([outputs[i] for i in self.read], attention, pooling)
+        self.readout = heads.Readout([outputs[i] for i in self.read], **readout)
 
     def forward(self, x):
         x = heads.as_images(x, self.in_channels)
@@ -114,9 +97,7 @@ class _Block(nn.Module):
     from torch's global generator.
     """
 
-    skipped = 0.0
-
-    def __init__(self, channels_in, expansion, kernel, stride, channels_out):
+    def __init__(self, channels_in, expansion, kernel, stride, channels_out, skipped):
         super().__init__()
         wide = expansion * channels_in
         layers = [] if expansion == 1 else [_convolution(channels_in, wide, 1)]
@@ -125,7 +106,7 @@ class _Block(nn.Module):
             _Squeeze(wide, max(1, channels_in // 4)),
             _convolution(wide, channels_out, 1, activation=False),
         ]
-        self.block = nn.Sequential(*layers)
+        self.block, self.skipped = nn.Sequential(*layers), skipped
         self.beside = stride == 1 and channels_in == channels_out
 
     def forward(self, x):
@@ -152,8 +133,6 @@ class _Squeeze(nn.Module):
 
 
 def _convolution(channels_in, channels_out, kernel, stride=1, groups=1, activation=True):
-    layers = [
-        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(channels_out),
-    ]
-    return nn.Sequential(*layers, nn.SiLU(inplace=True)) if activation else nn.Sequential(*layers)
+    convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    last = (nn.SiLU(inplace=True),) if activation else ()
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), *last)

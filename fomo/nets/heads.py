@@ -16,6 +16,15 @@ def as_images(x, channels):
     return x
 
 
+def draw_convolutions(network):
+    """Start the convolutions of a network for ReLU, by their outputs (He et al. 2015), without biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class Readout(nn.Module):
     """Feature maps [(B, c, x, y), ...], finest first -> (B, features), by attention on each map, pooling and fusion.
 

@@ -56,9 +56,8 @@ class Split(torch.autograd.Function):
         by_weight, by_bias = _sums(gradient, planes, mean, var, scale, ctx.eps)
         slope = scale * torch.rsqrt(var + ctx.eps)
         # by x: slope (gradient - its mean - normalised x times the mean of gradient times normalised x)
-        by_x = _affine(
-            planes, mean, var, -slope * by_weight / planes.shape[1], -slope * by_bias / planes.shape[1], ctx.eps
-        )
+        voxels = planes.shape[1]
+        by_x = _affine(planes, mean, var, -slope * by_weight / voxels, -slope * by_bias / voxels, ctx.eps)
         by_x.addcmul_(gradient, slope[:, None])
         by_weight, by_bias = (sums.view(len(x), -1).sum(0) for sums in (by_weight, by_bias))
         return by_x.view(x.shape), by_weight, by_bias, None
@@ -77,18 +76,9 @@ def _affine(planes, mean, var, weight, bias, eps):
 def _sums(gradient, planes, mean, var, weight, eps):
     """For each plane (P), two sums over its voxels: of gradient times normalised value, and of the gradient."""
     parts, (mean, var, weight) = _cut(planes, mean, var, weight)
-    sums = torch.ops.aten.native_batch_norm_backward(
-        gradient.view(parts.shape),
-        parts,
-        weight,
-        mean,
-        var,
-        mean,
-        torch.rsqrt(var + eps),
-        False,
-        eps,
-        [False, True, True],
-    )
+    statistics = mean, var, mean, torch.rsqrt(var + eps)
+    backward = torch.ops.aten.native_batch_norm_backward
+    sums = backward(gradient.view(parts.shape), parts, weight, *statistics, False, eps, [False, True, True])
     return (each.view(len(planes), -1).sum(1) for each in sums[1:])
 
 

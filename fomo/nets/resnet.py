@@ -16,8 +16,8 @@ class ResNet(nn.Module):
     blocks: how many each of the four stages has.
     width: channels of the first convolution.
     dropout: of the features, in front of the output layer.
-    attention, pooling: see `heads.Readout`.
     multiscale: reads the maps at 1/8, 1/16 and 1/32 of the image, instead of the last only.
+    readout: attention and pooling, see `heads.Readout`.
     """
 
     stem = "conv1.weight"
@@ -26,18 +26,7 @@ class ResNet(nn.Module):
     unused_prefixes = ()
     stages = (("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",), head_prefixes)
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        blocks,
-        mode="classification",
-        width=64,
-        dropout=0.0,
-        attention="none",
-        multiscale=False,
-        pooling="mean",
-    ):
+    def __init__(self, in_channels, out_channels, mode, blocks, width=64, dropout=0.0, multiscale=False, **readout):
         super().__init__()
         checks.choice("mode", mode, checks.WHOLE_CASE)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
@@ -49,17 +38,14 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels, outputs = width, []
         for i, count in enumerate(blocks):
-            planes = width * 2**i
             stage = nn.Sequential()
             for k in range(count):
-                stage.append(_Bottleneck(channels, planes, stride=2 if i > 0 and k == 0 else 1))
-                channels = _EXPANSION * planes
+                stage.append(_Bottleneck(channels, width * 2**i, stride=2 if i > 0 and k == 0 else 1))
+                channels = _EXPANSION * width * 2**i
             self.add_module(f"layer{i + 1}", stage)
             outputs.append(channels)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.readout = heads.Readout(outputs[1:] if multiscale else outputs[-1:], attention, pooling)
+        heads.draw_convolutions(self)
+        self.readout = heads.Readout(outputs[1:] if multiscale else outputs[-1:], **readout)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.readout.features, out_channels)
 

@@ -37,10 +37,10 @@ class SuPreM(nn.Module):
             raise ValueError(f"width: got {width!r}, wanted an even number")
         self.in_channels = in_channels
         self.pool = nn.MaxPool3d(2)
-        self.down_tr64 = _Level(in_channels, width // 2, width)
-        self.down_tr128 = _Level(width, width, 2 * width)
-        self.down_tr256 = _Level(2 * width, 2 * width, 4 * width)
-        self.down_tr512 = _Level(4 * width, 4 * width, 8 * width)
+        self.down_tr64 = _level(in_channels, width // 2, width)
+        self.down_tr128 = _level(width, width, 2 * width)
+        self.down_tr256 = _level(2 * width, 2 * width, 4 * width)
+        self.down_tr512 = _level(4 * width, 4 * width, 8 * width)
         stages = [("down_tr64",), ("down_tr128",), ("down_tr256",), ("down_tr512",)]
         self.segments = mode == "segmentation"
         if self.segments:
@@ -89,13 +89,9 @@ class _BatchNorm(nn.BatchNorm3d):
         return nn.functional.batch_norm(x, *kept, self.weight, self.bias, True, self.momentum, self.eps)
 
 
-class _Level(nn.Module):
-    def __init__(self, channels_in, between, channels_out):
-        super().__init__()
-        self.ops = nn.Sequential(_convolution(channels_in, between), _convolution(between, channels_out))
-
-    def forward(self, x):
-        return self.ops(x)
+def _level(channels_in, between, channels_out):
+    convolutions = nn.Sequential(_convolution(channels_in, between), _convolution(between, channels_out))
+    return nn.Sequential(OrderedDict(ops=convolutions))
 
 
 class _Up(nn.Module):
@@ -111,10 +107,5 @@ class _Up(nn.Module):
 
 
 def _convolution(channels_in, channels_out):
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv3d(channels_in, channels_out, 3, padding=1),
-            bn1=_BatchNorm(channels_out),
-            activation=nn.ReLU(inplace=True),
-        )
-    )
+    layers = OrderedDict(conv1=nn.Conv3d(channels_in, channels_out, 3, padding=1), bn1=_BatchNorm(channels_out))
+    return nn.Sequential(layers | {"activation": nn.ReLU(inplace=True)})

@@ -5,8 +5,6 @@ baseline's `*_lw_dec` networks have skip connections, although their arguments s
 Source: github.com/fomo25/baseline-codebase, src/models/networks/unet.py (Ronneberger et al. 2015; Cicek et al. 2016).
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -69,30 +67,24 @@ class UNet(nn.Module):
         return self._encode(x)[-1].mean(dim=(2, 3, 4))
 
     def _encode(self, x):
-        """Features of the five levels, finest first."""
         checks.volumes(x, self.in_channels, _STRIDE)
         return self.encoder(x)
 
 
-def _level(channels_in, channels_out, convolutions=2):
-    """conv1 (and conv2), each [conv, norm, activation]."""
-    blocks = OrderedDict()
-    for i in range(1, convolutions + 1):
-        blocks[f"conv{i}"] = nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv3d(channels_in, channels_out, 3, padding=1),
-                norm=norm.InstanceNorm(channels_out, eps=1e-5, affine=True),
-                activation=nn.LeakyReLU(0.01, inplace=True),
-            )
-        )
-        channels_in = channels_out
-    return _Level(blocks)
-
-
 class _Level(nn.Sequential):
-    """Keeps the activations of its blocks for the backward pass or, with `recompute`, computes them again there."""
+    """conv1 (and conv2), each [conv, norm, activation]; `recompute`: the backward pass computes them again."""
 
     recompute = False
+
+    def __init__(self, channels_in, channels_out, convolutions=2):
+        super().__init__()
+        for i in range(1, convolutions + 1):
+            block = nn.Sequential()
+            block.add_module("conv", nn.Conv3d(channels_in, channels_out, 3, padding=1))
+            block.add_module("norm", norm.InstanceNorm(channels_out, eps=1e-5, affine=True))
+            block.add_module("activation", nn.LeakyReLU(0.01, inplace=True))
+            self.add_module(f"conv{i}", block)
+            channels_in = channels_out
 
     def forward(self, x):
         if self.recompute and torch.is_grad_enabled():
@@ -106,19 +98,15 @@ class _Encoder(nn.Module):
     def __init__(self, in_channels, width):
         super().__init__()
         self.pool = nn.MaxPool3d(2)
-        self.in_conv = _level(in_channels, width)
-        self.encoder_conv1 = _level(width, 2 * width)
-        self.encoder_conv2 = _level(2 * width, 4 * width)
-        self.encoder_conv3 = _level(4 * width, 8 * width)
-        self.encoder_conv4 = _level(8 * width, 16 * width)
+        self.in_conv = _Level(in_channels, width)
+        for i in range(1, 5):
+            self.add_module(f"encoder_conv{i}", _Level(2 ** (i - 1) * width, 2**i * width))
 
     def forward(self, x):
-        x0 = self.in_conv(x)
-        x1 = self.encoder_conv1(self.pool(x0))
-        x2 = self.encoder_conv2(self.pool(x1))
-        x3 = self.encoder_conv3(self.pool(x2))
-        x4 = self.encoder_conv4(self.pool(x3))
-        return x0, x1, x2, x3, x4
+        features = [self.in_conv(x)]
+        for i in range(1, 5):
+            features.append(getattr(self, f"encoder_conv{i}")(self.pool(features[-1])))
+        return features
 
 
 class _Decoder(nn.Module):
@@ -130,7 +118,7 @@ class _Decoder(nn.Module):
         for i, factor in zip(range(1, 5), (8, 4, 2, 1)):
             below, here = 2 * factor * width, factor * width
             self.add_module(f"upsample{i}", nn.ConvTranspose3d(below, here, 2, stride=2))
-            self.add_module(f"decoder_conv{i}", _level(below, here, convolutions))
+            self.add_module(f"decoder_conv{i}", _Level(below, here, convolutions))
         self.out_conv = nn.Conv3d(width, out_channels, 1)
         if deep_supervision:
             for i, factor in enumerate((16, 8, 4, 2)):
