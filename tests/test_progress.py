@@ -17,19 +17,19 @@ from fomo.runtime.progress import Progress, duration
 
 def test_estimates_by_hand():
     progress = Progress()
-    progress.begin_fold(folds_after=2)
+    progress.folds_after = 2
     progress.begin_training(epochs=4, steps_per_epoch=10)
     progress.step_took(30.0)
     assert progress.fold_s(1) == 39 * 30
     for _ in range(5):
         progress.step_took(2.0)  # from the second step on the first, slow one is forgotten
     assert progress.fold_s(6) == 34 * 2 and progress.run_s(6) == 34 * 2 + 2 * 40 * 2
-    progress.validation_took(7.0)
+    progress.validate_s = 7.0
     assert progress.fold_s(10) == 30 * 2 + 4 * 7  # the validation after step 10 is still to come
     assert progress.fold_s(11) == 29 * 2 + 3 * 7
-    progress.test_took(5.0)
+    progress.test_s = 5.0
     assert progress.run_s(11) == 29 * 2 + 3 * 7 + 2 * (40 * 2 + 4 * 7) + 3 * 5
-    progress.begin_fold(folds_after=0)
+    progress.folds_after = 0
     progress.begin_training(epochs=4, steps_per_epoch=10)
     progress.step_took(1.0)
     assert progress.run_s(40) == 7 + 5  # what is left after the last step: one validation, one test

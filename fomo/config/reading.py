@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import re
 import types
@@ -32,10 +33,12 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*) are not taken, `base` inherits", self.peek_event().start_mark
-            )
+            raise _refused("aliases (*) are not taken, `base` inherits", self.peek_event())
         return super().compose_node(parent, index)
+
+
+def _refused(problem, node):
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def _unique_mapping(loader, node, deep=False):
@@ -43,9 +46,9 @@ def _unique_mapping(loader, node, deep=False):
     for key_node, _ in node.value:
         name = loader.construct_object(key_node, deep=True)
         if not isinstance(name, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {shown(name)} is not text", key_node.start_mark)
+            raise _refused(f"key {shown(name)} is not text", key_node)
         if name in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {shown(name)} appears twice", key_node.start_mark)
+            raise _refused(f"key {shown(name)} appears twice", key_node)
         seen.add(name)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -58,7 +61,7 @@ def _whole_number(loader, node):
         return node.value  # text, as of a fold, a date or a time of day
     value = yaml.SafeLoader.construct_yaml_int(loader, node)
     if abs(value) >= 2**63:
-        raise yaml.constructor.ConstructorError(None, None, "a whole number is beyond 64 bits", node.start_mark)
+        raise _refused("a whole number is beyond 64 bits", node)
     return value
 
 
@@ -68,9 +71,7 @@ def _number(loader, node):
 
 def _truth(loader, node):
     """on, off, yes and no are text, as of `train.amp`."""
-    return (
-        node.value if node.value.lower() not in ("true", "false") else yaml.SafeLoader.construct_yaml_bool(loader, node)
-    )
+    return yaml.SafeLoader.construct_yaml_bool(loader, node) if node.value.lower() in ("true", "false") else node.value
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
@@ -94,19 +95,19 @@ def read(path, seen=()):
         raise UserError(f"{path}: `base` refers back to itself by way of {_cut(' -> '.join(seen))}")
     if len(seen) > _BASES:
         raise UserError(f"{path}: got more than {_BASES} files that inherit from each other, from {seen[0]} on")
+    if seen and os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe could be without end
+        raise UserError(f"{seen[-1]}: base: got {_cut(path)}, which is not a file")
     try:
-        if seen and os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe could be without end
-            raise UserError(f"{seen[-1]}: base: got {_cut(path)}, which is not a file")
         with open(path, encoding="utf-8") as file:
             text = file.read(_FILE_CHARACTERS + 1)
-    except OSError as error:
-        raise UserError(f"cannot read the config file {_cut(path)}: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8; a NUL in the path
-        raise UserError(f"cannot read the config file {_cut(path)}: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8; a NUL in the path
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the config file {_cut(path)}: {why}") from error
     if len(text) > _FILE_CHARACTERS:
         raise UserError(f"{path}: got more than {_FILE_CHARACTERS} characters, wanted a config file")
     tree = _parse_yaml(text, path)
-    tree = {} if tree is None else tree
+    if tree is None:
+        tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: got a {type(tree).__name__}, wanted `key: value` lines")
     folder = os.path.dirname(path)
@@ -131,13 +132,12 @@ def override(values, text):
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
         raise UserError(f"command line: got {shown(text)}, wanted key=value, for example optim.lr=3e-4")
     *sections, last = name.split(".")
-    tree = values
     for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
             raise UserError(f"command line: {_cut(name)}: '{_cut(section)}' is a value, not a section")
-    where = "command line"
-    tree[last] = Sourced(_command_line_value(value, _hint(name), f"{where}: {name}"), where, os.getcwd())
+    value = _command_line_value(value, _hint(name), f"command line: {name}")
+    values[last] = Sourced(value, "command line", os.getcwd())
 
 
 def _hint(name):
@@ -189,7 +189,10 @@ def build(cls, values, prefix, folder, where, choices):
     result = {}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"{_where(value, where)}: unknown key {shown(prefix + name)}{_nearest(prefix + name)}")
+            names = [key for key, _, _ in fields(Config())]
+            alike = [key for key in names if key.split(".")[-1] == name.split(".")[-1]]
+            meant = _meant(prefix + name, names, alike) or "; --help lists all keys"
+            raise UserError(f"{_where(value, where)}: unknown key {shown(prefix + name)}{meant}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 if value.value is None:
@@ -217,31 +220,30 @@ def _where(value, whole):
     return value.where
 
 
-def _nearest(name):
-    names = [known for known, _, _ in fields(Config())]
-    close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.split(".")[-1] == name.split(".")[-1]]
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists all keys"
+def _meant(given, known, otherwise=()):
+    """What may have been meant, the most similar of the `known` names or the first of the others, to end an error."""
+    close = difflib.get_close_matches(given, known, n=1) or otherwise
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _leaf(sourced, hint, meta, name, choices):
+    """The value of a leaf, converted to its type and checked against its limits."""
     where, choices = f"{sourced.where}: {name}", choices or meta["choices"]
     value = _convert(sourced.value, hint, where)
-    items = value if isinstance(value, tuple) else () if value is None else (value,)
-    for item in items:
+    for item in value if isinstance(value, tuple) else () if value is None else (value,):
         if choices and item not in choices:
-            close = difflib.get_close_matches(str(item), [str(choice) for choice in choices], n=1)
-            hint_text = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"{where}: got {shown(item)}, wanted one of {', '.join(map(str, choices))}{hint_text}")
-        for limit, broken, words in (
-            (meta["low"], lambda x, limit: x < limit, "at least"),
-            (meta["high"], lambda x, limit: x > limit, "at most"),
-            (meta["above"], lambda x, limit: x <= limit, "more than"),
-        ):
-            if limit is not None and broken(item, limit):
-                raise UserError(f"{where}: got {_cut(show(item))}, wanted {words} {show(limit)}")
+            raise UserError(
+                f"{where}: got {shown(item)}, wanted one of {', '.join(choices)}{_meant(str(item), choices)}"
+            )
+        for name, kept, words in _LIMITS:
+            if meta[name] is not None and not kept(item, meta[name]):
+                raise UserError(f"{where}: got {_cut(show(item))}, wanted {words} {show(meta[name])}")
     if meta["path"] and value is not None:
         value = os.path.normpath(os.path.join(sourced.folder, os.path.expanduser(value)))
     return value
+
+
+_LIMITS = ("low", operator.ge, "at least"), ("high", operator.le, "at most"), ("above", operator.gt, "more than")
 
 
 def _type_name(hint):
@@ -258,20 +260,16 @@ def _type_name(hint):
 def _convert(value, hint, where):
     """`value` as the type `hint`. An int may become a float or text, `1e-4` (text in YAML) a float, `none` None."""
     wrong = UserError(f"{where}: got {shown(value)} ({type(value).__name__}), wanted {_type_name(hint)}")
+    options = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        if value is None or value == "none":
-            return None
-        return _convert(value, typing.get_args(hint)[0], where)
+        return None if value is None or value == "none" else _convert(value, options[0], where)
     if typing.get_origin(hint) is tuple:
-        options = typing.get_args(hint)
         if not isinstance(value, (list, tuple)):
             raise wrong
         if options[-1] is not Ellipsis and len(value) != len(options):
             raise UserError(f"{where}: got {len(value)} values {shown(value)}, wanted {len(options)}")
         return tuple(_convert(item, options[0], where) for item in value)
-    if (
-        hint is float and not isinstance(value, bool) and "_" not in str(value)
-    ):  # to Python 1_0 is 10, as it was to YAML
+    if hint is float and not isinstance(value, bool) and "_" not in str(value):  # to Python 1_0 is 10, as to YAML
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):

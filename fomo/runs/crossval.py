@@ -222,7 +222,7 @@ def run_folds(config, numbers, splits, by_id, folder, log):
 
     def attempt(fold, log):
         log = log.bind(fold=fold.number)
-        progress.begin_fold(math.ceil((len(open_folds) - 1 - open_folds.index(fold.number)) / lanes))
+        progress.folds_after = math.ceil((len(open_folds) - 1 - open_folds.index(fold.number)) / lanes)
         try:
             run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
@@ -295,7 +295,7 @@ def run_fold(config, split, by_id, fold, log, progress):
     testing = time.perf_counter()
     tested = parts[task.tested_part()]
     found = evaluate(config, task, network, tested, fold)
-    progress.test_took(time.perf_counter() - testing)
+    progress.test_s = time.perf_counter() - testing
     log.status("")
     found = found._replace(rows=_numbered(found.rows, fold), scans=_numbered(found.scans, fold))
     scores = task.score(found)

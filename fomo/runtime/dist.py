@@ -42,10 +42,6 @@ def world_size():
     return int(os.environ.get("WORLD_SIZE", 1)) if _team is None else len(_team[0])
 
 
-def local_rank():
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
 def is_main():
     return rank() == 0
 
@@ -54,12 +50,11 @@ def device():
     """This rank's device: of the visible GPUs the one with its local rank, or without GPUs the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank() >= torch.cuda.device_count():
-        raise LaunchError(
-            f"rank {rank()}: {torch.cuda.device_count()} visible GPUs for local rank {local_rank()}; "
-            "start at most one process per GPU (torchrun --nproc_per_node)"
-        )
-    return torch.device("cuda", local_rank())
+    own, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if own >= gpus:
+        wanted = "start at most one process per GPU (torchrun --nproc_per_node)"
+        raise LaunchError(f"rank {rank()}: {gpus} visible GPUs for local rank {own}; {wanted}")
+    return torch.device("cuda", own)
 
 
 def init(timeout_s=3600):
@@ -77,10 +72,9 @@ def init(timeout_s=3600):
 
 
 def _agree_on_prefix(store, timeout_s):
-    """A new prefix for the names in the store, the same on all ranks.
+    """A new prefix for names in the store: torchrun keeps it when it restarts ranks, with the addresses of dead ones.
 
-    torchrun keeps its store when it restarts the ranks, and they would find the addresses of the dead ones there. Each
-    rank therefore asks rank 0 for the prefix, under a name that no earlier process has used.
+    Each rank therefore asks rank 0 for the prefix, under a name that no earlier process has used.
     """
     if rank() > 0:
         own = uuid.uuid4().hex
@@ -107,16 +101,14 @@ def is_initialized():
 
 @contextlib.contextmanager
 def teams(size):
-    """Divide the ranks into teams of `size` neighbours, while this lasts; every rank enters it.
+    """Divide the ranks into teams of `size` neighbours, while this lasts; `size` divides their number.
 
-    Each team is a world of its own: rank(), world_size() and every collective are those of this rank's team. The number
-    of ranks is a multiple of `size`.
+    Each team is a world of its own: rank(), world_size() and every collective are those of this rank's team.
     """
     global _team
     teams = [tuple(range(first, first + size)) for first in range(0, world_size(), size)]
     groups = [torch_dist.new_group(team) if size > 1 else None for team in teams]  # all ranks make all of them
-    mine = rank() // size
-    _team = teams[mine], groups[mine]
+    _team = list(zip(teams, groups))[rank() // size]
     try:
         yield
     finally:
@@ -157,9 +149,9 @@ def wait_for_all(name, stop):
 
 
 def speaks(error):
-    """Whether this rank reports `error`, which ends it. This is no collective: the other ranks may be gone.
+    """Whether this rank reports `error`, which ends it. No collective: the other ranks may be gone.
 
-    Of errors that the ranks do not share, the first is the cause: the other ranks then lose their connections.
+    Of errors that the ranks do not share, the first is the cause: the others then lose their connections.
     """
     if isinstance(error, OtherRankFailed) or getattr(error, "reported", False):
         return False
@@ -211,9 +203,9 @@ def any(flag):
 
 
 def together(function):
-    """Return function() on every rank; if it raises on one, all raise, so that no rank waits for one that is gone.
+    """Return function() on every rank; if it raises on one, all raise: that one its own error, others OtherRankFailed.
 
-    A rank that failed raises its own error, the others OtherRankFailed. Both have `collective` set: all ranks know.
+    Both have `collective` set: all ranks know, and none waits for one that is gone.
     """
     result, error = None, None
     try:

@@ -16,9 +16,8 @@ class Damaged(ValueError):
     exit_code = 2
 
     def __init__(self, path, why):
-        super().__init__(
-            f"cannot read {path} ({getattr(why, 'strerror', None) or why}), wanted it as it was written: restore it"
-        )
+        why = getattr(why, "strerror", None) or why
+        super().__init__(f"cannot read {path} ({why}), wanted it as it was written: restore it")
 
 
 def write_csv(path, rows):
@@ -39,9 +38,7 @@ def read_csv(path):
 def read_numbers(path):
     """The rows of a CSV that was written here, with numbers (an empty field: NaN). Raises Damaged for other files."""
     try:
-        rows = [
-            {name: value if name in _TEXT else _number(value) for name, value in row.items()} for row in read_csv(path)
-        ]
+        rows = [{name: _value(name, text) for name, text in row.items()} for row in read_csv(path)]
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise Damaged(path, error) from error
     if not rows:
@@ -52,9 +49,9 @@ def read_numbers(path):
 _TEXT = ("id", "subject", "scan", "metric", "input")  # columns that are no numbers
 
 
-def _number(text):
-    """The number that was written: folds, classes and decisions are whole numbers."""
-    return int(text) if text.isdecimal() else float(text or "nan")
+def _value(column, text):
+    """What was written: text or a number; folds, classes and decisions are whole numbers."""
+    return text if column in _TEXT else int(text) if text.isdecimal() else float(text or "nan")
 
 
 def write_json(path, value):
@@ -86,9 +83,8 @@ def write_text(path, text):
 
 @contextlib.contextmanager
 def replacing(path, durable=False, previous=None):
-    """A file to write, which takes the place of `path` when all is written.
+    """A file to write text to, which takes the place of `path` at the end; another process may write the same file.
 
-    Text, under a temporary name of its own: another process may write the same file.
     durable: bytes, for a large file that only this process writes. It is on the disk before it takes the place, and the
         temporary name is always the same, so that the next write replaces what a kill leaves behind.
     previous: where the file that was at `path` is kept; a crash may then leave only that one.
@@ -117,10 +113,7 @@ def replacing(path, durable=False, previous=None):
 
 @contextlib.contextmanager
 def new_folder(path, mode=0o755):
-    """A folder to fill, which gets the name `path` at the end: it appears whole or not at all.
-
-    Raises FileExistsError where `path` has content by then.
-    """
+    """A folder to fill, which gets the name `path` at the end; FileExistsError where that has content by then."""
     parent, name = os.path.split(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
     temporary = tempfile.mkdtemp(prefix=f".{name}-", dir=parent)

@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # a scheduler's, the keyboard's, Slurm's warning before its time limit
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # a scheduler's, the keyboard's, Slurm's warning before its time limit
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _received = []
 
 
@@ -18,9 +19,8 @@ class Interrupted(Exception):
 @contextlib.contextmanager
 def graceful():
     """While this lasts, a first signal is only noted (`requested`), and a second one ends the process."""
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
     _received.clear()
-    previous = {number: signal.signal(number, _note) for number in numbers}
+    previous = {number: signal.signal(number, _note) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -34,9 +34,8 @@ def requested():
 
 def ignore_in_worker(worker_id):
     """Leave a signal to the training process; for the processes of a loader, which get it too."""
-    for name in _SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _note(number, frame):

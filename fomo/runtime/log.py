@@ -4,12 +4,14 @@ Rank 0 writes to stdout and to a file, flushed line by line; other ranks are sil
 the log says how far the run is. It is rewritten in place, and stands in no file.
 """
 
+import copy
 import datetime
 import json
 import os
 import re
 import sys
 import time
+import types
 
 
 class Log:
@@ -24,29 +26,24 @@ class Log:
         self._active = active
         self._bound = {}
         self._sink = None
-        self._status = _Status() if active else None
+        self._status = types.SimpleNamespace(text="", drawn=-1e9) if active else None  # drawn: on the monotonic clock
 
     def bind(self, *more_paths, active=None, sink=None, **values):
-        """A log that adds fixed values to every line.
-
-        more_paths: of further files to write. active: None to stay as it is. sink: function (event, values) that gets
-        each line, too.
-        """
-        log = Log(*self._paths, *more_paths, active=self._active if active is None else active)
-        log._bound = {**self._bound, **values}
+        """A log that adds fixed values to every line, and writes to `more_paths` and to sink(event, values), too."""
+        log = copy.copy(self)
+        log._paths, log._bound = (*self._paths, *more_paths), {**self._bound, **values}
+        log._active = self._active if active is None else active
         log._sink = sink or self._sink
-        log._status = self._status
         return log
 
     def status(self, text, every_s=0.0):
-        """Replace the status line of a terminal.
+        """Replace the status line of a terminal, unless the last one was shown less than every_s ago.
 
-        text: or a function that gives it, which is called only if the text is shown; "" for none.
-        every_s: nothing happens if the last one was shown less than so many seconds ago.
+        text: or a function that gives it, called only if the text is shown; "" for none.
         """
         if self._status is not None and _columns() and time.monotonic() - self._status.drawn >= every_s:
             self._status.text, self._status.drawn = text() if callable(text) else text, time.monotonic()
-            _to_terminal(sys.stdout, "", self._status.text)
+            _to_terminal("", self._status.text)
 
     def __call__(self, event, **values):
         self._write("INFO", event, values, sys.stdout)
@@ -65,10 +62,9 @@ class Log:
         line = format_line(level, event, values)
         if _columns():
             if stream is not sys.stdout:
-                _to_terminal(sys.stdout, "", "")
+                _to_terminal("", "")
                 print(line, file=stream, flush=True)
-            written = line + "\n" if stream is sys.stdout else ""
-            _to_terminal(sys.stdout, written, self._status.text if self._status else "")
+            _to_terminal(line + "\n" if stream is sys.stdout else "", self._status.text if self._status else "")
         else:
             try:
                 print(line, file=stream, flush=True)
@@ -81,20 +77,15 @@ class Log:
             self._sink(event, values)
 
 
-class _Status:
-    text, drawn = "", -1e9  # drawn: when, on the monotonic clock
-
-
 def _columns():
     """Width of the terminal that stdout is; 0 where it is none."""
     return (os.get_terminal_size(sys.stdout.fileno()).columns or 80) if sys.stdout.isatty() else 0
 
 
-def _to_terminal(stream, lines, status):
+def _to_terminal(lines, status):
     """Replace the status line, whoever drew it, by `lines` and a new one; one write, so that processes do not mix."""
     room = _columns() - 1  # a full line would wrap, and could not be taken back
-    stream.write(f"\r{' ' * room}\r{lines}{status[:room]}")
-    stream.flush()
+    print(f"\r{' ' * room}\r{lines}{status[:room]}", end="", flush=True)
 
 
 def format_line(level, event, values):

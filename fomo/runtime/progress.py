@@ -4,19 +4,14 @@ import collections
 
 
 class Progress:
-    """The clock of a run of one or more folds. It is told when a fold begins, and what everything took.
+    """The clock of a run of one or more folds. Its estimates are upper bounds: an early stop ends a fold sooner.
 
-    Its estimates are upper bounds, as an early stop ends a fold sooner. A validation or a test counts as nothing before
-    the first one was timed.
+    folds_after: how many folds this process will run after this one.
+    validate_s, test_s: what the last validation and the last test took; nothing before the first one.
     """
 
     def __init__(self):
-        self._folds_after = 0
-        self._validate_s = self._test_s = 0.0
-
-    def begin_fold(self, folds_after):
-        """folds_after: how many folds this process will run after this one."""
-        self._folds_after = folds_after
+        self.folds_after, self.validate_s, self.test_s = 0, 0.0, 0.0
 
     def begin_training(self, epochs, steps_per_epoch):
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
@@ -28,12 +23,6 @@ class Progress:
             self._step_s.clear()  # the first one started the loader and compiled
         self._step_s.append(seconds)
 
-    def validation_took(self, seconds):
-        self._validate_s = seconds
-
-    def test_took(self, seconds):
-        self._test_s = seconds
-
     def fold_s(self, step):
         """Seconds of training and validation that are left in this fold after `step` steps, one or more."""
         epochs = self._epochs - (step - 1) // self._steps_per_epoch  # whose validation is to come
@@ -42,10 +31,10 @@ class Progress:
     def run_s(self, step):
         """Seconds that are left in the run: this fold, its test, and the folds after it, which take as long."""
         whole = self._training_s(self._epochs * self._steps_per_epoch, self._epochs)
-        return self.fold_s(step) + self._folds_after * whole + (self._folds_after + 1) * self._test_s
+        return self.fold_s(step) + self.folds_after * whole + (self.folds_after + 1) * self.test_s
 
     def _training_s(self, steps, epochs):
-        return steps * sum(self._step_s) / len(self._step_s) + epochs * self._validate_s
+        return steps * sum(self._step_s) / len(self._step_s) + epochs * self.validate_s
 
     def line(self, fold, step, doing=None):
         """One line for a terminal; doing: what is done now, if it is not a step."""

@@ -66,10 +66,7 @@ def _in_batches(config, task, network, cases, windows):
 
 
 def batch_outputs(config, network, cases, batches, windows):
-    """Yield (indices of cases, outputs (B, K) float32) of each of `batches`, ranges of cases of one window each.
-
-    windows: the inference.WindowOptions, for their device and autocast.
-    """
+    """Yield (indices of cases, outputs (B, K) float32) of each of `batches`, ranges of cases of one window each."""
     pinned = windows.device.type == "cuda"
     with contextlib.closing(loader.whole_cases(config, cases, batches, pin_memory=pinned)) as images:
         for chosen, image in zip(batches, images):

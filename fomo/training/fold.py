@@ -1,5 +1,6 @@
 """The network of a fold: made from the seed or from pretrained weights, trained, calibrated; or read to be tested."""
 
+import functools
 import os
 
 import torch
@@ -42,9 +43,8 @@ def load_fold(config, parts, fold, log):
     """(task, network, checkpoint) to test: train.checkpoint, or the fold's own best.pt."""
     path = config.train.checkpoint or fold.best
     if dist.on_main(lambda: not os.path.exists(path)):
-        raise UserError(
-            f"{path}: no such file: train first (train.mode=both), or name another checkpoint (train.checkpoint)"
-        )
+        wanted = "train first (train.mode=both), or name another checkpoint (train.checkpoint)"
+        raise UserError(f"{path}: no such file: {wanted}")
     best = dist.together(lambda: checkpoint.load(path))
     _, task, network = restore(best, path, config, needs=("subjects", "epoch"))
     optimization.lay_out(network, dist.device())
@@ -67,10 +67,7 @@ def build_network(config, task, number):
 
 def start_from(weights, task, network):
     """Fill the network with pretrained weights and return the checkpoint.LoadReport; weights: section of the config."""
-
-    def load(part):
-        return checkpoint.load_weights(part, weights.path, stem=weights.stem, trust=weights.trust)
-
+    load = functools.partial(checkpoint.load_weights, path=weights.path, stem=weights.stem, trust=weights.trust)
     return task.load(network, load)
 
 

@@ -4,6 +4,7 @@ One counter, `training.step`, drives everything: the epoch, the rates, the sampl
 it. A training that was stopped therefore goes on when the same command is run again.
 """
 
+import contextlib
 import os
 import time
 
@@ -27,9 +28,8 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
     fold: the run_folder.FoldFolder.
     progress: the clock of the run that this training is part of.
     """
-    train, progress = config.train, progress or Progress()
-
     # ---- what is trained, from the start or from where it was left
+    train, progress = config.train, progress or Progress()
     training = Training(config, task, network, train_cases, val_cases, fold)
     progress.begin_training(train.epochs, training.steps_per_epoch)
     loader.check_shared_memory(config, task, training.plan)
@@ -39,7 +39,7 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
 
     times = []  # of each step since the last `train` line: (seconds it waited for its batches, seconds in all)
     epoch_begun = clock = saved = time.perf_counter()  # clock: the end of the step before
-    try:
+    with contextlib.closing(batches), saved_when_stopped(training, log):
         while True:
             # ---- the end of an epoch: validate, select, save
             if training.epoch_is_over:
@@ -51,8 +51,7 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
             # ---- what is trained in this epoch, and at which rates
             compiling = training.freeze(log) and train.compile
             lr = optimization.current_lr(config, training.step, training.steps_per_epoch, training.history)
-            decay = optimization.current_weight_decay(config.optim, training.step, training.last_step)
-            optimization.set_rates(training.optimizer, lr, decay)
+            optimization.set_rates(training.optimizer, config.optim, lr, training.step, training.last_step)
 
             # ---- step; then the loss of the one before is read, while the device works on this one
             with memory.explained(lambda: memory.advise_training(training, train_cases)):
@@ -67,8 +66,7 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
             progress.step_took(step_s)
             if compiling:
                 log("compile", epoch=training.epoch, step=training.step, seconds=step_s)
-            doing = "validation" if training.epoch_is_over else None
-            log.status(lambda: progress.line(fold.number, training.step, doing), every_s=0.0 if doing else 0.5)
+            show_progress(training, log, progress)
             if logged:
                 log_steps(training, times, lr, log, progress)
                 times = []
@@ -80,17 +78,19 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
             if dist.any(interrupt.requested()):
                 training.read_losses(keep=0)
                 raise interrupt.Interrupted("stopped by a signal")
+    check_end(training, log)
+
+
+@contextlib.contextmanager
+def saved_when_stopped(training, log):
+    """Save the training where a signal stops it."""
+    try:
+        yield
     except interrupt.Interrupted:
         if dist.is_main():
             training.save()
-            log("checkpoint", epoch=training.epoch, step=training.step, path=fold.last, interrupted=True)
+            log("checkpoint", epoch=training.epoch, step=training.step, path=training.fold.last, interrupted=True)
         raise
-    finally:
-        batches.close()  # its workers end now, not when Python finds that nobody asks them any more
-
-    if training.step < training.last_step:
-        log("early_stop", epoch=len(training.history), step=training.step, patience=train.patience)
-    check_best(task, training.history, fold)
 
 
 def end_epoch(training, val_cases, begun, log, progress):
@@ -99,15 +99,12 @@ def end_epoch(training, val_cases, begun, log, progress):
     dist.from_main(training.evaluated.buffers())  # each rank's batch norms have seen its own samples
     validating = time.perf_counter()
     results = evaluate(config, task, training.evaluated, val_cases)
-    progress.validation_took(time.perf_counter() - validating)
-    row = {
-        "epoch": training.epoch,
-        "step": training.step,
-        "lr": optimization.current_lr(config, training.step - 1, training.steps_per_epoch, training.history),
-        "train_loss": sum(training.epoch_losses) / len(training.epoch_losses),
-        "val_loss": sum(case["loss"] for case in results.rows) / len(results.rows),
-        **{f"val_{name}": value for name, value in task.score(results).items()},
-    }
+    progress.validate_s = time.perf_counter() - validating
+    lr = optimization.current_lr(config, training.step - 1, training.steps_per_epoch, training.history)
+    row = {"epoch": training.epoch, "step": training.step, "lr": lr}
+    row["train_loss"] = sum(training.epoch_losses) / len(training.epoch_losses)
+    row["val_loss"] = sum(case["loss"] for case in results.rows) / len(results.rows)
+    row |= {f"val_{name}": value for name, value in task.score(results).items()}
     place = selection.place_of(task, row, training.history)
     training.history.append(row)
     training.epoch_losses = []
@@ -127,14 +124,19 @@ def take_step(training, batches):
     """(the Step that comes next, the seconds that it waited for its batches)."""
     config, task = training.config, training.task
     waiting = time.perf_counter()
-    micro_batches = [next(batches) for _ in range(training.plan.micro_batches)]
+    loaded = [next(batches) for _ in range(training.plan.micro_batches)]
     data_s = time.perf_counter() - waiting
-    micro_batches = [
-        task.prepare(to_device(batch, training.device, training.augment, training.layout)) for batch in micro_batches
-    ]
+    where = training.device, training.augment, training.layout
+    micro_batches = [task.prepare(to_device(batch, *where)) for batch in loaded]
     torch.manual_seed(seeds.integer(config.seed, "dropout", training.fold.number, training.step, dist.rank()))
     given = training.optimizer, training.scaler, training.autocast, config.optim.clip_norm
     return train_step(training.forward, task, micro_batches, *given), data_s
+
+
+def show_progress(training, log, progress):
+    """The status line; it is shown at once if a validation begins."""
+    doing = "validation" if training.epoch_is_over else None
+    log.status(lambda: progress.line(training.fold.number, training.step, doing), every_s=0.0 if doing else 0.5)
 
 
 def log_steps(training, times, lr, log, progress):
@@ -143,18 +145,17 @@ def log_steps(training, times, lr, log, progress):
     data_s, step_s = (sum(column) / len(times) for column in zip(*times))
     pace = {"data_s": data_s, "step_s": step_s, "samples_per_s": training.config.train.batch_size / step_s}
     left = {"eta_s": progress.fold_s(step), "run_eta_s": progress.run_s(step)}
-    peak = memory.peak_gb(training.device)
-    log(
-        "train", epoch=training.epoch, step=step, loss=loss, lr=lr, **pace, mem_gb=peak, **left, **training.task.watch()
-    )
+    rest = {"mem_gb": memory.peak_gb(training.device), **left, **training.task.watch()}
+    log("train", epoch=training.epoch, step=step, loss=loss, lr=lr, **pace, **rest)
 
 
-def check_best(task, history, fold):
-    """Raise UserError where no epoch was the best, or the file of the best one is gone."""
+def check_end(training, log):
+    """Log an early stop. Raise UserError where no epoch was the best, or the file of the best one is gone."""
+    task, history, fold = training.task, training.history, training.fold
+    if training.step < training.last_step:
+        log("early_stop", epoch=len(history), step=training.step, patience=training.config.train.patience)
     if selection.best_row(task, history) is None:
-        raise UserError(
-            f"{fold.path}: val_{task.select} was undefined in every epoch, so no best epoch exists; "
-            "its validation cases lack a class: raise cv.val_fraction or lower cv.folds"
-        )
+        why = "so no best epoch exists; its validation cases lack a class: raise cv.val_fraction or lower cv.folds"
+        raise UserError(f"{fold.path}: val_{task.select} was undefined in every epoch, {why}")
     if dist.on_main(lambda: not os.path.exists(fold.best)):
         raise UserError(f"{fold.best}: is gone, and its epoch is trained: delete {fold.path} to train this fold again")

@@ -52,9 +52,7 @@ def advise_training(training, cases):
     """
     config, samples, attempts = training.config, training.plan.micro_batch, []
     half = tuple(size if size < 64 else size // 32 * 16 for size in config.data.patch)
-    message = _message(
-        training.device, f"{samples} samples of data.patch={show(config.data.patch)} at once do not fit; "
-    )
+    said = f"{samples} samples of data.patch={show(config.data.patch)} at once do not fit; "
     if samples == 1 and half != config.data.patch and not training.task.pretrains:
         task = tasks.build(dataclasses.replace(config, data=dataclasses.replace(config.data, patch=half)))
         task.state = training.task.state
@@ -69,7 +67,8 @@ def advise_training(training, cases):
     averages = 0 if training.optimizer.state else 2 * sum(p.nbytes for p in parameters if p.requires_grad)
     fits = _first_that_fits(attempts, training.device, averages - sum(p.nbytes for p in parameters))
     tried = f"nor does {attempts[-1][0]}; " if attempts else ""
-    return message + (fits or f"{tried}lower data.patch or model.width, with another `name`")
+    other = f"{tried}lower data.patch or model.width, with another `name`"
+    return _message(training.device, said + (fits or other))
 
 
 def _try_step(training, task, cases, samples):

@@ -14,19 +14,14 @@ def build_optimizer(config, network, device):
 
     Norms and biases are not decayed.
     """
-    optim, stages, members = config.optim, network.stages, {}
+    optim, stages, members, groups = config.optim, network.stages, {}, []
     for name, parameter in network.named_parameters():
         depth = next(i for i, prefixes in enumerate(stages) if name.startswith(prefixes))
         members.setdefault((depth, parameter.ndim > 1), []).append(parameter)
-    groups = [
-        {
-            "params": parameters,
-            "lr_scale": config.finetune.layer_decay ** (len(stages) - 1 - depth),
-            "decay_scale": float(decayed),
-            "weight_decay": optim.weight_decay if decayed else 0.0,
-        }
-        for (depth, decayed), parameters in sorted(members.items())
-    ]
+    for (depth, decayed), parameters in sorted(members.items()):
+        lr_scale, decay = config.finetune.layer_decay ** (len(stages) - 1 - depth), optim.weight_decay * decayed
+        scales = {"lr_scale": lr_scale, "decay_scale": float(decayed)}
+        groups.append({"params": parameters, **scales, "weight_decay": decay})
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=device.type == "cuda")
 
 
@@ -79,9 +74,9 @@ def precision(amp, device):
 def lay_out(network, device):
     """Move a network to a device, its convolutions in the fastest memory format; returns that format, for images.
 
-    It is channels last, except on a GPU for networks with instance norms: their outputs are contiguous, and each next
-    convolution would convert them back and forth (a quarter more time in all: pytorch#59168). 3D kernels of one voxel
-    stay as they are: their gradients come in the usual order, and DDP would copy them at each step.
+    It is channels last, except on a GPU for instance norms: their outputs are contiguous, and each next convolution
+    would convert them back and forth (a quarter more time in all: pytorch#59168). 3D kernels of one voxel stay as they
+    are: their gradients come in the usual order, and DDP would copy them at each step.
     """
     network.to(device)
     instance_norms = any(isinstance(module, torch.nn.InstanceNorm3d) for module in network.modules())
@@ -97,8 +92,8 @@ def lay_out(network, device):
 
 def doubts(device):
     """Messages about the libraries below torch."""
-    version = torch.backends.cudnn.version() if device.type == "cuda" else None
-    if _doubtful(version):
+    version = torch.backends.cudnn.version()
+    if device.type == "cuda" and _doubtful(version):
         yield (
             f"cuDNN {version}: its 3D convolutions in half precision are wrong in large volumes (pytorch#163539), and "
             "torch 2.9 and later leave most of them to code that is 4 times slower (pytorch#166122): "
@@ -141,36 +136,28 @@ def freeze(network, prefixes):
 
 def wrap(network, compiled, device):
     """The network as training calls it; the parameters of `network` itself keep their names."""
-    forward = network
     if compiled:  # within DDP, whose own splitting of compiled graphs does not know checkpointed activations
         # torch counts the graphs of earlier folds and frozen parts, and at a limit it compiles no more
         torch.compiler.reset()
-        forward = torch.compile(network)
+        network = torch.compile(network)
     if dist.world_size() == 1:
-        return forward
+        return network
     from torch.nn.parallel import DistributedDataParallel
 
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True, process_group=dist.group())
+    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, process_group=dist.group())
 
 
 def current_lr(config, step, steps_per_epoch, history):
     """The learning rate of a step, before the factors of the stages."""
-    optim = config.optim
-    lr = schedule.learning_rate(
-        step,
-        peak=optim.lr,
-        total_steps=config.train.epochs * steps_per_epoch,
-        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
-        kind="cosine" if optim.schedule == "cosine" else "constant",
-        stretch=optim.cosine_stretch,
-        minimum=optim.min_lr,
-    )
+    optim, min_delta = config.optim, config.train.min_delta
+    steps = {"total_steps": config.train.epochs * steps_per_epoch}
+    steps["warmup_steps"] = round(optim.warmup_epochs * steps_per_epoch)
+    shape = {"kind": "cosine" if optim.schedule == "cosine" else "constant", "stretch": optim.cosine_stretch}
+    lr = schedule.learning_rate(step, peak=optim.lr, minimum=optim.min_lr, **steps, **shape)
     if optim.schedule == "plateau":
-        val_losses = [row["val_loss"] for row in history]
-        factor = schedule.plateau_factor(
-            val_losses, factor=optim.plateau_factor, patience=optim.plateau_patience, min_delta=config.train.min_delta
-        )
+        losses = [row["val_loss"] for row in history]
+        factor = schedule.plateau_factor(losses, optim.plateau_factor, optim.plateau_patience, min_delta=min_delta)
         lr = max(lr * factor, optim.min_lr)
     return lr
 
@@ -182,8 +169,9 @@ def current_weight_decay(optim, step, last_step):
     return schedule.half_cosine(step, optim.weight_decay, optim.weight_decay_end, last_step)
 
 
-def set_rates(optimizer, lr, weight_decay):
-    """Give each group of build_optimizer() its share of the step's rates."""
+def set_rates(optimizer, optim, lr, step, last_step):
+    """Give each group of build_optimizer() its share of the learning rate and the weight decay of a step."""
+    weight_decay = current_weight_decay(optim, step, last_step)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = weight_decay * group["decay_scale"]

@@ -11,30 +11,23 @@ def restore(content, path, config=None, needs=()):
     config: instead of the checkpoint's own.
     needs: what it must hold besides what every checkpoint holds.
 
-    Raises UserError if something is not there, if the training has not come to what is fitted on validation cases
-    (thresholds, corrections), if `config` prepares images in another way or asks something else, or if the weights do
-    not fit it.
+    Raises UserError if something is not there, if nothing was fitted on validation cases yet (thresholds, corrections),
+    if `config` prepares images in another way or asks something else, or if the weights do not fit it.
     """
-    lacking = [name for name in ("model", "config", "task", *needs) if name not in content]
+    lacking = ", ".join(name for name in ("model", "config", "task", *needs) if name not in content)
     if lacking:
-        raise UserError(
-            f"{path}: no {', '.join(lacking)} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)"
-        )
+        raise UserError(f"{path}: no {lacking} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)")
     if not content.get("calibrated"):
-        raise UserError(
-            f"{path}: nothing was fitted on validation cases for it yet, wanted best.pt of a fold that is trained "
-            "to its end"
-        )
+        wanted = "wanted best.pt of a fold that is trained to its end"
+        raise UserError(f"{path}: nothing was fitted on validation cases for it yet, {wanted}")
     own = kinds.from_dict(content["config"], path)
     config = config or own
     task = _task(config, content)
     asked = tasks.meaning(config, task)
     for name, trained in tasks.meaning(own, _task(own, content)).items():
         if asked.get(name) != trained:
-            raise UserError(
-                f"{path}: was trained with {name}={trained}, and the config has {asked.get(name)}: "
-                "restore it, or take another checkpoint"
-            )
+            now = f"and the config has {asked.get(name)}: restore it, or take another checkpoint"
+            raise UserError(f"{path}: was trained with {name}={trained}, {now}")
     network = tasks.build_network(config, task)
     try:
         network.load_state_dict(content["model"])

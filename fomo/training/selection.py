@@ -34,10 +34,7 @@ def best_row(task, history):
 
 
 def make_place(paths, place):
-    """Free the path at a place, from 1, and return it; the files from there on move back, and the last one is replaced.
-
-    paths: of the checkpoints of the best epochs, the best first.
-    """
+    """Free the place, from 1, of the checkpoints at `paths`, the best first, and return its path; the last one goes."""
     for n in reversed(range(place, len(paths))):
         if os.path.exists(paths[n - 1]):
             os.replace(paths[n - 1], paths[n])
@@ -50,16 +47,16 @@ def forget_after(paths, epoch, epoch_of):
     There are such where a run ended between writing best.pt and last.pt. A single place is left as it is: the epoch
     will take it again, and without it nothing would be kept.
 
-    paths: of the checkpoints of the best epochs, the best first.
-    epoch_of: path -> its epoch.
+    paths: of the checkpoints of the best epochs, the best first. epoch_of: path -> its epoch.
     """
+    if len(paths) == 1:
+        return
     there = [path for path in paths if os.path.exists(path)]
-    if len(paths) > 1:
-        kept = [path for path in there if epoch_of(path) <= epoch]
-        for path in set(there) - set(kept):
-            os.remove(path)
-        for source, target in zip(kept, paths):
-            os.replace(source, target)
+    kept = [path for path in there if epoch_of(path) <= epoch]
+    for path in set(there) - set(kept):
+        os.remove(path)
+    for source, target in zip(kept, paths):
+        os.replace(source, target)
 
 
 def stop_early(train, history):

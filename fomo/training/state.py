@@ -68,16 +68,16 @@ class Training:
 
     def _read_last(self, log):
         """The content of last.pt, or of its predecessor where a crash has left it unreadable; None without both."""
-        paths, problems = (self.fold.last, self.fold.previous), []
+        paths, problem = (self.fold.last, self.fold.previous), None
         for path in dist.on_main(lambda: list(filter(os.path.exists, paths))):
             try:
                 return checkpoint.load(path)
             except UserError as error:
-                problems.append(str(error))
+                problem = problem or error
                 log.warn(f"{error}; trying its predecessor")
-        if problems:
+        if problem is not None:
             wanted = f"delete {self.fold.path} to train this fold again"
-            raise UserError(f"{problems[0]}, and so is its predecessor: {wanted}")
+            raise UserError(f"{problem}, and so is its predecessor: {wanted}")
         return None
 
     def save(self):
@@ -91,25 +91,18 @@ class Training:
         checkpoint.save(path, {**self._content(self.evaluated), "scores": scores})
 
     def _content(self, network):
-        return {
-            "model": network.state_dict(),
-            "config": to_dict(self.config),
-            "fold": self.fold.number,
-            "step": self.step,
-            "epoch": len(self.history),
-            "task": self.task.state,
-            "subjects": self.subjects,
-        }
+        where = {"fold": self.fold.number, "step": self.step, "epoch": len(self.history)}
+        made_of = {"task": self.task.state, "subjects": self.subjects}
+        return {"model": network.state_dict(), "config": to_dict(self.config), **where, **made_of}
 
     def freeze(self, log):
         """Freeze what this epoch does not train; returns whether that has changed, so that `forward` is a new one."""
         network, done = self.network, len(self.history)
         wanted = (*optimization.frozen_prefixes(self.config, network, done), *self.task.frozen(network, done))
-        changed = wanted != self.frozen
+        changed, self.frozen = wanted != self.frozen, wanted
         if changed or not network.training:
             optimization.freeze(network, wanted)
         if changed:
-            self.frozen = wanted
             trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
             log("freeze", epoch=self.epoch, frozen=wanted, trained_parameters=trained)
             # anew: the buckets of DDP hold the parameters that were trained before

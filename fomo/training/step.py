@@ -26,17 +26,13 @@ def make_plan(config):
     per_rank = train.batch_size // world
     micro = min(train.micro_batch or per_rank, per_rank)
     if per_rank % micro:
-        raise UserError(
-            f"train.micro_batch: got {micro}, wanted a divisor of the {per_rank} samples of each of {world} ranks"
-        )
+        wanted = f"a divisor of the {per_rank} samples of each of {world} ranks"
+        raise UserError(f"train.micro_batch: got {micro}, wanted {wanted}")
     return loader.Plan(train.batch_size, dist.rank(), world, micro)
 
 
 def to_device(batch, device, augment, layout=torch.contiguous_format):
-    """The batch on its device, where it is augmented and mixed if the loader has not done that.
-
-    layout: the memory format of `image`.
-    """
+    """The batch on its device, where it is augmented and mixed if the loader has not done that; layout: of `image`."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if torch.is_tensor(value)}
     batch = {**batch, **moved}
     if "plans" in batch:
@@ -61,10 +57,8 @@ class Step:
             return loss
         pairs = [pair for part in dist.gather(list(zip(self.ids, self.losses.tolist()))) for pair in part]
         bad = [id for id, value in pairs if not math.isfinite(value)] or [id for id, _ in pairs]
-        error = NonFiniteLoss(
-            f"loss={loss:g} grad_norm={norm:g} is not finite; cases {', '.join(bad)}: "
-            "look at them, lower optim.lr, set optim.clip_norm or train.amp=off"
-        )
+        remedy = "look at them, lower optim.lr, set optim.clip_norm or train.amp=off"
+        error = NonFiniteLoss(f"loss={loss:g} grad_norm={norm:g} is not finite; cases {', '.join(bad)}: {remedy}")
         error.reported = not dist.is_main()  # all ranks raise it, one says it
         raise error
 
