@@ -22,16 +22,16 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     references: a folder of masks or of label.txt files (ID.nii.gz, or SUB/SES/seg.nii.gz and SUB/SES/label.txt for the
         case SUB_SES; SUB/label.txt for all of SUB), a data set with such folders `labels` and `labels_masked`, or a CSV
         with the columns id and target (or what the networks learned, or else label, or age), or those that `columns`
-        names. Classes are 0 and 1, or the names that the networks have for them; a mask stands for class 1 if it has a
-        voxel above 0. For several labels (probability_LABEL) a CSV has VolumeName (or id) and a column of 0 and 1 per
-        label, and may have further volumes: the summary's `not_predicted`. For several targets (decision_TARGET and its
-        probability_TARGET_CLASS) it has id and a column of class names per target.
+        names. Classes are 0 and 1, or as the networks call them; a mask with a voxel above 0 stands for class 1.
+        For several labels (probability_LABEL): a CSV of VolumeName (or id) and a column of 0 and 1 per label. Its
+        further volumes are counted in the summary's `not_predicted`.
+        For several targets (decision_TARGET, probability_TARGET_CLASS): one of id and class names, a column per target.
     log: a runtime.log.Log, or None.
 
-    Missing or extra cases are a UserError, and so are a mask on another grid than its reference, and references of
-    other classes. Decisions that a table of probabilities lacks are made at 0.5: the summary's `decided_at_half` counts
-    them. Intervals are over the subjects: of a column `subject` of either table, or else the folders SUB, or the
-    patients of CT volumes by their names. Where none of these knows all, they are over the cases, and the log warns.
+    Missing and extra cases, masks on another grid and references of other classes are a UserError. Decisions that a
+    table of probabilities lacks are made at 0.5: the summary's `decided_at_half` counts them. Intervals are over the
+    subjects: of a column `subject` of either table, or the folders SUB, or the patients in the names of CT volumes.
+    Where none of these knows all, they are over the cases, and the log warns.
     """
     _check_options(references, tolerance_mm, resamples, columns)
     known, log = places.known_of(predictions), Log(active=False) if log is None else log
@@ -55,13 +55,12 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
 
 def write(kind, rows, summary, output):
     """Write evaluation_cases.csv, evaluation.csv and evaluation.json into the folder `output`."""
-    of_metrics = [{"metric": name, **values} for name, values in summary.items()]
-    content = {"kind": kind, "cases": len(rows), "metrics": summary}
+    path = os.path.join(output, "evaluation")
     try:
         os.makedirs(output, exist_ok=True)
-        files.write_csv(os.path.join(output, "evaluation_cases.csv"), rows)
-        files.write_csv(os.path.join(output, "evaluation.csv"), of_metrics)
-        files.write_json(os.path.join(output, "evaluation.json"), content)
+        files.write_csv(f"{path}_cases.csv", rows)
+        files.write_csv(f"{path}.csv", [{"metric": name, **values} for name, values in summary.items()])
+        files.write_json(f"{path}.json", {"kind": kind, "cases": len(rows), "metrics": summary})
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error}") from error
 
@@ -80,11 +79,10 @@ def _check_options(references, tolerance_mm, resamples, columns):
 
 
 def _limits(interval):
-    return {"ci_low": interval.low, "ci_high": interval.high} if interval else {"ci_low": math.nan, "ci_high": math.nan}
+    return {"ci_low": interval.low if interval else math.nan, "ci_high": interval.high if interval else math.nan}
 
 
 def _of_targets(task, rows, scores, intervals):
-    """{metric: {value, ci_low, ci_high, n}}."""
     return {name: {"value": value, **_limits(intervals.get(name)), "n": len(rows)} for name, value in scores.items()}
 
 

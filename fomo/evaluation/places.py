@@ -55,26 +55,24 @@ class Request(NamedTuple):
 
     def check_same_cases(self, found, wanted):
         """UserError unless the references `wanted` have all cases `found`, and no more than a run has not tested on."""
-        missing, extra = sorted(set(wanted) - set(found) - self.known.untested), sorted(set(found) - set(wanted))
+        missing, extra = set(wanted) - set(found) - self.known.untested, set(found) - set(wanted)
         for ids, text in ((missing, "of {} are missing"), (extra, "are not in {}")):
             if ids:
-                said = f"{len(ids)} cases {text.format(self.references)}: {', '.join(ids[:5])}"
+                said = f"{len(ids)} cases {text.format(self.references)}: {', '.join(sorted(ids)[:5])}"
                 raise UserError(f"{self.predictions}: {said}")
 
     def begin_rows(self, ids, of_predictions, of_references, *others):
         """[{id, subject}] of `ids`, with the subjects of the first {id: subject} that knows all.
 
-        The predictions' come first, unless the references' column of subjects was named. Where none knows all, each
-        case is a subject, and there is a warning.
+        The predictions' come first, unless the references' column was named. Without one, each case is a subject, and
+        there is a warning.
         """
         known = [of_references, of_predictions] if self.columns.subject else [of_predictions, of_references]
         subject_of = next((one for one in (*known, *others) if all(map(one.get, ids))), None)
         if subject_of is None and self.resamples:
-            self.log.warn(
-                "intervals are over cases, which are too narrow where a subject has several: "
-                "no column `subject` (--subject-column), no folders SUB/SES say whose they are"
-            )
-        return [{"id": id, "subject": id if subject_of is None else subject_of[id]} for id in ids]
+            why = "no column `subject` (--subject-column), no folders SUB/SES say whose they are"
+            self.log.warn(f"intervals are over cases, which are too narrow where a subject has several: {why}")
+        return [{"id": id, "subject": subject_of[id] if subject_of else id} for id in ids]
 
 
 class File(NamedTuple):
@@ -148,9 +146,9 @@ def folders_in(place, names):
 
 
 def _walk(folder, above=()):
-    """Yield (folder, sorted names of its files) of a tree. Hidden entries are left out, links followed, as in training.
+    """Yield (folder, sorted names of its files) of a tree, without hidden entries, as in training.
 
-    above: real paths of the folders that `folder` lies in; a link back to one of them is not followed.
+    Links are followed, but not back into `above`, the real paths of the folders that `folder` lies in.
     """
     real = os.path.realpath(folder)
     if not os.path.isdir(folder) or real in above:
@@ -198,16 +196,20 @@ class Table:
             self.refuse(f"wanted {column} (--subject-column)")
         return {id: cells.get(column or "subject") for id, cells in self.cells.items()}
 
-    def number(self, id, column, undefined=False):
-        """The number in a cell; undefined: NaN, or a blank, is a value."""
-        return number(self.cells[id][column], f"{self.place}: case {id}", undefined)
+    def number(self, id, column, undefined=False, label=""):
+        """The number in a cell; undefined: NaN, or a blank, is a value; label: what it is of, for errors."""
+        text = self.cells[id][column]
+        if undefined and text.lower() in ("", "nan"):
+            return float("nan")
+        value = spreadsheet.number(text)
+        if value is None:
+            raise UserError(f"{self.place}: case {id}{label}: got {text[:80]!r}, wanted a number")
+        return value
 
     def zero_or_one(self, id, column, label=""):
-        """The 0 or 1 in a cell; label: what it is of, for errors."""
-        where = f"{self.place}: case {id}{label}"
-        value = number(self.cells[id][column], where)
+        value = self.number(id, column, label=label)
         if value not in (0, 1):
-            raise UserError(f"{where}: got {value:g}, wanted 0 or 1")
+            raise UserError(f"{self.place}: case {id}{label}: got {value:g}, wanted 0 or 1")
         return int(value)
 
 
@@ -216,13 +218,3 @@ def table_of(place):
     paths = [os.path.join(place, name) for name in _TABLES] if os.path.isdir(place) else [place]
     path = next(filter(os.path.isfile, paths), None)
     return path and Table(path, ("id",), place=place)
-
-
-def number(text, where, undefined=False):
-    """The number that a text is, or a UserError that begins with `where`; undefined: NaN, or a blank, is a value."""
-    if undefined and text.lower() in ("", "nan"):
-        return float("nan")
-    value = spreadsheet.number(text)
-    if value is None:
-        raise UserError(f"{where}: got {text[:80]!r}, wanted a number")
-    return value

@@ -13,8 +13,8 @@ from .targets import targets_of
 
 def pair(table, request):
     """(the task's section of a config, rows, counts for the summary) of a Table of predictions."""
-    several = [name.removeprefix("decision_") for name in table.columns if name.startswith("decision_")]
-    several = [name for name in several if f"probability_{name}" not in table.columns]
+    decided = [name.removeprefix("decision_") for name in table.columns if name.startswith("decision_")]
+    several = [name for name in decided if f"probability_{name}" not in table.columns]
     several = [name for name in several if categories.columns_of(name, table.columns)]
     name = _task_of(table, several, request.known)
     task = tasks.TASKS[name]
@@ -53,7 +53,8 @@ def _pair_target(name, first, table, request):
     """Of one number or class: `target`, and the columns that the task scores, of which `first` must be a number."""
     if first is not None and first not in table.columns:
         table.refuse(f"wanted id and {first}")
-    classes, columns = tasks.TASKS[name].reads == "class", tasks.TASKS[name].scored or _numbers(table)
+    task = tasks.TASKS[name]
+    classes, columns = task.reads == "class", task.scored or _numbers(table)
     targets, of_references = targets_of(table.cells, request, classes)
     request.check_same_cases(table.cells, targets)
     rows, binary = request.begin_rows(sorted(table.cells), table.subjects(), of_references), first == "probability"
@@ -128,8 +129,8 @@ def _pair_labels(name, table, request):
     """Of several labels of 0 and 1: truth, probability and decision of each. The references may have more cases."""
     asked = request.columns
     if asked.target is not None:
-        said = f"got {asked.target}, and {table.place} has several labels, each with its own column"
-        raise UserError(f"--column: {said}")
+        said = f"{table.place} has several labels, each with its own column"
+        raise UserError(f"--column: got {asked.target}, and {said}")
     keys = [asked.id] if asked.id else ("VolumeName", "id")
     references = places.Table(request.references, keys, slice_files.stem, "--id-column")
     named = {label: label.replace(" ", "_") for label in references.columns}
@@ -162,10 +163,9 @@ def _by_id(references, table):
     for id in table.cells:
         first = ids.setdefault(slice_files.stem(id), id)
         if first != id:
-            said = f"got {first} and {id}, which are one volume, wanted a line for each"
-            raise UserError(f"{table.place}: {said}")
+            raise UserError(f"{table.place}: got {first} and {id}, which are one volume, wanted a line for each")
     unknown = [id for volume, id in ids.items() if volume not in references.cells]
     if unknown:
-        said = f"no line for {unknown[0]} of {table.place} (and for {len(unknown) - 1} more)"
-        raise UserError(f"{references.place}: {said}")
+        more = f"(and for {len(unknown) - 1} more)"
+        raise UserError(f"{references.place}: no line for {unknown[0]} of {table.place} {more}")
     return {id: references.cells[volume] for volume, id in ids.items()}
