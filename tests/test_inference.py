@@ -186,9 +186,8 @@ def test_outside_the_volume_lies_the_background():
         seen.append(batch.clone())
         return batch.mean(dim=(2, 3, 4))
 
-    outputs = inference.window_outputs(
-        network, np.ones((2, 16, 40, 16), np.float32), (32, 32, 16), background=(5.0, 6.0)
-    )
+    windows = inference.WindowOptions((32, 32, 16))
+    outputs = windows.each(network, np.ones((2, 16, 40, 16), np.float32), background=(5.0, 6.0))
     assert outputs.shape == (2, 2)
     assert (seen[0][0, 0, :8] == 5).all() and (seen[0][0, 1, 24:] == 6).all() and (seen[0][:, :, 8:24] == 1).all()
 

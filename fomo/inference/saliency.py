@@ -15,14 +15,14 @@ from ..nets.attention import CBAM
 def grad_cam(network, image, target_index, layer=None):
     """How much each place of an image speaks for an output, from 0 to 1 (Grad-CAM, Selvaraju et al. 2017).
 
-    network: one with one output per case; its gradients and its mode stay as they were.
+    network: one with outputs (B, K); its gradients and its mode stay as they were.
     image: (C, X, Y) or (C, X, Y, 1) for a 2D network, or (C, X, Y, Z), of a size that the network takes.
     target_index: of the output.
     layer: name of the module whose feature map is read; None: network.saliency_layer. In a ResNet "layer3" is finer
         than the last one, "layer4".
 
-    Returns float32 of the image's shape without channels, on the network's device: 1 at the strongest place, 0
-    everywhere if no place speaks for the output.
+    Returns float32 of the image's shape without channels, on the network's device: 1 at the strongest place, or 0
+    everywhere.
     """
     module = network.get_submodule(layer or network.saliency_layer)
     batch, kept = _batch(network, image), []
@@ -35,9 +35,8 @@ def grad_cam(network, image, target_index, layer=None):
     with _evaluated(network), _hooked(module, keep), torch.no_grad():
         outputs = network(batch)
         if outputs.ndim != 2 or not 0 <= target_index < outputs.shape[1]:
-            raise ValueError(
-                f"target_index: got {target_index} for outputs {tuple(outputs.shape)}, wanted one of (1, outputs)"
-            )
+            got = f"{target_index} for outputs {tuple(outputs.shape)}"
+            raise ValueError(f"target_index: got {got}, wanted one of (1, outputs)")
         (gradient,) = torch.autograd.grad(outputs[0, target_index], kept[-1])
         features, gradient = kept[-1].detach().float(), gradient.float()
     weights = gradient.mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
@@ -53,8 +52,7 @@ def attention_map(network, image, scale=0):
     image: (C, X, Y) or (C, X, Y, 1).
     scale: which map of a multiscale network, 0 for the finest.
 
-    Returns float32 of the image's shape without channels; ValueError for a network without CBAM. The network stays in
-    its mode.
+    Returns float32 of the image's shape without channels; ValueError for a network without CBAM. Its mode stays.
     """
     blocks = [module for module in network.modules() if isinstance(module, CBAM)]
     if not blocks:

@@ -11,12 +11,10 @@ from ..space import patches
 
 
 def window_weights(patch, mode="gaussian", sigma=0.125):
-    """Weights (X, Y, Z) of a window's voxels in the blend, float32, never zero.
+    """Weights (X, Y, Z) of a window's voxels in the blend, float32, never zero; as MONAI's compute_importance_map.
 
     mode: "gaussian" falls with the distance to the centre, down to 1e-3; "constant" is 1 everywhere.
     sigma: standard deviation of the Gaussian, as a fraction of the patch.
-
-    The numbers are those of MONAI's compute_importance_map.
     """
     if mode == "constant":
         return torch.ones(*patch)
@@ -60,22 +58,20 @@ def sliding_window(
     """
     shape = tuple(volume.shape[1:])
     starts = patches.window_starts(shape, patch, overlap)
-    weights = (
-        window_weights(patch, weights) if isinstance(weights, str) else torch.as_tensor(weights, dtype=torch.float32)
-    )
+    weights = window_weights(patch, weights) if isinstance(weights, str) else weights
+    weights = torch.as_tensor(weights, dtype=torch.float32)
     if tuple(weights.shape) != tuple(patch) or not bool((weights > 0).all()):
-        raise ValueError(
-            f"weights: got shape {tuple(weights.shape)}, wanted positive ones of the patch's shape {tuple(patch)}"
-        )
+        wanted = f"positive ones of the patch's shape {tuple(patch)}"
+        raise ValueError(f"weights: got shape {tuple(weights.shape)}, wanted {wanted}")
     # where the volume is shorter than the patch there is one window, which sticks out on both sides
     inside = tuple(slice(-min(s, 0), -min(s, 0) + min(n, p)) for s, n, p in zip(starts.min(axis=0), shape, patch))
     weights = weights[inside]
     total = None
     for outputs, chosen in _forward(network, volume, starts, patch, background, windows, device, autocast):
         if total is None:
-            accumulate = torch.device(accumulate or _where_it_fits((outputs.shape[1], *shape), outputs.device))
-            total = _zeros((outputs.shape[1], *shape), accumulate)
-            weights = weights.to(accumulate)
+            dense = outputs.shape[1], *shape
+            accumulate = torch.device(accumulate or _where_it_fits(dense, outputs.device))
+            total, weights = _zeros(dense, accumulate), weights.to(accumulate)
         outputs = outputs[(..., *inside)].to(accumulate, torch.float32)
         for index, start in enumerate(chosen):
             box = (slice(None), *(slice(max(s, 0), max(s, 0) + w) for s, w in zip(start, weights.shape)))
@@ -85,20 +81,9 @@ def sliding_window(
     return total
 
 
-@torch.no_grad()
-def window_outputs(network, volume, patch, overlap=0.5, *, background=0.0, windows=1, device=None, autocast=None):
-    """The outputs (N, K) float32 of a network on each of the N windows that cover a volume (C, X, Y, Z).
-
-    network: (B, C, *patch) -> (B, K). The other arguments are those of `sliding_window`.
-    """
-    starts = patches.window_starts(volume.shape[1:], patch, overlap)
-    forward = _forward(network, volume, starts, patch, background, windows, device, autocast)
-    return torch.cat([outputs.float() for outputs, _ in forward])
-
-
 @dataclass(frozen=True)
 class WindowOptions:
-    """How the windows of whole volumes go through a network: arguments of the two functions above."""
+    """How the windows of whole volumes go through a network: arguments of `sliding_window`."""
 
     patch: tuple[int, int, int]
     overlap: float = 0.5
@@ -110,9 +95,12 @@ class WindowOptions:
         """The dense outputs (K, X, Y, Z), see `sliding_window`."""
         return sliding_window(network, volume, background=background, **vars(self))
 
-    def each(self, network, volume, background):
-        """One output per window (N, K), see `window_outputs`."""
-        return window_outputs(network, volume, background=background, **vars(self))
+    @torch.no_grad()
+    def each(self, network, volume, background=0.0):
+        """The outputs (N, K) float32 of a network (B, C, *patch) -> (B, K) on each of the N windows of a volume."""
+        starts = patches.window_starts(volume.shape[1:], self.patch, self.overlap)
+        options = self.patch, background, self.windows, self.device, self.autocast
+        return torch.cat([outputs.float() for outputs, _ in _forward(network, volume, starts, *options)])
 
 
 class Mirrored(torch.nn.Module):
@@ -124,9 +112,8 @@ class Mirrored(torch.nn.Module):
     def __init__(self, network, axes):
         super().__init__()
         self.network, self.axes = network, tuple(axes)
-        self.flips = [
-            tuple(2 + axis for axis in c) for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)
-        ]
+        dims = [2 + axis for axis in axes]
+        self.flips = [flip for count in range(len(dims) + 1) for flip in itertools.combinations(dims, count)]
 
     def forward(self, batch):
         total = None
@@ -170,7 +157,7 @@ def _where_it_fits(shape, device):
     """`device`, or the CPU if float32 of this shape would take more than three quarters of the GPU's free memory."""
     if device.type != "cuda":
         return device
-    free, _ = torch.cuda.mem_get_info(device)
+    free = torch.cuda.mem_get_info(device)[0]
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return device if 4 * np.prod(shape, dtype=float) < 0.75 * free else torch.device("cpu")
 
