@@ -133,9 +133,9 @@ def label(metric):
     target, found, of = metric.partition("_auroc_")
     if found:
         return f"{target}: AUROC of {of}"
-    places = [i for i, character in enumerate(metric) if character == "_" and metric[i + 1 :] in LABELS]
-    if places:  # of one of several targets: sex_auroc is "sex: AUROC"
-        return f"{metric[: places[0]].replace('_', ' ')}: {LABELS[metric[places[0] + 1 :]]}"
+    for place in re.finditer("_", metric):  # of one of several targets: sex_auroc is "sex: AUROC"
+        if metric[place.end() :] in LABELS:
+            return f"{metric[: place.start()].replace('_', ' ')}: {LABELS[metric[place.end() :]]}"
     return metric.replace("_", " ")
 
 
@@ -151,8 +151,8 @@ def alert(texts):
     """A box with what the reader should know before the numbers; None without texts."""
     if not texts:
         return None
-    items = tag("ul", [tag("li", text) for text in texts])
-    return tag("div", [tag("b", "Please note"), items], class_="alert", role="note")
+    items = [tag("li", text) for text in texts]
+    return tag("div", [tag("b", "Please note"), tag("ul", items)], class_="alert", role="note")
 
 
 def capital(text):
@@ -194,10 +194,8 @@ def table(columns, rows, caption, sortable=False, row_classes=None):
         return tag(element, shown(content), scope=scope, class_=classes[i], data_value=exact)
 
     head = [tag("th", breakable(name), scope="col", class_=class_) for name, class_ in zip(columns, classes)]
-    body = [
-        tag("tr", [cell(i, content) for i, content in enumerate(row)], class_=row_class)
-        for row, row_class in zip(rows, row_classes or [None] * len(rows))
-    ]
+    lines = [[cell(i, content) for i, content in enumerate(row)] for row in rows]
+    body = [tag("tr", line, class_=class_) for line, class_ in zip(lines, row_classes or [None] * len(rows))]
     inner = [tag("thead", tag("tr", head)), tag("tbody", body)]
     inner = tag("table", inner, aria_label=caption, class_="sortable" if sortable else None)
     # the caption stands outside: a <caption> is as wide as the table and would scroll out of a narrow screen
@@ -221,8 +219,7 @@ def _is_number(value):
 
 def figure(picture, title, description):
     """A picture (Html of an SVG or img) with its caption below."""
-    caption = tag("figcaption", [tag("b", title), " ", description])
-    return tag("figure", [picture, caption])
+    return tag("figure", [picture, tag("figcaption", [tag("b", title), " ", description])])
 
 
 def grid(figures, class_="grid"):

@@ -22,7 +22,7 @@ def case_from_channels(channels, given, id=None, subject=None):
     if id is not None and not names_a_file(id):
         raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
     wanted = ", ".join(text.replace("|", " or ") for text in channels)
-    unknown = sorted(set(given) - {name for text in channels for name in text.split("|")})
+    unknown = sorted(set(given) - _names(channels))
     if unknown:
         raise UserError(f"channel '{unknown[0]}' is not one of this checkpoint's, wanted {wanted}")
     paths = []
@@ -37,6 +37,10 @@ def case_from_channels(channels, given, id=None, subject=None):
     return Case(id, subject or id, tuple(map(Volume, paths)), None, None, None)
 
 
+def _names(channels):
+    return {name for text in channels for name in text.split("|")}
+
+
 def cases_from_table(path, data):
     """Cases of a CSV with a column of ids, of subjects (optional) and one per channel.
 
@@ -48,17 +52,14 @@ def cases_from_table(path, data):
     id_column = next((name for name in (data.id_column, "id") if name in there), None)
     subject_column = data.subject_column if data.subject_column in there else "subject"
     if id_column is None:
-        wanted = "id" if data.id_column == "id" else f"{data.id_column} or id"
-        raise UserError(
-            f"{path}: line 1: got the columns {', '.join(there)[:500]}, wanted {wanted} and one for each channel"
-        )
-    names = {name for text in data.channels for name in text.split("|")}
+        got, wanted = ", ".join(there)[:500], "id" if data.id_column == "id" else f"{data.id_column} or id"
+        raise UserError(f"{path}: line 1: got the columns {got}, wanted {wanted} and one for each channel")
     folder, cases = os.path.dirname(os.path.abspath(path)), {}
     for line, row in rows:
         id = row[id_column]
         if id in cases:
             raise UserError(f"{path}: line {line}: got the id {id!r} again, wanted one for each case")
-        given = {name: os.path.join(folder, row[name]) for name in names if row.get(name)}
+        given = {name: os.path.join(folder, row[name]) for name in _names(data.channels) if row.get(name)}
         try:
             cases[id] = case_from_channels(data.channels, given, id, row.get(subject_column))
         except UserError as error:
@@ -70,9 +71,8 @@ def cases_from_source(config, source, root):
     """The cases of a data set in one of the layouts; its labels are not read."""
     channels = config.data.channels
     if sources.SOURCES[source].one_channel and len(channels) != 1:
-        raise UserError(
-            f"--source {source}: got a checkpoint of the channels {', '.join(channels)}, wanted one; use --cases"
-        )
+        got = f"got a checkpoint of the channels {', '.join(channels)}"
+        raise UserError(f"--source {source}: {got}, wanted one; use --cases")
     data = dataclasses.replace(config.data, source=source, root=root, csv=None, groups=None, cache=None)
     return sources.list_cases(data, tasks.wanted(config), labels=False)
 
@@ -94,44 +94,41 @@ def listed_slices(place):
     each must have a name of its own.
     """
     found = _slices_below(place) if os.path.isdir(place) else _slices_of_table(place)
-    _each_once([slice.id for slice in found], "slices")
-    scans = {}
-    for slice in found:
-        scans.setdefault(slice.scan, []).append(slice)
-    return [
-        Scan(id, own[0].subject, tuple(slice.images[0] for slice in own), tuple(slice.id for slice in own))
-        for id, own in scans.items()
-    ]
+    _each_once([id for _, _, id, _ in found], "slices")
+    by_scan = {}
+    for scan, *slice in found:
+        by_scan.setdefault(scan, []).append(slice)
+    scans = []
+    for scan, slices in by_scan.items():
+        patients, ids, paths = zip(*slices)
+        scans.append(Scan(scan, patients[0] or _patient(scan), tuple(map(Volume, paths)), ids))
+    return scans
 
 
 def _slices_below(place):
+    """[(scan, None, id, path)] of the slices below a folder, which does not say whose they are."""
     found, folders = [], {}
     for folder, _, names in sorted(os.walk(place)):
         names = sorted(name for name in names if name.lower().endswith(".npy"))
         scan = os.path.basename(os.path.abspath(folder))
         if names and folders.setdefault(scan, folder) != folder:
-            raise UserError(
-                f"{place}: two scans are called {scan}: {folders[scan]} and {folder}; "
-                "rename one, or give a table with volume_name"
-            )
-        found += [_slice(name[:-4], scan, os.path.join(folder, name)) for name in names]
+            got = f"two scans are called {scan}: {folders[scan]} and {folder}"
+            raise UserError(f"{place}: {got}; rename one, or give a table with volume_name")
+        found += [(scan, None, name[:-4], os.path.join(folder, name)) for name in names]
     if not found:
         raise UserError(f"{place}: no slices (*.npy) below it")
     return found
 
 
 def _slices_of_table(place):
+    """[(scan, patient or None, id, path)] of the slices in a table."""
     names = ("slice_id", "volume_name", "file_path")
     rows = spreadsheet.read_rows(place, {f"--slices: {name}": name for name in names}, "--slices")
-    folder = os.path.dirname(os.path.abspath(place))
-    return [
-        _slice(cells["slice_id"], cells["volume_name"], os.path.join(folder, cells["file_path"]), cells.get("patient"))
-        for _, cells in rows
-    ]
-
-
-def _slice(id, scan, path, patient=None):
-    return Case(id, patient or _patient(scan), (Volume(path),), None, None, None, scan=scan)
+    folder, found = os.path.dirname(os.path.abspath(place)), []
+    for _, cells in rows:
+        id, scan, path = (cells[name] for name in names)
+        found.append((scan, cells.get("patient"), id, os.path.join(folder, path)))
+    return found
 
 
 def listed_volumes(places):
@@ -141,9 +138,8 @@ def listed_volumes(places):
         below = volumes.scans_below(place) if os.path.isdir(place) else [(place, place)]
         found += [(os.path.basename(name), path) for name, path in below]
     if not found:
-        raise UserError(
-            f"{', '.join(places)}: no volumes below it, wanted .nii, .nii.gz, .npy or folders of DICOM files"
-        )
+        wanted = ".nii, .nii.gz, .npy or folders of DICOM files"
+        raise UserError(f"{', '.join(places)}: no volumes below it, wanted {wanted}")
     _each_once([name for name, _ in found], "volumes")
     return [Scan(name, _patient(name), (Volume(path),)) for name, path in found]
 

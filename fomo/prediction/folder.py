@@ -33,7 +33,7 @@ class PredictionFolder:
         self.path, self._members = os.fspath(path), members
         self._by_slices = members[0].sees_slices
         self._table = TABLES["scans" if self._by_slices else "rows"]  # which says what is there
-        self.log_path, self._settings = (os.path.join(self.path, name) for name in ("log.txt", "settings.json"))
+        self.log_path, self._settings = self._path("log.txt"), self._path("settings.json")
         self.rows, self._slices = {}, {}  # {id of a case or scan that is there: its row}, {id: rows of its slices}
         self._keys = {}  # {id: key of the files}
         self._saved, self._took, self._changed = 0.0, 0.0, False  # when the tables were written, and how long it took
@@ -57,7 +57,9 @@ class PredictionFolder:
         learned = {"task": config.task.type, "targets": list(config.task.targets), **self._members[0].task.learned()}
         files.write_json(self._settings, {"checkpoints": own, "paths": paths, **learned})
         if self._by_slices:
-            self._leave_out_other_slices(items)
+            for scan in items:
+                if scan.slices and set(scan.slices) != {row["id"] for row in self._slices.get(scan.id, ())}:
+                    self.rows.pop(scan.id, None)  # of other slices: it is predicted again
         there = [item for item in items if item.id in self.rows]
         self._check_files(there)
         for name in volumes:
@@ -65,35 +67,22 @@ class PredictionFolder:
         ids = {item.id for item in there if all(os.path.exists(self.volume(name, item.id)) for name in volumes)}
         return [item for item in items if item.id not in ids]
 
-    def _leave_out_other_slices(self, scans):
-        """A scan is predicted again if its slices are others than those that are there."""
-        for scan in scans:
-            if scan.slices and set(scan.slices) != {row["id"] for row in self._slices.get(scan.id, ())}:
-                self.rows.pop(scan.id, None)
-
     def _check_files(self, items):
         """Raise UserError unless what is there of `items` was predicted from their files."""
         others = [item for item in items if self.rows[item.id].get("input") != self._keys[item.id]]
         if others:
             more = f" (and {len(others) - 1} more)" if others[1:] else ""
-            raise UserError(
-                f"{self.path} holds an answer for {others[0].id}{more} that is not of {others[0].images[0].path} "
-                "as it is now: choose another --output, or another id, or --overwrite"
-            )
+            got = f"holds an answer for {others[0].id}{more} that is not of {others[0].images[0].path} as it is now"
+            raise UserError(f"{self.path} {got}: choose another --output, or another id, or --overwrite")
 
     def _keep(self, same, overwrite):
-        """Read the rows that stay. The others go, with what was written beside them.
-
-        same: whether the folder is of the same checkpoints.
-        """
+        """Read the rows that stay; the others go, with their volumes. same: whether the checkpoints are the same."""
         there = {row["id"]: row for row in files.read_csv(self._path(self._table))}
         if same:
             self.rows = {id: row for id, row in there.items() if not (overwrite and id in self._keys)}
         elif not overwrite:
-            raise UserError(
-                f"{self.path} holds predictions of other checkpoints or options: "
-                "choose another --output, or --overwrite"
-            )
+            got = "holds predictions of other checkpoints or options"
+            raise UserError(f"{self.path} {got}: choose another --output, or --overwrite")
         if self._by_slices and self.rows:
             for row in files.read_csv(self._path(TABLES["rows"])):
                 self._slices.setdefault(row["scan"], []).append(row)
@@ -108,8 +97,8 @@ class PredictionFolder:
     def _checkpoints(self):
         """Those in settings.json; None without one that can be read."""
         try:
-            return files.read_json(self._settings)["checkpoints"]
-        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return files.read_json(self._settings, "checkpoints")["checkpoints"]
+        except (FileNotFoundError, files.Damaged):
             return None
 
     def _path(self, name):
@@ -117,7 +106,7 @@ class PredictionFolder:
 
     def volume(self, name, id):
         """The path of a volume of a case, by the name that its task gives it."""
-        return os.path.join(self.path, {"mask": "masks"}.get(name, name), f"{id}.nii.gz")
+        return os.path.join(self._path({"mask": "masks"}.get(name, name)), f"{id}.nii.gz")
 
     def add(self, id, row, slices=()):
         """Take in the row of a case or scan, and those of its slices; `save` brings the last ones to the disk."""
@@ -159,13 +148,9 @@ class PredictionFolder:
             probabilities = {label: float(row[f"probability_{name}"]) for label, name in labels.items()}
             decisions = {label: int(row[f"decision_{name}"]) for label, name in labels.items()}
             ranked = sorted(probabilities, key=probabilities.get, reverse=True)
-            scan = {
-                "id": row["id"],
-                "slices": int(row["slices"]),
-                "findings": [one for one in ranked if decisions[one]],
-            }
-            keys = ("finding", "probability", "decision")
-            scan["top"] = [dict(zip(keys, (one, probabilities[one], decisions[one]))) for one in ranked[:_TOP]]
+            found, top = [one for one in ranked if decisions[one]], ranked[:_TOP]
+            top = [{"finding": one, "probability": probabilities[one], "decision": decisions[one]} for one in top]
+            scan = {"id": row["id"], "slices": int(row["slices"]), "findings": found, "top": top}
             scans.append({**scan, "probabilities": probabilities})
         return {"checkpoints": networks, "volumes": scans}
 

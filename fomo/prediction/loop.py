@@ -31,17 +31,17 @@ def predict(reader, folder, log, overwrite=False):
         raise UserError(f"cannot write to {folder.path}: {error}") from error
     if failures:
         (first, message), *rest = failures
-        others = f" ({len(rest)} more failed: {', '.join(id for id, _ in rest)})" if rest else ""
-        what = reader.what
-        raise UserError(f"{what} {first}: {message}{others}; the results of the other {what}s are in {folder.path}")
+        if rest:
+            message += f" ({len(rest)} more failed: {', '.join(id for id, _ in rest)})"
+        kept = f"the results of the other {reader.what}s are in {folder.path}"
+        raise UserError(f"{reader.what} {first}: {message}; {kept}")
 
 
 def _predict(reader, todo, folder, log):
     """Predict the items `todo`; [(id, message)] of those that failed."""
     _warn(reader, log)
     total, left = (sum(map(reader.size, items)) for items in (reader.items, todo))
-    counts = {reader.counted: total, "kept": total - left}
-    log("predict", **counts, **describe(reader.members), output=folder.path)
+    log("predict", **{reader.counted: total}, kept=total - left, **describe(reader.members), output=folder.path)
     begun, network_s, predicted, failures = time.perf_counter(), 0.0, 0, []
 
     def finish(job):
@@ -64,8 +64,7 @@ def _predict(reader, todo, folder, log):
                 jobs = reading.result()
                 network_s += _infer(reader, [job for job in jobs if job.error is None])
                 for job in jobs:
-                    arguments = job.item, job.content, folder
-                    writing.append(writers.submit(job.step, "write_s", reader.answer, *arguments))
+                    writing.append(writers.submit(job.step, "write_s", reader.answer, job.item, job.content, folder))
                 while writing and (writing[0].done() or len(writing) > _BEHIND):
                     finish(writing.popleft().result())
         finally:  # whatever ends the loop, what is predicted is kept

@@ -85,9 +85,8 @@ def load_members(paths, device, mirror_axes=None):
     for member in members:
         same = by_content.setdefault(member.sha256, member)
         if same is not member:
-            raise UserError(
-                f"{member.path}: the same checkpoint as {same.path}, wanted each once: it would count twice"
-            )
+            said = f"the same checkpoint as {same.path}, wanted each once: it would count twice"
+            raise UserError(f"{member.path}: {said}")
     for member in members[1:]:
         own = _shared(member)
         for name, value in _shared(first).items():
@@ -110,16 +109,13 @@ def _load_member(path, device, mirror_axes):
     content = checkpoint.load(path)
     config, task, network = restore(content, path)
     if task.pretrains:
-        raise UserError(
-            f"{path}: task.type={config.task.type} predicts nothing, "
-            "wanted a network that was fine-tuned from it (weights.path)"
-        )
+        wanted = "a network that was fine-tuned from it (weights.path)"
+        raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted {wanted}")
     optimization.lay_out(network.eval(), device)
     axes = config.eval.mirror_axes if mirror_axes is None else tuple(mirror_axes)
     network = inference.Mirrored(network, axes) if axes else network
     amp = optimization.amp_of(config.train.amp, device)
-    if amp == "fp16" and device.type == "cpu":
-        amp = "off"  # which the CPU does not have
+    amp = "off" if amp == "fp16" and device.type == "cpu" else amp  # which the CPU does not have
     subjects, windows = frozenset(content.get("subjects", ())), evaluate.windows_of(config, device, amp)
     return Member(path, _sha256(path), config, task, network, amp, subjects, windows)
 

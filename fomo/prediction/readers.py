@@ -79,10 +79,9 @@ class Slices:
 
     def read(self, scan):
         """(ids of the slices, {Reading: images (C, X, Y, 1)})."""
-        return scan.slices, {
-            reading: [slice_files.read_slice(image.path, reading) for image in scan.images]
-            for reading in set(self._readings)
-        }
+        paths = [image.path for image in scan.images]
+        readings = set(self._readings)
+        return scan.slices, {one: [slice_files.read_slice(path, one) for path in paths] for one in readings}
 
     def infer(self, read):
         """For each scan (ids of the slices, of each member their probabilities (slices, labels))."""
@@ -112,21 +111,11 @@ class Volumes(Slices):
 
     def __init__(self, members, scans):
         super().__init__(members, scans)
-        self._settings = None
-        for member in members:
-            extraction = member.task.state["extraction"]
-            if extraction is None:
-                raise UserError(
-                    f"{member.path}: it does not know how its slices were extracted (not by tools/extract_slices.py): "
-                    "wanted --slices"
-                )
-            settings = ct.Settings.from_dict(extraction)
-            self._settings = self._settings or settings
-            if settings != self._settings:
-                raise UserError(
-                    f"{member.path}: its slices were extracted otherwise than those of {members[0].path}: "
-                    "they cannot predict together"
-                )
+        self._settings = _extraction(members[0])
+        for member in members[1:]:
+            if _extraction(member) != self._settings:
+                otherwise = f"its slices were extracted otherwise than those of {members[0].path}"
+                raise UserError(f"{member.path}: {otherwise}: they cannot predict together")
 
     def size(self, scan):
         return 1
@@ -136,10 +125,17 @@ class Volumes(Slices):
         taken = ct.take_slices(*read_volume(source), self._settings)
         stacks = [torch.from_numpy(pixels if pixels.ndim == 3 else pixels[None]) for _, _, pixels in taken]
         ids = tuple(f"{slice_files.stem(scan.id)}_{index:04d}" for index, _, _ in taken)
-        return ids, {
-            reading: [slice_files.as_image(stack, source.path, reading) for stack in stacks]
-            for reading in set(self._readings)
-        }
+        readings = set(self._readings)
+        return ids, {one: [slice_files.as_image(stack, source.path, one) for stack in stacks] for one in readings}
+
+
+def _extraction(member):
+    """The ct.Settings by which the slices were extracted that a network was trained on."""
+    extraction = member.task.state["extraction"]
+    if extraction is None:
+        unknown = "it does not know how its slices were extracted (not by tools/extract_slices.py)"
+        raise UserError(f"{member.path}: {unknown}: wanted --slices")
+    return ct.Settings.from_dict(extraction)
 
 
 def _probabilities(member, images):

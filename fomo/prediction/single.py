@@ -22,17 +22,15 @@ def predict_to_file(members, given, path, log, corrected=False):
     """
     config, task = members[0].config, members[0].task
     if task.single is None:
-        raise UserError(
-            f"{members[0].path}: got a network of several targets or labels, wanted one of a single answer: "
-            "use tools/predict.py"
-        )
-    is_volume = task.single in task.volumes
+        got = "got a network of several targets or labels, wanted one of a single answer"
+        raise UserError(f"{members[0].path}: {got}: use tools/predict.py")
+    is_volume, of = task.single in task.volumes, f"task.type={config.task.type}"
     if path.endswith((".nii", ".nii.gz")) != is_volume:
         wanted = f"a .nii.gz file for the {task.single}" if is_volume else "a text file for one number"
-        raise UserError(f"--output: got {path}, wanted {wanted}: the checkpoints are of task.type={config.task.type}")
+        raise UserError(f"--output: got {path}, wanted {wanted}: the checkpoints are of {of}")
     if corrected and "corrected" not in task.scored:
         wanted = " or ".join(name for name, other in tasks.TASKS.items() if "corrected" in other.scored)
-        raise UserError(f"--corrected: got checkpoints of task.type={config.task.type}, wanted {wanted}")
+        raise UserError(f"--corrected: got checkpoints of {of}, wanted {wanted}")
     case = case_from_channels(config.data.channels, _used(config.data.channels, given, log))
     try:
         image, background, geometry = cache.load(case, config.data, tasks.wanted(config))
@@ -40,9 +38,8 @@ def predict_to_file(members, given, path, log, corrected=False):
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if corrected and not math.isfinite(row["corrected"]):
-        raise UserError(
-            "--corrected: it is undefined by these checkpoints' validation cases, wanted the raw prediction"
-        )
+        undefined = "it is undefined by these checkpoints' validation cases"
+        raise UserError(f"--corrected: {undefined}, wanted the raw prediction")
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         if is_volume:
@@ -58,9 +55,9 @@ def predict_to_file(members, given, path, log, corrected=False):
 
 def _used(channels, given, log):
     """Those of {channel name: path} that the checkpoint sees."""
-    used = {}
-    for text in channels:
-        used.update({name: given[name] for name in [name for name in text.split("|") if name in given][:1]})
-    if set(given) - set(used):
-        log.warn("channels left out", channels=sorted(set(given) - set(used)), used=list(used))
+    firsts = (next((name for name in text.split("|") if name in given), None) for text in channels)
+    used = {name: given[name] for name in firsts if name is not None}
+    left_out = sorted(given.keys() - used.keys())
+    if left_out:
+        log.warn("channels left out", channels=left_out, used=list(used))
     return used

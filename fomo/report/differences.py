@@ -20,9 +20,8 @@ _COLUMNS = "metric first second first_value second_value difference low high p p
 
 
 def compare(folders, resamples=10000, seed=0):
-    """(rows, runs): one dict per metric and pair of runs, and {name: Run}.
+    """(rows, runs): one dict of _COLUMNS per metric and pair of runs, and {name: Run}.
 
-    Keys of a row: metric first second first_value second_value difference low high p p_holm better cases left_out test.
     `difference`: second minus first, with its 95% interval; `better`: the name of the better run where p_holm < 0.05,
     else "". left_out: cases whose value is undefined or infinite in either run; the others are compared. Raises
     UserError unless all runs are finished and have the same task, cases and references.
@@ -38,19 +37,17 @@ def compare(folders, resamples=10000, seed=0):
         rows += [{"first": first, "second": second, **row} for row in _pair(a, b, resamples, seed)]
     for row, corrected in zip(rows, holm([row["p"] for row in rows])):
         row["p_holm"] = corrected
-        second_better = (row["difference"] > 0) == row["higher_is_better"]
-        row["better"] = (row["second"] if second_better else row["first"]) if corrected < 0.05 else ""
+        better = "second" if (row["difference"] > 0) == row["higher_is_better"] else "first"
+        row["better"] = row[better] if corrected < 0.05 else ""
     return [{name: row[name] for name in _COLUMNS.split()} for row in rows], runs
 
 
 def holm(p_values):
     """Holm's step-down correction; an undefined p stays undefined and counts for nothing."""
     p = np.asarray(p_values, float)
-    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
-    corrected, largest = np.full(len(p), np.nan), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p[index]))
-        corrected[index] = largest
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # which puts NaN last
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(order), 0, -1) * p[order]))
     return corrected.tolist()
 
 
@@ -64,16 +61,16 @@ def _distinct(by_folder):
 
 def _check(runs):
     first = runs[0]
+    place, kind = first.folder.path, first.config.task.type
     if not first.task.view.per_case:
-        kind = first.config.task.type
-        raise UserError(f"{first.folder.path}: runs of task.type={kind} have nothing to compare case by case")
+        raise UserError(f"{place}: runs of task.type={kind} have nothing to compare case by case")
     for run in runs:
         if not run.complete:
             done = f"{len(run.finished)} of {len(run.splits)} folds are finished"
             raise UserError(f"{run.folder.path}: {done}: finish the run first")
         if type(run.task) is not type(first.task):
-            kinds = f"is a run of {run.config.task.type}, {first.folder.path} of {first.config.task.type}"
-            raise UserError(f"{run.folder.path} {kinds}: wanted one task")
+            other = f"{run.folder.path} is a run of {run.config.task.type}"
+            raise UserError(f"{other}, {place} of {kind}: wanted one task")
         _check_cases(first, run)
 
 

@@ -1,7 +1,6 @@
 """The comparison of runs as text, CSV and HTML."""
 
 import itertools
-import math
 import os
 
 import numpy as np
@@ -37,19 +36,14 @@ def _titles_and_lines(rows):
     left_out = any(row["left_out"] for row in rows)
     titles = ["metric", rows[0]["first"], rows[0]["second"], "difference", "95% interval", "p", "p (Holm)"]
     titles += ["better", "cases", *["left out"] * left_out]
-    lines = [
-        [
-            page.label(row["metric"]),
-            *(row[name] for name in ("first_value", "second_value", "difference")),
-            page.interval_cell(row["low"], row["high"]),
-            *(page.Cell(number(row[name], 3), row[name]) for name in ("p", "p_holm")),
-            row["better"] or "not shown",
-            row["cases"],
-            *[row["left_out"]] * left_out,
-        ]
-        for row in rows
-    ]
-    return titles, lines
+
+    def line(row):
+        values = (row[name] for name in ("first_value", "second_value", "difference"))
+        p_values = (page.Cell(number(row[name], 3), row[name]) for name in ("p", "p_holm"))
+        found = [page.label(row["metric"]), *values, page.interval_cell(row["low"], row["high"]), *p_values]
+        return [*found, row["better"] or "not shown", row["cases"], *[row["left_out"]] * left_out]
+
+    return titles, [line(row) for row in rows]
 
 
 def write_comparison(rows, runs, output):
@@ -110,8 +104,8 @@ def _notes(rows, runs):
     if any(run.splits != first.splits for run in runs.values()):
         found.append("The runs have other folds: part of the difference is in what each was trained on.")
     if any(row["left_out"] for row in rows):
-        why = "cases whose value is undefined (both masks empty) or infinite (one empty) in either run"
-        found.append(f"Left out: {why}.")
+        which = "cases whose value is undefined (both masks empty) or infinite (one empty) in either run"
+        found.append(f"Left out: {which}.")
     return found
 
 
@@ -154,8 +148,8 @@ def _pictures(runs):
 def _cases(runs):
     label, _, values = _per_case(runs)
     columns = np.array(list(values.values()))
-    spread = columns.max(axis=0) - columns.min(axis=0)  # inf or NaN where one is
-    order = sorted(range(len(spread)), key=lambda i: -spread[i] if np.isfinite(spread[i]) else math.inf)
+    spread = np.ptp(columns, axis=0)  # inf or NaN where one is
+    order = np.argsort(np.where(np.isfinite(spread), -spread, np.inf), kind="stable")
     ids = [row["id"] for row in _first(runs).units]
     rows = [[ids[i], *columns[:, i].tolist(), float(spread[i])] for i in order]
     caption = f"{page.capital(label)} of each case, largest difference first"
@@ -164,13 +158,10 @@ def _cases(runs):
 
 def _settings(runs):
     """The keys of the config in which the runs differ, and their code."""
-    shown = [
-        {"code": run_module.started(run.log).get("code", "not logged")}
-        | {name: config_module.show(value) for name, _, value in config_module.fields(run.config)}
-        for run in runs.values()
-    ]
-    rows = [[name, *(of_run[name] for of_run in shown)] for name in shown[0] if name not in ("name", "output")]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
+    rows = [["code", *(run_module.started(run.log).get("code", "not logged") for run in runs.values())]]
+    for of_runs in zip(*(config_module.fields(run.config) for run in runs.values())):
+        rows.append([of_runs[0][0], *(config_module.show(value) for _, _, value in of_runs)])
+    rows = [row for row in rows if row[0] not in ("name", "output") and len(set(row[1:])) > 1]
     if not rows:
         return page.note("The runs have the same config and code.")
     return page.table(["key", *runs], rows, "Keys of the config, and the code, in which the runs differ")

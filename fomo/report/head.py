@@ -15,10 +15,8 @@ def headline(run):
         return tag("div", tag("p", several if len(run.splits) > 1 else one), class_="hero")
     view = run.task.view
     found, low, high = run.with_interval(run.headline)
-    value = [
-        tag("div", label(run.headline) + view.unit(run), class_="label"),
-        tag("div", number(found, 3), class_="value", id="headline", data_value=repr(found)),
-    ]
+    value = [tag("div", label(run.headline) + view.unit(run), class_="label")]
+    value.append(tag("div", number(found, 3), class_="value", id="headline", data_value=repr(found)))
     if not math.isnan(low):
         value.append(tag("div", f"95% interval {page.interval(low, high, 3)}", class_="label"))
     how = "All cases together, each predicted by a model that was not trained, and not selected, on its subject."

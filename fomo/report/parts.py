@@ -28,15 +28,11 @@ def of_run(run, listed=None):
     parts.append(("about", "What was run", about(run)))
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in parts]
     about_it = [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")]
+    content = [tag("header", about_it), head.headline(run), head.alerts(run)]
+    content.append(tag("nav", links, aria_label="on this page"))
+    content += [page.section(title, body, anchor) for anchor, title, body in parts]
     same = f"the same numbers are in {SUMMARY}, {AGGREGATED} and {TABLES['rows']}."
-    content = [
-        tag("header", about_it),
-        head.headline(run),
-        head.alerts(run),
-        tag("nav", links, aria_label="on this page"),
-        *(page.section(title, body, anchor) for anchor, title, body in parts),
-        tag("footer", f"Written by tools/report.py; {same}"),
-    ]
+    content.append(tag("footer", f"Written by tools/report.py; {same}"))
     return page.document(f"{run.config.name}: {run.config.task.type}", content)
 
 
@@ -54,34 +50,28 @@ def _subtitle(run):
 def _what(run):
     """The run in one line; all of it stands at the end of the page."""
     config, start = run.config, run_module.started(run.log)
-    parts = [
-        config.model.name,
-        os.path.basename(config.weights.path) if config.weights.path else "random weights",
-        None if run.task.pretrains else config.finetune.strategy,
-        f"{config.data.source}: {', '.join(config.data.channels)}",
-        f"{start['ranks']}\u00a0×\u00a0{start['device']}" if start else None,
-        f"code\u00a0{start['code']}" if start else None,
-        _duration(run),
-    ]
-    return " · ".join(part for part in parts if part is not None)
-
-
-# ---------------------------------------------------------------------------------------- results
+    parts = [config.model.name, os.path.basename(config.weights.path or "random weights")]
+    parts += [] if run.task.pretrains else [config.finetune.strategy]
+    parts.append(f"{config.data.source}: {', '.join(config.data.channels)}")
+    if start:
+        parts += [f"{start['ranks']}\u00a0×\u00a0{start['device']}", f"code\u00a0{start['code']}"]
+    return " · ".join(parts + [_duration(run)] * bool(run.log))
 
 
 def results(run):
+    """The tables of the metrics: the main ones, the others, and those of each fold."""
     shown = [metric for metric in run.metrics if not _beside(run, metric)]
     main = [metric for metric in shown if run.task.view.main(metric)]
     others = [metric for metric in shown if metric not in main]
     left_out = any(_left_out(run, metric) for metric in shown)
-    # not in provisional ones
+    # a run that is not finished has no means
     over_folds = len(run.splits) > 1 and any("mean" in facts for facts in run.metrics.values())
     columns = ["metric", "all cases", "95% interval", *["cases left out"] * left_out]
     columns += ["mean of folds", "SD of folds", "95% interval of the mean"] * over_folds
 
     def line(metric):
         value, low, high = run.with_interval(metric)
-        cells = [label(metric), value, page.interval_cell(low, high), *([_left_out(run, metric)] if left_out else [])]
+        cells = [label(metric), value, page.interval_cell(low, high), *[_left_out(run, metric)] * left_out]
         return cells + (_over_folds(run, metric) if over_folds else [])
 
     caption = f"All {run.cases} together with the bootstrap interval over subjects"
@@ -120,24 +110,21 @@ def _left_out(run, metric):
     return ", ".join(f"{number(run.value(metric + ending))} {ending[1:]}" for ending in endings)
 
 
-# --------------------------------------------------------------------------------------- training
-
-
 def training(run, show):
     """show: whether curves can be drawn."""
     parts = _curves(run) if show else [page.note(figures.MISSING)]
-    name = f"val_{run.headline}"
-    rows = []
+    name, rows = f"val_{run.headline}", []
     for fold, history in run.histories.items():
         best, last, wait = run.best_row(fold) or {}, history[-1], run_module.data_wait(run.log, fold)
-        selected = [best.get("epoch", math.nan), best.get(name, math.nan)]
+        selected = (best.get(column, math.nan) for column in ("epoch", name))
         waited = page.Cell("not logged" if math.isnan(wait) else f"{number(100 * wait, 2)} %", wait)
         rows.append([f"fold {fold}", len(history), *selected, last["train_loss"], last["val_loss"], waited])
     columns = ["fold", "epochs", "selected epoch", label(name), "last training loss", "last validation loss"]
-    columns, what = [*columns, "waiting for data"], "Training of each fold"
+    caption, lines = "Training of each fold", [[*columns, "waiting for data"], *rows]
     if len(run.splits) == 1:
-        what, columns, rows = "Training", columns[1:], [row[1:] for row in rows]
-    return [*parts, page.table(columns, rows, f"{what}; waiting for data: share of the training steps' time")]
+        caption, lines = "Training", [line[1:] for line in lines]
+    caption += "; waiting for data: share of the training steps' time"
+    return [*parts, page.table(lines[0], lines[1:], caption)]
 
 
 def _curves(run):
@@ -147,14 +134,14 @@ def _curves(run):
     unfreeze = finetune.unfreeze_epoch if finetune.strategy in ("gradual", "stagewise") and begun else None
     options = {"best": best, "unfreeze": unfreeze}
     losses = curves(histories, [("train_loss", "--", "training"), ("val_loss", "-", "validation")], "loss", **options)
-    rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze)
-    last_step = "At each epoch's last step" + ("." if run.task.pretrains else ", of the head.")
-    shown = [page.figure(losses, "Loss.", "Dots: the selected epochs.")]
+    shown, last_step = [page.figure(losses, "Loss.", "Dots: the selected epochs.")], "At each epoch's last step"
     if not run.task.pretrains:  # whose metric is the loss
         curve = curves(histories, [(name, "-", "")], label(name), **options)
         text = "On the inner validation cases, which select the epoch."
         shown.append(page.figure(curve, f"{page.capital(label(name))}.", text))
-    shown += [page.figure(rates, "Learning rate.", last_step), *run.task.view.curves(run, options)]
+        last_step += ", of the head"
+    rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze)
+    shown += [page.figure(rates, "Learning rate.", f"{last_step}."), *run.task.view.curves(run, options)]
     return [_fold_legend(histories) if len(run.splits) > 1 else None, page.grid(shown)]
 
 
@@ -163,9 +150,6 @@ def _fold_legend(histories):
     if count > len(FOLDS):
         return page.note(f"Each line is one of {count} folds.")
     return page.legend([(f"fold {fold}", f"border-color:{fold_colour(i, count)}") for i, fold in enumerate(histories)])
-
-
-# ------------------------------------------------------------------------------------------ cases
 
 
 def case_section(run):
@@ -177,9 +161,6 @@ def case_section(run):
     if len(rows) > _LONGEST:
         caption += f"; of them the first {_LONGEST}, all are in {TABLES['rows']}"
     return [page.table(columns, rows[:_LONGEST], caption, sortable=True)]
-
-
-# ------------------------------------------------------------------------------------------- about
 
 
 def about(run):

@@ -82,7 +82,6 @@ def read(path):
     task, splits = build(config), recorded["folds"]
     finished, results = folder.finished(), folder.results()
     tested = {number: len(splits[number - 1][task.tested_part()]) for number in finished}
-    histories = {fold.number: fold.history() for fold in folder.all_folds()}
     return Run(
         folder=folder,
         config=config,
@@ -93,7 +92,7 @@ def read(path):
         results=Results(*(sorted(part, key=lambda row: row["id"]) for part in (results.rows, results.scans))),
         fold_scores=[{"fold": n, "cases": cases, **folder.fold(n).scores()} for n, cases in tested.items()],
         metrics=_metrics(folder, config, task, finished, results),
-        histories={number: history for number, history in histories.items() if history},
+        histories={fold.number: history for fold in folder.all_folds() if (history := fold.history())},
         log=read_log(folder.log_path),
     )
 
@@ -102,8 +101,11 @@ def _metrics(folder, config, task, finished, results):
     """results: in the order of the folds, as the summary's resamples take them."""
     summary = folder.summary()
     if summary is not None and summary["folds_done"] == finished:
-        metrics = summary["metrics"].items()
-        return {name: {key: _number(value) for key, value in facts.items()} for name, facts in metrics}
+        # in it null stands for an undefined number, and "inf" for an infinite one
+        return {
+            name: {key: math.nan if value is None else float(value) for key, value in facts.items()}
+            for name, facts in summary["metrics"].items()
+        }
     if not results.rows:
         return {}
     intervals = task.intervals(results, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
@@ -115,13 +117,6 @@ def _metrics(folder, config, task, finished, results):
     return found
 
 
-def _number(value):
-    """The number in a summary, where null stands for an undefined one and "inf" for an infinite one."""
-    return math.nan if value is None else float(value)
-
-
-# -------------------------------------------------------------------------------------------- log
-
 _PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
 
 
@@ -132,13 +127,13 @@ def read_log(path):
     events = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            parts = line.rstrip("\n").split(" ", 3)
             try:
-                datetime.datetime.fromisoformat(parts[0])
-                values = dict(_PAIR.findall(parts[3])) if len(parts) > 3 else {}
-                values = {name: json.loads(text) if text.endswith('"') else text for name, text in values.items()}
-                events.append({**values, "time": parts[0], "level": parts[1], "event": parts[2]})
-            except (ValueError, IndexError):
+                time, level, event, *pairs = line.rstrip("\n").split(" ", 3)
+                datetime.datetime.fromisoformat(time)
+                pairs = _PAIR.findall(" ".join(pairs))
+                values = {name: json.loads(text) if text.endswith('"') else text for name, text in pairs}
+                events.append({**values, "time": time, "level": level, "event": event})
+            except ValueError:
                 continue  # the line that is being written, or one that a crash of the machine has left in pieces
     return events
 
