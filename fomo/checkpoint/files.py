@@ -11,22 +11,10 @@ import torch
 from ..config import UserError
 from ..runtime import files
 
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    AssertionError,
-    MemoryError,
-    OverflowError,
-    struct.error,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)  # fmt: skip  (what torch.load raises on damaged, foreign and random bytes)
+# what torch.load raises on damaged, foreign and random bytes
+_BUILT_IN = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ImportError)
+_OTHERS = (AssertionError, MemoryError, OverflowError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile)
+_UNREADABLE = (*_BUILT_IN, *_OTHERS)
 
 
 def save(path, content, previous=None):
@@ -36,7 +24,7 @@ def save(path, content, previous=None):
         which `load` would refuse.
     previous: where the file that was at `path` is kept; a crash may then leave only that one.
 
-    Raises UserError when the file cannot be written; the old file then survives.
+    UserError when the file cannot be written; the old file then survives.
     """
     if not isinstance(content, dict):
         raise TypeError(f"content: got {type(content).__name__}, wanted dict")
@@ -72,10 +60,9 @@ def read(path, trust=False):
     except _UNREADABLE as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))  # "Unsupported global: GLOBAL argparse.Namespace was not .."
         if isinstance(error, pickle.UnpicklingError) and foreign:
-            raise UserError(
-                f"{path}: it holds {foreign[1]}, not only tensors and plain data, and reading that can run code: "
-                "if you trust where the file comes from, set weights.trust=true"
-            ) from error
+            got = f"it holds {foreign[1]}, not only tensors and plain data, and reading that can run code"
+            advice = "if you trust where the file comes from, set weights.trust=true"
+            raise UserError(f"{path}: {got}: {advice}") from error
         raise UserError(f"{path}: not a readable checkpoint: {_one_line(error)}") from error
     if not isinstance(content, dict):
         got = type(content).__name__

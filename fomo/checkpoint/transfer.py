@@ -18,18 +18,13 @@ _LISTED = 8  # names in an error
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor.
-
-    loaded, new, adapted: names in the network.
-    ignored: names in the file.
-    subjects: those that the file says it was trained on.
-    """
+    """What became of every tensor: names in the network, and of those `ignored` in the file."""
 
     loaded: tuple[str, ...]
     new: tuple[str, ...]
     adapted: tuple[str, ...]
     ignored: tuple[str, ...]
-    subjects: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()  # whom the file says it was trained on
 
     def counts(self):
         """{"loaded": .., "new": .., "adapted": .., "ignored": ..}: the values of the log's `weights` line."""
@@ -39,12 +34,11 @@ class LoadReport:
 def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, trust=False):
     """Copy the weights in the file `path` into `model` and return a LoadReport; on any error the model is untouched.
 
-    The file is one of ours (`model`), Lightning's (`state_dict`), SuPreM's (`net`) or a plain state dict. A wrapper of
-    the network leaves a prefix that all tensors share (`model.`, `module.`, `_orig_mod.`, `backbone.`, in any nesting);
-    it is taken off. If a file holds more than the network, the other tensors are ignored, and reported so. The network
-    is then the part below `model.` in a Lightning file, below `backbone.` in SuPreM's, below `visual.`,
-    `visual_transformer.` or `image_encoder.` in a model of images and text (CLIP), and the teacher's backbone in a DINO
-    run.
+    The file is one of ours (`model`), Lightning's (`state_dict`), SuPreM's (`net`) or a plain state dict. Prefixes that
+    all tensors share, as wrappers of the network leave them (`model.`, `module.`, `_orig_mod.`, `backbone.`, in any
+    nesting), are taken off. Of a file that holds more than the network, the other tensors are reported as ignored: the
+    network is the part below `model.` in a Lightning file, below `backbone.` in SuPreM's, below `visual.`,
+    `visual_transformer.` or `image_encoder.` in a model of images and text (CLIP), or the teacher's backbone of DINO.
 
     Every tensor of the model must be in the file, with its shape, except
     - allow_new: prefixes (None: model.new_prefixes) whose tensors may be missing or misshapen; such a prefix stays new
@@ -57,19 +51,16 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
     - the counters of batch norms, which nothing reads, if the file has none at all.
     Every tensor of the file must be used, except for the prefixes allow_unused (None: model.unused_prefixes).
 
-    Raises UserError for anything else missing, unexpected or misshapen, for numbers that are not finite, for weights
-    that are all zero, when nothing would be loaded, and for a file that holds more than tensors and plain data unless
-    `trust` (config key weights.trust) admits that reading it may run code.
+    UserError for anything else missing, unexpected or misshapen, for numbers that are not finite, for weights that are
+    all zero, when nothing would be loaded, and for a file that holds more than tensors and plain data unless `trust`
+    (config key weights.trust) admits that reading it may run code.
     """
     if stem not in ("repeat", "mean", "reinit"):
         raise ValueError(f"stem: got {stem!r}, wanted 'repeat', 'mean' or 'reinit'")
     own, content = model.state_dict(), read(path, trust)
     file, foreign = _find_tensors(content, own, path)
-    if allow_new is None:
-        allow_new = _may_be_new(model, file)
-    if allow_unused is None:
-        allow_unused = getattr(model, "unused_prefixes", ())
-
+    allow_new = _may_be_new(model, file) if allow_new is None else allow_new
+    allow_unused = getattr(model, "unused_prefixes", ()) if allow_unused is None else allow_unused
     adapted, drawn = _other_channels(getattr(model, "stem", None), file, own), _counters(file, own)
     if stem == "reinit":
         adapted, drawn = (), adapted + drawn
@@ -86,7 +77,7 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
 def _find_tensors(content, own, path):
     """({name: tensor} as the network names them, names of the tensors that belong to other parts of the file)."""
     key = next((key for key in _STATE_KEYS if isinstance(content.get(key), dict)), None)
-    state, foreign = dict(content[key] if key else content), []
+    state, foreign = content[key] if key else content, []
     _check_tensors(state, key, path)
     while own.keys().isdisjoint(state):
         prefix = _outermost(state, _PARTS.get(key))
@@ -145,10 +136,7 @@ def _counters(file, own):
 
 
 def _check(file, own, new, misshapen, unused, permitted, path):
-    """Raise UserError, with all names, if a tensor is missing, unexpected or misshapen.
-
-    unused: names in the file. permitted: prefixes of those that may be.
-    """
+    """UserError, with all names, if a tensor is missing, unexpected or misshapen; permitted: prefixes of the unused."""
     shapes = {name: f"{name} (file {list(file[name].shape)}, network {list(own[name].shape)})" for name in misshapen}
     problems = {
         "missing": [name for name in own if name not in file and name not in new],
@@ -167,8 +155,7 @@ def _fill(own, file, new, adapted, stem, path):
     if not exact:
         raise UserError(f"{path}: nothing would be loaded: all {len(own)} tensors of the network are declared new")
     values = {name: _converted(file[name], own[name].dtype, f"{path}: {name}") for name in (*exact, *adapted)}
-    for name in adapted:
-        values[name] = _adapt(values[name], own[name].shape[1], stem)
+    values.update({name: _adapt(values[name], own[name].shape[1], stem) for name in adapted})
     kernels = [value for value in values.values() if value.ndim >= 2]
     if kernels and not any(value.any() for value in kernels):
         raise UserError(f"{path}: all {len(kernels)} weight tensors are zero: it was saved before it was filled")
