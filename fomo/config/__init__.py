@@ -6,7 +6,7 @@ import os
 
 import yaml
 
-from .errors import UserError
+from .errors import UserError, as_user_error
 from .reading import Sourced, build, map_leaves, override, read
 from .rules import check, unread
 from .sections import Augment, Config, Cv, Data, Eval, Finetune, Model, Optim, Task, Train, Weights, fields, show

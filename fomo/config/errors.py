@@ -1,8 +1,19 @@
 """The error that the user can mend."""
 
+import contextlib
+
 
 class UserError(ValueError):
     """The user's configuration or data is wrong: the command prints the message as one line and exits with code 2."""
 
     exit_code = 2
     ends_run = True  # it would be the same in every fold
+
+
+@contextlib.contextmanager
+def as_user_error(said, kinds=(OSError, UnicodeDecodeError)):
+    """Errors of these kinds in the block become a UserError, "said: error"; by default those of files."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{said}: {error}") from error

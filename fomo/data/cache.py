@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import UserError, fingerprint
+from ..config import UserError, as_user_error, fingerprint
 from ..runtime import files
 from ..space import volume
 from . import index, jobs
@@ -92,10 +92,8 @@ def prepare(cases, data, wanted, log=None, workers=None):
     """
     if data.cache is None:
         raise UserError("data.cache: got none, wanted the folder of the preprocessed cases")
-    try:
+    with as_user_error(f"data.cache: cannot make {data.cache}"):
         os.makedirs(data.cache, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"data.cache: cannot make {data.cache}: {error}") from error
     settings = _settings(data, wanted)
     settings_hash = fingerprint(settings)
     index_path = os.path.join(data.cache, f"index-{settings_hash}.jsonl")
@@ -131,10 +129,8 @@ def _updated(path, known, there, entries):
     if not new:
         return known
     known = kept | {key: _facts(os.path.dirname(path), entry) for key, entry in new.items()}
-    try:
+    with as_user_error(f"data.cache: cannot write {path}"):
         index.write(path, known)
-    except OSError as error:
-        raise UserError(f"data.cache: cannot write {path}: {error}") from error
     return known
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..space import volume
 from . import dicom, npy, spreadsheet
 
@@ -80,24 +80,15 @@ class Prepared:
 
 
 def names_a_file(id):
-    """Whether an id can name a file, and cannot name one in another folder."""
-    return (
-        id.isprintable()
-        and not re.search(r"[/\\]", id)
-        and id[:1] not in ("", ".", "~")
-        and len(id.encode()) <= ID_BYTES
-    )
-
-
-# ------------------------------------------------------------------------------------------- reading
+    """Whether an id can name a file, and cannot name one in another folder, see ID_WANTED."""
+    return id.isprintable() and len(id.encode()) <= ID_BYTES and bool(re.fullmatch(r"[^/\\.~][^/\\]*", id))
 
 
 def read_volume(source, like=None):
     """(array float32 (X, Y, Z), affine) of a Volume.
 
-    like: an affine whose order and directions of axes the array gets, whatever it is stored with. A .npy file has no
-    geometry: its affine is the identity (RAS, 1 mm). Raises ValueError, with the path, for an unreadable file and for
-    numbers that are not finite.
+    like: an affine whose order and directions of axes the array gets, whatever it is stored with. The affine of a .npy
+    file is the identity. Raises ValueError, with the path, for an unreadable file and for numbers that are not finite.
     """
     if not source.has_geometry:
         array, affine = npy.read_npy(source.path, source.index), np.eye(4)
@@ -110,10 +101,8 @@ def read_volume(source, like=None):
 
 def any_foreground(mask, case):
     """Whether the Volume `mask` has a voxel above 0. Raises UserError unless it holds whole numbers; case: its id."""
-    try:
+    with as_user_error(f"case {case}: mask", ValueError):
         array = rounded(read_volume(mask)[0])
-    except ValueError as error:
-        raise UserError(f"case {case}: mask: {error}") from error
     broken = array[array != np.rint(array)]
     if broken.size:
         raise UserError(f"case {case}: mask: {mask.path}: got the value {digits(broken[0])}, wanted whole numbers")
@@ -122,11 +111,8 @@ def any_foreground(mask, case):
 
 def stated_number(path, case):
     """The number in a label.txt. Raises UserError for any other text; case: the id of the case."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"case {case}: cannot read the label {path}: {error}") from error
+    with as_user_error(f"case {case}: cannot read the label {path}"), open(path, encoding="utf-8-sig") as file:
+        text = file.read().strip()
     value = spreadsheet.number(text)
     if value is None:
         raise UserError(f"case {case}: {path}: got the label {text[:40]!r}, wanted a number")

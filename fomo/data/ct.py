@@ -1,8 +1,8 @@
 """One chest CT into axial slices: chooses slices and makes their pixels.
 
 A slice is (X, Y) in RAS order (x to the patient's right, y to the front). A window of Hounsfield units is mapped to
-0..1 (uint8: 0..255). The whole field of view is kept. Air on two sides makes it square, it is never stretched; then it
-is averaged down (or interpolated up) to `size` pixels, so that pixels are square.
+0..1 (uint8: 0..255). The whole field of view is kept. Air on two sides makes it square, then it is averaged down (or
+interpolated up) to `size` pixels.
 
 The body is the largest connected region above -500 HU, its holes filled in each slice. Slices in which it is smaller
 than a quarter of its largest cross-section are not taken. The lungs are the air within the body.
@@ -75,8 +75,8 @@ def take_slices(array, affine, settings):
     around = np.arange(-settings.neighbours, settings.neighbours + 1) * step
     result = []
     for index in choose(inside, lung_cm2, settings):
-        stack = [array[:, :, z] for z in np.clip(index + around, 0, array.shape[2] - 1)]
-        pixels = np.stack([_pixels(one, spacing_mm, settings) for one in stack])
+        places = np.clip(index + around, 0, array.shape[2] - 1)
+        pixels = np.stack([_pixels(array[:, :, z], spacing_mm, settings) for z in places])
         position = (index - inside[0]) / max(1, inside[-1] - inside[0])
         result.append((int(index), float(position), pixels if settings.neighbours else pixels[0]))
     return result
@@ -91,8 +91,7 @@ def in_hounsfield(array, units="auto"):
     if units == "hu":
         return array
     array = array + {"auto": 0, "stored": -1024, "twice": 1024}[units]
-    step = tuple(slice(None, None, max(1, size // 96)) for size in array.shape)
-    sample = array[step]
+    sample = array[tuple(slice(None, None, max(1, size // 96)) for size in array.shape)]
 
     def looks_like(offset):
         """Whether 3% are soft tissue and 3% air after `offset` is subtracted."""
@@ -102,14 +101,14 @@ def in_hounsfield(array, units="auto"):
 
     if looks_like(0):
         return array
-    seen = f"values from {array.min():.6g} to {array.max():.6g}, median {np.median(sample):.6g}"
     if looks_like(1024):
-        found = "stored values without the rescale intercept"
-        raise ValueError(f"got {seen}: {found}, wanted Hounsfield units (or --units stored)")
-    if looks_like(-1024):
-        raise ValueError(f"got {seen}: rescaled twice, wanted Hounsfield units (or --units twice)")
-    found = "neither air nor soft tissue where Hounsfield units have them"
-    raise ValueError(f"got {seen}: {found} (--units hu takes them as they are)")
+        found = "stored values without the rescale intercept, wanted Hounsfield units (or --units stored)"
+    elif looks_like(-1024):
+        found = "rescaled twice, wanted Hounsfield units (or --units twice)"
+    else:
+        found = "neither air nor soft tissue where Hounsfield units have them (--units hu takes them as they are)"
+    seen = f"values from {array.min():.6g} to {array.max():.6g}, median {np.median(sample):.6g}"
+    raise ValueError(f"got {seen}: {found}")
 
 
 def cross_sections(array, spacing_mm):
@@ -138,8 +137,8 @@ def choose(inside, lung_cm2, settings):
     if settings.strategy == "anatomical":
         most = lung_cm2[inside].max()
         if most < _SMALLEST_CM2:
-            wanted = f"wanted {_SMALLEST_CM2:g} for anatomical"
-            raise ValueError(f"no lungs found: at most {most:.3g} cm2 in a slice, {wanted}")
+            found = f"at most {most:.3g} cm2 in a slice"
+            raise ValueError(f"no lungs found: {found}, wanted {_SMALLEST_CM2:g} for anatomical")
         lungs = inside[lung_cm2[inside] >= most / 10]
         levels = [lungs[0] + level * (lungs[-1] - lungs[0]) for level in _LEVELS]
         return np.unique([lungs[np.abs(lungs - level).argmin()] for level in levels])
@@ -155,11 +154,8 @@ def _pixels(pixels, spacing_mm, settings):
     low, high = settings.window
     pixels = np.clip((pixels - np.float32(low)) / np.float32(high - low), 0, 1)
     side = max(n * mm for n, mm in zip(pixels.shape, spacing_mm))
-    for axis in (0, 1):
-        missing = max(0, round(side / spacing_mm[axis]) - pixels.shape[axis])
-        around = [(0, 0), (0, 0)]
-        around[axis] = (missing // 2, missing - missing // 2)
-        pixels = np.pad(pixels, around)  # the window's lower end: air
+    missing = [max(0, round(side / mm) - n) for n, mm in zip(pixels.shape, spacing_mm)]
+    pixels = np.pad(pixels, [(n // 2, n - n // 2) for n in missing])  # the window's lower end: air
     matrices = [axes.resize(size, settings.size).astype(np.float32) for size in pixels.shape]
     pixels = np.clip(matrices[0] @ pixels @ matrices[1].T, 0, 1)
     return np.round(255 * pixels).astype(np.uint8) if settings.dtype == "uint8" else pixels.astype(np.float16)

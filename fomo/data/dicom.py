@@ -3,7 +3,7 @@
 The files are one series of parallel slices. A file has one slice, or many if it is multi-frame ("enhanced"). Whatever
 would have to be guessed is an error: several series, slices that are missing, doubled or unevenly spaced, a tilted
 gantry (a sheared volume), mosaics, colours. A value is the stored value * RescaleSlope + RescaleIntercept, each slice
-with its own. CT must have both, and its values are Hounsfield units, also where a scanner pads with less than -1024.
+with its own. CT must have both: its values are Hounsfield units.
 """
 
 import os
@@ -15,10 +15,8 @@ import numpy as np
 
 _GRID = 0.1  # how far, in slice distances, a slice may lie off the regular grid
 _PARALLEL = 1e-3  # how much direction cosines may differ
-_MALFORMED = (  # RuntimeError: a compression that pydicom has no decoder for
-    OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RuntimeError,
-    struct.error,
-)  # fmt: skip
+# RuntimeError: a compression that pydicom has no decoder for
+_MALFORMED = OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError
 
 
 class _Slice(NamedTuple):
@@ -34,9 +32,8 @@ class _Slice(NamedTuple):
 def read_dicom(folder):
     """(array float32 (X, Y, Z), affine) of the series in `folder`, or of one multi-frame file.
 
-    X runs along the rows, Y down the columns, Z along their normal; affine: to RAS+ mm, as in nibabel. Subfolders,
-    hidden files and a DICOMDIR are ignored. Raises ValueError, with the path, for all else that is not one regular
-    volume.
+    X runs along the rows, Y down the columns, Z along their normal. Subfolders, hidden files and a DICOMDIR are left
+    out. Raises ValueError, with the path, for all else that is not one regular volume.
     """
     slices = [part for path in _files(folder) for part in _read(path)]
     first = slices[0]
@@ -73,7 +70,6 @@ def _files(folder):
 
 
 def _read(path):
-    """The slices of one file."""
     try:
         import pydicom
     except ImportError as error:
@@ -87,10 +83,9 @@ def _read(path):
             stored = np.reshape(data.pixel_array, (frames, data.Rows, data.Columns))
             return [_slice(path, data, frame, stored[frame]) for frame in range(frames)]
     except pydicom.errors.InvalidDicomError as error:
-        raise ValueError(
-            f"{path}: not a DICOM file, wanted nothing but the files of one series in the folder"
-        ) from error
-    except _MALFORMED as error:
+        wanted = "nothing but the files of one series in the folder"
+        raise ValueError(f"{path}: not a DICOM file, wanted {wanted}") from error
+    except (*_MALFORMED, struct.error) as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(path) else f"{path}: cannot read it as DICOM: {text[:300]}") from error
 
@@ -100,8 +95,7 @@ def _check_kind(path, data):
         kind = data.SOPClassUID.name if "SOPClassUID" in data else data.get("Modality", "unknown")
         _refuse(path, f"a DICOM file without an image ({kind})", "the slices of one series")
     if "MOSAIC" in data.get("ImageType", ()):
-        mosaic = "a Siemens mosaic (many slices in one picture)"
-        _refuse(path, mosaic, "single slices: convert it with dcm2niix")
+        _refuse(path, "a Siemens mosaic (many slices in one picture)", "single slices: convert it with dcm2niix")
     if data.get("SamplesPerPixel", 1) != 1:
         _refuse(path, "a colour image", "grey values")
     if "ModalityLUTSequence" in data:
@@ -138,10 +132,9 @@ def _slice(path, data, frame, stored):
     between_rows, between_columns = numbers(2, "PixelMeasuresSequence", "PixelSpacing")
     between, thick = (find("PixelMeasuresSequence", name, 0) for name in ("SpacingBetweenSlices", "SliceThickness"))
     thickness = abs(float(between) or float(thick)) or None
-    # only in CT the unit of a value means something
-    unscaled = (None, None) if data.get("Modality") == "CT" else (1, 0)
-    slope = float(find("PixelValueTransformationSequence", "RescaleSlope", unscaled[0]))
-    intercept = float(find("PixelValueTransformationSequence", "RescaleIntercept", unscaled[1]))
+    unscaled = (None, None) if data.get("Modality") == "CT" else (1, 0)  # only in CT a value has a unit
+    rescale = zip(("RescaleSlope", "RescaleIntercept"), unscaled)
+    slope, intercept = (float(find("PixelValueTransformationSequence", *pair)) for pair in rescale)
     if min(between_rows, between_columns) <= 0 or slope == 0:
         got = f"PixelSpacing {between_rows:g} {between_columns:g} and RescaleSlope {slope:g}"
         _refuse(path, got, "none of them 0")
@@ -175,8 +168,8 @@ def _step(folder, slices, normal):
     for gap, one, other in zip(gaps, slices, slices[1:]):
         pair = f"{os.path.basename(one.path)} and {os.path.basename(other.path)}"
         if gap < 0.01 or gap < 0.01 * usual:
-            wanted = "each once: several time points, echoes or copies in a folder?"
-            _refuse(folder, f"two slices at one place ({pair})", wanted)
+            copies = "each once: several time points, echoes or copies in a folder?"
+            _refuse(folder, f"two slices at one place ({pair})", copies)
         if gap > (2 - _GRID) * usual:
             wanted = f"every slice: {round(gap / usual) - 1} missing?"
             _refuse(folder, f"{gap:.4g} mm between {pair} and {usual:.4g} mm elsewhere", wanted)
@@ -187,7 +180,6 @@ def _step(folder, slices, normal):
         _refuse(folder, f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart (see {name})", "even distances")
     sideways = np.linalg.norm(places - places[0] - np.outer(depths - depths[0], normal), axis=1).max()
     if sideways > 0.5 * min(slices[0].spacing):
-        angle = np.degrees(np.arctan2(sideways, depths[-1] - depths[0]))
-        tilt = f"gantry tilt of {angle:.3g} degrees?"
+        tilt = f"gantry tilt of {np.degrees(np.arctan2(sideways, depths[-1] - depths[0])):.3g} degrees?"
         _refuse(folder, f"slices shifted sideways by up to {sideways:.3g} mm ({tilt})", "a box")
     return step

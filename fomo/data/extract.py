@@ -8,13 +8,12 @@
 What a slice is, and which are taken: ct.py.
 """
 
-import contextlib
 import os
 import shutil
 
 import numpy as np
 
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..runtime import files
 from . import cache, cases, ct, jobs
 from .slice_files import patient_of, read_labels, read_settings, stem
@@ -30,7 +29,7 @@ class ExtractionFailed(RuntimeError):
 
 
 def extract(root, output, settings, log, *, labels=None, split="names", patients="names", workers=2):
-    """Extract the slices of every volume below `root` (NIfTI, DICOM folders, 3D .npy); see the top of the file.
+    """Extract the slices of every volume below `root` (NIfTI, DICOM folders, 3D .npy).
 
     labels: a CSV with the column VolumeName. Its other columns are copied to the slices' lines, and so none of them may
         be called as one of COLUMNS, but for those that `split` and `patients` name.
@@ -38,8 +37,8 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
     patients: `names` (train_12 of train_12_a_1.nii.gz), `volumes` (each its own) or a column of the labels.
     workers: processes; 0: this one.
 
-    Volumes that are done are not done again. Raises ExtractionFailed, after all others are done, when a volume could
-    not be used, and UserError for what concerns all of them.
+    Volumes that are done are not done again. Raises ExtractionFailed at the end when a volume could not be used, and
+    UserError for what concerns all of them.
     """
     if workers < 0:
         raise UserError(f"workers: got {workers}, wanted 0 (this process) or more")
@@ -49,7 +48,7 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
     _check_columns(labels, columns, {"split": split, "patient": patients})
     facts = {key: _facts(name, rows.get(key), split, patients, labels) for key, (name, _) in found.items()}
     _check_patients(facts)
-    with _writing(output):
+    with as_user_error(f"cannot write to {output}"):
         _claim(output, settings)
     volumes = [(key, path, os.path.join(output, "slices", key), settings) for key, (_, path) in found.items()]
     todo = [volume for volume in volumes if not _is_done(volume)]
@@ -64,19 +63,11 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
             failed.add(key)
             log.warn(failure, volume=found[key][0])
     names = {key: name for key, (name, _) in found.items() if key not in failed}
-    with _writing(output):
+    with as_user_error(f"cannot write to {output}"):
         _write_splits(output, names, facts, rows, columns, log)
     if failed:
         bad = ", ".join(found[key][0] for key in sorted(failed))
         raise ExtractionFailed(f"{len(failed)} of {len(volumes)} volumes failed, the others are done: {bad}")
-
-
-@contextlib.contextmanager
-def _writing(output):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error}") from error
 
 
 def _find(root):
@@ -100,8 +91,8 @@ def _check_columns(path, columns, chosen):
     for name in columns:
         if name in COLUMNS and chosen.get(name) != name:
             hint = {"split": ", or --split split", "patient": ", or --patients patient"}.get(name, "")
-            got = f"{path}: got the column '{name}', which the slices' tables have of their own"
-            raise UserError(f"{got}: rename it{hint}")
+            taken = "which the slices' tables have of their own"
+            raise UserError(f"{path}: got the column '{name}', {taken}: rename it{hint}")
 
 
 def _facts(name, row, split, patients, labels):
@@ -113,17 +104,17 @@ def _facts(name, row, split, patients, labels):
         if row is None:
             raise UserError(f"{labels}: no line for {name}, wanted its {column} ({option})")
         if not row.get(column):
-            got = f"got the columns {', '.join(row)}"
-            raise UserError(f"{labels}: {name}: no value of the column {column} ({option}), {got}")
+            said = f"no value of the column {column} ({option}), got the columns {', '.join(row)}"
+            raise UserError(f"{labels}: {name}: {said}")
         return row[column]
 
     part = name.partition("_")[0] if split == "names" else split
     if split not in ("names", *SPLITS):
         part = cell("--split", split)
     if part not in SPLITS:
-        got = f"{labels}: {name}: got {split}={part}, wanted train or valid"
         unnamed = f"{name}: neither train nor valid by its name: give --split train, valid or a column of the labels"
-        raise UserError(unnamed if split == "names" else got)
+        other = f"{labels}: {name}: got {split}={part}, wanted train or valid"
+        raise UserError(unnamed if split == "names" else other)
     if patients == "volumes":
         return part, stem(name)
     patient = patient_of(name) if patients == "names" else cell("--patients", patients)
@@ -142,9 +133,6 @@ def _check_patients(facts):
             raise UserError(f"patient {patient} is in both splits: {both}; wanted one")
 
 
-# ------------------------------------------------------------------------------------------ the folder
-
-
 def _claim(output, settings):
     """Make the output folder, or check that what it holds was made with the same settings."""
     there, wanted = read_settings(output), settings.to_dict()
@@ -155,8 +143,8 @@ def _claim(output, settings):
         return
     for name, found in there.to_dict().items():
         if found != wanted[name]:
-            got = f"{output} holds slices with {name}={found}, got {wanted[name]}"
-            raise UserError(f"{got}: wanted the same, or another folder")
+            both = f"{name}={found}, got {wanted[name]}"
+            raise UserError(f"{output} holds slices with {both}: wanted the same, or another folder")
 
 
 def _source(path):
@@ -174,16 +162,16 @@ def _is_done(volume):
 
 
 def _extract_one(volume):
-    """(key, failure or None); runs in a worker process."""
+    """(key, failure or None)."""
     key, path, folder, settings = volume
     try:
         with files.new_folder(folder) as temporary:
             source = _source(path)  # before it is read
             array, affine = cases.read_volume(cases.Volume(path))
-            rows = []
-            for index, position, pixels in ct.take_slices(array, affine, settings):
+            taken = ct.take_slices(array, affine, settings)
+            for index, _, pixels in taken:
                 np.save(os.path.join(temporary, f"{key}_{index:04d}.npy"), pixels)
-                rows.append([index, position])
+            rows = [[index, position] for index, position, _ in taken]
             files.write_json(os.path.join(temporary, "slices.json"), {"source": source, "slices": rows})
             shutil.rmtree(folder, ignore_errors=True)  # of a file that has changed since
     except (ValueError, OSError) as error:  # UserError is a ValueError; OSError: unreadable, or the disk is full

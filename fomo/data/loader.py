@@ -265,20 +265,16 @@ def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=F
 
 
 def _read_ahead(data_set, collate, batches, workers, pin_memory):
-    """Iterator over the `batches` of indices of a data set, collated, in order."""
+    """Yield the `batches` of indices of a data set, collated, in order."""
     options = dict(num_workers=workers, pin_memory=pin_memory, worker_init_fn=interrupt.ignore_in_worker)
-    return _in_one_line(iter(DataLoader(data_set, batch_sampler=batches, collate_fn=collate, **options)))
-
-
-def _in_one_line(batches):
-    """The batches of a loader; the user's error in a worker without the traceback that torch puts around it."""
+    loader = iter(DataLoader(data_set, batch_sampler=batches, collate_fn=collate, **options))
     try:
-        yield from batches
-    except UserError as error:
+        yield from loader
+    except UserError as error:  # without the traceback that torch puts around it in a worker
         raise UserError(str(error).rstrip().rpartition(f"{UserError.__name__}: ")[2]) from None
     finally:  # torch's frames of an error hold the iterator until the process ends, which would wait for its workers
-        if hasattr(batches, "_shutdown_workers"):
-            batches._shutdown_workers()
+        if hasattr(loader, "_shutdown_workers"):
+            loader._shutdown_workers()
 
 
 def in_one_window(case, patch):

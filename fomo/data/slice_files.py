@@ -16,9 +16,7 @@ from .cases import Case, Prepared
 
 # mean and standard deviation of ImageNet's red, green and blue, which pretrained 2D networks saw as 0 and 1
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
-
-
-# ------------------------------------------------------------------------------------- names and tables
+_TYPES = {"|u1": torch.uint8, "<f2": torch.float16, "<f4": torch.float32}
 
 
 def stem(name):
@@ -55,9 +53,6 @@ def read_settings(folder):
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = f"cannot read {path}, the settings of its slices ({error})"
         raise UserError(f"{said}: extract into a new folder") from error
-
-
-# -------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
@@ -115,9 +110,8 @@ class SliceCase(Prepared):
 
     def distinct(self):
         """image() before it is repeated: a slice that is three channels is read, augmented and mixed as one."""
-        if not self.reading.repeats:
-            return self.image()
-        return read_slice(self.case.images[0].path, Reading(self.reading.size, 1, 0, "none"))
+        reading = Reading(self.reading.size, 1, 0, "none") if self.reading.repeats else self.reading
+        return read_slice(self.case.images[0].path, reading)
 
 
 def reading_of(data):
@@ -158,9 +152,6 @@ def as_image(pixels, place, reading):
         means, deviations = torch.tensor(reading.scaling).T[..., None, None]
         taken = (taken - means) / deviations
     return taken.expand(reading.channels, *reading.size)[..., None].numpy()
-
-
-_TYPES = {"|u1": torch.uint8, "<f2": torch.float16, "<f4": torch.float32}
 
 
 @functools.lru_cache(maxsize=64)  # files of one size and type have the same header

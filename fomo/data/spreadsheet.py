@@ -1,7 +1,4 @@
-"""CSVs that users write: rows of text, each with its line.
-
-Every mistake is a UserError that names the file, the line and the column.
-"""
+"""CSVs that users write: rows of text, each with its line. Every mistake is a UserError with file, line and column."""
 
 import csv
 import difflib
@@ -10,7 +7,7 @@ import math
 import re
 from typing import NamedTuple
 
-from ..config import UserError
+from ..config import UserError, as_user_error
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
@@ -26,28 +23,26 @@ def read_rows(path, required, key):
     required: {key: column} of the columns that must be there, each with the config key that names it.
     key: the config key of `path`.
 
-    Raises UserError for an unreadable file, a missing column (with the nearest that is there), a column named twice and
-    a line with more or fewer cells than the header. Columns without a name at the end, which spreadsheets append, are
-    left out; if they are several, their cells must be blank.
+    UserError for an unreadable file, a column that is missing or named twice, and a line with more or fewer cells than
+    the header. Columns without a name at the end, which spreadsheets append, are left out; if they are several, their
+    cells must be blank.
     """
     rows = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            first = next(file, "")
-            _check_separator(path, first)
-            reader = csv.reader(itertools.chain([first], file), strict=True)
+    with as_user_error(f"{key}: cannot read {path}"), open(path, newline="", encoding="utf-8-sig") as file:
+        first = next(file, "")
+        _check_separator(path, first)
+        reader = csv.reader(itertools.chain([first], file), strict=True)
+        try:
             header = [name.strip() for name in next(reader, ())]
-            columns = _without_blank_end(header)
+            columns = header[: max((place for place, name in enumerate(header, start=1) if name), default=0)]
             check_columns(path, columns, required)
             for cells in reader:
                 cells = [cell.strip() for cell in cells]
                 if any(cells):
                     _check_cells(f"{path}: line {reader.line_num}", cells, header, cells[len(columns) :])
                     rows.append(Row(reader.line_num, dict(zip(columns, cells))))
-    except csv.Error as error:
-        raise UserError(f"{key}: cannot read {path}: line {reader.line_num}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}: cannot read {path}: {error}") from error
+        except csv.Error as error:
+            raise UserError(f"{key}: cannot read {path}: line {reader.line_num}: {error}") from error
     if not rows:
         raise UserError(f"{path}: got no lines below the header, wanted one for each case")
     return rows
@@ -57,8 +52,8 @@ def _check_separator(path, header):
     """Refuse a header that is separated otherwise. With quotes the reader would only call it a broken CSV."""
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
         if mark in header and "," not in header:
-            got = f"got columns that are separated by {name}"
-            raise UserError(f"{path}: line 1: {got}, wanted commas: save it as comma-separated CSV")
+            wanted = "wanted commas: save it as comma-separated CSV"
+            raise UserError(f"{path}: line 1: got columns that are separated by {name}, {wanted}")
 
 
 def _check_cells(where, cells, header, nameless):
@@ -67,11 +62,6 @@ def _check_cells(where, cells, header, nameless):
     if header.count("") > 1 and any(nameless):
         got = f"'{''.join(nameless)[:80]}' below a column without a name"
         raise UserError(f"{where}: got {got}, wanted a name in line 1")
-
-
-def _without_blank_end(columns):
-    named = [place for place, name in enumerate(columns, start=1) if name]
-    return columns[: max(named, default=0)]
 
 
 def check_columns(path, columns, required):

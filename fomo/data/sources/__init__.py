@@ -45,12 +45,9 @@ def of(data):
 
 
 def list_cases(data, wanted, labels=True, log=None):
-    """The cases of the source that `data` names, sorted by id, with the labels that are wanted.
+    """The cases of the source that the config's section `data` names, sorted by id, with the labels that are wanted.
 
-    data: the config's section.
-    wanted: cases.Wanted.
-    labels: False for images only, for prediction.
-    log: for warnings, or None.
+    wanted: cases.Wanted. labels: False for images only, for prediction. log: for warnings, or None.
 
     Raises UserError for an empty folder, a missing or ambiguous channel, a missing, malformed or contradictory label,
     for ids that are not unique or cannot name a file, and (with labels) for an image file in cases of several subjects.
@@ -95,10 +92,10 @@ def _check_ids(cases):
             raise UserError(f"{got}, wanted {ID_WANTED}; rename the file or folder")
         first = seen.setdefault(case.id.lower(), case)
         if first is not case:
-            got = f"two cases have the id '{case.id}'"
-            if first.id != case.id:
-                got = f"two cases have the ids '{first.id}' and '{case.id}', which differ only in capitals"
-            raise UserError(f"{got}: {first.images[0].path} and {case.images[0].path}; rename one")
+            ids = f"ids '{first.id}' and '{case.id}', which differ only in capitals"
+            both = f"id '{case.id}'" if first.id == case.id else ids
+            places = f"{first.images[0].path} and {case.images[0].path}"
+            raise UserError(f"two cases have the {both}: {places}; rename one")
 
 
 def _check_images(data, cases):
@@ -106,9 +103,16 @@ def _check_images(data, cases):
 
     Links are followed only where a start looks at the files, see data.rescan.
     """
-    look = looks_at_files(data, len(cases))
-    real_path = _real_path(functools.cache(os.path.realpath)) if look else lambda path: path
-    first = {}
+    look, first = looks_at_files(data, len(cases)), {}
+    real_folder = functools.cache(os.path.realpath)  # it looks at each part of a path
+
+    def real_path(path):
+        if not look:
+            return path
+        folder, name = os.path.split(os.path.abspath(path))
+        place = os.path.join(real_folder(folder), name)
+        return os.path.realpath(place) if os.path.islink(place) else place
+
     for case in cases:
         for image in case.images:
             other, path = first.setdefault((real_path(image.path), image.index), (case, image.path))
@@ -117,17 +121,6 @@ def _check_images(data, cases):
                 both = " and ".join(f"case {one.id} of subject '{one.subject}'" for one in (other, case))
                 wanted = "every file in one subject's cases: correct it, or give both the same subject"
                 raise UserError(f"{both} have the same image: got {where}, wanted {wanted}")
-
-
-def _real_path(real_folder):
-    """os.path.realpath of files, by a `real_folder` that remembers: it would look at each part of each path again."""
-
-    def resolve(path):
-        folder, name = os.path.split(os.path.abspath(path))
-        place = os.path.join(real_folder(folder), name)
-        return os.path.realpath(place) if os.path.islink(place) else place
-
-    return resolve
 
 
 def _read_groups(path):

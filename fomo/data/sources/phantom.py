@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 
-from ...config import UserError
+from ...config import UserError, as_user_error
 from ..phantoms import heads
 from . import sessions, table
 from .source import VOLUME_LABELS, Source
@@ -18,10 +18,7 @@ _LAYOUTS = {  # which data set has labels of a kind, and its layout
 
 
 def list_phantom(data, wanted, labels, log=None):
-    """The cases of a phantom data set with labels of the kind that is wanted.
-
-    A pretraining gets other heads than those that are tested afterwards.
-    """
+    """The cases of a phantom data set. A pretraining gets other heads than those that are tested afterwards."""
     root = data.root or (data.cache and os.path.join(data.cache, "phantom"))
     if root is None:
         raise UserError("data.root: got none, wanted the folder in which the phantom data set is generated")
@@ -32,10 +29,8 @@ def list_phantom(data, wanted, labels, log=None):
     name = ("heads" if layout is None else f"task{number}") + ("_pretraining" if wanted.pretraining else "")
     folder = os.path.join(root, f"{name}_{data.phantom_cases}x{data.phantom_size}_v{heads.VERSION}")
     if not os.path.isdir(folder):
-        try:
+        with as_user_error(f"data.root: cannot make {folder}"):
             heads.make(folder, number, data.phantom_cases, data.phantom_size, seed=int(wanted.pretraining))
-        except OSError as error:
-            raise UserError(f"data.root: cannot make {folder}: {error}") from error
     if layout is None:
         return table.list_table(replace(data, csv=os.path.join(folder, "table.csv"), **_COLUMNS), wanted, labels)
     return layout(replace(data, root=folder), wanted, labels)

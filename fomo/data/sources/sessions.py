@@ -1,8 +1,7 @@
 """The layouts of the FOMO challenge: a folder per subject and session. The paths stand in `sources/__init__.py`.
 
 Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does. It
-must have all sessions that the raw one has. Arrays are only counted, and another number is a warning, as their names
-need not be the sessions'.
+must have all sessions of the raw one. Arrays are only counted, as their names need not be the sessions'.
 """
 
 import functools
@@ -22,8 +21,7 @@ _ELSEWHERE = "another data.source: this layout has none"
 def _sessions(data, wanted, labels, log=None, *, folders, masks):
     """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz.
 
-    folders: (name, prefix) pairs, the first that exists is taken; those after it must have no session that it lacks.
-    masks: patterns of the mask's path, {} for SUB/SES.
+    folders: (name, prefix) pairs, the first that exists is taken. masks: patterns of the mask's path, {} for SUB/SES.
     """
     found = [(os.path.join(data.root, name), prefix) for name, prefix in folders]
     found = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
@@ -77,8 +75,8 @@ def _arrays(data, wanted, labels, folder):
         path, id = os.path.join(folder, name), name.removesuffix(".npy")
         count = count_volumes(path)
         if count != channels + 1 and (labels or count != channels):
-            got = f"case {id}: {path}: got {count} volumes"
-            raise UserError(f"{got}, wanted {channels + 1} (data.channels, then the mask)")
+            wanted_count = f"{channels + 1} (data.channels, then the mask)"
+            raise UserError(f"case {id}: {path}: got {count} volumes, wanted {wanted_count}")
         mask = Volume(path, channels) if labels else None
         target = _target(wanted.kind, id, mask, [path], []) if labels else None
         images = tuple(Volume(path, index) for index in range(channels))
@@ -118,14 +116,8 @@ def fomo2(data, wanted, labels, log=None):
     return _sessions(data, wanted, labels, folders=(("preprocessed", ""),), masks=("labels/{}/seg.nii.gz",))
 
 
-# -------------------------------------------------------------------------------------------- labels
-
-
 def _target(kind, case, mask, masks, texts):
-    """The label of a case from the `mask` and the files `texts` that are there, which must agree.
-
-    masks: paths where the mask may be, for errors.
-    """
+    """The label of a case from its `mask` and the files `texts`, which must agree. masks: its paths, for errors."""
     if kind == "mask":
         if mask is None:
             raise UserError(f"case {case}: no mask, wanted {' or '.join(masks) or _ELSEWHERE}")

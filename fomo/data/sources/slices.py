@@ -5,10 +5,8 @@
 
 Relative paths start from the table's folder. The labels are the columns `task.targets` of `data.labels_csv` (a line per
 VolumeName, joined whatever the suffixes are), or of the table itself. The patient is the column `patient`, or the first
-two parts of a name like train_12_a_1. `Case.fold` is the column `data.fold_column`. Where that is left at its default,
-it is `fold`, or else `split`. Labels, patient and fold are the volume's, and so its lines must agree.
-
-Slices are preprocessed already: they are read from their files, not from a cache.
+two parts of a name like train_12_a_1. `Case.fold` is the column `data.fold_column`; by default `fold`, or else `split`.
+Labels, patient and fold are the volume's, and so its lines must agree. Slices are not cached: they are preprocessed.
 """
 
 import os
@@ -19,6 +17,8 @@ from .. import spreadsheet
 from ..cases import ID_WANTED, Case, Volume, names_a_file
 from ..slice_files import patient_of, prepare, read_labels, read_settings, stem
 from .source import Source
+
+_VALUES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 
 def list_slices(data, wanted, labels, log=None):
@@ -46,7 +46,7 @@ def list_slices(data, wanted, labels, log=None):
 
 
 def _read(data, targets):
-    """(rows of the table, its column of folds or None); targets: columns that it must have, too."""
+    """(rows of the table, its column of folds or None); targets: columns that it must have."""
     required = {f"data.csv, {name}": name for name in ("slice_id", "volume_name", "file_path")}
     required.update({f"task.targets: {name}; or data.labels_csv": name for name in targets})
     fold_column = data.fold_column
@@ -73,7 +73,6 @@ def _first_rows(path, rows, columns):
 
 
 def _patient(path, key, row):
-    """The patient of the volume `key`, by its first row."""
     patient = row.cells["patient"] if "patient" in row.cells else patient_of(key)
     if not patient:
         got = f"{path}: line {row.line}: the patient of {row.cells['volume_name']} is not known"
@@ -101,7 +100,6 @@ def _labelled(cases, data, log):
 
 
 def _read_targets(path, targets):
-    """{volume name without suffix: target} of the label table."""
     found = read_labels(path, "data.labels_csv", {f"task.targets: {name}": name for name in targets})
     return {name: _target(path, name, cells, targets) for name, cells in found.items()}
 
@@ -115,9 +113,6 @@ def _target(path, where, cells, targets):
         if text not in _VALUES:
             raise UserError(f"{path}: {where}: column '{name}': got '{text}', wanted 0 or 1")
     return tuple(_VALUES[text] for text in texts)
-
-
-_VALUES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 
 def _check(config, refuse):

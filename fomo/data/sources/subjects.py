@@ -11,8 +11,7 @@ def warn_of_beginnings(cases, log):
     """Warn of cases whose names begin with one subject, and which count as several."""
     alike = {}
     for case in cases:
-        beginning = _SUBJECT.match(case.id)
-        if beginning:
+        if beginning := _SUBJECT.match(case.id):
             alike.setdefault(beginning[0].lower(), {}).setdefault(case.subject, case.id)
     several = [list(ids.values()) for ids in alike.values() if len(ids) > 1]
     if several:

@@ -5,12 +5,11 @@
 
 `data.id_column`, `subject_column`, `mask_column` (segmentation) and `fold_column` name the columns, `data.channels`
 those of the images (NIfTI, a 3D .npy or a DICOM folder; 'a|b': the one that is filled) and `task.targets` what is
-learned. Relative paths start from the table's folder. Other columns may be there. Cells that are not needed may be
-blank.
+learned. Relative paths start from the table's folder. Other columns, and cells that are not needed, are not looked at.
 
 Classes are numbered in sorted order of their texts over the whole table, as numbers where all are (0, 1, 2, 10); the
-texts 0 and 1 are classes 0 and 1 also where only one of them occurs. A target that is blank, nan, na, n/a, #n/a, null,
-none, - or ? (in capitals, too) is missing, which only pretraining allows.
+texts 0 and 1 are classes 0 and 1 also where only one of them occurs. Only pretraining allows missing targets (_MISSING,
+in capitals, too).
 """
 
 import os
@@ -39,14 +38,15 @@ def list_table(data, wanted, labels, log=None):
     look = looks_at_files(data, len(rows))
     lines, cases = {}, []
     for place, row in enumerate(rows):
-        id = _id(data, row)
+        id = _filled(data.csv, row, data.id_column)
+        if not names_a_file(id):
+            _refuse(data.csv, row, data.id_column, repr(id[:80]), ID_WANTED)
         if lines.setdefault(id, row.line) != row.line:
             _refuse(data.csv, row, data.id_column, f"'{id}' as in line {lines[id]}", "each id once")
         images = tuple(_image(data.csv, row, text, look) for text in data.channels)
         subject = _filled(data.csv, row, data.subject_column) if data.subject_column else id
-        fold = None
-        if data.fold_column in row.cells:
-            fold = sys.intern(_filled(data.csv, row, data.fold_column, "; data.fold_column=none: no such column"))
+        folded, hint = data.fold_column in row.cells, "; data.fold_column=none: no such column"
+        fold = sys.intern(_filled(data.csv, row, data.fold_column, hint)) if folded else None
         mask = _volume(data.csv, row, data.mask_column, look) if wanted.masked else None
         target, names = _together(wanted.kind, [column[place] for column in columns])
         if wanted.masked:
@@ -56,7 +56,6 @@ def list_table(data, wanted, labels, log=None):
 
 
 def _read(data, wanted):
-    """The rows of the table, which has all columns that are needed."""
     required = {"data.id_column": data.id_column}
     if data.subject_column is not None:
         required["data.subject_column, or none: each line is its own subject"] = data.subject_column
@@ -72,9 +71,6 @@ def _read(data, wanted):
     return rows
 
 
-# -------------------------------------------------------------------------------------------- cells
-
-
 def _refuse(path, row, column, got, wanted):
     raise UserError(f"{path}: line {row.line}: column '{column}': got {got}, wanted {wanted}")
 
@@ -83,13 +79,6 @@ def _filled(path, row, column, hint=""):
     text = row.cells[column]
     if not text:
         _refuse(path, row, column, "a blank cell", f"a value{hint}")
-    return text
-
-
-def _id(data, row):
-    text = _filled(data.csv, row, data.id_column)
-    if not names_a_file(text):
-        _refuse(data.csv, row, data.id_column, repr(text[:80]), ID_WANTED)
     return text
 
 
@@ -114,11 +103,8 @@ def _volume(path, row, column, look):
     return Volume(place)
 
 
-# ------------------------------------------------------------------------------------------- targets
-
-
 def _targets(path, wanted, rows, name):
-    """[(value, text of the class or None)] of a target's column, in the rows' order; None where a label is missing."""
+    """[(value, text of the class or None), or None where it is missing] of a target's column."""
     numeric = wanted.kind in ("number", "flags")
     texts = []
     for row in rows:
@@ -149,10 +135,9 @@ def _check_classes(path, wanted, rows, columns):
             rarest = sorted(lines.items(), key=lambda item: len(item[1]))[:_SHOWN]
             got = ", ".join(f"'{text[:80]}' ({len(where)}, first in line {where[0]})" for text, where in rarest)
             more = ", ..." if len(lines) > _SHOWN else ""
-            raise UserError(
-                f"{path}: column '{target}': got {len(lines)} classes, the rarest first: {got}{more}; "
-                f"wanted task.classes={wanted.classes}: set it to their number, or correct the lines"
-            )
+            got = f"got {len(lines)} classes, the rarest first: {got}{more}"
+            advice = f"wanted task.classes={wanted.classes}: set it to their number, or correct the lines"
+            raise UserError(f"{path}: column '{target}': {got}; {advice}")
         for text, where in lines.items():
             name, this = f"{target}_{text}".replace(" ", "_"), f"'{text[:80]}' in column '{target}' (line {where[0]})"
             if named.setdefault(name, this) != this:
@@ -161,7 +146,7 @@ def _check_classes(path, wanted, rows, columns):
 
 
 def class_index(texts, where):
-    """{text: class} of the texts of a column; where: names it in the error for a number that is written in two ways."""
+    """{text: class} of the texts of a column, which errors call `where`."""
     if all(NUMBER.fullmatch(text) for text in texts):
         order = sorted(texts, key=float)
         for one, other in zip(order, order[1:]):

@@ -2,8 +2,7 @@
 
 A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without
 a suffix), which the root may be itself. Suffixes may be in capitals. Names that begin with a dot are left out, and so
-are paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed, but not back
-into a folder that they are in. Nothing is opened but the first file of a folder of files without a suffix.
+are paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed.
 
 The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the list's folder. Blank
 lines and lines that begin with # are left out.
@@ -12,7 +11,6 @@ The id is the path below the root without its suffix, its parts joined by _. The
 - the first folder named sub-X or sub_X (BIDS, FOMO-60K), or the beginning sub-X_ or sub_X_ of the file's name;
 - else the top folder below the root (for a list without `data.root`: below the folder that all paths share);
 - else the scan itself.
-A root that is a DICOM folder is a scan with the name of the root.
 """
 
 import collections
@@ -21,7 +19,7 @@ import os
 import re
 import zlib
 
-from ...config import UserError
+from ...config import UserError, as_user_error
 from ..cases import ID_BYTES, Case, Volume, looks_at_files
 from .source import Source
 
@@ -37,8 +35,8 @@ def list_volumes(data, wanted=None, labels=True, log=None):
     chosen = re.compile(fnmatch.translate(data.pattern))
     matching = [(name, path) for name, path in scans if chosen.match(name)]
     if scans and not matching:
-        got = f"{data.pattern}, which none of the {len(scans)} scans match, as {scans[0][0]}"
-        raise UserError(f"data.pattern: got {got}")
+        unmatched = f"which none of the {len(scans)} scans match, as {scans[0][0]}"
+        raise UserError(f"data.pattern: got {data.pattern}, {unmatched}")
     ids = _ids([name for name, _ in matching])
     return [Case(id, _subject(name), (Volume(path),), None, None, None) for id, (name, path) in zip(ids, matching)]
 
@@ -82,7 +80,9 @@ def _holds_dicom(folder, names):
 
 def _from_list(data):
     """[(path below the root, path)] of a text file of paths."""
-    lines = _lines(data.csv)
+    with as_user_error(f"data.csv: cannot read {data.csv}"), open(data.csv, encoding="utf-8-sig") as file:
+        lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     start = data.root or os.path.dirname(os.path.abspath(data.csv))
     look, seen = looks_at_files(data, len(lines)), {}
     for number, line in lines:
@@ -102,21 +102,8 @@ def _from_list(data):
     return [(name, os.path.join(root, name)) for name in names]
 
 
-def _lines(path):
-    """[(number, line)] of the lines of a list that hold a path."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.csv: cannot read {path}: {error}") from error
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]
-
-
 def _ids(relatives):
-    """Ids made of the paths below the root, which differ in more than capitals.
-
-    Where two are alike, or one is too long, a checksum of the path is added.
-    """
+    """Ids made of the paths below the root. Those that differ only in capitals, or are too long, get a checksum."""
     names = [_SUFFIX.sub("", path).replace(os.sep, "_").lstrip(".~") for path in relatives]
     count = collections.Counter(name.lower() for name in names)
     for place, (name, path) in enumerate(zip(names, relatives)):
@@ -131,8 +118,7 @@ def _subject(relative):
     for place, part in enumerate(folders):
         if _SUBJECT_FOLDER.fullmatch(part):
             return "_".join(folders[: place + 1])
-    named = _SUBJECT_FILE.match(name)
-    if named:
+    if named := _SUBJECT_FILE.match(name):
         return "_".join([*folders, named[1]])
     return folders[0] if folders else _SUFFIX.sub("", name)
 
