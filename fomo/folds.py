@@ -8,8 +8,8 @@ The `kind` of labels says what is balanced:
   "continuous"  one number per id; groups are binned by the quantile of their mean, as finely as the parts allow
   "multilabel"  one row of 0/1 per id; each label is balanced, and so are ids without any; rare labels are spread out
 
-Method: groups are placed one by one, the largest and rarest first, in the part that needs their labels most. Then they
-are exchanged while that helps. It is the iterative stratification of Sechidis et al. 2011, of groups instead of cases.
+Method: the iterative stratification of Sechidis et al. 2011, of groups instead of cases. Groups are placed one by one,
+the largest and rarest first, in the part that needs their labels most, and then exchanged while that helps.
 """
 
 from collections import Counter
@@ -74,9 +74,10 @@ def holdout(ids, groups, labels, val_fraction, seed, kind="class", val=(), test=
         val = [name for name in rest if group_of[name] in held]
     elif not val:
         label_of = dict(zip(ids, labels, strict=True))
-        kept = [(name, group_of[name], label_of[name]) for name in rest]
-        cases = _sorted_cases(*(list(column) for column in zip(*kept)), val_fraction, kind) if kept else []
-        val = [case[0] for case in _hold_back(cases, val_fraction, kind, rng, "training and validation")[1]]
+        own = [group_of[name] for name in rest], [label_of[name] for name in rest]
+        cases = _sorted_cases(rest, *own, val_fraction, kind)
+        shares, what = [1 - val_fraction, val_fraction], "training and validation"
+        val = [case[0] for case in _divide(cases, shares, kind, rng, what, _classes(cases, kind))[1]]
     split = {"train": sorted(set(rest) - set(val)), "val": val, "test": test}
     check_split(split, group_of)
     return split
@@ -111,24 +112,19 @@ def check(folds, group_of=None):
     twice = sorted(name for name, count in tested.items() if count > 1)
     if twice:
         raise ValueError(f"test parts: {_some(twice)} tested more than once, wanted each id in one fold")
-    if group_of is not None and set(group_of) != set(tested):
+    group_of = {name: name for name in tested} if group_of is None else group_of
+    if set(group_of) != set(tested):
         differing = sorted(set(group_of) ^ set(tested))
         raise ValueError(f"test parts: {_some(differing)} not in both the folds and the cases")
     for i, fold in enumerate(folds, 1):
+        found = Counter(name for part in fold.values() for name in part)
+        wrong = sorted(name for name in found | tested if found[name] != tested[name])
+        if wrong:
+            raise ValueError(f"fold {i}: {_some(wrong)} not in exactly one of train, val and test")
         try:
-            _check_fold(fold, tested, group_of)
+            check_split(fold, group_of)
         except ValueError as error:
             raise ValueError(f"fold {i}: {error}") from None
-
-
-def _check_fold(fold, tested, group_of):
-    """tested: {id: 1} of the ids of all folds."""
-    found = Counter(name for part in fold.values() for name in part)
-    wrong = sorted(name for name in found | tested if found[name] != tested[name])
-    if wrong:
-        raise ValueError(f"{_some(wrong)} not in exactly one of train, val and test")
-    if group_of is not None:
-        check_split(fold, group_of)
 
 
 def _sorted_cases(ids, groups, labels, val_fraction, kind):
@@ -158,26 +154,22 @@ def _classes(cases, kind):
 
 def _with_validation(parts, cases, val_fraction, kind, rng, names):
     """The folds with these test parts; names: what errors call each fold."""
-    folds = []
+    folds, shares, classes = [], [1 - val_fraction, val_fraction], _classes(cases, kind)
     for test, name in zip(parts, names):
         tested = {case[0] for case in test}
         rest = [case for case in cases if case[0] not in tested]
-        what = f"{name}: training and validation"
-        train, val = _hold_back(rest, val_fraction, kind, rng, what, _classes(cases, kind))
+        train, val = _divide(rest, shares, kind, rng, f"{name}: training and validation", classes)
         chosen = {"train": train, "val": val, "test": test}
         folds.append({part: [case[0] for case in cases_of] for part, cases_of in chosen.items()})
     check(folds, {name: group for name, group, _ in cases})
     return folds
 
 
-def _hold_back(cases, val_fraction, kind, rng, what, classes=None):
-    """(train, val); classes: what both must have (None: the classes of the cases)."""
-    classes = _classes(cases, kind) if classes is None else classes
-    return _divide(cases, [1 - val_fraction, val_fraction], kind, rng, what, classes)
-
-
 def _divide(cases, shares, kind, rng, what, classes):
-    """The cases in len(shares) parts, which get about these shares of each label and of the ids; groups stay whole."""
+    """The cases in len(shares) parts, which get about these shares of each label and of the ids; groups stay whole.
+
+    what: the beginning of errors. classes: what each part must have.
+    """
     members = {}
     for i, (_, group, _) in enumerate(cases):
         members.setdefault(group, []).append(i)
@@ -188,9 +180,9 @@ def _divide(cases, shares, kind, rng, what, classes):
     if kind == "class":
         for label, groups in zip(classes, present.sum(0)):
             if groups < len(shares):
-                wanted = f"wanted at least {len(shares)}"
-                raise ValueError(f"{what}: class {label} is in {groups} groups (subjects), {wanted}")
-    if kind == "continuous":
+                got = f"class {label} is in {groups} groups (subjects)"
+                raise ValueError(f"{what}: {got}, wanted at least {len(shares)}")
+    elif kind == "continuous":
         present = present[:, :0]  # bins may be empty
     sizes = np.array([len(rows) for rows in members.values()])
     part, missing = _place(counts, present, sizes, np.array(shares), rng)
@@ -221,15 +213,13 @@ def _counts(labels, members, kind, classes, shares):
 def _place(counts, present, sizes, shares, rng):
     """(part of each group, number of (part, class) pairs without a group): the best of a few searches.
 
-    A search minimises the squared deviation of each part from its share of each stratum and of the ids. A deviation is
-    relative to the stratum's total, so that rare strata weigh as much as common ones.
+    A search minimises the squared deviation of each part from its share of each stratum and of the ids, relative to
+    the stratum's total, so that rare strata weigh as much as common ones.
     """
     totals = counts.sum(0)
     used = totals > 0
-    z = np.column_stack([
-        counts[:, used] / totals[used] / np.sqrt(used.sum()),
-        sizes / sizes.sum() * np.sqrt(_SIZE_WEIGHT),
-    ])  # fmt: skip
+    strata = counts[:, used] / totals[used] / np.sqrt(used.sum())
+    z = np.column_stack([strata, sizes / sizes.sum() * np.sqrt(_SIZE_WEIGHT)])
     present = np.column_stack([np.ones(len(z), bool), present]).astype(int)  # first: no part is empty
     weight = np.round(np.linalg.norm(z, axis=1), 9)
     best = None

@@ -41,23 +41,23 @@ def plateau_factor(val_losses, factor, patience, min_delta=0.0):
 
     val_losses: one per epoch so far, oldest first. The count starts again after each factor. NaN is no improvement.
     """
-    scale, waited, best = 1.0, 0, math.inf
-    for loss in val_losses:
-        if loss < best - min_delta:
-            best, waited = loss, 0
-        else:
-            waited += 1
-        if waited == patience:
-            scale, waited = scale * factor, 0
+    scale = 1.0
+    for waited in _waits(val_losses, min_delta):
+        if waited and waited % patience == 0:
+            scale *= factor
     return scale
 
 
 def epochs_without_improvement(val_losses, min_delta=0.0):
     """Epochs since a loss was last more than `min_delta` below the best before it; NaN is no improvement."""
-    waited, best = 0, math.inf
+    return _waits(val_losses, min_delta)[-1]
+
+
+def _waits(val_losses, min_delta):
+    """`epochs_without_improvement` before the first epoch and after each."""
+    waits, best = [0], math.inf
     for loss in val_losses:
-        if loss < best - min_delta:
-            best, waited = loss, 0
-        else:
-            waited += 1
-    return waited
+        better = loss < best - min_delta
+        best = loss if better else best
+        waits.append(0 if better else waits[-1] + 1)
+    return waits

@@ -65,7 +65,7 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(heads, "_image", stop)
+    monkeypatch.setattr(heads._Scan, "image", stop)
     with pytest.raises(KeyboardInterrupt):
         heads.make(str(tmp_path / "a"), 3, cases=1, size=16)
     assert list(tmp_path.iterdir()) == []

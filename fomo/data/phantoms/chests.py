@@ -17,7 +17,6 @@ import numpy as np
 import scipy.special
 
 from ...runtime import files
-from ...space import volume
 from . import heads
 
 # Name, share of the patients, and the group of findings that it tends to occur with
@@ -58,9 +57,9 @@ def make(root, volumes, size=64, seed=0):
         for name, findings, chest, scan in scans(volumes, seed):
             hounsfield, masks, affine = draw(findings, size, chest, scan)
             code = _CODES[int(scan.integers(len(_CODES)))]
-            _write(os.path.join(folder, "volumes", name), hounsfield, affine, code)
+            heads.write(os.path.join(folder, "volumes", name), hounsfield, affine, code)
             bits = sum(mask.astype(np.int32) << k for k, mask in enumerate(masks))
-            _write(os.path.join(folder, "masks", name), bits, affine, code)
+            heads.write(os.path.join(folder, "masks", name), bits, affine, code)
             rows.append({"VolumeName": name, **{label: int(there) for label, there in zip(LABELS, findings)}})
         files.write_csv(os.path.join(folder, "multi_abnormality_labels.csv"), rows)
 
@@ -80,12 +79,8 @@ def scans(volumes, seed=0):
             findings[split] = _draw_findings(np.random.default_rng([seed, int(split[0])]), int(split.sum()))
     for patient, scan in patients:
         name = f"{'valid' if valid[patient] else 'train'}_{patient + 1}_a_{scan}.nii.gz"
-        yield (
-            name,
-            findings[patient],
-            np.random.default_rng([seed, 2, patient]),
-            np.random.default_rng([seed, 3, patient, scan]),
-        )
+        chest, grid = (np.random.default_rng([seed, *key]) for key in ((2, patient), (3, patient, scan)))
+        yield name, findings[patient], chest, grid
 
 
 def _draw_findings(rng, count):
@@ -110,30 +105,41 @@ def draw(findings, size, chest, scan):
     affine = np.diag([*voxel, 1.0])
     affine[:3, 3] = scan.uniform(-4, 4, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     coordinates = [start + mm * np.arange(n) for start, mm, n in zip(affine[:3, 3], voxel, shape)]
-    drawn = _draw_chest(_Chest(coordinates, 0.35 * float(voxel.mean()), chest, findings))
+    drawn = _Chest(coordinates, 0.35 * float(voxel.mean()), chest, findings)
+    # from the outside to the inside
+    for part in (_body, _whole_lungs, _vessels_and_airways, _heart_and_aorta, _in_mediastinum, _in_lungs, _at_the_wall):
+        part(drawn)
     noise = scan.normal(0, scan.uniform(10, 25), shape)
     hounsfield = np.clip(np.round(drawn.hounsfield + noise), -1024, 3071).astype(np.int16)
     return hounsfield, np.stack(drawn.masks), affine
 
 
-def _write(path, array, affine, code):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    volume.write_nifti(path, *heads.in_scanner_order(array, affine, code))
-
-
 # ------------------------------------------------------------------------------------------- anatomy
 
 
-class _Drawing:
-    """A volume in Hounsfield units that shapes are painted into, and the mask of each finding."""
+class _Chest:
+    """A volume in Hounsfield units that shapes are painted into, the mask of each finding, and the sizes of one chest.
 
-    def __init__(self, coordinates, soft):
-        self.soft = soft
-        self.coordinates = coordinates  # in mm, of each axis
+    coordinates: in mm, of each axis; x to the right, y to the front, z upwards. soft: mm over which a border rises.
+    """
+
+    def __init__(self, coordinates, soft, rng, findings):
+        self.coordinates, self.soft = coordinates, soft
         self.x, self.y, self.z = np.meshgrid(*(c.astype(np.float32) for c in coordinates), indexing="ij", sparse=True)
         self.shape = tuple(map(len, coordinates))
         self.hounsfield = np.full(self.shape, -1000, np.float32)
         self.masks = [np.zeros(self.shape, bool) for _ in LABELS]
+        self.rng, self.has = rng, dict(zip(LABELS, findings))
+        self.width, self.depth = 138 * rng.uniform(0.94, 1.06), 98 * rng.uniform(0.94, 1.06)
+        self.fat = rng.uniform(8, 18)
+        self.enhanced = rng.uniform(150, 220)  # blood, with contrast medium
+        self.lung_hu = rng.uniform(-800, -750)
+        size = rng.uniform(0.95, 1.04, 3)
+        self.lung_axes = np.array([50.0, 68.0, 84.0]) * size * [self.width / 138, self.depth / 98, 1]
+        self.lung_centres = {side: np.array([side * 66.0, 0.0, -4.0]) for side in (-1, 1)}
+        self.lungs = {side: self.ellipsoid(centre, self.lung_axes) for side, centre in self.lung_centres.items()}
+        self.mediastinum = self.ellipsoid((0, 8, 10), (34, 52, 90))
+        self.inner = np.maximum(self.lungs[-1], self.lungs[1]) * (1 - self.mediastinum)  # what is left of the lungs
 
     def rise(self, distance):
         """Share of each voxel that lies inside a surface at `distance` mm (positive: inside)."""
@@ -141,9 +147,12 @@ class _Drawing:
 
     def ellipsoid(self, centre, axes):
         centre, axes = np.asarray(centre, float), np.broadcast_to(axes, 3)
-        return self._within(centre - axes, centre + axes, lambda *points: (
-            1 - np.sqrt(sum(((p - c) / a) ** 2 for p, c, a in zip(points, centre, axes)))
-        ) * np.float32(axes.mean()))  # fmt: skip
+
+        def distance(*points):
+            squares = sum(((p - c) / a) ** 2 for p, c, a in zip(points, centre, axes))
+            return (1 - np.sqrt(squares)) * np.float32(axes.mean())
+
+        return self._within(centre - axes, centre + axes, distance)
 
     def tube(self, start, end, radius):
         """A line from start to end with round ends."""
@@ -152,19 +161,16 @@ class _Drawing:
 
         def distance(*points):
             along = np.clip(sum((p - c) * np.float32(w) for p, c, w in zip(points, start, way)), 0, 1)
-            return radius - np.sqrt(
-                sum((p - c - along * np.float32(e - c)) ** 2 for p, c, e in zip(points, start, end))
-            )
+            squares = sum((p - c - along * np.float32(e - c)) ** 2 for p, c, e in zip(points, start, end))
+            return radius - np.sqrt(squares)
 
         return self._within(np.minimum(start, end) - radius, np.maximum(start, end) + radius, distance)
 
     def _within(self, low, high, distance):
         """Shares of a shape between the corners low and high, from its `distance` function; zero elsewhere."""
-        ends = [
-            (np.searchsorted(c, a - 8 * self.soft), np.searchsorted(c, b + 8 * self.soft))
-            for c, a, b in zip(self.coordinates, low, high)
-        ]
-        box = tuple(slice(*pair) for pair in ends)
+        edge = 8 * self.soft
+        ends = zip(self.coordinates, low - edge, high + edge)
+        box = tuple(slice(*np.searchsorted(c, pair)) for c, *pair in ends)
         points = self.x[box[0]], self.y[:, box[1]], self.z[:, :, box[2]]
         share = np.zeros(self.shape, np.float32)
         share[box] = self.rise(distance(*(p.astype(np.float32) for p in points)).astype(np.float32))
@@ -181,25 +187,6 @@ class _Drawing:
         self.paint(share, hounsfield)
         self.mark(label, share)
 
-
-class _Chest(_Drawing):
-    """One chest: its generator, its findings and its sizes in mm; x to the right, y to the front, z upwards."""
-
-    def __init__(self, coordinates, soft, rng, findings):
-        super().__init__(coordinates, soft)
-        self.rng, self.has = rng, dict(zip(LABELS, findings))
-        self.width, self.depth = 138 * rng.uniform(0.94, 1.06), 98 * rng.uniform(0.94, 1.06)
-        self.fat = rng.uniform(8, 18)
-        self.enhanced = rng.uniform(150, 220)  # blood, with contrast medium
-        self.lung_hu = rng.uniform(-800, -750)
-        self.lung_axes = (
-            np.array([50.0, 68.0, 84.0]) * rng.uniform(0.95, 1.04, 3) * [self.width / 138, self.depth / 98, 1]
-        )
-        self.lung_centres = {side: np.array([side * 66.0, 0.0, -4.0]) for side in (-1, 1)}
-        self.lungs = {side: self.ellipsoid(centre, self.lung_axes) for side, centre in self.lung_centres.items()}
-        self.mediastinum = self.ellipsoid((0, 8, 10), (34, 52, 90))
-        self.inner = np.maximum(self.lungs[-1], self.lungs[1]) * (1 - self.mediastinum)  # what is left of the lungs
-
     def place(self, side, low=-1.0, high=1.0, reach=0.62):
         """A point in a lung, away from its border; low, high: of its height, -1 the base and 1 the apex."""
         rng = self.rng
@@ -215,18 +202,6 @@ class _Chest(_Drawing):
 
     def some_sides(self):
         return self.rng.permutation([-1, 1])[: self.rng.integers(1, 3)]
-
-
-def _draw_chest(chest):
-    """The chest with everything in it, from the outside to the inside."""
-    _body(chest)
-    _whole_lungs(chest)
-    _vessels_and_airways(chest)
-    heart_axes = _heart_and_aorta(chest)
-    _in_mediastinum(chest, heart_axes)
-    _in_lungs(chest)
-    _at_the_wall(chest)
-    return chest
 
 
 def _body(chest):
@@ -258,9 +233,8 @@ def _whole_lungs(chest):
     if has["Lung opacity"]:
         for side in chest.some_sides():
             at = chest.place(side, -0.4, 0.5, 0.4)
-            chest.find(
-                "Lung opacity", inner * chest.ellipsoid(at, np.array([30, 34, 44]) * rng.uniform(0.9, 1.15)), -470
-            )
+            axes = np.array([30, 34, 44]) * rng.uniform(0.9, 1.15)
+            chest.find("Lung opacity", inner * chest.ellipsoid(at, axes), -470)
     if has["Interlobular septal thickening"]:
         angle = rng.uniform(0.2, 1.3)
         u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -288,10 +262,9 @@ def _vessels_and_airways(chest):
 
 
 def _heart_and_aorta(chest):
-    """Half axes of the heart, once it is drawn."""
     paint, tube = chest.paint, chest.tube
     size = (1.34 if chest.has["Cardiomegaly"] else 1.0) * chest.rng.uniform(0.96, 1.04)
-    axes = size * np.array([44.0, 38.0, 42.0])
+    axes = chest.heart_axes = size * np.array([44.0, 38.0, 42.0])
     if chest.has["Pericardial effusion"]:
         chest.find("Pericardial effusion", chest.ellipsoid(_HEART, axes + 20), 0)
     else:
@@ -307,10 +280,9 @@ def _heart_and_aorta(chest):
         paint(tube(start, end, 13), 60)
         paint(tube(start, end, 11), chest.enhanced)
     paint(tube((18, 14, -10), (18, 14, 95), 9), chest.enhanced)  # superior vena cava
-    return axes
 
 
-def _in_mediastinum(chest, heart_axes):
+def _in_mediastinum(chest):
     """Findings in the mediastinum and on its organs."""
     rng, has, tube, ellipsoid = chest.rng, chest.has, chest.tube, chest.ellipsoid
     if has["Lymphadenopathy"]:
@@ -330,7 +302,7 @@ def _in_mediastinum(chest, heart_axes):
         for angle in rng.uniform(0.0, 1.0, 5) * np.pi:  # along a meridian of the heart
             levels = rng.uniform(-0.8, -0.3) + np.linspace(0, 1.0, 5)
             rings = np.sqrt(1 - levels**2)
-            line = _HEART + heart_axes * np.stack([rings * np.cos(angle), rings * np.sin(angle), levels], axis=1)
+            line = _HEART + chest.heart_axes * np.stack([rings * np.cos(angle), rings * np.sin(angle), levels], axis=1)
             for start, end in zip(line, line[1:]):
                 chest.find("Coronary artery wall calcification", tube(start, end, 7), 900)
 

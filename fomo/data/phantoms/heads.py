@@ -69,8 +69,7 @@ def make(root, task, cases, size, seed=0):
     with files.new_folder(root) as folder:
         for scan in range(cases):
             pair, place = divmod(scan, 11)  # scans 9 and 10 of eleven are one subject's
-            subject = 10 * pair + min(place, 9)
-            session = 2 if place == 10 else 1
+            subject, session = 10 * pair + min(place, 9), 2 if place == 10 else 1
             if task == "table":
                 rows.append(_write_row(folder, subject, session, size, seed))
             else:
@@ -79,108 +78,74 @@ def make(root, task, cases, size, seed=0):
             files.write_csv(os.path.join(folder, "table.csv"), rows)
 
 
-def _write_case(root, task, number, session, size, seed):
+def _write_case(folder, task, number, session, size, seed):
     """Anatomy and lesions belong to the subject, the rest to the session."""
     own = np.random.default_rng([seed, task, number])
-    scan = np.random.default_rng([seed, task, number, session])
-    affine, shape, code = _grid(scan, size)
-    points = _points(affine, shape)
-    soft = 0.4 * 192 / size  # half a voxel of partial volume at each border
-
     age = own.uniform(20, 85) if task == 3 else own.uniform(40, 65)
     head = _Head(own, (age - 20) / 65)
-    depth, tissues, _ = head.tissues(points, soft)
+    lesions, label = [], age + 0.5 * (session - 1)
     if task == 1:
         label = (number + number // 10) % 2  # subjects are exchangeable: as good as random, and balanced
-        lesions = _task1_lesions(own, head, label)
+        names = ("infarct", "old_cavity") if label else ("shine_through", "old_bleeding")
+        lesions = _placed(own, head, [(name, own.uniform(17, 24), own.uniform(0.85, 1.1)) for name in names])
     elif task == 2:
-        lesions = _task2_lesions(own, head, number % 16 != 5)
-        label = None
-    else:
-        lesions, label = [], age + 0.5 * (session - 1)
-    shares = [(name, _ball(points, centre, radius, soft), scale) for name, centre, radius, scale in lesions]
-    inside = depth > 0
+        lesions = _placed(own, head, _masses(own, number % 16 != 5))
+    scan = _Scan(np.random.default_rng([seed, task, number, session]), size, head, lesions)
 
     venous = "swi" if number % 3 else "t2s"
     channels = {1: ("dwi_b1000", "flair", "adc", venous), 2: ("dwi_b1000", "flair", venous), 3: ("t1", "t2")}[task]
-    subject = f"sub_{number + 1:03d}"
-    place = os.path.join(subject, f"ses_{session}")
+    place = os.path.join(f"sub_{number + 1:03d}", f"ses_{session}")
     for channel in channels:
-        image = _image(scan, channel, points, tissues, shares)
-        _write(os.path.join(root, "preprocessed", place, f"{channel}.nii.gz"), image * inside, affine, code)
-    labels = os.path.join(root, "labels", place)
+        scan.write(os.path.join(folder, "preprocessed", place, f"{channel}.nii.gz"), scan.image(channel))
+    labels = os.path.join(folder, "labels", place)
     if task == 2 or (task == 1 and number % 5 < 2):
         wanted = "mass" if task == 2 else "infarct"
-        tumour = sum((share for name, share, _ in shares if name == wanted), np.zeros(shape))
-        mask = ((tumour > 0.5) & inside).astype(np.uint8)
-        _write(os.path.join(labels, "seg.nii.gz"), mask, affine, code)
+        tumour = sum((share for name, share, _ in scan.shares if name == wanted), np.zeros(scan.shape))
+        scan.write(os.path.join(labels, "seg.nii.gz"), tumour > 0.5)
     if task == 3 or (task == 1 and number % 5 > 0):
         os.makedirs(labels, exist_ok=True)
-        with open(os.path.join(labels, "label.txt"), "w", encoding="utf-8") as file:
-            file.write(f"{label:g}\n")
+        files.write_text(os.path.join(labels, "label.txt"), f"{label:g}\n")
 
 
-def _write_row(root, number, session, size, seed):
+def _masses(rng, positive):
+    """(name, radius, scale) of what a scan of task 2 shows."""
+    wanted = [("mass", rng.uniform(18, 26), rng.uniform(0.9, 1.1))] if positive else []
+    wanted += [("decoy", rng.uniform(9, 14), rng.uniform(0.9, 1.1)) for _ in range(rng.integers(3))]
+    return wanted + ([("cyst", rng.uniform(10, 15), 1.0)] if rng.random() < 0.5 else [])
+
+
+def _write_row(folder, number, session, size, seed):
     """One scan of the table; returns its line."""
     own = np.random.default_rng([seed, 4, number])
-    scan = np.random.default_rng([seed, 4, number, session])
-    affine, shape, code = _grid(scan, size)
-    points = _points(affine, shape)
-    soft = 0.4 * 192 / size
     cohort, gender = _COHORTS[number % 3], "fm"[number // 3 % 2]  # six subjects in a row have each combination once
     age = own.uniform(45, 80)
     head = _Head(own, (age - 20) / 65, tall=gender == "m")
-    depth, tissues, ventricles = head.tissues(points, soft)
-    inside = depth > 0
-    shares = [
-        (name, _ball(points, centre, radius, soft), scale)
-        for name, centre, radius, scale in _table_lesions(own, head, cohort)
-    ]
-    lesions = np.max([share for _, share, _ in shares], axis=0)
-    mask = np.where(lesions > 0.5, 2, ventricles > 0.5) * inside
+    names = ("bright", "dark") if cohort == "both" else (cohort,)
+    radius = own.uniform(20, 26) / len(names) ** (1 / 3)  # the same volume in all
+    lesions = _placed(own, head, [(name, radius, own.uniform(0.8, 1.1)) for name in names])
+    scan = _Scan(np.random.default_rng([seed, 4, number, session]), size, head, lesions)
+
     subject = f"sub_{number + 1:03d}"
     row = {"id": f"{subject}_ses_{session}", "PatientID": subject}
     for channel in ("t1", "t2"):
         row[channel] = f"images/{row['id']}_{channel}.nii.gz"
-        _write(os.path.join(root, row[channel]), _image(scan, channel, points, tissues, shares) * inside, affine, code)
+        scan.write(os.path.join(folder, row[channel]), scan.image(channel))
     row["mask"] = f"masks/{row['id']}.nii.gz"
-    _write(os.path.join(root, row["mask"]), mask.astype(np.uint8), affine, code)
-    return {
-        **row,
-        "cohort": cohort,
-        "gender": gender,
-        "age": f"{age + 0.5 * (session - 1):.2f}",
-        "fold": 1 + number // 6 % 5,
-    }
+    lesion = np.max([share for _, share, _ in scan.shares], axis=0) > 0.5
+    scan.write(os.path.join(folder, row["mask"]), np.where(lesion, 2, scan.ventricles > 0.5))
+    aged = f"{age + 0.5 * (session - 1):.2f}"
+    return {**row, "cohort": cohort, "gender": gender, "age": aged, "fold": 1 + number // 6 % 5}
 
 
-def _write(path, array, affine, code):
-    if array.dtype != np.uint8:
-        array = np.clip(np.round(array), 0, 32000).astype(np.int16)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    volume.write_nifti(path, *in_scanner_order(array, affine, code))
-
-
-def in_scanner_order(array, affine, code):
-    """(array, affine), which are RAS, in the axis order that `code` ("LPS", ...) names."""
+def write(path, array, affine, code):
+    """Write `array` with its `affine`, which are RAS, in the axis order that `code` ("LPS", ...) names."""
     ornt = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
     affine = affine @ orientations.inv_ornt_aff(ornt, array.shape)
-    return np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    volume.write_nifti(path, np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine)
 
 
 # ------------------------------------------------------------------------------------------ geometry
-
-
-def _grid(rng, size):
-    """(affine, shape, orientation code) of one scan: centred on the head, tilted, with its own voxel size."""
-    base = 192 / size
-    spacing = base * np.array([(1, 1, 1), (1, 1, 1.25), (1.08, 1.08, 1.08)][rng.integers(3)])
-    shape = tuple(int(n) for n in np.round(np.array(_FIELD_MM) / spacing))
-    rotation = _rotation(rng.uniform(-8, 8, 3))
-    affine = np.eye(4)
-    affine[:3, :3] = rotation * spacing
-    affine[:3, 3] = rng.uniform(-2, 2, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return affine, shape, _CODES[rng.integers(len(_CODES))]
 
 
 def _rotation(degrees):
@@ -191,12 +156,6 @@ def _rotation(degrees):
         turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
         matrix = matrix @ turn
     return matrix
-
-
-def _points(affine, shape):
-    """World coordinates (3, X, Y, Z) in mm of the voxel centres."""
-    index = np.indices(shape).reshape(3, -1)
-    return (affine[:3, :3] @ index + affine[:3, 3:]).reshape(3, *shape)
 
 
 def _rise(distance, soft):
@@ -236,7 +195,7 @@ class _Head:
         self.turn = _rotation(rng.uniform(-4, 4, 3))
 
     def tissues(self, points, soft):
-        """(depth below the surface in mm, shares (3, X, Y, Z) of fluid, grey and white matter, share of ventricles)."""
+        """(inside or not, shares (3, X, Y, Z) of fluid, grey and white matter, share of ventricles)."""
         points = np.tensordot(self.turn, points, axes=1)
         depth = _ellipsoid(points, np.zeros(3), self.axes)
         direction = points / (np.sqrt((points**2).sum(0)) + 1e-6)
@@ -253,7 +212,7 @@ class _Head:
             white = white * (1 - nucleus)
         fluid = np.maximum(fluid, ventricles)
         white = white * (1 - fluid)
-        return depth, np.stack([fluid, 1 - fluid - white, white]), ventricles
+        return depth > 0, np.stack([fluid, 1 - fluid - white, white]), ventricles
 
     def inner_place(self, rng, radius):
         """A centre for a lesion inside the brain, clear of the surface."""
@@ -276,8 +235,7 @@ def _placed(rng, head, wanted):
     while True:
         lesions = []
         for name, radius, scale in wanted:
-            place = head.dural_place if name in ("mass", "cyst") else head.inner_place
-            centre = place(rng, radius)
+            centre = (head.dural_place if name in ("mass", "cyst") else head.inner_place)(rng, radius)
             if any(np.linalg.norm(centre - other[1]) < radius + other[2] + 4 for other in lesions):
                 break
             lesions.append((name, centre, radius, scale))
@@ -285,38 +243,49 @@ def _placed(rng, head, wanted):
             return lesions
 
 
-def _task1_lesions(rng, head, positive):
-    names = ("infarct", "old_cavity") if positive else ("shine_through", "old_bleeding")
-    return _placed(rng, head, [(name, rng.uniform(17, 24), rng.uniform(0.85, 1.1)) for name in names])
-
-
-def _task2_lesions(rng, head, positive):
-    wanted = [("mass", rng.uniform(18, 26), rng.uniform(0.9, 1.1))] if positive else []
-    wanted += [("decoy", rng.uniform(9, 14), rng.uniform(0.9, 1.1)) for _ in range(rng.integers(3))]
-    if rng.random() < 0.5:
-        wanted.append(("cyst", rng.uniform(10, 15), 1.0))
-    return _placed(rng, head, wanted)
-
-
-def _table_lesions(rng, head, cohort):
-    """[(name, centre, radius, scale)]"""
-    names = ("bright", "dark") if cohort == "both" else (cohort,)
-    radius = rng.uniform(20, 26) / len(names) ** (1 / 3)  # the same volume in all
-    return _placed(rng, head, [(name, radius, rng.uniform(0.8, 1.1)) for name in names])
-
-
 # -------------------------------------------------------------------------------------------- images
 
 
-def _image(rng, channel, points, tissues, shares):
-    """One channel in arbitrary units: tissue contrast, lesions, bias field, noise and the scan's own gain."""
-    values = np.array(_CONTRAST[channel]) * rng.normal(1, 0.04, 3)
-    image = np.tensordot(values, tissues, axes=1)
-    for name, share, scale in shares:
-        level = _LESIONS["mass" if name == "decoy" else name][channel]
-        normal = values[1]
-        image = image * (1 - share) + share * (normal + scale * (level - normal))  # scale: how conspicuous it is
-    slope = rng.normal(0, 0.06, 3)
-    field = np.exp(np.tensordot(slope, points / 80, axes=1) + rng.normal(0, 0.06) * (points[0] * points[1]) / 80**2)
-    image = image * field + rng.normal(0, 0.04, image.shape)
-    return np.maximum(image, 0.02) * 400 * rng.uniform(0.6, 1.6)
+class _Scan:
+    """A head and its lesions on the grid of one scan: centred on the head, tilted, with its own voxel size.
+
+    shares: [(name, share of each voxel, scale)] of `lesions`, which are as `_placed` gives them.
+    """
+
+    def __init__(self, rng, size, head, lesions):
+        self.rng = rng
+        base = 192 / size
+        spacing = base * np.array([(1, 1, 1), (1, 1, 1.25), (1.08, 1.08, 1.08)][rng.integers(3)])
+        self.shape = tuple(int(n) for n in np.round(np.array(_FIELD_MM) / spacing))
+        self.affine = np.eye(4)
+        turn = self.affine[:3, :3] = _rotation(rng.uniform(-8, 8, 3)) * spacing
+        self.affine[:3, 3] = rng.uniform(-2, 2, 3) - turn @ ((np.array(self.shape) - 1) / 2)
+        self.code = _CODES[rng.integers(len(_CODES))]
+        world = turn @ np.indices(self.shape).reshape(3, -1) + self.affine[:3, 3:]
+        self.points = world.reshape(3, *self.shape)  # of the voxel centres, in mm
+        soft = 0.4 * base  # half a voxel of partial volume at each border
+        self.inside, self.tissues, self.ventricles = head.tissues(self.points, soft)
+        self.shares = [
+            (name, _ball(self.points, centre, radius, soft), scale) for name, centre, radius, scale in lesions
+        ]
+
+    def image(self, channel):
+        """A channel in arbitrary units: tissue contrast, lesions, bias field, noise and the scan's own gain."""
+        rng, points = self.rng, self.points
+        values = np.array(_CONTRAST[channel]) * rng.normal(1, 0.04, 3)
+        image = np.tensordot(values, self.tissues, axes=1)
+        for name, share, scale in self.shares:
+            level = _LESIONS["mass" if name == "decoy" else name][channel]
+            normal = values[1]
+            image = image * (1 - share) + share * (normal + scale * (level - normal))  # scale: how conspicuous it is
+        slope = rng.normal(0, 0.06, 3)
+        field = np.exp(np.tensordot(slope, points / 80, axes=1) + rng.normal(0, 0.06) * (points[0] * points[1]) / 80**2)
+        image = image * field + rng.normal(0, 0.04, image.shape)
+        return np.maximum(image, 0.02) * 400 * rng.uniform(0.6, 1.6)
+
+    def write(self, path, array):
+        """An image or, of whole numbers, a mask; both are 0 outside the head."""
+        array = array * self.inside
+        image = array.dtype.kind == "f"
+        array = np.clip(np.round(array), 0, 32000).astype(np.int16) if image else array.astype(np.uint8)
+        write(path, array, self.affine, self.code)
