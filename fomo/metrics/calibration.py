@@ -34,8 +34,7 @@ def _of_true_class(labels, probabilities):
 def brier(labels, probabilities):
     """Mean squared error of the probabilities.
 
-    Binary (n,): the mean of (p - y)^2, from 0 to 1, as in scikit-learn. Multiclass (n, k): Brier's original, which sums
-    over the classes, from 0 to 2; for k = 2 it is twice the binary one.
+    Binary: from 0 to 1, as in scikit-learn. Multiclass: Brier's original, which sums over the classes, from 0 to 2.
     """
     if np.ndim(probabilities) == 2:
         labels, probabilities = check_multiclass(labels, probabilities)

@@ -1,9 +1,8 @@
 """Metrics of decisions: the confusion matrix and the metrics that follow from it, for two or more classes.
 
 A rate whose denominator is 0 is NaN (scikit-learn: 0 with a warning): precision when nothing is predicted positive,
-recall without positives, specificity without negatives, F1 without both, Matthews when a class or a prediction is
-missing, balanced accuracy when a class is missing. Macro averages run over the classes where the metric is defined;
-the number of these classes is given too.
+recall without positives, specificity without negatives, F1 without both, Matthews when only one class occurs or is
+predicted, balanced accuracy when a class is missing. Macro averages run over the classes where the metric is defined.
 """
 
 import numpy as np
@@ -38,10 +37,7 @@ def decision_metrics(tp, fp, fn, tn):
 
 
 def matthews(confusion):
-    """Matthews' correlation of a (k, k) confusion matrix (k > 2: Gorodkin's R_K, Comput Biol Chem 28:367, 2004).
-
-    NaN when only one class occurs among the labels or among the predictions (scikit-learn: 0).
-    """
+    """Matthews' correlation of a (k, k) confusion matrix (k > 2: Gorodkin's R_K, Comput Biol Chem 28:367, 2004)."""
     confusion = np.asarray(confusion, np.float64)
     true, predicted, n = confusion.sum(1), confusion.sum(0), confusion.sum()
     spread_true, spread_predicted = n * n - true @ true, n * n - predicted @ predicted
@@ -49,11 +45,9 @@ def matthews(confusion):
 
 
 def binary_metrics(labels, probabilities, threshold=0.5, decisions=None):
-    """All metrics of a binary classifier as a dict.
+    """A dict of auroc average_precision, the metrics of `decision_metrics`, brier log_loss ece.
 
-    Keys: auroc average_precision, those of `decision_metrics`, brier log_loss ece.
-    labels: (n,) 0/1.
-    probabilities: (n,) of class 1, in [0, 1].
+    labels: (n,) 0/1; probabilities: (n,) of class 1, in [0, 1].
     threshold: positive means probability >= threshold.
     decisions: (n,) 0/1, which replace the threshold's where given.
     """
@@ -73,8 +67,8 @@ def binary_metrics(labels, probabilities, threshold=0.5, decisions=None):
 def multiclass_metrics(labels, probabilities):
     """All metrics of a classifier of k > 1 exclusive classes as a dict.
 
-    labels (n,) in 0..k-1; probabilities (n, k), rows summing to 1. The decision is the class of the largest probability
-    (the first of equals). Keys:
+    labels: (n,) in 0..k-1; probabilities: (n, k), rows summing to 1: the largest one (the first of equals) decides.
+    Keys:
       accuracy, balanced_accuracy (mean recall over the classes that occur), mcc, brier, log_loss, ece
       micro_f1 (equal to the accuracy), confusion (k, k)
       macro_*, *_defined, *_per_class (k,): for precision, recall, specificity, f1, auroc and average_precision of one

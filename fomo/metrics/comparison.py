@@ -52,9 +52,8 @@ def _delong(labels, *scores, groups=None):
 def _clustered(labels, by_positive, by_negative, groups):
     """Covariance (k, k) of AUROCs where subjects have several cases (Obuchowski, Biometrics 53:567, 1997).
 
-    The deviations of the placements, (k, positives) and (k, negatives), are summed per subject. So cases of one subject
-    may depend on each other, within a class and across; subjects are independent. Fewer than two subjects of a class:
-    all NaN.
+    The deviations of the placements, (k, positives) and (k, negatives), are summed per subject. So cases of a subject
+    may depend on each other, within a class and across. Fewer than two subjects of a class: all NaN.
     """
     names, subject = np.unique(groups, return_inverse=True)
 
@@ -77,8 +76,7 @@ def _clustered(labels, by_positive, by_negative, groups):
 def delong_test(labels, first, second, level=0.95, groups=None):
     """DeLong's test of two AUROCs on the same cases (Biometrics 44:837, 1988), O(n log n) after Sun and Xu (2014).
 
-    labels: (n,) 0/1.
-    first, second: (n,) scores of two models.
+    labels: (n,) 0/1; first, second: (n,) scores of two models.
     level: of the confidence limits.
     groups: (n,) subject of each case. Where subjects have several cases, the placement values are summed per subject
       (clustered DeLong, Obuchowski 1997); p would be far too small without that.
@@ -106,8 +104,7 @@ def paired_permutation(first, second, resamples=10000, seed=0):
     """Sign-flip permutation test of the mean difference of two models' per-case values.
 
     first, second: (n,) finite. All 2^n sign patterns are enumerated where they are at most `resamples`. Otherwise
-    `resamples` are drawn, and p = (1 + number as extreme) / (1 + resamples) (Phipson and Smyth 2010). Returns a
-    `PairedTest`.
+    `resamples` are drawn, and p = (1 + number as extreme) / (1 + resamples) (Phipson and Smyth 2010).
     """
     first, second = checks.real_pair(first, second, "first", "second")
     checks.whole_number(resamples, "resamples", 1)

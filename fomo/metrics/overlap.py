@@ -10,10 +10,9 @@ precision           TP / (TP + FP)               NaN          0                 
 specificity         TN / (TN + FP)               1            TN / (TN + FP)    1
 volume_similarity   1 - |FP - FN| / (2 TP + FP + FN)   NaN    0                 0
 
-Specificity is NaN when the reference fills the whole array. A metric whose denominator is 0 is NaN, never 0 or 1:
-without the structure there is nothing to measure. scikit-learn's f1_score and jaccard_score give 0 there; MONAI's
-DiceMetric gives NaN for every empty reference, or 1 and 0 with ignore_empty=False. All agree where the reference is not
-empty. Volume similarity: Taha and Hanbury, BMC Med Imaging 15:29 (2015).
+A metric whose denominator is 0 is NaN, never 0 or 1: there is nothing to measure. scikit-learn gives 0 there, MONAI's
+DiceMetric NaN for every empty reference. All agree where the reference is not empty. Volume similarity: Taha and
+Hanbury, BMC Med Imaging 15:29 (2015).
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """How much frozen features tell about a label: linear probe and nearest neighbours. Needs numpy and scipy only.
 
-features: (n, F); labels: (n,) classes 0 .. K-1 as whole numbers. The result is one score per class, (m, K), each row a
-probability distribution. Features are first standardised by their mean and deviation over the training cases, because
-pooled features of a network are nearly parallel and of very unequal size. A feature that does not vary is left out.
+features: (n, F); labels: (n,) whole numbers 0 .. K-1. The result is (m, K), each row a probability distribution.
+Features are first standardised over the training cases, because pooled features of a network are nearly parallel and of
+very unequal size. A feature that does not vary is left out.
 """
 
 import numpy as np
@@ -48,9 +48,8 @@ def nearest(features, labels, new, classes=2, neighbours=20, temperature=0.07):
 def cross_validated(features, labels, groups, seed=0, folds=5, classes=2):
     """{"linear": (n, K), "nearest": (n, K)}: scores of each case by probes on the cases of other folds.
 
-    groups: (n,); the cases of a group stay in one fold.
-    folds: how many; fewer where a class has fewer groups.
-    All scores are NaN where a class has fewer than two groups.
+    groups: (n,); the cases of a group stay in one fold. There are fewer folds where a class has fewer groups, and all
+    scores are NaN where it has less than two.
     """
     features, labels, groups = np.asarray(features, float), _classes(labels, classes), np.asarray(groups)
     names, first = np.unique(groups, return_index=True)

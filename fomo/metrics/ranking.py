@@ -1,7 +1,7 @@
 """Ranking of cases by score: AUROC, average precision, ROC and precision-recall curves.
 
-Labels are 0/1, scores any finite numbers; a higher score means more positive. With one class only there is no ranking
-to measure: NaN, never 0.5.
+labels: (n,) 0/1; scores: (n,) finite numbers, higher for more positive. With one class only there is no ranking to
+measure: NaN, never 0.5. Curves have a point for each distinct score, descending: positive means score >= threshold.
 """
 
 import numpy as np
@@ -12,9 +12,8 @@ from . import checks
 def auroc(labels, scores):
     """Area under the ROC curve: the probability that a positive case scores above a negative one; ties count half.
 
-    labels, scores: (n,). O(n log n), ties exact (Hanley and McNeil, Radiology 143:29, 1982). One class only: NaN.
-    2 million float64 scores: 0.12 s (torchmetrics 1.9.0 0.60 s, scikit-learn 1.9.1 0.85 s; `tools/benchmark metrics`,
-    one thread of a 2-core Xeon, 2026-11-21).
+    O(n log n), ties exact (Hanley and McNeil, Radiology 143:29, 1982). 2 million float64 scores: 0.12 s (torchmetrics
+    1.9.0 0.60 s, scikit-learn 1.9.1 0.85 s; `tools/benchmark metrics`, one thread of a 2-core Xeon, 2026-11-21).
     """
     labels, scores = checks.labels_and_scores(labels, scores)
     positive, negative = scores[labels], np.sort(scores[~labels])
@@ -26,10 +25,7 @@ def auroc(labels, scores):
 
 
 def macro_auroc(labels, scores):
-    """Mean AUROC of several labels, or of several classes one against the rest, over those where it is defined.
-
-    labels, scores: (n, k). NaN where no column has both classes.
-    """
+    """Mean AUROC of k labels, or of k classes one against the rest, where it is defined; labels, scores: (n, k)."""
     labels, scores = checks.labels_and_scores(labels, scores, dimensions=2)
     return checks.mean_of_defined([auroc(labels[:, k], scores[:, k]) for k in range(labels.shape[1])])
 
@@ -43,10 +39,7 @@ def cumulative_counts(labels, scores):
 
 
 def average_precision(labels, scores):
-    """Average precision: the sum over the distinct scores of precision times the step in recall (no interpolation).
-
-    labels, scores: (n,). The definition is scikit-learn's. One class only: NaN (scikit-learn: 0 or 1).
-    """
+    """Sum over the distinct scores of precision times the step in recall, without interpolation, as in scikit-learn."""
     labels, scores = checks.labels_and_scores(labels, scores)
     if labels.all() or not labels.any():
         return float("nan")
@@ -55,10 +48,7 @@ def average_precision(labels, scores):
 
 
 def roc_curve(labels, scores):
-    """(false-positive rates, true-positive rates, thresholds), starting at (0, 0, inf).
-
-    Positive means score >= threshold; one point for each distinct score. One class only: the undefined rates are NaN.
-    """
+    """(false-positive rates, true-positive rates, thresholds), starting at (0, 0, inf)."""
     labels, scores = checks.labels_and_scores(labels, scores)
     thresholds, tp, at_or_above = cumulative_counts(labels, scores)
     fp = at_or_above - tp
@@ -68,10 +58,7 @@ def roc_curve(labels, scores):
 
 
 def precision_recall_curve(labels, scores):
-    """(precisions, recalls, thresholds) for each distinct score, descending; positive means score >= threshold.
-
-    scikit-learn returns the same points in ascending order and appends (1, 0). Without positives the recalls are NaN.
-    """
+    """(precisions, recalls, thresholds); scikit-learn returns the same points in ascending order and appends (1, 0)."""
     labels, scores = checks.labels_and_scores(labels, scores)
     thresholds, tp, at_or_above = cumulative_counts(labels, scores)
     with np.errstate(invalid="ignore"):

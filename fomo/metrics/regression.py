@@ -1,7 +1,7 @@
 """Regression metrics, and the linear correction of the age bias.
 
-All take targets and predictions of shape (n,), finite; the error is prediction minus target. Where a formula divides by
-0 the result is NaN.
+targets, predictions: (n,), finite; the error is prediction minus target. Where a formula divides by 0, as for equal
+targets, the result is NaN.
 """
 
 import numpy as np
@@ -28,42 +28,33 @@ def rmse(targets, predictions):
 
 
 def r2(targets, predictions):
-    """Coefficient of determination, 1 - sum of squared errors / sum of squares about the targets' mean.
-
-    NaN when all targets are equal (scikit-learn: 0, or 1 if exact).
-    """
+    """Coefficient of determination, 1 - sum of squared errors / sum of squares about the targets' mean."""
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     return 1 - checks.ratio(np.square(predictions - targets).sum(), _squares(targets))
 
 
 def pearson(targets, predictions):
-    """Pearson's correlation; NaN when either is constant."""
+    """Pearson's correlation."""
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     squares = np.sqrt(_squares(targets)) * np.sqrt(_squares(predictions))
     return float(np.clip(checks.ratio(_products(targets, predictions), squares), -1, 1))
 
 
 def spearman(targets, predictions):
-    """Spearman's correlation: Pearson's on the ranks, ties sharing their mean rank; NaN when either is constant."""
+    """Spearman's correlation: Pearson's on the ranks, ties sharing their mean rank."""
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     return pearson(stats.rankdata(targets), stats.rankdata(predictions))
 
 
 def ccc(targets, predictions):
-    """Lin's concordance, 2 s_xy / (s_x^2 + s_y^2 + (mean x - mean y)^2), with 1/n moments (Biometrics 45:255, 1989).
-
-    NaN when both are one and the same constant.
-    """
+    """Lin's concordance, 2 s_xy / (s_x^2 + s_y^2 + (mean x - mean y)^2), with 1/n moments (Biometrics 45:255, 1989)."""
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     shift = len(targets) * (targets.mean() - predictions.mean()) ** 2
     return checks.ratio(2 * _products(targets, predictions), _squares(targets) + _squares(predictions) + shift)
 
 
 def bias_slope(targets, predictions):
-    """Least-squares slope of (prediction - target) over the target; NaN when all targets are equal.
-
-    0: no bias; -1: a model that always predicts the mean. Brain-age models lie between: the young look older.
-    """
+    """Least-squares slope of the error over the target: 0 without bias, -1 where the mean is always predicted."""
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     return checks.ratio(_products(targets, predictions - targets), _squares(targets))
 
@@ -77,7 +68,7 @@ def regression_metrics(targets, predictions):
 def fit_bias_correction(targets, predictions):
     """(slope, intercept) of the least-squares line prediction = slope * target + intercept.
 
-    For `apply_bias_correction`; fit it on cases that are not reported on. Both are NaN when all targets are equal.
+    Fit it on cases that are not reported on. Both are NaN when all targets are equal.
     """
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     slope = checks.ratio(_products(targets, predictions), _squares(targets))

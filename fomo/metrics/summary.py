@@ -17,9 +17,8 @@ def summarize(values):
 
     mean, std (n - 1), median, minimum, maximum: of the finite values; NaN without any, std also for only one.
     n, finite: the number of all values and of the finite ones.
-    undefined: the number of NaN, where the metric has no value, as for Dice of two empty masks.
-    infinite: the number of infinite values, as for the distance to a missed structure.
-    A mean over fewer than n cases must be shown with these counts.
+    undefined, infinite: the number of NaN, as for Dice of two empty masks, and of infinite values, as for the distance
+      to a missed structure. A mean over fewer than n cases must be shown with these counts.
     """
     values = checks.real(values, "values", finite=False).astype(np.float64)
     kept = values[np.isfinite(values)]

@@ -84,7 +84,7 @@ def hausdorff(reference, prediction, spacing_mm, percentile=100, surface="voxels
     reference, prediction: masks (X, Y) or (X, Y, Z) of one shape; spacing_mm: voxel size along each axis.
     combine: "max", the larger of the two directed percentiles, or "pooled", the percentile of all distances together.
     A percentile of voxels is interpolated linearly; one of surfels is the first distance that reaches its share of the
-    area. Both masks empty: NaN; one empty: inf.
+    area.
     """
     return hausdorff_from(surface_distances(reference, prediction, spacing_mm, surface), percentile, combine)
 
@@ -103,8 +103,7 @@ def hausdorff_from(distances, percentile=100, combine="max"):
 def average_surface_distance(reference, prediction, spacing_mm, surface="voxels", combine="pooled"):
     """Average symmetric surface distance in mm.
 
-    combine: "pooled", the mean over the elements of both surfaces (ASSD), or "mean", the mean of the two directed
-    means. Both masks empty: NaN; one empty: inf.
+    combine: "pooled", the mean over the elements of both surfaces (ASSD), or "mean", the mean of the directed means.
     """
     return average_surface_distance_from(surface_distances(reference, prediction, spacing_mm, surface), combine)
 
@@ -120,20 +119,16 @@ def average_surface_distance_from(distances, combine="pooled"):
     return float((a_sum / a_weights.sum() + b_sum / b_weights.sum()) / 2)
 
 
-_ROUNDING = 1e-5  # relative: more than float32 rounds a voxel size by, far less than distances on a grid differ by
-
-
 def surface_dice(reference, prediction, spacing_mm, tolerance_mm, surface="voxels"):
     """Normalized surface Dice: the share of both surfaces that lies within `tolerance_mm` (inclusive) of the other one.
 
     The limit is inclusive up to a relative 1e-5: files store affines in float32, so that 1 mm may be 1.0000000067 mm.
-    Both masks empty: NaN; one empty: 0.
     """
     return surface_dice_from(surface_distances(reference, prediction, spacing_mm, surface), tolerance_mm)
 
 
 def surface_dice_from(distances, tolerance_mm):
-    reach = checks.number(tolerance_mm, "tolerance_mm", 0) * (1 + _ROUNDING)
+    reach = checks.number(tolerance_mm, "tolerance_mm", 0) * (1 + 1e-5)
     a, b, a_weights, b_weights = distances
     near = a_weights[a <= reach].sum() + b_weights[b <= reach].sum()
     return checks.ratio(near, a_weights.sum() + b_weights.sum())
@@ -281,10 +276,8 @@ def _nearest(first, second, spacing):
 
 
 def _to_nearest(points, others, spacing, box):
-    """Distances (mm) to the nearest of `others`. The voxels around each point come first: surfaces mostly lie close.
-
-    box: bool, all False before and after, with room for the voxels around.
-    """
+    """Distances (mm) to the nearest of `others`; box: bool, all False before and after, with room for all shells."""
+    # the voxels around each point come first: surfaces mostly lie close
     strides = np.array(box.strides)
     occupied, there = box.reshape(-1), others @ strides
     distances, left, flat = np.empty(len(points)), np.arange(len(points)), points @ strides
