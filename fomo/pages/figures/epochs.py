@@ -1,7 +1,7 @@
 """Losses, metrics and learning rates over the epochs of a training, a line per fold."""
 
 from ..page import number
-from .panel import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, SOFT, panel
+from .panel import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, SOFT, plot
 
 FOLDS = (BLUE, ORANGE, GREEN, PURPLE, "#8a6d00", DARK, SKY, GREY)
 
@@ -10,7 +10,8 @@ def fold_colour(index, folds):
     return FOLDS[index] if folds <= len(FOLDS) else BLUE
 
 
-def curves(histories, names, ylabel, best, unfreeze=None, level=None, limits=None):
+@plot
+def curves(axes, histories, names, ylabel, best, unfreeze=None, level=None, limits=None):
     """Columns of the histories over the epochs.
 
     histories: {fold: rows}.
@@ -20,35 +21,32 @@ def curves(histories, names, ylabel, best, unfreeze=None, level=None, limits=Non
     level: (value, what it is) of a line to compare with.
     limits: of the values' axis.
     """
-
-    def draw(axes):
-        for index, (fold, rows) in enumerate(histories.items()):
-            colour = fold_colour(index, len(histories))
-            epochs = [row["epoch"] for row in rows]
-            for name, style, _ in names:
-                alone = {"marker": ".", "markersize": 4} if len(rows) == 1 else {}
-                axes.plot(epochs, [row[name] for row in rows], style, color=colour, linewidth=_width(style), **alone)
-            if fold in best:
-                value = rows[int(best[fold]) - 1][names[-1][0]]
-                axes.plot(best[fold], value, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
-        if unfreeze is not None:
-            axes.axvline(unfreeze, color=SOFT, linewidth=1, linestyle=":")
-            late = unfreeze > max(len(rows) for rows in histories.values()) / 2
-            look = {"ha": "right" if late else "left", "va": "bottom", "fontsize": 8, "color": SOFT}
-            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-            axes.annotate("encoder trained from here", (unfreeze, 1), (0, 2), **place, **look)
-        if level is not None:
-            axes.axhline(level[0], color=GREY, linewidth=1, linestyle="--", label=level[1])
-        if len(names) > 1:
-            for _, style, legend in names:
-                axes.plot([], [], style, color=SOFT, linewidth=_width(style), label=legend)
-        if len(names) > 1 or level is not None:
-            axes.legend(loc="best")
-        axes.set(xlabel="epoch", ylabel=ylabel, ylim=limits)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-
+    for index, (fold, rows) in enumerate(histories.items()):
+        colour = fold_colour(index, len(histories))
+        epochs = [row["epoch"] for row in rows]
+        for name, style, _ in names:
+            alone = {"marker": ".", "markersize": 4} if len(rows) == 1 else {}
+            axes.plot(epochs, [row[name] for row in rows], style, color=colour, linewidth=_width(style), **alone)
+        if fold in best:
+            value = rows[int(best[fold]) - 1][names[-1][0]]
+            axes.plot(best[fold], value, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
+    if unfreeze is not None:
+        axes.axvline(unfreeze, color=SOFT, linewidth=1, linestyle=":")
+        late = unfreeze > max(len(rows) for rows in histories.values()) / 2
+        look = {"ha": "right" if late else "left", "va": "bottom", "fontsize": 8, "color": SOFT}
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        axes.annotate("encoder trained from here", (unfreeze, 1), (0, 2), **place, **look)
+    if level is not None:
+        axes.axhline(level[0], color=GREY, linewidth=1, linestyle="--", label=level[1])
+    if len(names) > 1:
+        for _, style, legend in names:
+            axes.plot([], [], style, color=SOFT, linewidth=_width(style), label=legend)
+    if len(names) > 1 or level is not None:
+        axes.legend(loc="best")
+    axes.set(xlabel="epoch", ylabel=ylabel, ylim=limits)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     last = ", ".join(f"fold {fold}: {number(rows[-1][names[-1][0]], 3)}" for fold, rows in histories.items())
-    return panel(draw, f"{ylabel} over epochs; at the last epoch {last}")
+    return f"{ylabel} over epochs; at the last epoch {last}"
 
 
 def _width(style):

@@ -6,38 +6,34 @@ series: [(legend, predictions)].
 import numpy as np
 
 from ..page import number
-from .panel import GREY, MARKS, ORANGE, histogram, identity, panel, points
+from .panel import GREY, MARKS, ORANGE, histogram, identity, plot, points
 
 
-def predicted_over_true(targets, series, unit):
+@plot
+def predicted_over_true(axes, targets, series, unit):
     """Predictions over the true value, with the identity line."""
-
-    def draw(axes):
-        identity(axes, targets, *(values for _, values in series))
-        for (legend, values), mark in zip(series, MARKS):
-            points(axes, targets, values, *mark, label=legend)
-        axes.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}")
-        axes.legend(loc="upper left")
-
-    return panel(draw, f"predicted over true {unit} of {len(targets)} cases, with the identity line")
+    identity(axes, targets, *(values for _, values in series))
+    for (legend, values), mark in zip(series, MARKS):
+        points(axes, targets, values, *mark, label=legend)
+    axes.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}")
+    axes.legend(loc="upper left")
+    return f"predicted over true {unit} of {len(targets)} cases, with the identity line"
 
 
-def residuals(targets, series, unit, short):
+@plot
+def residuals(axes, targets, series, unit, short):
     """Errors over the true value, each series with its fitted line, whose slope is the pull towards the mean."""
-
-    def draw(axes):
-        axes.axhline(0, linestyle="--", color=GREY, linewidth=1)
-        ends = np.array([targets.min(), targets.max()])
-        for (legend, values), (colour, marker) in zip(series, MARKS):
-            points(axes, targets, values - targets, colour, marker, label=legend)
-            slope, intercept = line(targets, values - targets)
-            axes.plot(ends, slope * ends + intercept, color="white", linewidth=3.5, zorder=4)
-            axes.plot(ends, slope * ends + intercept, color=colour, linewidth=1.8, zorder=5)
-        axes.set(xlabel=f"true {unit}", ylabel=f"predicted minus true ({short})")
-        axes.legend(loc="best")
-
+    axes.axhline(0, linestyle="--", color=GREY, linewidth=1)
+    ends = np.array([targets.min(), targets.max()])
+    for (legend, values), (colour, marker) in zip(series, MARKS):
+        points(axes, targets, values - targets, colour, marker, label=legend)
+        slope, intercept = line(targets, values - targets)
+        axes.plot(ends, slope * ends + intercept, color="white", linewidth=3.5, zorder=4)
+        axes.plot(ends, slope * ends + intercept, color=colour, linewidth=1.8, zorder=5)
+    axes.set(xlabel=f"true {unit}", ylabel=f"predicted minus true ({short})")
+    axes.legend(loc="best")
     slopes = ", ".join(f"{legend} slope {number(line(targets, values - targets)[0], 3)}" for legend, values in series)
-    return panel(draw, f"errors over true {unit}; {slopes}")
+    return f"errors over true {unit}; {slopes}"
 
 
 def line(x, y):
@@ -48,27 +44,23 @@ def line(x, y):
     return float(slope), float(intercept)
 
 
-def paired(first, second, names, label):
+@plot
+def paired(axes, first, second, names, label):
     """The values of two runs on the same cases."""
-
-    def draw(axes):
-        identity(axes, first, second, legend="equal")
-        points(axes, first, second, label="case")
-        axes.set(xlabel=f"{label}, {names[0]}", ylabel=f"{label}, {names[1]}")
-        axes.legend(loc="best")
-
-    return panel(draw, f"{label} of {len(first)} cases: {names[1]} over {names[0]}")
+    identity(axes, first, second, legend="equal")
+    points(axes, first, second, label="case")
+    axes.set(xlabel=f"{label}, {names[0]}", ylabel=f"{label}, {names[1]}")
+    axes.legend(loc="best")
+    return f"{label} of {len(first)} cases: {names[1]} over {names[0]}"
 
 
-def error_histogram(errors, short):
+@plot
+def error_histogram(axes, errors, short):
     """How often errors of each size are; short: their unit."""
     median = float(np.median(errors))
-
-    def draw(axes):
-        histogram(axes, errors, min(30, max(8, len(errors) // 4)))
-        axes.axvline(0, linestyle="--", color=GREY, linewidth=1)
-        axes.axvline(median, color=ORANGE, linewidth=1.5, label=f"median {number(median, 3)}")
-        axes.set(xlabel=f"predicted minus true ({short})")
-        axes.legend(loc="best")
-
-    return panel(draw, f"histogram of {len(errors)} errors, median {number(median, 3)}")
+    histogram(axes, errors, min(30, max(8, len(errors) // 4)))
+    axes.axvline(0, linestyle="--", color=GREY, linewidth=1)
+    axes.axvline(median, color=ORANGE, linewidth=1.5, label=f"median {number(median, 3)}")
+    axes.set(xlabel=f"predicted minus true ({short})")
+    axes.legend(loc="best")
+    return f"histogram of {len(errors)} errors, median {number(median, 3)}"

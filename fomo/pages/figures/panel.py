@@ -3,6 +3,7 @@
 The colours are Okabe and Ito's, which colour-blind readers tell apart; a second mark (dash, marker) goes with each.
 """
 
+import functools
 import io
 import re
 
@@ -16,24 +17,27 @@ MARKS = ((BLUE, "o"), (ORANGE, "^"))  # of two series of points
 _RASTER_FROM = 3000  # points: above it they are drawn as pixels, which keeps the page light
 
 
-def panel(draw, alt, width=3.7, height=3.05):
-    """The Html of an SVG that `draw(axes)` fills. alt: what it shows, for those who cannot see it."""
-    import matplotlib
-    from matplotlib.figure import Figure
+def plot(draw):
+    """A decorator: `draw(axes, ...)` fills axes and returns in words what they show; `draw(...)` then gives the SVG."""
 
-    with matplotlib.rc_context(_RC):
-        drawing = Figure(figsize=(width, height), layout="constrained")
-        draw(drawing.add_subplot())
-        file = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        drawing.savefig(file, format="svg", metadata=metadata, dpi=150)
-    return _accessible(file.getvalue(), alt)
+    @functools.wraps(draw)
+    def drawn(*arguments, **options):
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with matplotlib.rc_context(_RC):
+            drawing, file = Figure(figsize=(3.7, 3.05), layout="constrained"), io.StringIO()
+            alt = draw(drawing.add_subplot(), *arguments, **options)
+            metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            drawing.savefig(file, format="svg", metadata=metadata, dpi=150)
+        return _accessible(file.getvalue(), alt)
+
+    return drawn
 
 
 def _accessible(text, alt):
-    """The <svg> element alone, sized by the page, with its description."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    """The Html of the <svg> element alone, sized by the page, with its description for those who cannot see it."""
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     opening, rest = text.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', opening).group()
     return Html(

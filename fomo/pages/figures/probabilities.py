@@ -5,55 +5,45 @@ import numpy as np
 from ... import metrics
 from ..page import number
 from .epochs import FOLDS
-from .panel import BLUE, GREEN, GREY, MARKS, ORANGE, PURPLE, SKY, SOFT, diagonal, legend_above, panel, unit_square
+from .panel import BLUE, GREEN, GREY, MARKS, ORANGE, PURPLE, SKY, SOFT, diagonal, legend_above, plot, unit_square
 
 _CHOSEN = (("-", GREEN), ("-.", PURPLE), (":", ORANGE))  # of the labels that are drawn beside all together
 
 
-# ------------------------------------------------------------------------------------------------ ROC
-
-
-def roc(labels, scores, subjects, seed, auroc):
+@plot
+def roc(axes, labels, scores, subjects, seed, auroc):
     """The curve of (n,) labels and scores, with its band over subjects."""
-
-    def draw(axes):
-        _draw_band(axes, roc_band(labels, scores, subjects, seed))
-        _draw_roc(axes, labels, scores, color=BLUE, linewidth=1.8, label=f"model, AUROC {number(auroc, 3)}")
-        _finish_roc(axes, chance="chance, 0.5")
-
-    return panel(draw, f"ROC curve, area {number(auroc, 3)}; chance is 0.5")
+    _draw_band(axes, roc_band(labels, scores, subjects, seed))
+    _draw_roc(axes, labels, scores, color=BLUE, linewidth=1.8, label=f"model, AUROC {number(auroc, 3)}")
+    _finish_roc(axes, chance="chance, 0.5")
+    return f"ROC curve, area {number(auroc, 3)}; chance is 0.5"
 
 
-def rocs(curves):
+@plot
+def rocs(axes, curves):
     """Several curves in one plot: [(name, labels, scores)]."""
     areas = [(name, number(metrics.auroc(labels, scores), 3)) for name, labels, scores in curves]
-
-    def draw(axes):
-        looks = zip(FOLDS * 4, ("-", "--", "-.", ":") * 8)
-        for (_, labels, scores), (name, area), (colour, style) in zip(curves, areas, looks):
-            _draw_roc(axes, labels, scores, style, color=colour, label=f"{name}, {area}")
-        _finish_roc(axes, title="AUROC", title_fontsize=8)
-
-    return panel(draw, "ROC curves: " + ", ".join(f"{name} {area}" for name, area in areas))
+    looks = zip(FOLDS * 4, ("-", "--", "-.", ":") * 8)
+    for (_, labels, scores), (name, area), (colour, style) in zip(curves, areas, looks):
+        _draw_roc(axes, labels, scores, style, color=colour, label=f"{name}, {area}")
+    _finish_roc(axes, title="AUROC", title_fontsize=8)
+    return "ROC curves: " + ", ".join(f"{name} {area}" for name, area in areas)
 
 
-def mean_roc(labels, scores, subjects, seed, mean_auroc, chosen):
+@plot
+def mean_roc(axes, labels, scores, subjects, seed, mean_auroc, chosen):
     """The mean curve over labels (n, K) with its band, and those of `chosen`: [(name, column, AUROC)]."""
-    resamples = int(np.clip(2e7 / labels.size, 50, 500))
-
-    def draw(axes):
-        grid, low, high = roc_band(labels, scores, subjects, seed, resamples)
-        _draw_band(axes, (grid, low, high))
-        defined = [k for k in range(labels.shape[1]) if 0 < labels[:, k].sum() < len(labels)]
-        curves = [metrics.roc_curve(labels[:, k], scores[:, k]) for k in defined]
-        mean = np.mean([np.interp(grid, false, true) for false, true, _ in curves], axis=0)
-        axes.plot(grid, mean, color=BLUE, linewidth=1.8, label=f"mean, AUROC {number(mean_auroc, 3)}")
-        for (name, k, value), (style, colour) in zip(chosen, _CHOSEN):
-            look = {"color": colour, "linewidth": 1.1, "label": f"{_short(name)}, {number(value, 3)}"}
-            _draw_roc(axes, labels[:, k], scores[:, k], style, **look)
-        _finish_roc(axes, fontsize=7.5)
-
-    return panel(draw, f"mean ROC curve over {labels.shape[1]} labels, area {number(mean_auroc, 3)}; chance is 0.5")
+    band = roc_band(labels, scores, subjects, seed, resamples=int(np.clip(2e7 / labels.size, 50, 500)))
+    _draw_band(axes, band)
+    defined = [k for k in range(labels.shape[1]) if 0 < labels[:, k].sum() < len(labels)]
+    curves = [metrics.roc_curve(labels[:, k], scores[:, k]) for k in defined]
+    mean = np.mean([np.interp(band[0], false, true) for false, true, _ in curves], axis=0)
+    axes.plot(band[0], mean, color=BLUE, linewidth=1.8, label=f"mean, AUROC {number(mean_auroc, 3)}")
+    for (name, k, value), (style, colour) in zip(chosen, _CHOSEN):
+        look = {"color": colour, "linewidth": 1.1, "label": f"{_short(name)}, {number(value, 3)}"}
+        _draw_roc(axes, labels[:, k], scores[:, k], style, **look)
+    _finish_roc(axes, fontsize=7.5)
+    return f"mean ROC curve over {labels.shape[1]} labels, area {number(mean_auroc, 3)}; chance is 0.5"
 
 
 def roc_band(labels, scores, subjects, seed, resamples=500):
@@ -102,43 +92,33 @@ def _finish_roc(axes, chance=None, **legend):
     unit_square(axes, "false-positive rate", "true-positive rate")
 
 
-# ------------------------------------------------------------------------------- precision and recall
-
-
-def precision_recall(labels, scores, average_precision):
+@plot
+def precision_recall(axes, labels, scores, average_precision):
     """The curve of (n,) labels and scores."""
     share, area = number(float(np.mean(labels)), 3), number(average_precision, 3)
-
-    def draw(axes):
-        look = {"color": BLUE, "linewidth": 1.8, "label": f"model, average precision {area}"}
-        _draw_precision_recall(axes, labels, scores, **look)
-        axes.axhline(np.mean(labels), linestyle="--", color=GREY, linewidth=1, label=f"chance, {share}")
-        axes.legend(loc="best")
-        unit_square(axes, "recall", "precision")
-
-    return panel(draw, f"precision-recall curve, average precision {area}; chance is {share}")
+    look = {"color": BLUE, "linewidth": 1.8, "label": f"model, average precision {area}"}
+    _draw_precision_recall(axes, labels, scores, **look)
+    axes.axhline(np.mean(labels), linestyle="--", color=GREY, linewidth=1, label=f"chance, {share}")
+    axes.legend(loc="best")
+    unit_square(axes, "recall", "precision")
+    return f"precision-recall curve, average precision {area}; chance is {share}"
 
 
-def precision_recalls(curves):
+@plot
+def precision_recalls(axes, curves):
     """Several curves in one plot, the first one of all labels together: [(name, labels, scores, average precision)]."""
-
-    def draw(axes):
-        for (name, labels, scores, value), (style, colour) in zip(curves, (("-", BLUE), *_CHOSEN)):
-            look = {"color": colour, "label": f"{_short(name)}, {number(value, 3)}"}
-            _draw_precision_recall(axes, labels, scores, style, **look)
-        axes.legend(loc="best", fontsize=7.5, title="average precision", title_fontsize=7.5)
-        unit_square(axes, "recall", "precision")
-
+    for (name, labels, scores, value), (style, colour) in zip(curves, (("-", BLUE), *_CHOSEN)):
+        look = {"color": colour, "label": f"{_short(name)}, {number(value, 3)}"}
+        _draw_precision_recall(axes, labels, scores, style, **look)
+    axes.legend(loc="best", fontsize=7.5, title="average precision", title_fontsize=7.5)
+    unit_square(axes, "recall", "precision")
     values = ", ".join(f"{name} {number(value, 3)}" for name, _, _, value in curves)
-    return panel(draw, f"precision-recall curves, average precision: {values}")
+    return f"precision-recall curves, average precision: {values}"
 
 
 def _draw_precision_recall(axes, labels, scores, style="-", **look):
     precision, recall, _ = metrics.precision_recall_curve(labels, scores)
     axes.plot(np.append(0, recall), np.append(precision[0], precision), style, drawstyle="steps-pre", **look)
-
-
-# ------------------------------------------------------------------------------ the probabilities themselves
 
 
 def calibration_bins(labels, scores, bins=10):
@@ -154,65 +134,56 @@ def calibration_bins(labels, scores, bins=10):
     return found
 
 
-def calibration(labels, scores, ece):
+@plot
+def calibration(axes, labels, scores, ece):
     """The share of positives over the probability, of (n,) labels and scores."""
     means, shares, cases, lows, highs = np.transpose(calibration_bins(labels, scores))
-
-    def draw(axes):
-        diagonal(axes, "perfect")
-        axes.vlines(means, lows, highs, color=BLUE, linewidth=1)
-        look = {"color": BLUE, "edgecolors": "white", "linewidths": 0.8, "zorder": 3}
-        axes.scatter(means, shares, s=12 + 90 * cases / len(labels), label="cases of one bin, 95% interval", **look)
-        legend_above(axes, ncols=2, columnspacing=1.2, markerscale=0.8)
-        unit_square(axes, "predicted probability", "share of positive cases")
-
-    return panel(draw, f"calibration, expected calibration error {number(ece, 3)}")
+    diagonal(axes, "perfect")
+    axes.vlines(means, lows, highs, color=BLUE, linewidth=1)
+    look = {"color": BLUE, "edgecolors": "white", "linewidths": 0.8, "zorder": 3}
+    axes.scatter(means, shares, s=12 + 90 * cases / len(labels), label="cases of one bin, 95% interval", **look)
+    legend_above(axes, ncols=2, columnspacing=1.2, markerscale=0.8)
+    unit_square(axes, "predicted probability", "share of positive cases")
+    return f"calibration, expected calibration error {number(ece, 3)}"
 
 
-def score_histogram(labels, scores, names=("class 0", "class 1"), what="cases", of=" of class 1"):
+@plot
+def score_histogram(axes, labels, scores, names=("class 0", "class 1"), what="cases", of=" of class 1"):
     """Scores of the two classes, the second upwards and the first downwards."""
-
-    def draw(axes):
-        edges = np.linspace(0, 1, 21)
-        for label, colour, hatch in ((0, SKY, None), (1, ORANGE, "////")):
-            counts = np.histogram(scores[labels == label], edges)[0] * (1 if label else -1)
-            look = {"color": colour, "edgecolor": "white", "linewidth": 0.6, "hatch": hatch}
-            axes.bar(edges[:-1], counts, 0.05, align="edge", label=names[label], **look)
-        axes.axhline(0, color=SOFT, linewidth=0.8)
-        top = max(1, max(abs(limit) for limit in axes.get_ylim()) * 1.25)
-        axes.set(xlim=(0, 1), ylim=(-top, top), ylabel=what, xlabel=f"predicted probability{of}")
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
-        axes.legend(*(list(reversed(part)) for part in axes.get_legend_handles_labels()), loc="upper center", ncols=2)
-
+    edges = np.linspace(0, 1, 21)
+    for label, colour, hatch in ((0, SKY, None), (1, ORANGE, "////")):
+        counts = np.histogram(scores[labels == label], edges)[0] * (1 if label else -1)
+        look = {"color": colour, "edgecolor": "white", "linewidth": 0.6, "hatch": hatch}
+        axes.bar(edges[:-1], counts, 0.05, align="edge", label=names[label], **look)
+    axes.axhline(0, color=SOFT, linewidth=0.8)
+    top = max(1, max(abs(limit) for limit in axes.get_ylim()) * 1.25)
+    axes.set(xlim=(0, 1), ylim=(-top, top), ylabel=what, xlabel=f"predicted probability{of}")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
+    axes.legend(*(list(reversed(part)) for part in axes.get_legend_handles_labels()), loc="upper center", ncols=2)
     positive = int(labels.sum())
-    counts = f"{positive} positive and {len(labels) - positive} negative cases"
-    return panel(draw, f"histogram of the probabilities of {counts}")
+    return f"histogram of the probabilities of {positive} positive and {len(labels) - positive} negative cases"
 
 
-# ---------------------------------------------------------------------------------------- many labels
-
-
-def per_label(names, series, xlabel, chance):
+@plot
+def per_label(axes, names, series, xlabel, chance):
     """A line per label. series: [(legend, values, lows or None, highs)]; chance: one number, or one per label."""
-
-    def draw(axes):
-        at = np.arange(len(names))[::-1]
-        if np.ndim(chance) == 0:
-            axes.axvline(chance, linestyle="--", color=GREY, linewidth=1, label="chance")
-        else:
-            axes.scatter(chance, at, marker="|", s=70, color=GREY, label="chance")
-        for (legend, values, low, high), (colour, marker) in zip(series, MARKS):
-            if low is not None:
-                axes.hlines(at, low, high, color=colour, linewidth=1.4)
-            axes.scatter(values, at, color=colour, marker=marker, s=22, zorder=3, label=legend, linewidths=0)
-        axes.set_yticks(at, [_short(name, 26) for name in names])
-        axes.tick_params(axis="y", length=0)
-        axes.set(xlabel=xlabel, ylim=(-0.7, len(names) - 0.3))
-        legend_above(axes, ncols=3, fontsize=7.5, columnspacing=1, handletextpad=0.4)
-
+    axes.figure.set_figheight(max(2.0, 1.0 + 0.2 * len(names)))
+    at = np.arange(len(names))[::-1]
+    if np.ndim(chance) == 0:
+        axes.axvline(chance, linestyle="--", color=GREY, linewidth=1, label="chance")
+    else:
+        axes.scatter(chance, at, marker="|", s=70, color=GREY, label="chance")
+    for (legend, values, low, high), (colour, marker) in zip(series, MARKS):
+        if low is not None:
+            axes.hlines(at, low, high, color=colour, linewidth=1.4)
+        axes.scatter(values, at, color=colour, marker=marker, s=22, zorder=3, label=legend, linewidths=0)
+    axes.set_yticks(at, [_short(name, 26) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel=xlabel, ylim=(-0.7, len(names) - 0.3))
+    legend_above(axes, ncols=3, fontsize=7.5, columnspacing=1, handletextpad=0.4)
     values = ", ".join(f"{name} {number(value, 3)}" for name, value in zip(names, series[0][1]))
-    return panel(draw, f"{xlabel} of each label: {values}", height=max(2.0, 1.0 + 0.2 * len(names)))
+    return f"{xlabel} of each label: {values}"
 
 
 def _short(name, length=22):
