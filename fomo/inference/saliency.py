@@ -32,7 +32,7 @@ def grad_cam(network, image, target_index, layer=None):
         kept.append(output.detach().requires_grad_())
         return kept[-1].clone()  # the next layer may change it in place
 
-    with _evaluated(network), _hooked(module, keep), torch.no_grad():
+    with _evaluated(network), module.register_forward_hook(keep), torch.no_grad():
         outputs = network(batch)
         if outputs.ndim != 2 or not 0 <= target_index < outputs.shape[1]:
             got = f"{target_index} for outputs {tuple(outputs.shape)}"
@@ -58,7 +58,8 @@ def attention_map(network, image, scale=0):
     if not blocks:
         raise ValueError("network: got one without CBAM attention, wanted model.attention=cbam")
     seen = []
-    with _evaluated(network), _hooked(blocks[scale].spatial, lambda module, inputs, output: seen.append(output)):
+    keep = blocks[scale].spatial.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with _evaluated(network), keep:
         network(_batch(network, image))
     return _resized(torch.sigmoid(seen[-1].float()), image)
 
@@ -86,12 +87,3 @@ def _evaluated(network):
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-@contextlib.contextmanager
-def _hooked(module, function):
-    handle = module.register_forward_hook(function)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -32,9 +32,8 @@ def bootstrap_ci(
       Both are widened for few subjects: Student's t times sqrt(n / (n - 1)) replaces the normal quantile (Hesterberg,
       Am Stat 69:371, 2015). scipy.stats.bootstrap does not do that, and its intervals of 25 cases cover 92%.
     groups: (n,) subject of each case; whole subjects are drawn.
-    stratify: whether each class of `labels` is drawn apart, so that each resample has as many subjects of it. Default:
-      where the metric needs both classes (auroc, average_precision, binary_metrics). Subjects with cases of several
-      classes are strata of their own.
+    stratify: whether each class of `labels` is drawn apart, so that each resample has as many subjects of it (those of
+      several classes are strata of their own). Default: for auroc, average_precision and binary_metrics.
 
     Resamples without a value (NaN) are left out and counted. The limits are NaN where the estimate is not finite, or
     BCa's correction is undefined (as for an AUROC with a single positive case). A metric at its limit in every resample
@@ -136,13 +135,10 @@ def _jackknifed(evaluate, subject, strata):
 
 
 def _blocks(strata):
-    """(block of each subject, blocks of each stratum); BCa leaves out the subjects of a block together.
-
-    A block is one subject, or several where a stratum has more than 500: the acceleration is estimated as well by them.
-    """
+    """(block of each subject, blocks of each stratum); BCa leaves out the subjects of a block together."""
     block, members_of, first = np.empty(sum(map(len, strata)), np.int64), [], 0
     for members in strata:
-        count = min(len(members), 500)
+        count = min(len(members), 500)  # above, blocks of several subjects estimate the acceleration as well
         block[members] = first + np.arange(len(members)) % count
         members_of.append(np.arange(first, first + count))
         first += count
@@ -297,11 +293,10 @@ _WEIGHTED = {
 
 
 def t_interval(values, level=0.95):
-    """Student's t interval of the mean of a few independent values, as of folds: mean +- t * s / sqrt(n).
+    """Student's t interval of the mean of a few values, as of folds: mean +- t * s / sqrt(n).
 
-    Undefined (NaN) values are left out and counted. Fewer than two defined values, or an infinite one: limits NaN. The
-    folds of a cross-validation share training cases, so the interval describes their spread and tests nothing (Bengio
-    and Grandvalet, JMLR 5:1089, 2004). Report the pooled bootstrap.
+    NaN values are left out and counted. Fewer than two others, or an infinite one: limits NaN. Folds share training
+    cases, so the interval describes their spread and tests nothing (Bengio and Grandvalet, JMLR 5:1089, 2004).
     """
     values = checks.real(values, "values", finite=False).astype(np.float64)
     level = checks.number(level, "level", 0.5, 0.9999)

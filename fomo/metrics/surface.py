@@ -31,13 +31,12 @@ surface Dice is 0. MONAI 1.6 agrees; MedPy raises; surface-distance's average is
 Cost: only words of 8 voxels with foreground are read. The nearest element is looked for in the voxels around each
 element, then, where none is within about 3 voxels, in a k-d tree. Both are exact. They are faster than the exact
 Euclidean distance transform of the masks' common box in all but contrived cases (a few voxels against dense noise: 1.3
-times its time). `tools/benchmark metrics`: five metrics of masks of 192 x 224 x 192, seconds on one thread of a (busy)
-2-core Xeon, 2026-11-21, numpy 2.4.6, scipy 1.17.1, torch 2.13.0:
-                                      this file   two transforms   MONAI 1.6.1   surface-distance 0.1
-  small tumour, radius 8                0.0020         0.028           1.1            0.033
-  the same, one far false positive      0.0027         0.26            1.2            0.32
-  130 lesions, radius 2 to 5            0.033          2.8             2.5            4.3
-  organ, radius 60                      0.048          0.58            1.6            0.77
+times its time). Seconds for five metrics of masks of 192 x 224 x 192 (`tools/benchmark metrics`, one thread of a busy
+2-core Xeon, 2026-11-21, numpy 2.4.6, scipy 1.17.1, torch 2.13.0):
+                                 this file   two transforms   MONAI 1.6.1   surface-distance 0.1
+  small tumour, radius 8           0.0020         0.028           1.1            0.033
+  130 lesions, radius 2 to 5       0.033          2.8             2.5            4.3
+  organ, radius 60                 0.048          0.58            1.6            0.77
 """
 
 from functools import lru_cache
