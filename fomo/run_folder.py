@@ -6,14 +6,14 @@ fold_K/      best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predicti
 final/       the final model, with final.json
 """
 
+import functools
 import glob
 import os
 
 import yaml
 
-from . import config as config_module
 from . import kinds
-from .config import UserError
+from .config import UserError, identity, to_dict
 from .runtime import files
 from .tasks import Results
 
@@ -27,11 +27,9 @@ class RunFolder:
 
     def __init__(self, path):
         self.path = os.fspath(path)
-        self.config_path = os.path.join(self.path, "config.yaml")
-        self.splits_path = os.path.join(self.path, "splits.json")
-        self.log_path = os.path.join(self.path, LOG)
-        self.report_path = os.path.join(self.path, "report.html")
-        self.summary_path = os.path.join(self.path, SUMMARY)
+        inside = functools.partial(os.path.join, self.path)
+        self.config_path, self.splits_path = inside("config.yaml"), inside("splits.json")
+        self.log_path, self.report_path, self.summary_path = inside(LOG), inside("report.html"), inside(SUMMARY)
 
     # ------------------------------------------------------------------------------------ whose it is
 
@@ -57,27 +55,26 @@ class RunFolder:
 
         Returns a file that keeps other processes out of it as long as it is open.
         """
-        there = set(os.listdir(self.path)) if os.path.isdir(self.path) else set()
-        if there - {_LOCK} and not os.path.exists(self.config_path):
-            raise UserError(
-                f"{self.path} exists and is not a run folder (no config.yaml): choose another `name` or `output`"
-            )
+        if set(self._inside()) - {_LOCK} and not os.path.exists(self.config_path):
+            remedy = "choose another `name` or `output`"
+            raise UserError(f"{self.path} exists and is not a run folder (no config.yaml): {remedy}")
         try:
             os.makedirs(self.path, exist_ok=True)
             held = _lock(self.path, log)
             if not self.has_splits:  # nothing is begun, whatever config came first
-                files.write_text(self.config_path, yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
+                files.write_text(self.config_path, yaml.safe_dump(to_dict(config), sort_keys=False))
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error}; choose another `output`") from error
-        old, new = config_module.identity(self.config()), config_module.identity(config)
+        old, new = identity(self.config()), identity(config)
         changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
         if changed:
             shown = "; ".join(changed[:3]) + ("; ..." if changed[3:] else "")
-            raise UserError(
-                f"{self.path} holds a run of another config ({shown}): "
-                "choose another `name`, or restore the keys to continue that run"
-            )
+            remedy = "choose another `name`, or restore the keys to continue that run"
+            raise UserError(f"{self.path} holds a run of another config ({shown}): {remedy}")
         return held
+
+    def _inside(self):
+        return os.listdir(self.path) if os.path.isdir(self.path) else []
 
     def config(self):
         """The Config of the run."""
@@ -90,10 +87,6 @@ class RunFolder:
     def record(self, **content):
         """Write splits.json, see `recorded`."""
         files.write_json(self.splits_path, content)
-
-    def splits(self):
-        """[{train, val, test} of ids per fold]."""
-        return self.recorded()["folds"]
 
     # ------------------------------------------------------------------------------------------- folds
 
@@ -108,13 +101,12 @@ class RunFolder:
 
     def all_folds(self):
         """The FoldFolders of all folds of the run, begun or not."""
-        return [self.fold(number) for number in range(1, len(self.splits()) + 1)]
+        return [self.fold(number) for number in range(1, len(self.recorded()["folds"]) + 1)]
 
     def folds(self):
         """The FoldFolders that are there, in order."""
-        inside = os.listdir(self.path) if os.path.isdir(self.path) else []
-        numbers = sorted(int(name[5:]) for name in inside if name.startswith("fold_") and name[5:].isdigit())
-        return [self.fold(number) for number in numbers]
+        names = [name[5:] for name in self._inside() if name.startswith("fold_")]
+        return [self.fold(number) for number in sorted(int(name) for name in names if name.isdigit())]
 
     def finished(self):
         """Numbers of the finished folds of the run."""
@@ -138,9 +130,8 @@ class RunFolder:
 
     def summary(self):
         """The content of summary.json; None before it is written."""
-        if not os.path.exists(self.summary_path):
-            return None
-        return files.read_json(self.summary_path, "folds_done", "metrics")
+        path = self.summary_path
+        return files.read_json(path, "folds_done", "metrics") if os.path.exists(path) else None
 
 
 class FoldFolder:
@@ -148,16 +139,12 @@ class FoldFolder:
 
     def __init__(self, path, number):
         self.path, self.number = os.fspath(path), number
-        self.best = os.path.join(self.path, "best.pt")
-        self.last = os.path.join(self.path, "last.pt")
-        self.previous = os.path.join(self.path, "last.previous.pt")
-        self.log_path = os.path.join(self.path, LOG)
-        self.tensorboard = os.path.join(self.path, "tensorboard")
-        self.neighbours = os.path.join(self.path, "neighbours.npz")
-        self.masks = os.path.join(self.path, _MASKS)
-        self.rows_path = os.path.join(self.path, TABLES["rows"])
-        self._history = os.path.join(self.path, "history.csv")
-        self._scores = os.path.join(self.path, "results.csv")
+        inside = functools.partial(os.path.join, self.path)
+        self.best, self.last, self.previous = inside("best.pt"), inside("last.pt"), inside("last.previous.pt")
+        self.log_path, self.tensorboard, self.masks = inside(LOG), inside("tensorboard"), inside(_MASKS)
+        self.rows_path, self._scans_path = inside(TABLES["rows"]), inside(TABLES["scans"])
+        self._history, self._scores = inside("history.csv"), inside("results.csv")
+        self.neighbours = inside("neighbours.npz")
 
     def make(self):
         """Create the folder where it is missing."""
@@ -172,8 +159,6 @@ class FoldFolder:
         """Paths of the checkpoints of the `count` best epochs, the best first."""
         return [self.best, *(os.path.join(self.path, f"best_{n}.pt") for n in range(2, count + 1))]
 
-    # -------------------------------------------------------------------------------- one file per case
-
     def mask(self, id, new=False):
         """The predicted mask of a case; new: its folder is made."""
         return self._of_case(_MASKS, f"{id}.nii.gz", new)
@@ -184,7 +169,7 @@ class FoldFolder:
 
     def saliencies(self):
         """The paths of all stored maps."""
-        return sorted(glob.glob(os.path.join(glob.escape(self.path), "saliency", "*.npz")))
+        return _found(os.path.join(self.path, "saliency"), "*.npz")
 
     def reconstruction(self, id, new=False):
         """The stored planes of a case that a masked autoencoder has restored; new: their folder is made."""
@@ -203,7 +188,7 @@ class FoldFolder:
 
     def history(self):
         """A row per epoch; [] before the first."""
-        return files.read_numbers(self._history) if os.path.exists(self._history) else []
+        return _rows(self._history)
 
     def write_results(self, results, tables, scores):
         """Write the tables of a tested fold; results.csv comes last and says that the fold is finished."""
@@ -212,9 +197,7 @@ class FoldFolder:
 
     def results(self):
         """The Results of a finished fold."""
-        scans = os.path.join(self.path, TABLES["scans"])
-        rows = files.read_numbers(self.rows_path)
-        return Results(rows, files.read_numbers(scans) if os.path.exists(scans) else [])
+        return Results(files.read_numbers(self.rows_path), _rows(self._scans_path))
 
     def scores(self):
         """{metric: value} of a finished fold."""
@@ -240,9 +223,8 @@ class FinalFolder(FoldFolder):
     def finish(self, kind):
         """Say that the final model is complete, and delete what only a training that goes on needs."""
         files.write_json(self._made, {"kind": kind, "finished": True})
-        for path in (self.last, self.previous):
-            if os.path.exists(path):
-                os.remove(path)
+        for path in filter(os.path.exists, (self.last, self.previous)):
+            os.remove(path)
 
     def member(self, name):
         """The path of one of its checkpoints."""
@@ -253,9 +235,7 @@ class FinalFolder(FoldFolder):
         made = self.made()
         if made is not None and not made["finished"]:
             return None
-        if os.path.exists(self.best):
-            return [self.best]
-        return sorted(glob.glob(os.path.join(glob.escape(self.path), "*.pt")))
+        return [self.best] if os.path.exists(self.best) else _found(self.path, "*.pt")
 
 
 def joined(parts):
@@ -264,11 +244,18 @@ def joined(parts):
 
 
 def _write_results(folder, results, tables):
-    for part, name in TABLES.items():
-        if getattr(results, part):
-            files.write_csv(os.path.join(folder, name), getattr(results, part))
-    for name, lines in tables.items():
-        files.write_csv(os.path.join(folder, f"{name}.csv"), lines)
+    found = {name: getattr(results, part) for part, name in TABLES.items() if getattr(results, part)}
+    found |= {f"{name}.csv": rows for name, rows in tables.items()}
+    for name, rows in found.items():
+        files.write_csv(os.path.join(folder, name), rows)
+
+
+def _rows(path):
+    return files.read_numbers(path) if os.path.exists(path) else []
+
+
+def _found(folder, pattern):
+    return sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
 
 
 def _lock(folder, log):
@@ -280,10 +267,8 @@ def _lock(folder, log):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: flock's would live on in its workers
     except (BlockingIOError, PermissionError) as error:
         file.close()
-        raise UserError(
-            f"{folder}: another process is training into it: wait for it, or stop it "
-            f"(if it was on a machine that died, delete {path})"
-        ) from error
+        remedy = f"wait for it, or stop it (if it was on a machine that died, delete {path})"
+        raise UserError(f"{folder}: another process is training into it: {remedy}") from error
     except (ImportError, OSError) as error:
         log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")
     return file

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 from conftest import ROOT
@@ -55,7 +56,8 @@ def test_replaced_images_are_warned_of(tmp_path, capsys):
         ({"a": "a-1", "b": "b-1"}, 0),
         ({"a": "a-2", "b": "b-1"}, 1),
     ):
-        splits_module.warn_of_changed_images(RunFolder(tmp_path), entries, Log())
+        cases = [types.SimpleNamespace(id=id, entry=entry) for id, entry in entries.items()]
+        splits_module.warn_of_changed_images(RunFolder(tmp_path), cases, Log())
         lines = warnings(capsys)
         assert len(lines) == changed and all("cases=1 example=a" in line for line in lines)
     assert json.loads(path.read_text())["entries"] == {"a": "a-1", "b": "b-1"}

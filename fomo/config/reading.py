@@ -26,6 +26,9 @@ class Sourced(typing.NamedTuple):
 _FILE_CHARACTERS = 100_000  # the parser takes seconds for them
 _BASES = 20  # files that inherit from each other
 _SHOWN = 300  # characters of a value or path in an error
+_CONTROL = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")  # YAML folds line breaks and refuses the rest
+_LIMITS = ("low", operator.ge, "at least"), ("high", operator.le, "at most"), ("above", operator.gt, "more than")
+_AS_WRITTEN = re.compile(r"[-+]?0[0-9a-zA-Z]+|.*[:_].*")  # to YAML 1.1 010 is 8, 0x1f is 31, 1:30 is 90 and 1_0 is 10
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -51,9 +54,6 @@ def _unique_mapping(loader, node, deep=False):
             raise _refused(f"key {shown(name)} appears twice", key_node)
         seen.add(name)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_AS_WRITTEN = re.compile(r"[-+]?0[0-9a-zA-Z]+|.*[:_].*")  # to YAML 1.1 010 is 8, 0x1f is 31, 1:30 is 90 and 1_0 is 10
 
 
 def _whole_number(loader, node):
@@ -148,17 +148,13 @@ def _hint(name):
     return hint
 
 
-_YAML_NULL = ("null", "Null", "NULL")
-_CONTROL = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")  # YAML folds line breaks and refuses the rest
-
-
 def _command_line_value(text, hint, where):
     """The value that a text on the command line stands for: YAML, or for a key of type text the text itself."""
     plain = text.strip()
     quoted = plain[:1] in ("'", '"') and plain[-1:] == plain[:1]
     if hint not in (str, str | None) or not plain or quoted or _CONTROL.search(plain):
         return _parse_yaml(text, where)
-    return None if plain in _YAML_NULL and hint is not str else plain
+    return None if plain in ("null", "Null", "NULL") and hint is not str else plain
 
 
 def shown(value):
@@ -232,18 +228,14 @@ def _leaf(sourced, hint, meta, name, choices):
     value = _convert(sourced.value, hint, where)
     for item in value if isinstance(value, tuple) else () if value is None else (value,):
         if choices and item not in choices:
-            raise UserError(
-                f"{where}: got {shown(item)}, wanted one of {', '.join(choices)}{_meant(str(item), choices)}"
-            )
-        for name, kept, words in _LIMITS:
-            if meta[name] is not None and not kept(item, meta[name]):
-                raise UserError(f"{where}: got {_cut(show(item))}, wanted {words} {show(meta[name])}")
+            wanted = ", ".join(choices) + _meant(item, choices)
+            raise UserError(f"{where}: got {shown(item)}, wanted one of {wanted}")
+        for limit, kept, words in _LIMITS:
+            if meta[limit] is not None and not kept(item, meta[limit]):
+                raise UserError(f"{where}: got {_cut(show(item))}, wanted {words} {show(meta[limit])}")
     if meta["path"] and value is not None:
         value = os.path.normpath(os.path.join(sourced.folder, os.path.expanduser(value)))
     return value
-
-
-_LIMITS = ("low", operator.ge, "at least"), ("high", operator.le, "at most"), ("above", operator.gt, "more than")
 
 
 def _type_name(hint):

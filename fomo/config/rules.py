@@ -20,16 +20,9 @@ def unread(config):
     """Names of the keys that differ from their default and that nothing reads, because of the values of other keys."""
     values = {name: value for name, _, value in fields(config)}
     for name, field, value in fields(config):
-        if value != field.default and not all(
-            _holds(condition, values) for condition in field.metadata["only"].split()
-        ):
+        conditions = [condition.split("=") for condition in field.metadata["only"].split()]  # key=a|b
+        if value != field.default and any(values[key] not in wanted.split("|") for key, wanted in conditions):
             yield name
-
-
-def _holds(condition, values):
-    """condition: key=a|b."""
-    name, _, wanted = condition.partition("=")
-    return values[name] in wanted.split("|")
 
 
 def _check_data(data, refuse):
@@ -80,8 +73,7 @@ def _check_folds(config, refuse):
     if len(set(parts)) != len(parts):
         refuse("data.{train,val,test}_folds", tuple(parts), "each fold in one part")
     if cv.kind == "leave_one_group_out" and data.groups is None:
-        wanted = "a CSV with the columns subject,group for cv.kind=leave_one_group_out"
-        refuse("data.groups", None, wanted)
+        refuse("data.groups", None, "a CSV with the columns subject,group for cv.kind=leave_one_group_out")
     if cv.final == "soup" and config.weights.path is None:
         wanted = "ensemble or refit while weights.path is none: networks without a common start cannot be averaged"
         refuse("cv.final", "soup", wanted)

@@ -1,7 +1,6 @@
 """Every key of every section, with its default, its help and its limits in one place.
 
-What there is to choose from for task.type, task.loss, data.source, model.name and augment.preset, and which of them
-reads which key, is said by the tasks, sources, networks and presets themselves: see kinds.py.
+Tasks, losses, sources, networks and presets say themselves what there is to choose from and who reads what: kinds.py.
 """
 
 import dataclasses
@@ -43,9 +42,7 @@ class Task:
         "softmax", "softmax over the classes, or one output per foreground class", choices=("softmax", "sigmoid")
     )
     class_weights: str = key(
-        "none",
-        "weights of the classes in the loss, from the training cases (multilabel: of each label's positives)",
-        choices=("none", "inverse_frequency"),
+        "none", "in the loss, from training cases (multilabel: of positives)", choices=("none", "inverse_frequency")
     )
     label_scaling: str = key("standard", "by mean and deviation of the training targets", choices=("standard", "none"))
     mask_ratio: float = key(0.6, "share of the cubes that are hidden", above=0, high=0.95)
@@ -99,9 +96,7 @@ class Data:
     )
     window: tuple[float, float] = key((-1000.0, 400.0), "these map to 0 and 1 (CT: HU)", only="data.normalize=window")
     cache_dtype: str = key(
-        "float32",
-        "number type of the cached images; float16 halves disk and memory and moves values by at most 0.05%",
-        choices=("float32", "float16"),
+        "float32", "of cached images; float16 halves them, values move by at most 0.05%", choices=("float32", "float16")
     )
     prepare_workers: int = free_key(2, "processes that preprocess (0: this one)", low=0)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground", low=0, high=1)

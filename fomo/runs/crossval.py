@@ -8,9 +8,8 @@ import time
 import torch
 import yaml
 
-from .. import config as config_module
 from .. import kinds, report, tasks
-from ..config import UserError
+from ..config import UserError, fingerprint, to_dict
 from ..data import listing, loader, sources
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
@@ -23,6 +22,9 @@ from ..training.step import make_plan
 from . import maps, results
 from .final import make_final
 from .splits import has_one_split, make_splits, read_or_make_splits, warn_of_changed_images
+
+_SAVING_S = 25  # torchrun kills 30 s after it was told to stop
+_ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
 
 
 def run(config, dry_run=False, one_split=False):
@@ -60,9 +62,6 @@ def run(config, dry_run=False, one_split=False):
             dist.close()
 
 
-_SAVING_S = 25  # torchrun kills 30 s after it was told to stop
-
-
 class FoldsFailed(RuntimeError):
     exit_code = 1
 
@@ -72,17 +71,14 @@ class FoldsFailed(RuntimeError):
 
 def _check(config, one_split):
     """Raise UserError for what cannot work on this machine or with this command, before anything is touched."""
+    asked = list(config.cv.folds_to_run)
     if has_one_split(config) and not one_split:
-        raise UserError(
-            f"cv.py: got one split (task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}), "
-            "wanted folds: run train.py"
-            + ("" if tasks.kind(config).pretrains else ", or leave data.{train,val,test}_folds empty")
-        )
-    if one_split and config.cv.folds_to_run not in ((), (1,)):
-        raise UserError(
-            f"cv.folds_to_run: got {list(config.cv.folds_to_run)}, "
-            "wanted none for train.py, which runs the first fold: run cv.py"
-        )
+        got = f"task.type={config.task.type}, data.test_folds={list(config.data.test_folds)}"
+        other = "" if tasks.kind(config).pretrains else ", or leave data.{train,val,test}_folds empty"
+        raise UserError(f"cv.py: got one split ({got}), wanted folds: run train.py{other}")
+    if one_split and asked not in ([], [1]):
+        wanted = "wanted none for train.py, which runs the first fold: run cv.py"
+        raise UserError(f"cv.folds_to_run: got {asked}, {wanted}")
     if config.cv.parallel == "ddp" or config.cv.final == "refit":  # which trains on all ranks
         make_plan(config)  # the batch must divide over the ranks
     team_size(config)
@@ -97,9 +93,10 @@ def _run(config, folder, log, dry_run, one_split):
     task, wanted = tasks.build(config), tasks.wanted(config)
     listed = dist.on_main(lambda: sources.list_cases(config.data, wanted, log=log))
     listing.describe(config, wanted, listed, log)
-    if dry_run or config.train.mode != "evaluate":  # what is tested knows its classes
+    trains = config.train.mode != "evaluate"
+    if dry_run or trains:  # what is tested knows its classes
         inspect(task, listed)
-    if config.weights.path is not None and config.train.mode != "evaluate":  # before all the scans are prepared
+    if config.weights.path is not None and trains:  # before all the scans are prepared
         counts = dist.on_main(lambda: start_from(config.weights, task, build_network(config, task, 0)).counts())
         if dry_run:
             log("weights", **counts, path=config.weights.path)
@@ -109,9 +106,7 @@ def _run(config, folder, log, dry_run, one_split):
     numbers = _numbers(config, splits, len(listed), one_split, log)
     cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
     by_id = {case.id: case for case in cases}
-    entries = {case.id: case.entry for case in cases if case.entry is not None}
-    if entries:
-        dist.on_main(lambda: warn_of_changed_images(folder, entries, log))
+    dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
     with interrupt.graceful():
         failures = run_folds(config, numbers, splits, by_id, folder, log)
     if dist.on_main(folder.finished):
@@ -120,30 +115,19 @@ def _run(config, folder, log, dry_run, one_split):
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
     if failures:
-        failed = ", ".join(str(number) for number, _ in failures)
-        raise FoldsFailed(
-            f"fold {failed} failed and the others are finished; the same command tries again: {failures[0][1]}"
-        )
+        failed = f"fold {', '.join(str(number) for number, _ in failures)} failed and the others are finished"
+        raise FoldsFailed(f"{failed}; the same command tries again: {failures[0][1]}")
 
 
 def _announce(config, folder, log):
     """The `run` line, and what is doubtful about the machine or in vain in the config."""
-    code = code_version()
+    code, device = code_version(), dist.device()
     check_ranks_agree(config, code)
-    log(
-        "run",
-        name=config.name,
-        task=config.task.type,
-        folder=folder.path,
-        ranks=dist.world_size(),
-        device=str(dist.device()),
-        amp=optimization.amp_of(config.train.amp, dist.device()),
-        augment_on="gpu" if loader.augments_on_gpu(config) else "cpu",
-        torch=torch.__version__,
-        code=code,
-        seed=config.seed,
-    )
-    for message in optimization.doubts(dist.device()):
+    what = {"name": config.name, "task": config.task.type, "folder": folder.path}
+    where = {"ranks": dist.world_size(), "device": str(device), "amp": optimization.amp_of(config.train.amp, device)}
+    where["augment_on"] = "gpu" if loader.augments_on_gpu(config) else "cpu"
+    log("run", **what, **where, torch=torch.__version__, code=code, seed=config.seed)
+    for message in optimization.doubts(device):
         log.warn(message)
     unread = kinds.unread(config)
     if unread:
@@ -160,18 +144,16 @@ def code_version():
             elif entry.name.endswith(".py"):
                 yield entry.read_text(encoding="utf-8")
 
-    return config_module.fingerprint(list(sources_in(importlib.resources.files(__package__.rpartition(".")[0]))))
+    return fingerprint(list(sources_in(importlib.resources.files(__package__.rpartition(".")[0]))))
 
 
 def check_ranks_agree(config, code):
     """All ranks must run the same code on the same config, or their gradients mean nothing together."""
-    for what, mine in (("config", config_module.fingerprint(config_module.to_dict(config))), ("code", code)):
-        seen = dist.gather(mine)
-        others = [rank for rank, value in enumerate(seen) if value != seen[0]]
-        if others:
-            raise UserError(
-                f"rank {others[0]} has another {what} than rank 0 ({seen[others[0]]}, {seen[0]}): start all alike"
-            )
+    for what, mine in (("config", fingerprint(to_dict(config))), ("code", code)):
+        first, *others = dist.gather(mine)
+        for rank, value in enumerate(others, 1):
+            if value != first:
+                raise UserError(f"rank {rank} has another {what} than rank 0 ({value}, {first}): start all alike")
 
 
 def _dry_run(config, task, listed, log):
@@ -180,7 +162,7 @@ def _dry_run(config, task, listed, log):
     parameters = sum(p.numel() for p in network.parameters())
     log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
     if dist.is_main():
-        print(yaml.safe_dump(config_module.to_dict(config), sort_keys=False), end="")
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         for case in listed:
             print(f"case id={case.id} subject={case.subject} target={case.target} group={case.group}")
         for number, split in enumerate(splits, 1):
@@ -195,11 +177,8 @@ def _numbers(config, splits, cases, one_split, log):
     log("split", folds=len(splits), run=numbers, kind=config.cv.kind, seed=config.seed)
     unused = cases - sum(map(len, splits[0].values()))
     if unused:
-        log.warn(
-            "cases are left out: their fold is in none of data.train_folds, val_folds and test_folds",
-            cases=unused,
-            of=cases,
-        )
+        why = "their fold is in none of data.train_folds, val_folds and test_folds"
+        log.warn(f"cases are left out: {why}", cases=unused, of=cases)
     return numbers
 
 
@@ -216,8 +195,7 @@ def run_folds(config, numbers, splits, by_id, folder, log):
     log("split", parallel=mode, reason=reason, finished=[n for n in numbers if n not in open_folds])
     if config.train.mode == "evaluate" and not open_folds:
         log.warn("nothing to test: these folds have their results; another `name` tests a train.checkpoint again")
-    failures, progress = [], Progress()
-    size = team_size(config)
+    failures, progress, size = [], Progress(), team_size(config)
     lanes = 1 if mode == "ddp" else dist.world_size() // size
 
     def attempt(fold, log):
@@ -261,9 +239,9 @@ def team_size(config):
 
 def choose_parallel(config, open_folds):
     """(ddp or folds, why)."""
-    world, asked, teams = dist.world_size(), config.cv.parallel, dist.world_size() // team_size(config)
-    if asked != "auto":
-        return asked, "as configured"
+    world, teams = dist.world_size(), dist.world_size() // team_size(config)
+    if config.cv.parallel != "auto":
+        return config.cv.parallel, "as configured"
     if teams > 1 and config.train.batch_size % world:  # however few are open: with ddp it could not go on
         return "folds", f"batch {config.train.batch_size} does not divide over {world} ranks"
     if teams == 1 or len(open_folds) < teams:
@@ -275,14 +253,11 @@ def choose_parallel(config, open_folds):
     return "folds", f"{len(open_folds)} open folds for {world} ranks and {voxels / 1e6:.3g} million voxels a pass"
 
 
-_ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
-
-
 def run_fold(config, split, by_id, fold, log, progress):
     """Train, select on val, report on test, in a FoldFolder; results.csv comes last and says that it is finished."""
+    start = time.perf_counter()
     parts = {part: [by_id[case_id] for case_id in ids] for part, ids in split.items()}
     log("fold", finished=False, **{part: len(cases) for part, cases in parts.items()})
-    start = time.perf_counter()
     dist.on_main(fold.make)
     if config.train.mode == "evaluate":
         task, network, best = load_fold(config, parts, fold, log)
@@ -292,8 +267,7 @@ def run_fold(config, split, by_id, fold, log, progress):
         log("fold", finished=True, epoch=best["epoch"], tested=False, seconds=time.perf_counter() - start)
         return
     log.status(f"testing fold {fold.number}")
-    testing = time.perf_counter()
-    tested = parts[task.tested_part()]
+    testing, tested = time.perf_counter(), parts[task.tested_part()]
     found = evaluate(config, task, network, tested, fold)
     progress.test_s = time.perf_counter() - testing
     log.status("")

@@ -22,9 +22,8 @@ def make_final(config, folder, splits, by_id, log):
         return
     made = dist.on_main(final.made) or {"kind": kind, "finished": False}
     if made["kind"] != kind:
-        raise UserError(
-            f"cv.final: got {kind}, and {final.path} holds the {made['kind']}: delete that folder to make another"
-        )
+        there = f"{final.path} holds the {made['kind']}: delete that folder to make another"
+        raise UserError(f"cv.final: got {kind}, and {there}")
     if made["finished"]:
         return
     dist.on_main(lambda: final.begin(kind))
@@ -63,7 +62,7 @@ def make_soup(path, kind, log):
         return soup.average(checkpoints)
     task, wanted = tasks.build(config), tasks.wanted(config)
     sign = 1 if task.higher_is_better else -1
-    used = {case_id for split in folder.splits() for case_id in split["val"]}
+    used = {case_id for split in folder.recorded()["folds"] for case_id in split["val"]}
     listed = [case for case in sources.list_cases(config.data, wanted) if case.id in used]
     cases = sources.prepare(listed, config.data, wanted, log)
     task.state = checkpoints[0]["task"]

@@ -27,18 +27,13 @@ def write(config, task, network, cases, rows, fold):
         image = torch.from_numpy(patches.read(case.image(), start, config.data.patch, case.background, np.float32))
         shown = _shown(row, outputs)
         maps = [saliency.grad_cam(network, image, output.index).cpu().numpy() for output in shown]
-        attention = None
-        if config.model.attention == "cbam":
-            attention = saliency.attention_map(network, image).cpu().numpy()
-        np.savez_compressed(
-            fold.saliency(row["id"], new=True),
-            id=row["id"],
-            scan=row.get("scan") or "",
-            labels=[output.name for output in shown],
-            probabilities=[row[output.column] for output in shown],
-            targets=[int(output.is_there(row)) for output in shown],
-            **_planes(image[0].numpy(), maps, attention),
-        )
+        attends = config.model.attention == "cbam"
+        attention = saliency.attention_map(network, image).cpu().numpy() if attends else None
+        found = {"id": row["id"], "scan": row.get("scan") or "", "labels": [output.name for output in shown]}
+        found["probabilities"] = [row[output.column] for output in shown]
+        found["targets"] = [int(output.is_there(row)) for output in shown]
+        found |= _planes(image[0].numpy(), maps, attention)
+        np.savez_compressed(fold.saliency(row["id"], new=True), **found)
 
 
 def chosen(rows, outputs, count):

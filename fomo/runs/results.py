@@ -12,34 +12,32 @@ from ..config import UserError
 def aggregate(config, folder, log):
     """Write the tables of a RunFolder from its finished folds, and the `cv` line of the log."""
     task, recorded = tasks.build(config), folder.recorded()
-    splits, finished = recorded["folds"], [folder.fold(number) for number in folder.finished()]
+    splits, numbers = recorded["folds"], folder.finished()
+    finished = [folder.fold(number) for number in numbers]
     parts = [_read(fold, task.tested_part(), splits) for fold in finished]
     # a pretraining is scored on features, too, which no table holds: there the fold's own scores stand
     scores = [fold.scores() if task.pretrains else task.score(part) for fold, part in zip(finished, parts)]
-    fold_rows = [
-        {"fold": fold.number, "cases": len(part.rows), **own} for fold, part, own in zip(finished, parts, scores)
-    ]
+    fold_rows = [{"fold": n, "cases": len(part.rows), **own} for n, part, own in zip(numbers, parts, scores)]
     results = run_folder.joined(parts)
     pooled = scores[-1] if task.pretrains else task.score(results)
     intervals = task.intervals(results, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
-    aggregated = [_aggregated(name, pooled, intervals.get(name), fold_rows, len(results.rows)) for name in pooled]
+    count = len(results.rows)
+    aggregated = [_aggregated(name, pooled[name], intervals.get(name), fold_rows, count) for name in pooled]
     by_id = tasks.Results(*(sorted(part, key=lambda row: row["id"]) for part in results))
     folder.write_results(by_id, task.tables(by_id))
     classes = task.class_names(recorded["cases"])
-    summary = {
-        "name": config.name,
-        "task": config.task.type,
-        "finished": datetime.datetime.now().isoformat(timespec="seconds"),
-        "folds_done": [fold.number for fold in finished],
-        "folds": len(splits),
-        "cases": len(results.rows),
-        "headline": task.select,
-        **({"classes": classes} if classes else {}),
-        "metrics": {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated},
-    }
+    summary = {"name": config.name, "task": config.task.type}
+    summary["finished"] = datetime.datetime.now().isoformat(timespec="seconds")
+    summary |= {"folds_done": numbers, "folds": len(splits), "cases": count, "headline": task.select}
+    summary |= {"classes": classes} if classes else {}
+    summary["metrics"] = {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated}
     folder.write_scores(fold_rows, aggregated, summary)
-    shown = _with_limits([task.select, *intervals], pooled, intervals)
-    log("cv", folds=len(finished), of=len(splits), cases=len(results.rows), **shown)
+    shown = {}
+    for name in dict.fromkeys([task.select, *intervals]):
+        shown[name] = pooled[name]
+        if name in intervals:
+            shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
+    log("cv", folds=len(finished), of=len(splits), cases=count, **shown)
 
 
 def _read(fold, part, splits):
@@ -51,30 +49,13 @@ def _read(fold, part, splits):
 
 
 def _aggregated(name, pooled, interval, fold_rows, cases):
-    """The row of a metric in aggregated_results.csv; interval: that of the pooled value, or None."""
+    """The row of a metric in aggregated_results.csv; pooled: its value of all cases; interval: of that, or None."""
     absent = 0.0 if name.endswith(metrics.COUNTS) else math.nan  # a fold without anything to count has no count
     values = np.array([row.get(name, absent) for row in fold_rows], float)
     defined = values[np.isfinite(values)]
-    over_folds = metrics.t_interval(values)
-    return {
-        "metric": name,
-        "mean": defined.mean() if len(defined) else math.nan,
-        "std": defined.std(ddof=1) if len(defined) > 1 else math.nan,
-        "ci_low": over_folds.low,
-        "ci_high": over_folds.high,
-        "folds": len(defined),
-        "pooled": pooled[name],
-        "pooled_low": interval.low if interval else math.nan,
-        "pooled_high": interval.high if interval else math.nan,
-        "cases": cases,
-    }
-
-
-def _with_limits(names, pooled, intervals):
-    """{metric: value} with the limits of its interval where there is one, for the log."""
-    shown = {}
-    for name in dict.fromkeys(names):
-        shown[name] = pooled[name]
-        if name in intervals:
-            shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
-    return shown
+    mean = defined.mean() if len(defined) else math.nan
+    std = defined.std(ddof=1) if len(defined) > 1 else math.nan
+    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
+    ci = metrics.t_interval(values)
+    row = {"metric": name, "mean": mean, "std": std, "ci_low": ci.low, "ci_high": ci.high, "folds": len(defined)}
+    return row | {"pooled": pooled, "pooled_low": low, "pooled_high": high, "cases": cases}

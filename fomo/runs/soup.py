@@ -27,12 +27,8 @@ def average(checkpoints):
     for name, value in models[0].items():
         values = torch.stack([model[name] for model in models])
         mean[name] = values.double().mean(0).to(value.dtype) if value.is_floating_point() else value
-    return {
-        "model": mean,
-        "config": first["config"],
-        "fold": 0,
-        "step": 0,
-        "epoch": 0,
+    content = {"model": mean, "config": first["config"], "fold": 0, "step": 0, "epoch": 0}
+    return content | {
         "task": {**first["task"], **task.merge(states)},
         "subjects": sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]}),
         "calibrated": all(checkpoint.get("calibrated", False) for checkpoint in checkpoints),
@@ -60,9 +56,8 @@ def _check_alike(first, others):
             if changed:
                 raise UserError(f"soup: the checkpoints differ in {section}.{changed[0]}, wanted folds of one run")
     if first["weights"]["path"] is None:
-        raise UserError(
-            "soup: the folds started from different random weights (weights.path was none): use them as an ensemble"
-        )
+        why = "the folds started from different random weights (weights.path was none)"
+        raise UserError(f"soup: {why}: use them as an ensemble")
 
 
 def _in_units(model, head, own, wanted):

@@ -26,9 +26,9 @@ def make_splits(config, task, cases):
         else:
             groups = [case.group for case in cases] if cv.kind == "leave_one_group_out" else _fold_values(config, cases)
             splits = folds_module.leave_one_group_out(ids, subjects, groups, strata, cv.val_fraction, seed, kind=kind)
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         remedy = "; lower cv.folds, or set cv.stratify=false" if cv.stratify and cv.kind == "kfold" else ""
         raise UserError(f"cv: {error}{remedy}") from error
     check_splits(config, splits, cases)
@@ -58,14 +58,14 @@ def _columns(config, task, cases):
 def _one_split(config, task, cases):
     data, parts = config.data, {"val": (), "test": ()}
     if _names_folds(config):
-        values = dict(zip([case.id for case in cases], _fold_values(config, cases)))
+        there = set(_fold_values(config, cases))
         asked = {"train": data.train_folds, "val": data.val_folds, "test": data.test_folds}
         for part, folds in asked.items():
-            unknown = sorted(set(folds) - set(values.values()))
+            unknown = sorted(set(folds) - there)
             if unknown:
-                there = ", ".join(sorted(set(values.values())))
-                raise UserError(f"data.{part}_folds: got '{unknown[0]}', wanted values of the fold column: {there}")
-        parts = {part: [name for name, fold in values.items() if fold in asked[part]] for part in parts}
+                wanted = f"wanted values of the fold column: {', '.join(sorted(there))}"
+                raise UserError(f"data.{part}_folds: got '{unknown[0]}', {wanted}")
+        parts = {part: [case.id for case in cases if case.fold in asked[part]] for part in parts}
         if data.train_folds:  # cases of folds that are named nowhere are left out
             named = {*data.train_folds, *data.val_folds, *data.test_folds}
             cases = [case for case in cases if case.fold in named]
@@ -76,10 +76,8 @@ def _one_split(config, task, cases):
 def _fold_values(config, cases):
     values = [case.fold for case in cases]
     if None in values:
-        raise UserError(
-            f"data.source={config.data.source}: the cases have no fold, wanted a fold column (data.fold_column) "
-            "for data.*_folds and cv.kind=fold_column"
-        )
+        wanted = "wanted a fold column (data.fold_column) for data.*_folds and cv.kind=fold_column"
+        raise UserError(f"data.source={config.data.source}: the cases have no fold, {wanted}")
     return values
 
 
@@ -96,10 +94,9 @@ def read_or_make_splits(config, task, cases, folder):
             case.pop("labels", None)
     if saved["cases"] != now:
         changed = sorted(i for i in saved["cases"].keys() | now.keys() if saved["cases"].get(i) != now.get(i))
-        raise UserError(
-            f"{folder.splits_path} was made for other cases ({len(changed)} differ: {', '.join(changed[:5])}): "
-            "restore the data to continue this run, or choose another `name`"
-        )
+        differ = f"{len(changed)} differ: {', '.join(changed[:5])}"
+        remedy = "restore the data to continue this run, or choose another `name`"
+        raise UserError(f"{folder.splits_path} was made for other cases ({differ}): {remedy}")
     try:
         check_splits(config, saved["folds"], cases)
     except ValueError as error:
@@ -120,19 +117,16 @@ def _facts(config, case):
     return facts
 
 
-def warn_of_changed_images(folder, entries, log):
-    """Warn where cases have other entries in the cache than at the first start, which splits.json keeps.
-
-    entries: {id: name of the entry}; the name changes with the files that a case was made from.
-    """
+def warn_of_changed_images(folder, cases, log):
+    """Warn where cases were made from other files, and so have another cache entry, than at the first start."""
+    entries = {case.id: case.entry for case in cases if case.entry is not None}
+    if not entries:
+        return
     saved = folder.recorded()
     if "entries" not in saved:
         folder.record(**saved, entries=entries)
         return
     changed = [case_id for case_id, entry in entries.items() if saved["entries"][case_id] != entry]
     if changed:
-        log.warn(
-            "files of cases were replaced or moved since this run began, and finished folds have seen the old ones",
-            cases=len(changed),
-            example=changed[0],
-        )
+        what = "files of cases were replaced or moved since this run began, and finished folds have seen the old ones"
+        log.warn(what, cases=len(changed), example=changed[0])

@@ -60,16 +60,9 @@ def _in_batches(config, task, network, cases, windows):
     size = max(config.eval.windows, config.train.micro_batch or config.train.batch_size)
     batches = [range(start, min(start + size, len(ordered))) for start in range(0, len(ordered), size)]
     batches = batches[dist.rank() :: dist.world_size()]
-    with memory.explained(lambda: memory.advise_batches(config, windows.device, size)):
-        for chosen, outputs in batch_outputs(config, network, ordered, batches, windows):
-            yield from task.predict_batch(outputs, [ordered[i] for i in chosen])
-
-
-def batch_outputs(config, network, cases, batches, windows):
-    """Yield (indices of cases, outputs (B, K) float32) of each of `batches`, ranges of cases of one window each."""
-    pinned = windows.device.type == "cuda"
-    with contextlib.closing(loader.whole_cases(config, cases, batches, pin_memory=pinned)) as images:
+    images = loader.whole_cases(config, ordered, batches, pin_memory=windows.device.type == "cuda")
+    with memory.explained(lambda: memory.advise_batches(config, windows.device, size)), contextlib.closing(images):
         for chosen, image in zip(batches, images):
             with torch.no_grad(), windows.autocast:
                 outputs = network(image.to(windows.device, non_blocking=True))
-            yield chosen, outputs.float()
+            yield from task.predict_batch(outputs.float(), [ordered[i] for i in chosen])

@@ -31,7 +31,8 @@ def train_fold(config, number, parts, fold, log, progress=None):
         report = dist.together(lambda: start_from(config.weights, task, network))
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
         log("weights", **report.counts(), path=config.weights.path)
-        _warn_of_known(parts.get("test", ()), report.subjects, config.weights.path, log)
+        tested = {case.subject for case in parts.get("test", ())}
+        checkpoint.warn_of_known(tested, report.subjects, config.weights.path, log)
     elif config.finetune.strategy != "full":
         log.warn(f"finetune.strategy={config.finetune.strategy} freezes random weights: weights.path is none")
     with tracking.event_files(config, fold) as sink:
@@ -48,7 +49,7 @@ def load_fold(config, parts, fold, log):
     best = dist.together(lambda: checkpoint.load(path))
     _, task, network = restore(best, path, config, needs=("subjects", "epoch"))
     optimization.lay_out(network, dist.device())
-    _warn_of_known(parts["test"], best["subjects"], path, log)
+    checkpoint.warn_of_known({case.subject for case in parts["test"]}, best["subjects"], path, log)
     log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
     return task, _mirrored(config, network), best
 
@@ -87,7 +88,3 @@ def _calibrated(config, task, network, val_cases, fold, log):
 
 def _mirrored(config, network):
     return inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network
-
-
-def _warn_of_known(cases, trained_on, path, log):
-    checkpoint.warn_of_known({case.subject for case in cases}, trained_on, path, log)

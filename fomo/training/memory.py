@@ -46,10 +46,7 @@ def _is_of_memory(error):
 
 
 def advise_training(training, cases):
-    """The message for a training step that has run out of memory, with what a smaller one needs; that is tried.
-
-    training: the state.Training; cases: those that it learns from.
-    """
+    """The message for a step of a state.Training that has run out of memory: it says what was tried and fits."""
     config, samples, attempts = training.config, training.plan.micro_batch, []
     half = tuple(size if size < 64 else size // 32 * 16 for size in config.data.patch)
     said = f"{samples} samples of data.patch={show(config.data.patch)} at once do not fit; "

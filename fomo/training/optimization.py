@@ -10,10 +10,7 @@ from ..runtime import dist
 
 
 def build_optimizer(config, network, device):
-    """AdamW with a group for the decayed and the other parameters of each stage; the rates of earlier stages are lower.
-
-    Norms and biases are not decayed.
-    """
+    """AdamW with two groups per stage, since norms and biases are not decayed; earlier stages have lower rates."""
     optim, stages, members, groups = config.optim, network.stages, {}, []
     for name, parameter in network.named_parameters():
         depth = next(i for i, prefixes in enumerate(stages) if name.startswith(prefixes))
@@ -122,10 +119,7 @@ def frozen_prefixes(config, network, epoch):
 
 
 def freeze(network, prefixes):
-    """Set training mode, and freeze the parts with these prefixes.
-
-    A frozen part has no gradients, its running statistics do not move, and it drops nothing.
-    """
+    """Set training mode, and freeze these parts: no gradients, no dropout, and running statistics do not move."""
     network.train()
     for name, module in network.named_modules():
         if f"{name}.".startswith(prefixes):
