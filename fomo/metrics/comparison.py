@@ -36,23 +36,21 @@ def _placements(labels, scores):
     return (rank[:m] - stats.rankdata(positive)) / n, 1 - (rank[m:] - stats.rankdata(negative)) / m
 
 
-def _delong(labels, *scores, groups=None):
-    """AUROCs and their covariance, (k,) and (k, k); all NaN with fewer than two cases of a class."""
-    k = len(scores)
+def _delong(labels, first, second, groups):
+    """The two AUROCs and their covariance (2, 2); all NaN with fewer than two cases of a class."""
     if min(np.count_nonzero(labels), np.count_nonzero(~labels)) < 2:
-        return np.full(k, np.nan), np.full((k, k), np.nan)
-    by_positive, by_negative = map(np.array, zip(*(_placements(labels, s) for s in scores)))
+        return np.full(2, np.nan), np.full((2, 2), np.nan)
+    by_positive, by_negative = map(np.array, zip(_placements(labels, first), _placements(labels, second)))
     values = by_positive.mean(axis=1)
     if groups is not None and len(np.unique(groups)) < len(labels):
         return values, _clustered(labels, by_positive, by_negative, groups)
-    covariance = np.cov(by_positive).reshape(k, k) / by_positive.shape[1]
-    return values, covariance + np.cov(by_negative).reshape(k, k) / by_negative.shape[1]
+    return values, np.cov(by_positive) / by_positive.shape[1] + np.cov(by_negative) / by_negative.shape[1]
 
 
 def _clustered(labels, by_positive, by_negative, groups):
-    """Covariance (k, k) of AUROCs where subjects have several cases (Obuchowski, Biometrics 53:567, 1997).
+    """Covariance (2, 2) of AUROCs where subjects have several cases (Obuchowski, Biometrics 53:567, 1997).
 
-    The deviations of the placements, (k, positives) and (k, negatives), are summed per subject. So cases of a subject
+    The deviations of the placements, (2, positives) and (2, negatives), are summed per subject. So cases of a subject
     may depend on each other, within a class and across. Fewer than two subjects of a class: all NaN.
     """
     names, subject = np.unique(groups, return_inverse=True)
@@ -92,7 +90,7 @@ def delong_test(labels, first, second, level=0.95, groups=None):
     if groups is not None:
         groups = np.asarray(groups)
         checks.same_shape(groups, "groups", labels, "labels")
-    (a, b), covariance = _delong(labels, first, second, groups=groups)
+    (a, b), covariance = _delong(labels, first, second, groups)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     error = np.sqrt(variance) if variance > 1e-16 else variance * 0  # rounding is not variance; NaN stays NaN
     half = special.ndtri((1 + level) / 2) * error

@@ -54,9 +54,12 @@ def bootstrap_ci(
         stratify = metric in (ranking.auroc, ranking.average_precision, classification.binary_metrics)
     subject, strata = _strata(data[0], groups, stratify)
     evaluate = _WEIGHTED[metric](*data) if metric in _WEIGHTED else _one_by_one(metric, data)
-    values = _resampled(evaluate, subject, strata, resamples, np.random.default_rng(seed))
-    left_out, strata = _jackknifed(evaluate, subject, strata) if method == "bca" else ([], strata)
-    subjects = subject.max() + 1
+    rng, n, subjects, left_out = np.random.default_rng(seed), len(subject), subject.max() + 1, []
+    values = [evaluate(_draw(strata, len(part), rng)[:, subject]) for part in _parts(resamples, n)]
+    if method == "bca":
+        block, strata = _blocks(strata)
+        parts = _parts(block.max() + 1, n)
+        left_out = [evaluate((block[subject] != part[:, None]).astype(np.float64)) for part in parts]
     widen = np.sqrt(subjects / (subjects - 1)) if subjects > 1 else np.nan
     z = stats.t.ppf((1 + level) / 2, subjects - 1) * widen * np.array([-1, 1])
     if not isinstance(estimate, dict):
@@ -86,13 +89,10 @@ _CHUNK = 1 << 21  # weights held at a time: 16 MB
 def _strata(labels, groups, stratify):
     """Subject index of each case, and the subject indices of each stratum."""
     n = len(labels)
-    if groups is None:
-        subject = np.arange(n)
-    else:
-        groups = np.asarray(groups)
-        if groups.shape != (n,):
-            checks.fail("groups", f"shape {groups.shape}", f"({n},), one subject per case")
-        subject = np.unique(groups, return_inverse=True)[1].reshape(n)
+    groups = np.arange(n) if groups is None else np.asarray(groups)
+    if groups.shape != (n,):
+        checks.fail("groups", f"shape {groups.shape}", f"({n},), one subject per case")
+    subject = np.unique(groups, return_inverse=True)[1].reshape(n)
     subjects = subject.max() + 1
     if not stratify:
         return subject, [np.arange(subjects)]
@@ -111,12 +111,6 @@ def _parts(total, cases):
     return [np.arange(start, min(start + chunk, total)) for start in range(0, total, chunk)]
 
 
-def _resampled(evaluate, subject, strata, resamples, rng):
-    """The metric of each resample, in parts."""
-    parts = _parts(resamples, len(subject))
-    return [evaluate(_draw(strata, len(part), rng)[:, subject]) for part in parts]
-
-
 def _draw(strata, resamples, rng):
     """(resamples, subjects): how often each subject is drawn."""
     counts = np.empty((resamples, sum(map(len, strata))))
@@ -125,13 +119,6 @@ def _draw(strata, resamples, rng):
         drawn = rng.integers(0, m, (resamples, m)) + m * np.arange(resamples)[:, None]
         counts[:, members] = np.bincount(drawn.ravel(), minlength=resamples * m).reshape(resamples, m)
     return counts
-
-
-def _jackknifed(evaluate, subject, strata):
-    """(metric without each block of subjects, in parts; the blocks of each stratum)."""
-    block, strata = _blocks(strata)
-    parts = _parts(block.max() + 1, len(subject))
-    return [evaluate((block[subject] != part[:, None]).astype(np.float64)) for part in parts], strata
 
 
 def _blocks(strata):
