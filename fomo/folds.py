@@ -38,7 +38,7 @@ def kfold(ids, groups, labels, folds, val_fraction, seed, kind="class"):
 def leave_one_group_out(ids, subjects, sites, labels, val_fraction, seed, kind="class"):
     """One fold per site, in sorted order: the site is its test part. val is grouped by subject.
 
-    A site may lack a class, but the other sites must have it for both training and validation. Raises ValueError for a
+    A site may lack a class, but the others must have it for both training and validation. Raises ValueError for a
     subject at two sites and for fewer than two sites.
     """
     cases = _sorted_cases(ids, subjects, labels, val_fraction, kind)
@@ -58,9 +58,8 @@ def leave_one_group_out(ids, subjects, sites, labels, val_fraction, seed, kind="
 def holdout(ids, groups, labels, val_fraction, seed, kind="class", val=(), test=()):
     """One {"train", "val", "test"}: `val` and `test` are given ids, train is the rest.
 
-    An empty `test` stays empty. Where `val` is empty, a part of the rest is held back as in `kfold`; without labels
-    (None, as for pretraining) whole groups are drawn at random. Raises ValueError like `kfold`, and for a group in two
-    parts.
+    An empty `test` stays empty. Where `val` is empty, a part of the rest is held back as in `kfold`, or, without labels
+    (None), groups drawn at random. Raises ValueError like `kfold`, and for a group in two parts.
     """
     val, test = sorted(val), sorted(test)
     rest = sorted(set(ids) - set(val) - set(test))
@@ -117,14 +116,19 @@ def check(folds, group_of=None):
         differing = sorted(set(group_of) ^ set(tested))
         raise ValueError(f"test parts: {_some(differing)} not in both the folds and the cases")
     for i, fold in enumerate(folds, 1):
-        found = Counter(name for part in fold.values() for name in part)
-        wrong = sorted(name for name in found | tested if found[name] != tested[name])
-        if wrong:
-            raise ValueError(f"fold {i}: {_some(wrong)} not in exactly one of train, val and test")
         try:
-            check_split(fold, group_of)
+            _check_fold(fold, tested, group_of)
         except ValueError as error:
             raise ValueError(f"fold {i}: {error}") from None
+
+
+def _check_fold(fold, tested, group_of):
+    """tested: {id: 1} of the ids of all folds."""
+    found = Counter(name for part in fold.values() for name in part)
+    wrong = sorted(name for name in found | tested if found[name] != tested[name])
+    if wrong:
+        raise ValueError(f"{_some(wrong)} not in exactly one of train, val and test")
+    check_split(fold, group_of)
 
 
 def _sorted_cases(ids, groups, labels, val_fraction, kind):

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 def cross_entropy(logits, target, class_weights=None):
     """-log softmax of the target class, times its weight; the mean over the voxels of a sample.
 
-    class_weights: (K,). The caller scales them (a mean of 1 over the training set keeps the learning rate's meaning);
-    the loss is not divided by the weights that happen to be in a batch.
+    class_weights: (K,). The loss is not divided by the weights in a batch; their mean over a training set should be 1.
     """
     _check_classes(logits, target)
     return _per_sample(_nll(logits.float().log_softmax(1), target, class_weights))
@@ -28,7 +27,7 @@ def focal(logits, target, alpha=None, gamma=2.0):
     nll = _nll(logits.float().log_softmax(1), target, None)
     loss = _positive(-torch.expm1(-nll)) ** gamma * nll  # 1 - p without cancellation
     if alpha is not None:
-        loss = loss * _weights(alpha, logits)[target.long()]
+        loss = loss * _values(alpha, logits, "class weights", scalar=False)[target.long()]
     return _per_sample(loss)
 
 
@@ -36,10 +35,9 @@ def dice_ce(logits, target, class_weights=None, smooth=1.0, activation="softmax"
     """1 - soft Dice, averaged over the foreground classes (1..K-1), plus cross_entropy, both per sample.
 
     Dice of class c = (2 sum p_c y_c + smooth) / (sum p_c + sum y_c + smooth) over the voxels of the sample, p the
-    softmax. Of a class that the sample does not have the loss is sum p_c / (sum p_c + smooth): 0 where none is
-    predicted, 1/2 where as few as `smooth` voxels are (Isensee et al. 2021, with the foreground only).
-    activation="sigmoid": logits have one channel for each class 1..K and none for the background; p is their sigmoid,
-    and the cross-entropy is sigmoid_cross_entropy.
+    softmax (Isensee et al. 2021, with the foreground only). A class that the sample does not have has the loss
+    sum p_c / (sum p_c + smooth): 0 where none is predicted.
+    activation="sigmoid": channel k of the logits is class k + 1, p their sigmoid, and sigmoid_cross_entropy is added.
     """
     classes = _foreground(logits, target, activation)
     if activation == "sigmoid":
@@ -74,9 +72,8 @@ def generalized_dice(logits, target, activation="softmax", smooth=1e-5):
 
     The sums run over the voxels and the classes. With "softmax" all channels are classes, the background too; with
     "sigmoid" channel k is class k + 1, and there is no background. A class that the sample does not have gets the
-    largest weight of the others (as in the authors' NiftyNet). Of a sample without any class (sigmoid) the loss is the
-    mean of p; the formula comes close to that for a softmax of nothing but background. `smooth` is added above and
-    below, in voxels of the rarest class.
+    largest weight of the others (as in the authors' NiftyNet). A sample without any class (sigmoid) has the
+    loss mean p. `smooth` is added above and below, in voxels of the rarest class.
     """
     first = _foreground(logits, target, activation)[0]
     p = logits.float().softmax(1) if activation == "softmax" else logits.float().sigmoid()
@@ -106,11 +103,11 @@ def masked_mse(prediction, target, mask=None):
     """Squared error; the mean over the masked voxels of a sample, in all channels. Both (B, C, X, Y, Z).
 
     mask: bool (B, 1 or C, X, Y, Z), True where the error counts (None: everywhere). A sample without such a voxel has
-    the loss 0 and no gradient. Values outside the mask do not matter; they may be infinite.
+    the loss 0 and no gradient. Values outside the mask may be infinite.
     """
-    _check_same(prediction, target)
     if mask is None:
         return mse(prediction, target)
+    _check_same(prediction, target)
     wanted = (len(target), "1 or C", *target.shape[2:])
     if mask.dtype != torch.bool or mask.shape not in (target.shape, target[:, :1].shape):
         raise ValueError(f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, wanted bool of shape {wanted}")
@@ -156,15 +153,14 @@ def bce(logits, targets, pos_weight=None, label_smoothing=0.0):
 
     pos_weight: one number or (K,).
 
-    The three losses of several labels, `bce`, `focal_multilabel` and `asymmetric`, have this in common: logits and
-    targets are (B, K). A target is the probability of the label: 0 or 1, or between where images were mixed. The loss
-    is linear in it, so that a mixed target gives the mix of the losses. A target that is NaN makes the loss NaN.
-    label_smoothing e makes the target (1 - e) target + e / 2.
+    As for `focal_multilabel` and `asymmetric`, logits and targets are (B, K). A target is the probability of the label:
+    0 or 1, or between where images were mixed. The loss is linear in it, so that a mixed target gives the mix of the
+    losses; NaN gives NaN. label_smoothing e makes the target (1 - e) target + e / 2.
     """
     logits, targets = _labels(logits, targets, label_smoothing)
     present, absent = F.softplus(-logits), F.softplus(logits)  # -log p, -log(1 - p)
     if pos_weight is not None:
-        present = present * _per_label(pos_weight, logits, "pos_weight")
+        present = present * _values(pos_weight, logits, "pos_weight")
     return _per_sample(targets * present + (1 - targets) * absent)
 
 
@@ -173,7 +169,7 @@ def focal_multilabel(logits, targets, alpha=0.25, gamma=2.0, label_smoothing=0.0
     where not (Lin et al. 2017, with its defaults); the mean over the labels. alpha, gamma: one number or (K,).
     """
     logits, targets = _labels(logits, targets, label_smoothing)
-    alpha, gamma = _per_label(alpha, logits, "alpha"), _per_label(gamma, logits, "gamma")
+    alpha, gamma = _values(alpha, logits, "alpha"), _values(gamma, logits, "gamma")
     present = alpha * _positive(torch.sigmoid(-logits)) ** gamma * F.softplus(-logits)
     absent = (1 - alpha) * _positive(torch.sigmoid(logits)) ** gamma * F.softplus(logits)
     return _per_sample(targets * present + (1 - targets) * absent)
@@ -182,14 +178,12 @@ def focal_multilabel(logits, targets, alpha=0.25, gamma=2.0, label_smoothing=0.0
 def asymmetric(logits, targets, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, label_smoothing=0.0):
     """Asymmetric focal loss (Ridnik et al. 2021); the mean over the labels. gamma_*: one number or (K,).
 
-    Where the label is present (1 - p)^gamma_pos (-log p), where not q^gamma_neg (-log(1 - q)) with q = max(p - clip,
-    0):
+    Where the label is present (1 - p)^gamma_pos (-log p), where not q^gamma_neg (-log(1 - q)), q = max(p - clip, 0):
     an absent label with p below `clip` costs nothing. The authors' code (Alibaba-MIIL/ASL) has these defaults, but
-    trains with gamma_pos=0, sums over the labels, and differentiates the powers only when told to. Here the powers have
-    a gradient, as in the paper.
+    trains with gamma_pos=0 and sums over the labels. Here the powers have a gradient, as in the paper.
     """
     logits, targets = _labels(logits, targets, label_smoothing)
-    gamma_neg, gamma_pos = _per_label(gamma_neg, logits, "gamma_neg"), _per_label(gamma_pos, logits, "gamma_pos")
+    gamma_neg, gamma_pos = _values(gamma_neg, logits, "gamma_neg"), _values(gamma_pos, logits, "gamma_pos")
     present = _positive(torch.sigmoid(-logits)) ** gamma_pos * F.softplus(-logits)
     shifted = (torch.sigmoid(logits) - clip).clamp(min=0)
     # -log(1 - q); without a clip by softplus, which is exact where 1 - p is rounded
@@ -200,8 +194,7 @@ def asymmetric(logits, targets, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, label_s
 def deep_supervision(loss, outputs, target):
     """Weighted sum of loss(logits, target) over `outputs`, finest first, with weights 1, 1/2, 1/4 ... normalised to 1.
 
-    outputs: list of (B, K, x, y, z) whose sizes divide the target's; or one tensor, as the network gives it without
-      gradients, for plain loss(outputs, target).
+    outputs: list of (B, K, x, y, z) whose sizes divide the target's; one tensor gives plain loss(outputs, target).
     target: (B, X, Y, Z). Coarse levels take the voxel at the centre of each block, the upper of the two middle ones.
     """
     if isinstance(outputs, torch.Tensor):
@@ -212,15 +205,14 @@ def deep_supervision(loss, outputs, target):
         if len(size) != len(coarse) or any(n % m for n, m in zip(size, coarse)):
             wanted = f"one that divides the target's {tuple(size)}"
             raise ValueError(f"outputs[{i}]: got size {tuple(coarse)}, wanted {wanted}")
-        factors = [n // m for n, m in zip(size, coarse)]
-        centres = tuple(slice(f // 2, None, f) for f in factors)
+        centres = tuple(slice(n // m // 2, None, n // m) for n, m in zip(size, coarse))
         total = total + 0.5**i * loss(logits, target[(slice(None), *centres)])
     return total / (2 - 0.5 ** (len(outputs) - 1))
 
 
 def _nll(log_p, target, class_weights):
     """-log p of the target class times its weight, in the target's shape."""
-    weights = None if class_weights is None else _weights(class_weights, log_p)
+    weights = None if class_weights is None else _values(class_weights, log_p, "class weights", scalar=False)
     return F.nll_loss(log_p, target.long(), weight=weights, reduction="none")
 
 
@@ -229,11 +221,13 @@ def _per_sample(values):
     return values.reshape(len(values), -1).mean(1)
 
 
-def _weights(weights, logits):
-    weights = torch.as_tensor(weights, dtype=torch.float32).to(logits.device, non_blocking=True)
-    if weights.shape != logits.shape[1:2]:
-        raise ValueError(f"class weights: got shape {tuple(weights.shape)}, wanted ({logits.shape[1]},)")
-    return weights
+def _values(values, logits, name, scalar=True):
+    """(K,), or one number where `scalar` allows it, as a float32 tensor beside the logits."""
+    values = torch.as_tensor(values, dtype=torch.float32).to(logits.device, non_blocking=True)
+    if values.shape != logits.shape[1:2] and not (scalar and values.ndim == 0):
+        wanted = f"{'one number or ' if scalar else ''}({logits.shape[1]},)"
+        raise ValueError(f"{name}: got shape {tuple(values.shape)}, wanted {wanted}")
+    return values
 
 
 def _labels(logits, targets, smoothing):
@@ -242,14 +236,6 @@ def _labels(logits, targets, smoothing):
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, wanted (B, labels)")
     _check_same(logits, targets)
     return logits.float(), (1 - smoothing) * targets.float() + smoothing / 2
-
-
-def _per_label(values, logits, name):
-    """One number, or (K,), as a float32 tensor beside the logits."""
-    values = torch.as_tensor(values, dtype=torch.float32).to(logits.device, non_blocking=True)
-    if values.shape not in ((), logits.shape[1:]):
-        raise ValueError(f"{name}: got shape {tuple(values.shape)}, wanted one number or ({logits.shape[1]},)")
-    return values
 
 
 def _positive(base):

@@ -1,7 +1,4 @@
-"""Learning rate and early stopping as pure functions of the step and of the validation losses so far.
-
-There is no scheduler object to save: a resumed run computes the same numbers.
-"""
+"""Learning rate and early stopping: pure functions of the step and of the losses so far, so nothing is to be saved."""
 
 import math
 

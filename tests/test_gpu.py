@@ -11,7 +11,7 @@ from fomo.data import loader
 from fomo.nets import norm
 from fomo.training import optimization
 from fomo.training.step import to_device, train_step
-from fomo.transforms import KEYS, build
+from fomo.transforms import TRANSFORMS, build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = torch.device("cuda", 0)
@@ -133,7 +133,7 @@ def test_recomputed_activations_take_less_memory(config):
     assert peaks[1] < 0.8 * peaks[0]
 
 
-@pytest.mark.parametrize("name", [name for name in KEYS if name != "resample" and "noise" not in name])
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "resample" and "noise" not in name])
 def test_each_transform_gives_what_it_gives_on_the_cpu(name):
     augment, batch = build("none", PATCH, {name: {"p": 1.0}}), make_batch()
     plans = augment.draw([np.random.default_rng(slot) for slot in range(2)], 2, 3)

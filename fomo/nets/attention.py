@@ -29,8 +29,7 @@ class CBAM(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.channel = _gate(channels)
-        self.spatial = nn.Conv2d(2, 1, 7, padding=3)
-        _zero(self.spatial)
+        self.spatial = _zero(nn.Conv2d(2, 1, 7, padding=3))
 
     def forward(self, x):
         x = x * torch.sigmoid(self.channel(x.mean((2, 3), keepdim=True)) + self.channel(x.amax((2, 3), keepdim=True)))
@@ -52,11 +51,11 @@ def build(kind, channels):
 
 def _gate(channels):
     hidden = max(_NARROWEST, channels // _REDUCTION)
-    layers = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
-    _zero(layers[-1])
-    return layers
+    first, last = nn.Conv2d(channels, hidden, 1), _zero(nn.Conv2d(hidden, channels, 1))
+    return nn.Sequential(first, nn.ReLU(inplace=True), last)
 
 
 def _zero(layer):
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
+    return layer

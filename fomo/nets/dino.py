@@ -23,9 +23,9 @@ class Dino(nn.Module):
     backbone: a whole-case network with one linear layer as its head, which is taken off; it then gives features.
     hidden, bottleneck, out_dim: sizes of the projection head.
 
-    forward(batches): batches[0] holds the global views (G * B, C, X, Y, Z), with view v of sample b at v * B + b; a
-    second batch holds local views, of another size. Returns the student's outputs (V * B, out_dim) for all views; the
-    teacher's outputs (G * B, out_dim) and features (G * B, F), both without gradient; and the centre (out_dim,).
+    The global views are (G * B, C, X, Y, Z), with view v of sample b at v * B + b; local ones have another size.
+    Returns the student's outputs (V * B, out_dim) for all views; the teacher's outputs (G * B, out_dim) and features
+    (G * B, F), both without gradient; and the centre (out_dim,).
     """
 
     fixed_prefixes = ("teacher.",)

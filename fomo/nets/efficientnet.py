@@ -27,9 +27,7 @@ class EfficientNet(nn.Module):
     """(B, in_channels, X, Y) or (B, in_channels, X, Y, 1) -> (B, out_channels); any X and Y.
 
     width: channels of the first convolution; all others are in proportion.
-    dropout: of the features, in front of the output layer (published: 0.2).
-    multiscale: reads the maps at 1/8, 1/16 and 1/32 of the image, instead of the last only.
-    readout: attention and pooling, see `heads.Readout`.
+    dropout (published: 0.2), multiscale, readout: as for `resnet.ResNet`.
 
     The module `features` turns a batch into (B, features): torchvision's convolutions under their names `features.0` to
     `features.8`, and behind them `features.readout`.

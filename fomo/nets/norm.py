@@ -1,11 +1,9 @@
 """Instance norm that keeps a whole GPU at work.
 
-torch's instance norm, in half precision, gives each channel of each sample to one block of threads. In the first level
-of a U-Net with two samples these are 64 blocks of a million voxels each, on a chip that runs hundreds of blocks. Here
-torch's general reductions make the statistics, and they share a channel among blocks. Batch norm with given statistics
-does the rest; for it each channel is cut into parts that count as channels.
-
-That this is faster is concluded from the sizes of torch's launches (aten/src/ATen/native/cuda/Normalization.cuh) and
+torch's instance norm, in half precision, gives each channel of each sample to one block of threads: 64 blocks in the
+first level of a U-Net with two samples, on a chip that runs hundreds. Here torch's general reductions, which share a
+channel among blocks, make the statistics. Batch norm does the rest; for it each channel is cut into parts that count as
+channels. That this is faster is concluded from the sizes of torch's launches (ATen/native/cuda/Normalization.cuh) and
 not yet measured: `tools/benchmark gpu` compares it with torch's own (`fomo_torch_norm`).
 """
 

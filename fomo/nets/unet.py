@@ -35,7 +35,6 @@ class UNet(nn.Module):
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         if mode != "segmentation" and deep_supervision:
             raise ValueError(f"deep_supervision: got True for mode {mode!r}, wanted False: it has one output only")
-        self.in_channels = in_channels
         self.encoder = _Encoder(in_channels, width)
         stages = [("encoder.in_conv",), *((f"encoder.encoder_conv{i}",) for i in range(1, 5))]
         self.segments = mode == "segmentation"
@@ -54,7 +53,7 @@ class UNet(nn.Module):
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
-        return self.decoder(self._encode(x)) if self.segments else self.decoder["fc"](self.features(x))
+        return self.decoder(self.encoder(x)) if self.segments else self.decoder["fc"](self.features(x))
 
     def checkpoint_activations(self, wanted):
         """Trade time for memory: keep only input and output of each level, and compute the rest again for gradients."""
@@ -64,11 +63,7 @@ class UNet(nn.Module):
 
     def features(self, x):
         """(B, 16 width), the bottleneck's mean over all voxels: the output layer's input in a whole-volume mode."""
-        return self._encode(x)[-1].mean(dim=(2, 3, 4))
-
-    def _encode(self, x):
-        checks.volumes(x, self.in_channels, _STRIDE)
-        return self.encoder(x)
+        return self.encoder(x)[-1].mean(dim=(2, 3, 4))
 
 
 class _Level(nn.Sequential):
@@ -97,12 +92,13 @@ class _Encoder(nn.Module):
 
     def __init__(self, in_channels, width):
         super().__init__()
-        self.pool = nn.MaxPool3d(2)
+        self.in_channels, self.pool = in_channels, nn.MaxPool3d(2)
         self.in_conv = _Level(in_channels, width)
         for i in range(1, 5):
             self.add_module(f"encoder_conv{i}", _Level(2 ** (i - 1) * width, 2**i * width))
 
     def forward(self, x):
+        checks.volumes(x, self.in_channels, _STRIDE)
         features = [self.in_conv(x)]
         for i in range(1, 5):
             features.append(getattr(self, f"encoder_conv{i}")(self.pool(features[-1])))

@@ -3,14 +3,13 @@
     augment = build("all", patch=(96, 96, 96), parameters={"rotate": {"degrees": (-15, 15)}})
     batch = augment({"image": image, "mask": mask}, generator)
 
-Each sample has its own drawn parameters, so it does not matter which samples share a batch. A sample for which nothing
-was drawn is passed through. Flips and quarter turns alone permute the voxels; all else that is spatial is one
-resampling of image and label. `transform` says what a transform is, and how one is added.
+Each sample has its own drawn parameters, so it does not matter which samples share a batch. `transform` says what a
+transform is, and how one is added.
 """
 
 from .augmentation import Augmentation
 from .presets import PRESETS, resolve
-from .registry import KEYS, TRANSFORMS
+from .registry import TRANSFORMS
 from .transform import Key, Transform
 from .views import Views
 
@@ -24,17 +23,7 @@ def build(preset, patch, parameters=None):
     return Augmentation(resolve(preset, parameters), patch)
 
 
-def build_views(
-    preset,
-    patch,
-    parameters=None,
-    *,
-    global_size,
-    global_scale=(0.4, 1.0),
-    local_size=None,
-    local_scale=(0.05, 0.4),
-    local_views=0,
-):
+def build_views(preset, patch, parameters=None, *, global_size, global_scale, local_size, local_scale, local_views):
     """The views of patches of `patch` = (x, y, z) voxels for self-supervised learning, see `Views`.
 
     preset, parameters: as for `build`, for each view; resample.spacing_mm is that of the patch. mirror.p is 0.5 where
@@ -43,13 +32,13 @@ def build_views(
     global_scale, local_scale, local_views: as for `Views`.
     Raises ValueError that names the wrong key.
     """
-    resolve(preset, parameters)
-    parameters = {**(parameters or {}), "mirror": {"p": 0.5, **(parameters or {}).get("mirror", {})}}
     spacing = resolve(preset, parameters)["resample"]["spacing_mm"]
+    parameters = parameters or {}
     augment = {}
     for kind, size in (("global", global_size), ("local", local_size)):
         if kind == "global" or local_views:
             stretched = tuple(mm * length / n for mm, length, n in zip(spacing, patch, size))
-            own = {**parameters, "resample": {**parameters.get("resample", {}), "spacing_mm": stretched}}
+            resample = {**parameters.get("resample", {}), "spacing_mm": stretched}
+            own = {**parameters, "mirror": {"p": 0.5, **parameters.get("mirror", {})}, "resample": resample}
             augment[kind] = build(preset, size, own)
     return Views(patch, augment, {"global": global_scale, "local": local_scale}, local_views)

@@ -1,8 +1,8 @@
 """Linear operations that act along one axis at a time, each written as one small matrix per axis.
 
-Filters of an image and splines on a grid are separable: output = Mx · My · Mz · volume. A matrix is built in float64
-from a few numbers, and several filters are one matrix product before the volume is touched. A channel of 96³ costs one
-small GEMM per axis: faster than convolutions or FFTs on a CPU, and without code of its own on a GPU.
+Filters of an image and splines on a grid are separable: output = Mx · My · Mz · volume. Several filters are one matrix,
+in float64, before the volume is touched. A channel of 96³ costs one small GEMM per axis: faster than convolutions or
+FFTs on a CPU, and without code of its own on a GPU.
 """
 
 import numpy as np
@@ -38,22 +38,17 @@ def resize(size, new):
     return weights / weights.sum(1, keepdims=True)
 
 
-def linear_basis(size):
-    """(positions in voxels, matrix (size, nodes)) of the straight line between the two ends of an axis."""
-    if size == 1:
-        return np.zeros(1), np.ones((1, 1))
-    t = np.arange(size) / (size - 1)
-    return np.array([0.0, size - 1.0]), np.stack((1 - t, t), axis=1)
-
-
-def spline_basis(size, nodes):
+def spline_basis(size, nodes=2):
     """(node positions in voxels, matrix (size, nodes)): a cubic B-spline of `nodes` - 3 intervals over `size` voxels.
 
-    A coefficient equal to its node's position gives the position itself, so an affine map and a smooth displacement
-    can share the coefficients.
+    Two nodes: the straight line between the ends. One voxel has one node. A coefficient equal to its node's position
+    gives the position itself, so an affine map and a smooth displacement can share the coefficients.
     """
     if size == 1:
         return np.zeros(1), np.ones((1, 1))
+    if nodes == 2:
+        t = np.arange(size) / (size - 1)
+        return np.array([0.0, size - 1.0]), np.stack((1 - t, t), axis=1)
     step = (size - 1) / (nodes - 3)
     positions = np.arange(-1, nodes - 1) * step
     distance = np.abs(np.arange(size)[:, None] - positions) / step

@@ -4,10 +4,9 @@ import numpy as np
 
 
 def per_sample(generator, samples):
-    """A list of one generator per sample.
+    """A list of one generator per sample, of one that serves the samples in order or a list of their own.
 
-    generator: a numpy Generator, which then serves the samples in order, or a list of `samples` of them: with one of
-    its own a sample does not depend on which others share its batch.
+    With one of its own a sample does not depend on which others share its batch.
     """
     if isinstance(generator, np.random.Generator):
         return [generator] * samples

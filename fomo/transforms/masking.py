@@ -18,8 +18,7 @@ def draw_cubes(generator, samples, patch, ratio, cube):
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio: got {ratio!r}, wanted 0 to 1")
-    edges = _edges(cube)
-    counts = [-(-size // edge) for size, edge in zip(patch, edges)]
+    _, counts = _cubes(patch, cube)
     total = int(np.prod(counts))
     masked = np.zeros((samples, total), bool)
     for row, one in zip(masked, per_sample(generator, samples)):
@@ -29,20 +28,21 @@ def draw_cubes(generator, samples, patch, ratio, cube):
 
 def mask_image(image, cubes, cube, value=0.0):
     """(image (B, C, X, Y, Z) with `value` in the masked cubes, bool mask (B, 1, X, Y, Z), True where masked)."""
+    x, y, z = size = tuple(image.shape[2:])
+    edges, counts = _cubes(size, cube)
+    if cubes.shape[1:] != counts:
+        got = f"{tuple(cubes.shape)} of edge {cube}"
+        raise ValueError(f"cubes: got {got}, which do not cover an image of {size} voxels")
     mask = cubes.to(image.device, non_blocking=True)
-    for axis, edge in enumerate(_edges(cube), start=1):
+    for axis, edge in enumerate(edges, start=1):
         mask = mask.repeat_interleave(edge, dim=axis)
-    x, y, z = image.shape[2:]
-    if any(have < want or have - want >= edge for have, want, edge in zip(mask.shape[1:], (x, y, z), _edges(cube))):
-        raise ValueError(
-            f"cubes: got {tuple(cubes.shape)} of edge {cube}, which do not cover an image of {(x, y, z)} voxels"
-        )
     mask = mask[:, None, :x, :y, :z]
     return image.masked_fill(mask, value), mask
 
 
-def _edges(cube):
+def _cubes(size, cube):
+    """(edge length, number of cubes) along each axis of `size` voxels."""
     edges = (cube,) * 3 if isinstance(cube, int) else tuple(cube)
     if len(edges) != 3 or min(edges) < 1:
         raise ValueError(f"cube: got {cube!r}, wanted a positive edge length in voxels, or three")
-    return edges
+    return edges, tuple(-(-n // edge) for n, edge in zip(size, edges))

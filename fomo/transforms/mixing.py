@@ -4,12 +4,10 @@
     image = mix(images, partners, plans)
     loss = plan["share"] * loss(output, target) + (1 - plan["share"]) * loss(output, target of the partner)
 
-A plan is None (the sample stays) or a dict:
-partner  place of the other sample in the batch
-share    the sample's own share of the image
-box      for CutMix: the three (start, stop) of the partner's voxels
-For a loss that is linear in its target, such as cross entropy, this is the loss of the mixed target; other losses need
-no meaning of mixed targets. Sources: CutMix, Yun et al., ICCV 2019; MixUp, Zhang et al., ICLR 2018.
+A plan is None (the sample stays) or a dict: `partner`, the place of the other sample in the batch; `share`, the
+sample's own share of the image; for CutMix `box`, the three (start, stop) of the partner's voxels. Where a loss is
+linear in its target, as cross entropy is, this is the loss of the mixed target.
+Sources: CutMix, Yun et al., ICCV 2019; MixUp, Zhang et al., ICLR 2018.
 """
 
 import numpy as np

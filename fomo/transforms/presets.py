@@ -46,8 +46,7 @@ PRESETS = {
 def resolve(preset, overrides=None):
     """The parameters {transform: {key: value}} of a preset, some of them replaced by `overrides` of the same form.
 
-    Raises ValueError, naming the key, for an unknown preset or key, a wrong type, a value outside its limits and a
-    range whose lower end comes second.
+    Raises ValueError, naming the key, for an unknown preset or key and for a value that `Key.checked` refuses.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")

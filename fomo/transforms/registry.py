@@ -25,5 +25,3 @@ TRANSFORMS = {
     "rician_noise": noise.RICIAN_NOISE,
     "channel_dropout": dropout.CHANNEL_DROPOUT,
 }
-
-KEYS = {name: transform.keys for name, transform in TRANSFORMS.items()}

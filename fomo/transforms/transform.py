@@ -1,7 +1,7 @@
 """What a transform says about itself: its keys, the stage in which it acts, how it is drawn and how it is applied.
 
 A new transform is one file that makes a `Transform`, and one line in `registry.TRANSFORMS`. Transforms are drawn and
-applied stage by stage, and within a stage in the order of the registry. The stages, in their order:
+applied in the order of their stages, and within a stage in that of the registry. The stages:
 
 setting      Others read its keys. It has neither draw nor apply.
 spatial      apply(move, drawn) returns the `spatial.Move` with what was drawn. All moves are one resampling.
@@ -15,8 +15,7 @@ replacement  apply(channel, **drawn) fills a channel in place, and nothing else 
 
 draw(generator, keys, grid, hit) gets the values of the keys, the patch as a `Grid`, and hit(p), which says whether an
 event of probability p happens. A spatial one asks hit(keys["p"]) itself, and returns None where nothing was drawn. The
-others are called once for each channel that is hit, or once for all of them where a key `shared` is true, and return a
-dict of plain values.
+others are called for each channel that is hit, or once for all where a key `shared` is true, and return plain values.
 """
 
 import math

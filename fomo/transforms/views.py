@@ -1,7 +1,7 @@
-"""Multi-crop views of volumes for self-supervised learning: crops at random places and scales, augmented independently.
+"""Multi-crop views of volumes for self-supervised learning (Caron et al. 2020, SwAV; in 3D).
 
-Each patch gives two large (global) views and some small (local) ones (Caron et al. 2020, SwAV; in 3D). A view is a box
-with the patch's proportions, resized trilinearly and augmented; drawn on the CPU and applied on the batch's device.
+Each patch gives two large (global) views and some small (local) ones. A view is a box at a random place and scale with
+the patch's proportions, resized trilinearly and augmented on its own.
 """
 
 import torch
@@ -34,21 +34,15 @@ class Views:
 
     def draw(self, generator, samples, channels):
         """One plan per sample: for each view its box, as (start, size) per axis, and its augmentation's plan."""
-        return [
-            [
-                {"box": self._draw_box(kind, one), "plan": self.augment[kind].draw(one, 1, channels)[0]}
-                for kind in self.kinds
-            ]
-            for one in per_sample(generator, samples)
-        ]
+        return [[self._draw_view(kind, one, channels) for kind in self.kinds] for one in per_sample(generator, samples)]
 
-    def _draw_box(self, kind, generator):
+    def _draw_view(self, kind, generator, channels):
         share = generator.uniform(*self.scale[kind]) ** (1 / 3)  # of each axis
         box = []
         for length in self.patch:
             size = max(1, round(share * length))
             box.append((int(generator.integers(length - size + 1)), size))
-        return box
+        return {"box": box, "plan": self.augment[kind].draw(generator, 1, channels)[0]}
 
     @torch.no_grad()
     def apply(self, batch, plans):

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fomo.transforms import KEYS, PRESETS, build, resolve
+from fomo.transforms import PRESETS, TRANSFORMS, build, resolve
 
 PATCH = (16, 12, 20)
-EVERYTHING = {name: {"p": 1.0} for name in KEYS if name not in ("resample", "channel_dropout")}
+EVERYTHING = {name: {"p": 1.0} for name in TRANSFORMS if name not in ("resample", "channel_dropout")}
 
 
 def batch_of(samples, patch=PATCH, channels=2, dtype=torch.float32, seed=0):

@@ -8,10 +8,11 @@ from fomo import transforms
 
 PATCH = (48, 32, 16)
 SIZES = dict(global_size=(32, 32, 16), local_size=(32, 16, 16))
+SCALES = dict(global_scale=(0.4, 1.0), local_scale=(0.05, 0.4))
 
 
 def make(preset="none", parameters=None, **changes):
-    chosen = {"local_views": 3, **SIZES, **changes}
+    chosen = {"local_views": 3, **SIZES, **SCALES, **changes}
     return transforms.build_views(preset, PATCH, {"mirror": {"p": 0.0}} if parameters is None else parameters, **chosen)
 
 

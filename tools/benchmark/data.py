@@ -19,7 +19,7 @@ import torch
 from fomo import nets, tasks
 from fomo.training import optimization
 from fomo.training.step import to_device, train_step
-from fomo.transforms import KEYS, build
+from fomo.transforms import TRANSFORMS, build
 
 from . import feed, timing
 from .peers import PATCH, PEERS, read_monai, read_torchio, read_yucca
@@ -125,7 +125,8 @@ def peak_memory():
     size = sum(value.numel() * value.element_size() for value in batch.values()) / 2**20
     if not os.path.exists("/proc/self/status"):
         return size, None
-    augment = build("all", PATCH, {name: {"p": 1.0} for name in KEYS if name not in ("resample", "channel_dropout")})
+    everything = {name: {"p": 1.0} for name in TRANSFORMS if name not in ("resample", "channel_dropout")}
+    augment = build("all", PATCH, everything)
     small = build("all", (8, 8, 8), {"rotate": {"p": 1.0}, "gamma": {"p": 1.0}})
     small({"image": batch["image"][..., :8, :8, :8]}, np.random.default_rng(0))  # libraries that load at first use
     before = status("VmHWM")

@@ -4,11 +4,10 @@
            masks/train_12_a_1.nii.gz         bit k of a voxel: finding k (of LABELS) is there
            multi_abnormality_labels.csv      VolumeName and 18 columns of 0 or 1
 
-A chest is a body with fat, muscle, ribs, spine, lungs with vessels and bronchi, heart, aorta and a couch below. It is
-drawn in world mm and sampled on a grid of varying orientation. Each finding has its own place and appearance, and is
-large enough for a network whose first maps are of 10 mm; related ones occur together more often than by chance. One
-patient in four has two scans (a_1, a_2: the same chest on another grid, with other noise). One in five is called
-valid_*.
+A chest is drawn in world mm and sampled on a grid of varying orientation. Each finding has its own place and
+appearance, and is large enough for a network whose first maps are of 10 mm; related ones occur together more often than
+by chance. One patient in four has two scans (a_1, a_2: the same chest on another grid, with other noise). One in five
+is called valid_*.
 """
 
 import os

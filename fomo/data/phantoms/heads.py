@@ -4,13 +4,12 @@ A head is an ellipsoid with cortex, sulci, white matter and ventricles. It is dr
 grid of varying orientation, tilt and voxel size. Each scan has its own gain, bias field and noise, so that no absolute
 intensity means anything. A network can learn:
 
-    1  infarct: bright on DWI and dark on ADC at the same place. Every scan has two lesions, one bright and one dark on
-       each of these channels, so that one channel alone tells nothing: an infarct and an old cavity (dark on DWI,
-       bright on ADC), or T2 shine-through (bright on both) and an old bleeding (dark on both).
+    1  infarct: bright on DWI and dark on ADC at the same place. Every scan has two lesions, so that one channel alone
+       tells nothing: an infarct and an old cavity (dark on DWI, bright on ADC), or T2 shine-through (bright on both)
+       and an old bleeding (dark on both).
     2  meningioma: a mass at the dura. Lesions inside the brain with the same intensities, and cysts at the dura, do not
        belong to it. One subject in sixteen has none.
-    3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age, each with its own variation;
-       head size means nothing.
+    3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age; head size means nothing.
 
 A fourth data set is a table (table.csv) of heads with everything at once; the mean intensity tells none of it:
 

@@ -14,10 +14,7 @@ def draw(generator, keys, grid, hit):
 
 
 def bias_field_(channel, nodes, strength):
-    """Multiply with a smooth positive field, the exponential of a spline.
-
-    Scaled so that its largest gain is 1 + strength or its smallest 1 / (1 + strength), whichever comes first.
-    """
+    """Multiply with the exponential of a spline, whose extreme gain is 1 + strength or 1 / (1 + strength)."""
     bases = [axes.spline_basis(size, count)[1] for size, count in zip(channel.shape, nodes.shape)]
     (coefficients,) = axes.tensors([nodes], channel.device)
     field = axes.apply_matrices(coefficients, axes.tensors(bases, channel.device))

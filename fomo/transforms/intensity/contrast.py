@@ -23,17 +23,12 @@ def contrast_brightness_(channel, factor=1.0, shift=0.0):
     channel.mul_(factor).add_(mean * (1 - factor) + deviation * (factor * shift))
 
 
-_SHARED = Key(False, None, "one draw for all channels, as for those that show the same or neighbouring slices")
+def _transform(apply, name, key):
+    shared = Key(False, None, "one draw for all channels, as for those that show the same or neighbouring slices")
+    keys = {**chances(0.2), name: key, "shared": shared}
+    return Transform("voxelwise", partial(uniform, name), apply, keys, together=contrast_brightness_)
 
-_CONTRAST = {
-    **chances(0.2),
-    "factor": Key((0.75, 1.25), (0.0, 10.0), "stretch about the channel's mean"),
-    "shared": _SHARED,
-}
-CONTRAST = Transform("voxelwise", partial(uniform, "factor"), contrast_, _CONTRAST, together=contrast_brightness_)
-_BRIGHTNESS = {
-    **chances(0.2),
-    "shift": Key((-0.3, 0.3), (-10.0, 10.0), "added, in standard deviations of the channel"),
-    "shared": _SHARED,
-}
-BRIGHTNESS = Transform("voxelwise", partial(uniform, "shift"), brightness_, _BRIGHTNESS, together=contrast_brightness_)
+
+CONTRAST = _transform(contrast_, "factor", Key((0.75, 1.25), (0.0, 10.0), "stretch about the channel's mean"))
+_SHIFT = Key((-0.3, 0.3), (-10.0, 10.0), "added, in standard deviations of the channel")
+BRIGHTNESS = _transform(brightness_, "shift", _SHIFT)

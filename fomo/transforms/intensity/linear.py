@@ -33,7 +33,6 @@ def draw_low_resolution(generator, keys, grid, hit):
 
 
 def draw_axis(generator, grid):
-    """One of the axes that are longer than one voxel."""
     long = np.flatnonzero(grid.long)
     return int(long[generator.integers(len(long))]) if len(long) else 0
 
@@ -53,12 +52,8 @@ LOW_RESOLUTION = Transform("linear", draw_low_resolution, low_resolution, _LOW_R
 
 
 def draw_ghosting(generator, keys, grid, hit):
-    low, high = keys["copies"]
-    return dict(
-        along=draw_axis(generator, grid),
-        copies=int(generator.integers(low, high + 1)),
-        strength=generator.uniform(*keys["strength"]),
-    )
+    along, copies = draw_axis(generator, grid), int(generator.integers(*keys["copies"], endpoint=True))
+    return dict(along=along, copies=copies, strength=generator.uniform(*keys["strength"]))
 
 
 def ghosting(size, axis, along, copies, strength):

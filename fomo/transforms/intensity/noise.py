@@ -37,14 +37,11 @@ def rician_noise_(channel, sigma, seed):
     torch.hypot(channel, imaginary.mul_(scale), out=channel)
 
 
-def _keys(sigma, help):
-    return {**chances(0.2), "sigma": Key(sigma, (0.0, 10.0), help)}
+def _noise(apply, high, help):
+    return Transform("noise", draw, apply, {**chances(0.2), "sigma": Key((0.02, high), (0.0, 10.0), help)})
 
 
-_ADDED = "additive Gaussian noise, in standard deviations of the channel"
+NOISE = _noise(noise_, 0.2, "additive Gaussian noise, in standard deviations of the channel")
 _MULTIPLIED = "noise as a fraction of the intensity above the channel's minimum"
-_RICIAN = "noise of a magnitude image, in standard deviations of the channel"
-
-NOISE = Transform("noise", draw, noise_, _keys((0.02, 0.2), _ADDED))
-MULTIPLICATIVE_NOISE = Transform("noise", draw, multiplicative_noise_, _keys((0.02, 0.15), _MULTIPLIED))
-RICIAN_NOISE = Transform("noise", draw, rician_noise_, _keys((0.02, 0.2), _RICIAN))
+MULTIPLICATIVE_NOISE = _noise(multiplicative_noise_, 0.15, _MULTIPLIED)
+RICIAN_NOISE = _noise(rician_noise_, 0.2, "noise of a magnitude image, in standard deviations of the channel")

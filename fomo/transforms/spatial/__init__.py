@@ -34,8 +34,7 @@ class Move(NamedTuple):
 def draw(transforms, generator, parameters, grid, hit):
     """One sample's plan by the `transforms` {name: Transform}, or None when nothing was drawn.
 
-    The plan: `matrix` (3, 3) and `offset` (3,) map output to input voxels relative to the patch centre; `elastic` as in
-    `Move`.
+    Its `matrix` (3, 3) and `offset` (3,) map output to input voxels relative to the centre; `elastic` as in `Move`.
     """
     move = Move(np.eye(3), np.zeros(3))
     for name, transform in transforms.items():

@@ -1,19 +1,18 @@
 """The spatial plan applied: image and label are read once at the positions that all moves together give.
 
-The affine map and the displacement go into the coefficients of one separable spline, so the positions of a patch cost
-three small matrix products. Where the plan only permutes voxels, they are permuted.
+The affine map and the displacement are coefficients of one separable spline, so the positions cost three small matrix
+products. Where the plan only permutes voxels, they are permuted.
 """
 
 import numpy as np
 import torch
 
-from ..axes import apply_matrices, linear_basis, spline_basis, tensors
+from ..axes import apply_matrices, spline_basis, tensors
 from ..transform import Key, Transform
-from .sampling import inside, pad, sample, sample_linear, sample_nearest, sample_slice
+from .sampling import inside, pad, sample_cubic, sample_linear, sample_nearest, sample_slice
 
 _BORDER = "outside the patch: the channel's minimum, 0, or its own voxels; label 0 for min, zero"
 _LABEL = "of the label; linear: of each class's indicator, the largest wins"
-
 _RESAMPLE = {
     "border": Key("min", ("min", "zero", "edge", "reflect"), _BORDER),
     "image": Key("linear", ("linear", "cubic"), "interpolation of the image"),
@@ -37,7 +36,8 @@ def resample(image, mask, plan, keys, work=None):
     if mask is None and keys["image"] == "linear" and is_affine_slice(plan, patch):
         return sample_slice(image, plan, border, fill, work), None
     where = inside(positions(plan, patch, image.device), patch, border)
-    image = sample(pad(image, border, fill), where, keys["image"])
+    read = sample_linear if keys["image"] == "linear" else sample_cubic
+    image = read(pad(image, border, fill), where)
     return image, None if mask is None else resample_label(mask, where, border, keys["label"])
 
 
@@ -64,8 +64,7 @@ def permute(volume, order, flips):
 def positions(plan, patch, device):
     """Where each output voxel is read: (3, X, Y, Z) float32, in input voxels."""
     elastic = plan["elastic"]
-    each = map(linear_basis, patch) if elastic is None else map(spline_basis, patch, elastic.shape[1:])
-    nodes, bases = zip(*each)
+    nodes, bases = zip(*map(spline_basis, patch, (2, 2, 2) if elastic is None else elastic.shape[1:]))
     centre = (np.array(patch) - 1) / 2
     grid = np.stack(np.meshgrid(*nodes, indexing="ij")) - centre.reshape(3, 1, 1, 1)
     coefficients = np.tensordot(plan["matrix"], grid, 1) + (plan["offset"] + centre).reshape(3, 1, 1, 1)
@@ -83,10 +82,7 @@ def is_affine_slice(plan, patch):
 
 
 def resample_label(label, where, border, interpolation):
-    """Labels (X, Y, Z) at positions that `inside` moved; outside (border min, zero) they are 0.
-
-    nearest, or linear: the label whose interpolated indicator is largest (ties: the smaller label).
-    """
+    """Labels (X, Y, Z) at positions that `inside` moved: nearest, or the label whose linear indicator is largest."""
     padded = pad(label[None], border)
     if interpolation == "nearest":
         return sample_nearest(padded[0], where)

@@ -1,5 +1,7 @@
 """Reading a volume at positions in voxels: the border rules and the interpolations, and a shorter way for slices."""
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,10 +29,7 @@ def inside(where, sizes, border):
 
 
 def pad(volume, border, fill=0):
-    """A voxel of `fill` around each axis longer than 1 of (C, X, Y, Z), where the border rule needs it.
-
-    fill: a number, or one value per channel as a (C, 1, 1, 1) tensor.
-    """
+    """(C, X, Y, Z) with a voxel of `fill`, a number or (C, 1, 1, 1), around its axes longer than 1 for min and zero."""
     if border not in ("min", "zero"):
         return volume
     channels, *sizes = volume.shape
@@ -41,11 +40,6 @@ def pad(volume, border, fill=0):
             padded.select(axis, end)[:] = fill if isinstance(fill, (int, float)) else fill.squeeze(axis)
     padded[(slice(None), *(slice(one, one + size) for size, one in zip(sizes, around)))] = volume
     return padded
-
-
-def sample(volume, where, interpolation):
-    """Image (C, X, Y, Z), padded by `pad`, at positions (3, x, y, z) that `inside` moved -> (C, x, y, z)."""
-    return sample_linear(volume, where) if interpolation == "linear" else sample_cubic(volume, where)
 
 
 def sample_linear(volume, where):
@@ -116,10 +110,8 @@ def sample_cubic(volume, where):
         left, right = w0 + w1, w2 + w3
         reads.append([(voxel + w1 / left, left), ((voxel + 2 + w3 / right).clamp_(max=size + 1), right)])
     result = 0
-    for x, weight_x in reads[0]:
-        for y, weight_y in reads[1]:
-            for z, weight_z in reads[2]:
-                result = result + sample_linear(volume, (x, y, z)) * (weight_x * weight_y * weight_z)
+    for (x, weight_x), (y, weight_y), (z, weight_z) in itertools.product(*reads):
+        result = result + sample_linear(volume, (x, y, z)) * (weight_x * weight_y * weight_z)
     return result
 
 
