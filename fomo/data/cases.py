@@ -120,7 +120,7 @@ def stated_number(path, case):
 
 
 def rounded(array):
-    """The voxels of a mask; one that is as good as a whole number (see ROUNDING) becomes that number."""
+    """The voxels of a mask; those that are as good as whole numbers (see ROUNDING) become them."""
     whole = np.rint(array)
     return np.where(np.abs(array - whole) <= ROUNDING, whole, array)
 

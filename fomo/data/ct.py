@@ -61,16 +61,17 @@ def take_slices(array, affine, settings):
     """[(slice index, relative position, pixels)] of a CT volume (X, Y, Z) with its affine, from below to above.
 
     The index is of the volume in RAS order; the position is 0 at the lowest slice with body and 1 at the highest.
-    pixels: (X, Y), or (2n+1, X, Y) with the neighbours from below to above, in settings.dtype. Raises ValueError for
-    values that are no Hounsfield units (settings.units) and for a volume without a body.
+    pixels: (X, Y), or (2n+1, X, Y) with the neighbours from below to above. Raises ValueError for values that are no
+    Hounsfield units and for a volume without a body.
     """
     array, affine = volume.to_ras(in_hounsfield(array, settings.units), affine)
     spacing_mm = volume.spacing(affine)
     body_cm2, lung_cm2 = cross_sections(array, spacing_mm)
-    if body_cm2.max() < _SMALLEST_CM2:
-        found = f"the largest region above -500 HU measures {body_cm2.max():.3g} cm2 in a slice"
+    most = body_cm2.max()
+    if most < _SMALLEST_CM2:
+        found = f"the largest region above -500 HU measures {most:.3g} cm2 in a slice"
         raise ValueError(f"no body found: {found}, wanted {_SMALLEST_CM2:g}")
-    inside = np.flatnonzero(body_cm2 >= body_cm2.max() / 4)
+    inside = np.flatnonzero(body_cm2 >= most / 4)
     step = 1 if settings.neighbour_mm is None else max(1, round(settings.neighbour_mm / spacing_mm[2]))
     around = np.arange(-settings.neighbours, settings.neighbours + 1) * step
     result = []
@@ -86,7 +87,7 @@ def in_hounsfield(array, units="auto"):
     """`array` in Hounsfield units; ValueError where its values do not look like that.
 
     units: what the values are: `auto` (Hounsfield units), `stored` (the scanner's values, HU + 1024), `twice` (the
-    intercept was applied twice, HU - 1024), all checked after the correction; or `hu` (taken as they are).
+    intercept was applied twice, HU - 1024); or `hu`, which is not checked.
     """
     if units == "hu":
         return array

@@ -1,8 +1,7 @@
 """The index of a cache: one file with what a start needs of the case.json of all entries.
 
-It has a line per entry: [key, entry, shape, background, class_voxels]; the key stands for the paths of the sources. It
-is replaced by a rename, so that a reader sees the old or the new one. If two processes write it, the last one stays,
-and the entries of the other are looked up again.
+It has a line per entry: [key, entry, shape, background, class_voxels]; the key stands for the paths of the sources. If
+two processes write it, the last one stays, and the entries of the other are looked up again.
 """
 
 import json
@@ -24,9 +23,8 @@ def read(path, log=None):
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                key, entry, *values = json.loads(line)
-                shape, background, class_voxels = map(tuple, values)
-                found[key] = Facts(entry, shape, background, class_voxels)
+                key, entry, shape, background, class_voxels = json.loads(line)
+                found[key] = Facts(entry, tuple(shape), tuple(background), tuple(class_voxels))
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:

@@ -74,9 +74,9 @@ class Order:
 
 @functools.lru_cache(maxsize=_OPEN_CASES)
 def _open(case, masked):
-    """(image (C, X, Y, Z), mask (X, Y, Z), [voxels (N, 3) of each foreground class that the case has]).
+    """(image (C, X, Y, Z), mask (X, Y, Z) or None, [voxels (N, 3) of each foreground class that the case has]).
 
-    Image and mask are tensors over memory maps. Without `masked` the mask is None and there are no voxels.
+    Image and mask are tensors over memory maps.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
@@ -92,8 +92,8 @@ def _open(case, masked):
 class Samples(Dataset):
     """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}.
 
-    With augment.mix also `mix`, a plan or None. With a plan also `partner`, the sample of another slot of the same
-    step, which is read here once more, whichever rank has it.
+    With augment.mix also `mix`, a plan or None; with a plan `partner`, the sample of another slot of the same step,
+    whichever rank has it.
     """
 
     cases: list
@@ -106,9 +106,8 @@ class Samples(Dataset):
         sample, augment, batch_size = self._read(slot), self.config.augment, self.config.train.batch_size
         if augment.mix != "none":
             place, generator = slot % batch_size, seeds.generator(self.config.seed, "mix", self.fold, slot)
-            patch = self.config.data.patch
-            plan = mixing.draw(augment.mix, generator, place, batch_size, patch, augment.mix_p)
-            sample["mix"] = plan
+            size = batch_size, self.config.data.patch
+            sample["mix"] = plan = mixing.draw(augment.mix, generator, place, *size, augment.mix_p)
             if plan is not None:
                 sample["partner"] = self._read(slot - place + plan["partner"])
         return sample
@@ -158,8 +157,8 @@ def augments_on_gpu(config):
 class Collate:
     """Stacks samples into a batch and draws its augmentation, each sample with its own addressed generator.
 
-    The task adds what its `draw` gives. With augment.mix the batch has also `own_share` (B,), each sample's share of
-    its image, and `partner_target`, the target of what fills the rest. scaling: see `Prepared.scaling`.
+    With augment.mix the batch has also `own_share` (B,), each sample's share of its image, and `partner_target`, the
+    target of what fills the rest. scaling: see `Prepared.scaling`.
     """
 
     def __init__(self, config, task, fold, scaling=None):
@@ -168,9 +167,7 @@ class Collate:
 
     def __call__(self, samples):
         batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "partner"}
-        for name in ("image", "mask"):
-            if name in batch:
-                batch[name] = torch.stack(batch[name])
+        batch.update({name: torch.stack(batch[name]) for name in ("image", "mask") if name in batch})
         if "target" in batch:
             batch["target"] = torch.tensor(batch["target"], dtype=torch.float32)
         if self.draw is not None:
@@ -206,10 +203,7 @@ def _add_partners(batch, samples):
 
 
 def mixed(batch):
-    """A batch of Collate's after augmentation.
-
-    Its samples are mixed with their partners, which are dropped. Slices that are several channels are repeated.
-    """
+    """An augmented batch, its samples mixed with their partners, and slices that are several channels repeated."""
     batch = dict(batch)
     plans, scaling = batch.pop("mix", None), batch.pop("scaling", None)
     if plans is not None:
@@ -224,10 +218,7 @@ def mixed(batch):
 
 
 def check_shared_memory(config, task, plan, folder="/dev/shm"):
-    """Raise UserError if the batches of the workers do not fit into shared memory.
-
-    In a container it is often 64 MB; workers that find too little are killed later, and without a word.
-    """
+    """Raise UserError if the workers' batches do not fit into shared memory: they would be killed without a word."""
     workers = config.train.workers
     if not workers or not os.path.isdir(folder):
         return

@@ -1,7 +1,4 @@
-"""Reads arrays of one volume or several from .npy files, also as pickled objects, without running code in them.
-
-Only arrays and numbers are unpickled, and no more memory is taken than the file has bytes.
-"""
+"""Reads arrays of one volume or several from .npy files, also as pickled objects, without running code in them."""
 
 import math
 import os
@@ -50,10 +47,7 @@ def _one_line(error):
 
 
 class _ArraysOnly(pickle._Unpickler):
-    """An unpickler that can build numpy arrays and Python numbers, and nothing that runs code.
-
-    It is the one in Python: in the one in C a few bytes can ask for any amount of memory.
-    """
+    """Builds arrays and numbers only. It is in Python: in C a few bytes can ask for any amount of memory."""
 
     def __init__(self, file):
         super().__init__(_Bounded(file))
@@ -81,7 +75,7 @@ class _Type:
 
 
 class _Array:
-    """A pickled array, of numbers, of arrays or of Python's numbers; `value` is the numpy array."""
+    """A pickled array, of numbers or of arrays; `value` is the numpy array."""
 
     def __init__(self, *_):
         self.value = None
@@ -98,7 +92,7 @@ class _Array:
 
 
 class _Bounded:
-    """A file that refuses to read more bytes at once than it has, because the memory is taken before they are read."""
+    """A file that refuses to read more bytes at once than it has: the memory is taken before they are read."""
 
     def __init__(self, file):
         self.readline, self._file, self._size = file.readline, file, os.fstat(file.fileno()).st_size

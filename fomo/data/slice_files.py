@@ -33,7 +33,7 @@ def patient_of(name):
 def read_labels(path, key="--labels", required=()):
     """{volume name without suffix: {column: text}} of a CSV with the column VolumeName, which is left out.
 
-    key: the option or config key that names the file. required: {key: column} of columns that must be there.
+    key, required: see spreadsheet.read_rows.
     """
     found = {}
     for line, cells in spreadsheet.read_rows(path, {key: "VolumeName", **dict(required)}, key):
@@ -57,7 +57,7 @@ def read_settings(folder):
 
 @dataclass(frozen=True)
 class Reading:
-    """How files become images; the same for all slices of a config."""
+    """How files become images."""
 
     size: tuple[int, int]  # (X, Y)
     channels: int
@@ -102,10 +102,7 @@ class SliceCase(Prepared):
         return tuple((0.0 - mean) / deviation for mean, deviation in self.reading.scaling)
 
     def image(self):
-        """(C, X, Y, 1) float32: 0 to 1, or as ImageNet is normalised. UserError for a file of another shape or type.
-
-        The channels are the slice, the slice several times, or the slice between its neighbours.
-        """
+        """(C, X, Y, 1) float32; the channels are the slice, the slice several times, or it between its neighbours."""
         return read_slice(self.case.images[0].path, self.reading)
 
     def distinct(self):

@@ -23,9 +23,6 @@ _DAMAGED = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderD
 _UNREADABLE = (OSError, EOFError, OverflowError, MemoryError, zlib.error, *_DAMAGED)
 
 
-# --------------------------------------------------------------------------------------------- files
-
-
 def read_nifti(path):
     """(array float32 (X, Y, Z), affine float64 (4, 4)) of a 3D NIfTI file, scaled by its own slope and intercept.
 
@@ -56,7 +53,7 @@ def read_nifti(path):
 
 
 def _check_extensions(path):
-    """Raise ValueError for extensions of the header that are too large: nibabel reads them whole."""
+    """Raise ValueError for a header's extensions that are too large: nibabel reads them whole."""
     with nibabel.openers.ImageOpener(path) as file:
         start = file.read(nibabel.Nifti2Header.sizeof_hdr + 4)
         for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
@@ -115,9 +112,6 @@ def grid_distance(shape, affine, other):
     return float(np.linalg.norm(((affine - other) @ points)[:3], axis=0).max())
 
 
-# ---------------------------------------------------------------------------------------- one volume
-
-
 def to_ras(array, affine):
     """(array, affine) with axes permuted and flipped to run most like right, anterior, superior; no interpolation."""
     return to_axes_of(np.eye(4), array, affine)
@@ -153,11 +147,9 @@ def resample(array, shape, order):
         old, new = before[axis], shape[axis]
         if old != new:
             matrix = _interpolation(old, new, order)
-            size = list(array.shape)
-            size[axis - 3] = new
-            inner = math.prod(size[axis - 2 :]) if axis < 2 else 1
-            product = array @ matrix.T if axis == 2 else matrix @ array.reshape(-1, old, inner)
-            array = product.reshape(size)
+            lead, rest = array.shape[: axis - 3], array.shape[array.ndim - 2 + axis :]
+            product = matrix @ array.reshape(-1, old, math.prod(rest)) if rest else array @ matrix.T
+            array = product.reshape(*lead, new, *rest)
     return array
 
 
@@ -170,9 +162,9 @@ def _interpolation(old, new, order):
 
 
 def resample_labels(array, shape):
-    """Class numbers `array` (X, Y, Z) on another grid; a voxel gets the class with the largest linear interpolation.
+    """Class numbers `array` (X, Y, Z) on another grid: of each voxel the class with the largest linear interpolation.
 
-    Nearest neighbours would shift a mask by half a voxel when the grid halves; this does not. Ties: the higher class.
+    Nearest neighbours would shift a mask by half a voxel when the grid halves. Ties: the higher class.
     """
     if tuple(shape) == array.shape:
         return array
@@ -217,9 +209,6 @@ def normalize(array, kind="zscore", percentiles=(0.5, 99.5), window=(-1000.0, 40
         made = f"which the {kind} from {low:g} to {high:g} makes {result.flat[0]:g}"
         raise ValueError(f"constant volume: got {got}, {made}")
     return result
-
-
-# ---------------------------------------------------------------------------- to the network and back
 
 
 @dataclass(frozen=True)
@@ -311,8 +300,8 @@ def _resampled(shape, before_mm, after_mm, name):
 def to_native(array, geometry, order=1):
     """`array` (..., X, Y, Z) on the network's grid, brought back to the grid of the file: the inverse of `preprocess`.
 
-    For masks give class probabilities and take the argmax of the result, or give class numbers with order=0. Outside
-    the cropped box the result is 0 in every channel, and so the argmax is class 0.
+    For masks give class probabilities and take the argmax of the result, or give class numbers with order=0. The result
+    is 0 outside the cropped box.
     """
     if array.shape[-3:] != geometry.shape:
         raise ValueError(f"array: got shape {_by(array.shape)}, wanted (..., {', '.join(map(str, geometry.shape))})")

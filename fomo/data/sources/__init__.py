@@ -84,12 +84,12 @@ def prepare(cases, data, wanted, log=None, workers=None):
 
 
 def _check_ids(cases):
-    """Refuse ids that cannot name a file, and those of which some systems make one file: equal but for capitals."""
+    """Refuse ids that cannot name a file, or that are equal but for capitals: some systems make them one file."""
     seen = {}
     for case in cases:
         if not names_a_file(case.id):
-            got = f"{case.images[0].path!r}: got the id {case.id!r}"
-            raise UserError(f"{got}, wanted {ID_WANTED}; rename the file or folder")
+            wanted = f"wanted {ID_WANTED}; rename the file or folder"
+            raise UserError(f"{case.images[0].path!r}: got the id {case.id!r}, {wanted}")
         first = seen.setdefault(case.id.lower(), case)
         if first is not case:
             ids = f"ids '{first.id}' and '{case.id}', which differ only in capitals"
@@ -99,11 +99,8 @@ def _check_ids(cases):
 
 
 def _check_images(data, cases):
-    """Refuse an image in cases of several subjects: folds would train and test on it.
-
-    Links are followed only where a start looks at the files, see data.rescan.
-    """
-    look, first = looks_at_files(data, len(cases)), {}
+    """Refuse an image in cases of several subjects: folds would train and test on it."""
+    look, first = looks_at_files(data, len(cases)), {}  # look: also where links lead
     real_folder = functools.cache(os.path.realpath)  # it looks at each part of a path
 
     def real_path(path):

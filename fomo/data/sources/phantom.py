@@ -5,16 +5,13 @@ from dataclasses import replace
 
 from ...config import UserError, as_user_error
 from ..phantoms import heads
-from . import sessions, table
+from . import table
+from .sessions import fomo1, fomo2, fomo3
 from .source import VOLUME_LABELS, Source
 
 _COLUMNS = dict(id_column="id", subject_column="PatientID", mask_column="mask", fold_column="fold")  # of its table
-_LAYOUTS = {  # which data set has labels of a kind, and its layout
-    "class": (1, sessions.fomo1),
-    "mask": (2, sessions.fomo2),
-    "number": (3, sessions.fomo3),
-    "nothing": (1, sessions.fomo1),
-}
+# which data set has labels of a kind, and its layout
+_LAYOUTS = {"class": (1, fomo1), "mask": (2, fomo2), "number": (3, fomo3), "nothing": (1, fomo1)}
 
 
 def list_phantom(data, wanted, labels, log=None):

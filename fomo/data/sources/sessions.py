@@ -50,8 +50,7 @@ def _check_complete(base, chosen, others):
     for subject in sorted(set(_folders(base)) - {subject for subject, _ in chosen}):
         raise UserError(f"{os.path.join(base, subject)}: no session folder, wanted for example {subject}/ses_1")
     for other in others:
-        lacking = sorted(set(_sessions_below(other)) - set(chosen))
-        if lacking:
+        if lacking := sorted(set(_sessions_below(other)) - set(chosen)):
             got = f"{base}: lacks {len(lacking)} sessions that {other} has, as {'/'.join(lacking[0])}"
             raise UserError(f"{got}, wanted all: derive them too, or move one of the two folders away")
 
@@ -168,7 +167,6 @@ def _declared(name, function, warn=_warn, **more):
         gives=("class", "number", "mask", "nothing"),
         needs=(("data.root",), f"the folder of the {name} data set, for example data.root=/data/{name}"),
         geometry=True,
-        keys=(),
         warn=warn,
         **more,
     )

@@ -29,10 +29,12 @@ def list_slices(data, wanted, labels, log=None):
     columns = rows[0].cells
     shared = [name for name in ("volume_name", "patient", fold_column, *own) if name in columns]
     volumes = _first_rows(data.csv, rows, shared)
+    known = {}
     if own:
         known = {key: _target(data.csv, f"line {line}", cells, own) for key, (line, cells) in volumes.items()}
-    else:
-        known = _read_targets(data.labels_csv, targets) if targets else {}
+    elif targets:
+        labels_of = read_labels(data.labels_csv, "data.labels_csv", {f"task.targets: {name}": name for name in targets})
+        known = {key: _target(data.labels_csv, key, cells, targets) for key, cells in labels_of.items()}
     patients = {key: _patient(data.csv, key, row) for key, row in volumes.items()}
     folder, cases = os.path.dirname(os.path.abspath(data.csv)), []
     for line, cells in rows:
@@ -88,8 +90,8 @@ def _labelled(cases, data, log):
     names = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
     where = data.labels_csv or data.csv
     if data.missing_labels == "error":
-        got = f"{where}: no labels for {len(lacking)} volumes ({names})"
-        raise UserError(f"{got}, wanted a line for each, or data.missing_labels=drop")
+        wanted = "wanted a line for each, or data.missing_labels=drop"
+        raise UserError(f"{where}: no labels for {len(lacking)} volumes ({names}), {wanted}")
     kept = [case for case in cases if case.target is not None]
     if not kept:
         raise UserError(f"{where}: no labels for any volume, as {next(iter(lacking))}, wanted a line for each")
@@ -97,11 +99,6 @@ def _labelled(cases, data, log):
         count = dict(volumes=len(lacking), slices=len(cases) - len(kept), of=len(cases))
         log.warn("volumes without labels are left out", **count, names=names)
     return kept
-
-
-def _read_targets(path, targets):
-    found = read_labels(path, "data.labels_csv", {f"task.targets: {name}": name for name in targets})
-    return {name: _target(path, name, cells, targets) for name, cells in found.items()}
 
 
 def _target(path, where, cells, targets):
@@ -120,8 +117,7 @@ def _check(config, refuse):
     if not config.task.targets:
         refuse("task.targets", (), "the columns of the labels that are learned, for example [Cardiomegaly, Emphysema]")
     if data.normalize not in ("none", "imagenet"):
-        wanted = "none or imagenet for data.source=slices: they were windowed when they were extracted"
-        refuse("data.normalize", data.normalize, wanted)
+        refuse("data.normalize", data.normalize, "none or imagenet for data.source=slices, which are windowed already")
     if data.patch[2] != 1:
         refuse("data.patch", data.patch, "[x, y, 1], the pixels of a slice, for data.source=slices")
     if data.neighbours and count != 2 * data.neighbours + 1:

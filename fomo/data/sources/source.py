@@ -6,19 +6,15 @@ from dataclasses import dataclass
 from .. import cache
 
 _VOLUME_KEYS = ("data.crop", "data.cache_dtype", "data.crop_position", "eval.overlap", "eval.pool_windows")
+_MEANING = ("spacing_mm", "crop", "cache_dtype")  # of volumes
 VOLUME_LABELS = ("class", "number", "flags", "mask", "nothing")
-
-
-def _of_volumes(data):
-    return {"data.spacing_mm": data.spacing_mm, "data.crop": data.crop, "data.cache_dtype": data.cache_dtype}
 
 
 @dataclass(frozen=True)
 class Source:
     """The declaration of a source; `data` is always the config's section.
 
-    list: function (data, wanted, labels, log) that returns the Cases. wanted: see cases.Wanted. labels=False: images
-        only, for prediction. log: for warnings, or None.
+    list: function (data, wanted, labels, log) that returns the Cases, see `list_cases`.
     gives: the kinds of labels (Wanted.kind) that it can have.
     needs: keys of which at least one must be set, and what the user should give: (("data.root",), "the folder ...").
     geometry: whether its images are volumes that lie in space, which are preprocessed and can be cut into patches.
@@ -32,14 +28,14 @@ class Source:
     warn: function (data, cases, log) that warns of what may be wrong and is no error.
     meaning: {key: value} of what decides how an image of it is to be understood.
     record: what a network must know of it for prediction, stored with the checkpoint.
-    prepare: function (cases, data, wanted, log, workers) that returns the Prepared cases.
+    prepare: function (cases, data, wanted, log, workers) that returns the Prepared cases, see `sources.prepare`.
     """
 
     list: Callable
     gives: tuple[str, ...]
     needs: tuple[tuple[str, ...], str]
     geometry: bool
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     reads_csv: bool = False
     reads_root: bool = True
@@ -48,7 +44,7 @@ class Source:
     number: tuple[str, str] = ("value", "")
     check: Callable = lambda config, refuse: None
     warn: Callable = lambda data, cases, log: None
-    meaning: Callable = _of_volumes
+    meaning: Callable = lambda data: {f"data.{name}": getattr(data, name) for name in _MEANING}
     record: Callable = lambda data: {}
     prepare: Callable = cache.prepare
 

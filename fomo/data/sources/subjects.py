@@ -13,8 +13,7 @@ def warn_of_beginnings(cases, log):
     for case in cases:
         if beginning := _SUBJECT.match(case.id):
             alike.setdefault(beginning[0].lower(), {}).setdefault(case.subject, case.id)
-    several = [list(ids.values()) for ids in alike.values() if len(ids) > 1]
-    if several:
+    if several := [list(ids.values()) for ids in alike.values() if len(ids) > 1]:
         said = "cases count as different subjects, though their names begin alike"
         told = "sessions of one subject are told by _ses_ in the name, or by data.subject_column"
         log.warn(f"{said}: {told}", beginnings=len(several), example=several[0][:2])
@@ -25,7 +24,6 @@ def warn_of_spellings(cases, log):
     alike = {}
     for subject in sorted({case.subject for case in cases}):
         alike.setdefault(_ZEROS.sub("", subject.lower()), []).append(subject)
-    several = ["/".join(subjects) for subjects in alike.values() if len(subjects) > 1]
-    if several:
+    if several := ["/".join(subjects) for subjects in alike.values() if len(subjects) > 1]:
         said = "subjects that differ only in capitals, leading zeros or .0 count as different ones"
         log.warn(f"{said}: write those that are one in one way", count=len(several), subjects=several[:_SHOWN])

@@ -84,11 +84,10 @@ def _filled(path, row, column, hint=""):
 
 def _image(path, row, text, look):
     """The Volume of channel `text`; of the alternatives 'a|b' exactly one must be filled."""
-    names = text.split("|")
-    filled = [name for name in names if row.cells.get(name)]
+    filled = [name for name in text.split("|") if row.cells.get(name)]
     if len(filled) > 1:
         _refuse(path, row, text, f"paths in {' and '.join(filled)}", "one of them")
-    if not filled and len(names) > 1:
+    if not filled and "|" in text:
         _refuse(path, row, text, "blank cells", "one path")
     return _volume(path, row, filled[0] if filled else text, look)
 
@@ -134,10 +133,9 @@ def _check_classes(path, wanted, rows, columns):
         if len(columns) == 1 and len(lines) > wanted.classes:
             rarest = sorted(lines.items(), key=lambda item: len(item[1]))[:_SHOWN]
             got = ", ".join(f"'{text[:80]}' ({len(where)}, first in line {where[0]})" for text, where in rarest)
-            more = ", ..." if len(lines) > _SHOWN else ""
-            got = f"got {len(lines)} classes, the rarest first: {got}{more}"
+            got = f"{len(lines)} classes, the rarest first: {got}{', ...' if len(lines) > _SHOWN else ''}"
             advice = f"wanted task.classes={wanted.classes}: set it to their number, or correct the lines"
-            raise UserError(f"{path}: column '{target}': {got}; {advice}")
+            raise UserError(f"{path}: column '{target}': got {got}; {advice}")
         for text, where in lines.items():
             name, this = f"{target}_{text}".replace(" ", "_"), f"'{text[:80]}' in column '{target}' (line {where[0]})"
             if named.setdefault(name, this) != this:
@@ -147,13 +145,11 @@ def _check_classes(path, wanted, rows, columns):
 
 def class_index(texts, where):
     """{text: class} of the texts of a column, which errors call `where`."""
-    if all(NUMBER.fullmatch(text) for text in texts):
-        order = sorted(texts, key=float)
-        for one, other in zip(order, order[1:]):
-            if float(one) == float(other):
-                raise UserError(f"{where}: got '{one}' and '{other}', wanted one way to write a class")
-    else:
-        order = sorted(texts)
+    numeric = all(NUMBER.fullmatch(text) for text in texts)
+    order = sorted(texts, key=float if numeric else None)
+    for one, other in zip(order, order[1:]):
+        if numeric and float(one) == float(other):
+            raise UserError(f"{where}: got '{one}' and '{other}', wanted one way to write a class")
     binary = set(order) <= {"0", "1"}
     return {text: int(text) if binary else place for place, text in enumerate(order)}
 

@@ -49,17 +49,13 @@ def scans_below(root):
     try:
         while open_folders:
             below, parents = open_folders.pop()  # parents: the real paths of the folders from the root down to this one
-            names = []
             with os.scandir(os.path.join(root, below)) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if not entry.is_dir():
-                        names.append(entry.name)
-                        continue
-                    real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
-                    if real not in parents:  # else a cycle: what is in it is listed already
-                        open_folders.append((os.path.join(below, entry.name), (*parents, real)))
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+            names = [entry.name for entry in visible if not entry.is_dir()]
+            for entry in (entry for entry in visible if entry.is_dir()):
+                real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
+                if real not in parents:  # else a cycle: what is in it is listed already
+                    open_folders.append((os.path.join(below, entry.name), (*parents, real)))
             found += [os.path.join(below, name) for name in names if _SUFFIX.search(name)]
             if _holds_dicom(os.path.join(root, below), names):
                 found.append(below)
