@@ -39,7 +39,7 @@ class Task:
     clip: float = key(0.05, "negatives of less probability cost nothing", only="task.loss=asymmetric", low=0, high=0.5)
     label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0, high=0.5)
     activation: str = key(
-        "softmax", "softmax over the classes, or one output per foreground class", choices=("softmax", "sigmoid")
+        "softmax", "segmentation: softmax, or one output per foreground class", choices=("softmax", "sigmoid")
     )
     class_weights: str = key(
         "none", "in the loss, from training cases (multilabel: of positives)", choices=("none", "inverse_frequency")
@@ -193,7 +193,7 @@ class Augment:
     preset: str = key("all", "augmentation of the training patches")
     parameters: dict | None = key(None, "values instead of the preset's, for example augment.parameters.rotate.p=0.5")
     mix: str = key(
-        "none", "cutmix: each gets a box of another sample; mixup: mean of both", choices=("none", "cutmix", "mixup")
+        "none", "classification: a box (cutmix) or mean (mixup) of two samples", choices=("none", "cutmix", "mixup")
     )
     mix_p: float = key(0.5, "share of the samples that are mixed", only="augment.mix=cutmix|mixup", low=0, high=1)
     device: str = key("auto", "where patches are augmented (auto: GPU if any)", choices=("auto", "cpu", "gpu"))
@@ -236,8 +236,8 @@ class Eval:
     mirror_axes: tuple[int, ...] = key(
         (), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2
     )
-    postprocess: str = key("none", "hole filling and component sizes by inner validation", choices=("none", "auto"))
-    saliency: int = free_key(0, "test cases of each fold whose Grad-CAM (and CBAM) maps the report shows", low=0)
+    postprocess: str = key("none", "segmentation: holes and component sizes by validation", choices=("none", "auto"))
+    saliency: int = free_key(0, "classification: cases per fold with Grad-CAM (and CBAM) maps in the report", low=0)
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)
 
