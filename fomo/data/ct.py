@@ -66,7 +66,7 @@ def take_slices(array, affine, settings):
     """
     array, affine = volume.to_ras(in_hounsfield(array, settings.units), affine)
     spacing_mm = volume.spacing(affine)
-    body_cm2, lung_cm2 = cross_sections(array, spacing_mm)
+    body_cm2, lung_cm2 = _cross_sections(array, spacing_mm)
     most = body_cm2.max()
     if most < _SMALLEST_CM2:
         found = f"the largest region above -500 HU measures {most:.3g} cm2 in a slice"
@@ -75,7 +75,7 @@ def take_slices(array, affine, settings):
     step = 1 if settings.neighbour_mm is None else max(1, round(settings.neighbour_mm / spacing_mm[2]))
     around = np.arange(-settings.neighbours, settings.neighbours + 1) * step
     result = []
-    for index in choose(inside, lung_cm2, settings):
+    for index in _choose(inside, lung_cm2, settings):
         places = np.clip(index + around, 0, array.shape[2] - 1)
         pixels = np.stack([_pixels(array[:, :, z], spacing_mm, settings) for z in places])
         position = (index - inside[0]) / max(1, inside[-1] - inside[0])
@@ -112,7 +112,7 @@ def in_hounsfield(array, units="auto"):
     raise ValueError(f"got {seen}: {found}")
 
 
-def cross_sections(array, spacing_mm):
+def _cross_sections(array, spacing_mm):
     """(area of the body, of the lungs) in cm2 in each axial slice of (X, Y, Z) Hounsfield units in RAS order."""
     step = [max(1, int(_COARSE_MM / size)) for size in spacing_mm[:2]]
     solid = array[:: step[0], :: step[1]] > -500
@@ -125,7 +125,7 @@ def cross_sections(array, spacing_mm):
     return filled.sum((0, 1)) * pixel_cm2, (filled & ~solid).sum((0, 1)) * pixel_cm2
 
 
-def choose(inside, lung_cm2, settings):
+def _choose(inside, lung_cm2, settings):
     """Slice indices, ascending and each once, out of `inside`, the slices with body.
 
     uniform: the middles of equal stretches of the body.

@@ -196,7 +196,6 @@ def _write_splits(output, names, facts, rows, columns, log):
             files.write_csv(path, own)
         elif os.path.exists(path):  # of volumes that are gone
             os.remove(path)
-    unlabelled = len(names.keys() - rows.keys()) if columns else 0
-    if unlabelled:
+    if unlabelled := len(names.keys() - rows.keys()) if columns else 0:
         log.warn("volumes without a line in the label table: their cells are blank", volumes=unlabelled, of=len(names))
     log("extract", slices=len(lines), volumes=len(names), output=output)

@@ -36,8 +36,7 @@ def _warn_of_unused_folds(config, wanted, cases, log):
 
 def warn_without_geometry(cases, log):
     """Warn of files that do not say how they lie in space."""
-    unknown = sum(not all(image.has_geometry for image in case.images) for case in cases)
-    if unknown:
+    if unknown := sum(not all(image.has_geometry for image in case.images) for case in cases):
         log.warn(".npy files have no orientation and voxel size: taken as RAS with 1 mm voxels", cases=unknown)
 
 

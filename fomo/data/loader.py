@@ -222,9 +222,9 @@ def check_shared_memory(config, task, plan, folder="/dev/shm"):
     workers = config.train.workers
     if not workers or not os.path.isdir(folder):
         return
-    voxels = task.sample_voxels(augmented=not augments_on_gpu(config))
-    sample = voxels * (4 * len(config.data.channels) + (task.reads == "mask"))
-    if config.augment.mix != "none" and augments_on_gpu(config):
+    on_gpu = augments_on_gpu(config)
+    sample = task.sample_voxels(augmented=not on_gpu) * (4 * len(config.data.channels) + (task.reads == "mask"))
+    if on_gpu and config.augment.mix != "none":
         sample *= 2  # partners come along
     needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use
     free = shutil.disk_usage(folder).free

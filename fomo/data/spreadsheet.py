@@ -66,8 +66,7 @@ def _check_cells(where, cells, header, nameless):
 
 def check_columns(path, columns, required):
     """Raise UserError unless `columns` are different ones and have all that are `required`, see read_rows."""
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise UserError(f"{path}: line 1: got the column '{twice[0][:80]}' twice, wanted each name once")
     for key, name in required.items():
         if name not in columns:

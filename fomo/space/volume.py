@@ -45,8 +45,7 @@ def read_nifti(path):
         affine = np.array(image.affine, dtype=np.float64)
     except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot read it as NIfTI: {' '.join(str(error).split())}") from error
-    bad = array.size - np.count_nonzero(np.isfinite(array))
-    if bad:
+    if bad := array.size - np.count_nonzero(np.isfinite(array)):
         raise ValueError(f"{path}: got {bad} voxels that are NaN or infinite, wanted numbers")
     check_affine(affine, path)
     return array, affine
@@ -233,7 +232,6 @@ class Geometry:
         return tuple(kept)
 
     def to_dict(self):
-        """Plain values, for JSON."""
         return asdict(self)
 
     @classmethod
