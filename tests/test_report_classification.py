@@ -1,7 +1,5 @@
 """The views of classification, of several targets and of several labels, and their plots."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from report_runs import make_run, needs_figures, shown, verdict
@@ -17,14 +15,14 @@ from fomo.tasks import views
 )
 def test_the_verdict(tmp_path, skill, start):
     folder = make_run(tmp_path / "run", "classification", skill=skill, cases=60, seed=1)
-    assert verdict(run.read(folder)).startswith(start)
+    assert verdict(run.Run(folder)).startswith(start)
 
 
 def test_classes_are_called_as_in_the_table(tmp_path):
-    found = run.read(make_run(tmp_path / "run", "classification"))
+    found = run.Run(make_run(tmp_path / "run", "classification"))
     assert found.classes == ["0", "1"] and "Class 0 is" not in str(views.classification._confusion(found))
-    named = views.classification._confusion(dataclasses.replace(found, classes=["AD", "<CN>"]))
-    assert "Class 0 is AD, class 1 &lt;CN&gt;: in sorted order." in str(named)
+    found.classes = ["AD", "<CN>"]
+    assert "Class 0 is AD, class 1 &lt;CN&gt;: in sorted order." in str(views.classification._confusion(found))
 
 
 def test_cases_come_worst_first_with_warnings():

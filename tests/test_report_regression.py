@@ -1,6 +1,5 @@
 """The view of regression: verdict, cases."""
 
-import dataclasses
 import math
 import re
 
@@ -12,12 +11,14 @@ from fomo.tasks import Results, views
 
 
 def test_the_verdict(tmp_path):
-    found = run.read(make_run(tmp_path / "good", "regression", skill=5))
+    found = run.Run(make_run(tmp_path / "good", "regression", skill=5))
     assert re.match(r"Better than predicting the mean .*\(MAE 1\d\.\d\): the error is .* smaller", verdict(found))
     worse = [{**row, "prediction": row["target"] + 40 + index % 3} for index, row in enumerate(found.rows)]
-    assert verdict(dataclasses.replace(found, results=Results(worse))).startswith("Worse than")
+    found.results = Results(worse)
+    assert verdict(found).startswith("Worse than")
     same = [{**row, "prediction": row["training_mean"]} for row in found.rows]
-    assert verdict(dataclasses.replace(found, results=Results(same))).startswith("Not shown")
+    found.results = Results(same)
+    assert verdict(found).startswith("Not shown")
 
 
 def test_cases_come_worst_first_with_warnings():

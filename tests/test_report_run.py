@@ -1,6 +1,5 @@
 """What a run folder says of its training: the log, the selected epoch."""
 
-import dataclasses
 import math
 
 import pytest
@@ -26,13 +25,14 @@ def test_what_the_log_says(tmp_path):
 
 
 def test_the_selected_epoch(tmp_path):
-    found = run.read(make_run(tmp_path / "run", "classification"))
+    found = run.Run(make_run(tmp_path / "run", "classification"))
     assert found.best_row(1)["epoch"] == 3
     epochs = ((1, math.nan, 0), (2, 0.7, 3.0), (3, 0.7, 2.0), (4, 0.7, 2.0))
     rows = [dict(zip(("epoch", "val_auroc", "val_loss"), values)) for values in epochs]
-    tied = dataclasses.replace(found, histories={1: rows})
-    assert tied.best_row(1)["epoch"] == 3  # the lower loss, then the earlier one
-    assert dataclasses.replace(found, histories={1: rows[:1]}).best_row(1) is None
+    found.histories = {1: rows}
+    assert found.best_row(1)["epoch"] == 3  # the lower loss, then the earlier one
+    found.histories = {1: rows[:1]}
+    assert found.best_row(1) is None
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -51,6 +51,6 @@ def test_a_damaged_file_is_named(tmp_path):
         if content is not None:
             (folder / name).write_text(content)
         with pytest.raises(files.Damaged, match=f"cannot read .*/{name} .*restore it"):
-            run.read(str(folder))
+            run.Run(str(folder))
         (folder / name).write_text(kept)
-    assert run.read(str(folder)).complete
+    assert run.Run(str(folder)).complete

@@ -13,7 +13,7 @@ from fomo.tasks import views
 
 
 def test_the_verdict(tmp_path):
-    found = run.read(make_run(tmp_path / "run", "segmentation"))
+    found = run.Run(make_run(tmp_path / "run", "segmentation"))
     # of 40 cases 36 have a reference; those with index 7, 14, 21, 28, 35 have no prediction
     text = "Better than an empty mask, which scores 0; of the 36 cases with something to find, 5 are missed altogether."
     assert verdict(found) == text

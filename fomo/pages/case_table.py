@@ -18,11 +18,6 @@ def outliers(values):
     return np.isfinite(values) & (values > high + 1.5 * (high - low)) & (high > low)
 
 
-def arrays_of(rows, *names):
-    """[(n,) array of each of the columns `names`]."""
-    return [np.array([row[name] for row in rows]) for name in names]
-
-
 def case_table(titles, lines):
     """(all titles, table rows, ids of the cases with a warning).
 

@@ -177,19 +177,19 @@ def legend(lines, class_="legend"):
 
 
 def table(columns, rows, caption, sortable=False, row_classes=None):
-    """A table in a region that scrolls, below its caption. Numbers carry their exact value in data-value.
+    """A table in a region that scrolls, below its caption. A number's exact value is in data-value.
 
     columns: their titles.
     rows: lists of text, numbers, Html, Cell, or None for an empty cell.
     sortable: the titles become buttons once the page's script runs; until then the order is that of `rows`.
     row_classes: a CSS class, or None, for each row.
     """
-    numeric = [all(_is_number(_value(row[i])) for row in rows if row[i] is not None) for i in range(len(columns))]
-    classes = ["number" if is_numeric else None for is_numeric in numeric]
+    rows = [[content if isinstance(content, Cell) else Cell(content, content) for content in row] for row in rows]
+    values = ([row[i].value for row in rows if row[i].value is not None] for i in range(len(columns)))
+    classes = ["number" if all(map(_is_number, of_column)) else None for of_column in values]
 
     def cell(i, content):
-        value = _value(content)
-        exact = repr(float(value)) if _is_number(value) else None
+        exact = repr(float(content.value)) if _is_number(content.value) else None
         element, scope = ("td", None) if i else ("th", "row")
         return tag(element, shown(content), scope=scope, class_=classes[i], data_value=exact)
 
@@ -207,10 +207,6 @@ def shown(content):
     """What a cell of a table shows: text or Html."""
     content = content.shown if isinstance(content, Cell) else content
     return "" if content is None else number(content) if _is_number(content) else content
-
-
-def _value(content):
-    return content.value if isinstance(content, Cell) else content
 
 
 def _is_number(value):

@@ -72,7 +72,7 @@ def mosaic(rows, spacings_mm, alt, overlay=None, pixels=200):
     Planes are (A, B) arrays in RAS+ order; they are shown with their true proportions (spacings_mm: (a, b) of each row)
     in square tiles on black. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane.
     """
-    from matplotlib import image as matplotlib_image
+    from matplotlib.image import imsave
 
     step = pixels + _GAP
     height, width = len(rows) * step - _GAP, len(rows[0]) * step - _GAP
@@ -85,7 +85,7 @@ def mosaic(rows, spacings_mm, alt, overlay=None, pixels=200):
             tile = canvas[i * step : i * step + pixels, j * step : j * step + pixels]
             _fill(tile, colours, spacing)
     file = io.BytesIO()
-    matplotlib_image.imsave(file, canvas, format="png", metadata={"Software": None})
+    imsave(file, canvas, format="png", metadata={"Software": None})
     return _html(file, width, height, alt)
 
 

@@ -52,9 +52,7 @@ figure svg text { font-family: system-ui,-apple-system,"Segoe UI",Roboto,"Helvet
 figcaption { margin-top: 4px }
 figure .scroll { margin: 0 }
 figcaption b { color: var(--text) }
-.legend {
-  display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 14px; list-style: none; margin: 8px 0; padding: 0;
-}
+.legend { display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 14px; list-style: none; margin: 8px 0; padding: 0 }
 .legend i {
   display: inline-block; width: 22px; height: 0; border-top: 3px solid; margin-right: 6px; vertical-align: middle;
 }
@@ -94,9 +92,7 @@ td span.wrap { display: inline-block; white-space: normal; min-width: 12em; max-
 .confusion small { display: block; font-size: 13px; color: var(--soft) }
 details { margin: 12px 0 }
 summary { cursor: pointer; color: var(--accent) }
-pre {
-  font-size: 13px; line-height: 1.45; overflow-x: auto; background: var(--back); padding: 12px; border-radius: 6px;
-}
+pre { font-size: 13px; line-height: 1.45; overflow-x: auto; background: var(--back); padding: 12px; border-radius: 6px }
 footer { margin-top: 48px; font-size: 14px; color: var(--soft) }
 @media(max-width:600px) {
   main { padding: 20px 16px 48px }

@@ -22,4 +22,4 @@ def write(folder, cases=None):
     cases: the run's Case list where it is at hand; otherwise, for the pictures of a segmentation, it is listed again,
     which reads every mask. Raises UserError for a folder that holds no run.
     """
-    return page.save(RunFolder(folder).report_path, parts.of_run(run.read(folder), cases))
+    return page.save(RunFolder(folder).report_path, parts.of_run(run.Run(folder), cases))

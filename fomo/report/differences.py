@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import metrics
 from ..config import UserError
-from . import run as run_module
+from .run import Run
 
 _COLUMNS = "metric first second first_value second_value difference low high p p_holm better cases left_out test"
 
@@ -30,7 +30,7 @@ def compare(folders, resamples=10000, seed=0):
         raise UserError(f"got {len(folders)} run folder, wanted two or more")
     if resamples < 1:
         raise UserError(f"--resamples: got {resamples}, wanted 1 or more")
-    runs = _distinct({folder: run_module.read(folder) for folder in folders})
+    runs = _distinct({folder: Run(folder) for folder in folders})
     _check(list(runs.values()))
     rows = []
     for (first, a), (second, b) in itertools.combinations(runs.items(), 2):

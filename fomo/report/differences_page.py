@@ -12,7 +12,6 @@ from ..pages.figures.numbers import paired
 from ..pages.figures.probabilities import rocs
 from ..pages.page import number, tag
 from ..runtime import files
-from . import run as run_module
 
 
 def comparison_text(rows):
@@ -158,7 +157,7 @@ def _cases(runs):
 
 def _settings(runs):
     """The keys of the config in which the runs differ, and their code."""
-    rows = [["code", *(run_module.started(run.log).get("code", "not logged") for run in runs.values())]]
+    rows = [["code", *(run.start.get("code", "not logged") for run in runs.values())]]
     for of_runs in zip(*(config_module.fields(run.config) for run in runs.values())):
         rows.append([of_runs[0][0], *(config_module.show(value) for _, _, value in of_runs)])
     rows = [row for row in rows if row[0] not in ("name", "output") and len(set(row[1:])) > 1]

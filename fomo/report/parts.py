@@ -49,7 +49,7 @@ def _subtitle(run):
 
 def _what(run):
     """The run in one line; all of it stands at the end of the page."""
-    config, start = run.config, run_module.started(run.log)
+    config, start = run.config, run.start
     parts = [config.model.name, os.path.basename(config.weights.path or "random weights")]
     parts += [] if run.task.pretrains else [config.finetune.strategy]
     parts.append(f"{config.data.source}: {', '.join(config.data.channels)}")
@@ -164,7 +164,7 @@ def case_section(run):
 
 
 def about(run):
-    config, data, start = run.config, run.config.data, run_module.started(run.log)
+    config, data, start = run.config, run.config.data, run.start
     spacing = "each case's own" if data.spacing_mm is None else f"{' × '.join(f'{mm:g}' for mm in data.spacing_mm)} mm"
     pairs = [
         ("data", f"{data.source}, {data.root}" if data.root else data.source),

@@ -1,32 +1,54 @@
-"""Reading a run folder, finished or not."""
+"""A run folder and its log, as the report reads them."""
 
 import datetime
 import json
 import math
 import os
 import re
-from dataclasses import dataclass
 
-from ..config import Config
 from ..run_folder import RunFolder
 from ..tasks import Results, build
-from ..tasks.task import Task
 from ..training import selection
 
 
-@dataclass(frozen=True)
 class Run:
-    folder: RunFolder
-    config: Config
-    task: Task
-    splits: list  # {part: ids} of each fold
-    classes: list  # names of classes 0 and 1; empty where it does not tell two classes apart
-    finished: list  # numbers of the finished folds, from 1
-    results: Results  # of the out-of-fold cases of the finished folds, by id
-    fold_scores: list  # {fold, cases, metric: value} of the finished folds
-    metrics: dict  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}, as in the run's summary
-    histories: dict  # {fold: a row per epoch}
-    log: list  # {time, level, event, key: text} of each line
+    """What a run folder holds, finished or not. It is read once."""
+
+    def __init__(self, path):
+        self.folder = folder = RunFolder(path)
+        folder.check_begun()
+        self.config, recorded = folder.config(), folder.recorded()
+        self.task, self.splits = build(self.config), recorded["folds"]  # {part: ids} of each fold
+        self.classes = self.task.class_names(recorded["cases"])  # names of 0 and 1; [] without two classes
+        self.finished = folder.finished()  # numbers of the finished folds, from 1
+        results = folder.results()  # of all cases of these folds
+        self.metrics = self._metrics(results)  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}
+        self.results = Results(*(sorted(part, key=lambda row: row["id"]) for part in (results.rows, results.scans)))
+        tested = {number: len(self.splits[number - 1][self.task.tested_part()]) for number in self.finished}
+        self.fold_scores = [{"fold": n, "cases": cases, **self.fold(n).scores()} for n, cases in tested.items()]
+        self.histories = {fold.number: rows for fold in folder.all_folds() if (rows := fold.history())}
+        self.log = read_log(folder.log_path)  # {time, level, event, key: text} of each line
+        self.start = started(self.log)
+
+    def _metrics(self, results):
+        """As in the summary; computed anew while that lacks a finished fold, of `results` in the order of the folds."""
+        summary = self.folder.summary()
+        if summary is not None and summary["folds_done"] == self.finished:
+            # in it null stands for an undefined number, and "inf" for an infinite one
+            return {
+                name: {key: math.nan if value is None else float(value) for key, value in facts.items()}
+                for name, facts in summary["metrics"].items()
+            }
+        if not results.rows:
+            return {}
+        task, resamples = self.task, self.config.eval.bootstrap
+        intervals = task.intervals(results, resamples, self.config.seed) if resamples else {}
+        # a pretraining is also scored on features, which no table holds
+        scores = self.fold(self.finished[0]).scores() if task.pretrains else task.score(results)
+        found = {name: {"pooled": float(value), "cases": len(results.rows)} for name, value in scores.items()}
+        for name, interval in intervals.items():
+            found[name].update(pooled_low=interval.low, pooled_high=interval.high)
+        return found
 
     @property
     def rows(self):
@@ -34,13 +56,11 @@ class Run:
 
     @property
     def scans(self):
-        """Rows of the scans, where the rows are slices of scans."""
-        return self.results.scans
+        return self.results.scans  # [] unless the rows are slices of scans
 
     @property
     def units(self):
-        """The rows that count: scans, where the rows are slices of scans."""
-        return self.scans or self.rows
+        return self.scans or self.rows  # those that count
 
     @property
     def headline(self):
@@ -72,49 +92,6 @@ class Run:
     def best_row(self, fold):
         """The history row of the selected epoch; None before one."""
         return selection.best_row(self.task, self.histories[fold])
-
-
-def read(path):
-    """The Run in a folder. Its numbers are the summary's; while that lacks a finished fold they are computed anew."""
-    folder = RunFolder(path)
-    folder.check_begun()
-    config, recorded = folder.config(), folder.recorded()
-    task, splits = build(config), recorded["folds"]
-    finished, results = folder.finished(), folder.results()
-    tested = {number: len(splits[number - 1][task.tested_part()]) for number in finished}
-    return Run(
-        folder=folder,
-        config=config,
-        task=task,
-        splits=splits,
-        classes=task.class_names(recorded["cases"]),
-        finished=finished,
-        results=Results(*(sorted(part, key=lambda row: row["id"]) for part in (results.rows, results.scans))),
-        fold_scores=[{"fold": n, "cases": cases, **folder.fold(n).scores()} for n, cases in tested.items()],
-        metrics=_metrics(folder, config, task, finished, results),
-        histories={fold.number: history for fold in folder.all_folds() if (history := fold.history())},
-        log=read_log(folder.log_path),
-    )
-
-
-def _metrics(folder, config, task, finished, results):
-    """results: in the order of the folds, as the summary's resamples take them."""
-    summary = folder.summary()
-    if summary is not None and summary["folds_done"] == finished:
-        # in it null stands for an undefined number, and "inf" for an infinite one
-        return {
-            name: {key: math.nan if value is None else float(value) for key, value in facts.items()}
-            for name, facts in summary["metrics"].items()
-        }
-    if not results.rows:
-        return {}
-    intervals = task.intervals(results, config.eval.bootstrap, config.seed) if config.eval.bootstrap else {}
-    # a pretraining is also scored on features, which no table holds
-    scores = folder.fold(finished[0]).scores() if task.pretrains else task.score(results)
-    found = {name: {"pooled": float(value), "cases": len(results.rows)} for name, value in scores.items()}
-    for name, interval in intervals.items():
-        found[name].update(pooled_low=interval.low, pooled_high=interval.high)
-    return found
 
 
 _PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')

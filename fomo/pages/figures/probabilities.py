@@ -7,13 +7,14 @@ from ..page import number
 from .epochs import FOLDS
 from .panel import BLUE, GREEN, GREY, MARKS, ORANGE, PURPLE, SKY, SOFT, diagonal, legend_above, plot, unit_square
 
+_BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0, "label": "95% band"}
 _CHOSEN = (("-", GREEN), ("-.", PURPLE), (":", ORANGE))  # of the labels that are drawn beside all together
 
 
 @plot
 def roc(axes, labels, scores, subjects, seed, auroc):
     """The curve of (n,) labels and scores, with its band over subjects."""
-    _draw_band(axes, roc_band(labels, scores, subjects, seed))
+    axes.fill_between(*roc_band(labels, scores, subjects, seed), **_BAND)
     _draw_roc(axes, labels, scores, color=BLUE, linewidth=1.8, label=f"model, AUROC {number(auroc, 3)}")
     _finish_roc(axes, chance="chance, 0.5")
     return f"ROC curve, area {number(auroc, 3)}; chance is 0.5"
@@ -34,7 +35,7 @@ def rocs(axes, curves):
 def mean_roc(axes, labels, scores, subjects, seed, mean_auroc, chosen):
     """The mean curve over labels (n, K) with its band, and those of `chosen`: [(name, column, AUROC)]."""
     band = roc_band(labels, scores, subjects, seed, resamples=int(np.clip(2e7 / labels.size, 50, 500)))
-    _draw_band(axes, band)
+    axes.fill_between(*band, **_BAND)
     defined = [k for k in range(labels.shape[1]) if 0 < labels[:, k].sum() < len(labels)]
     curves = [metrics.roc_curve(labels[:, k], scores[:, k]) for k in defined]
     mean = np.mean([np.interp(band[0], false, true) for false, true, _ in curves], axis=0)
@@ -74,10 +75,6 @@ def _sorted(labels, scores):
     """(order of falling scores, labels in it, the last place of each distinct score: ties are one step)."""
     order = np.argsort(-scores, kind="stable")
     return order, (labels[order] == 1).astype(float), np.append(np.diff(scores[order]) != 0, True)
-
-
-def _draw_band(axes, band):
-    axes.fill_between(*band, color=BLUE, alpha=0.18, linewidth=0, label="95% band")
 
 
 def _draw_roc(axes, labels, scores, style="-", **look):
