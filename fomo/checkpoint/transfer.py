@@ -1,6 +1,6 @@
 """Weights of a file for a network, by declaration: every tensor fits, or was declared, or is an error."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -13,11 +13,9 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")  # DDP, torch.compi
 _TEACHER = "teacher.backbone."
 _TOWERS = ("visual.", "visual_transformer.", "image_encoder.", _TEACHER)  # CLIP, CT-CLIP; DINO: the part wanted
 _COUNTER = "num_batches_tracked"  # of a batch norm; files from before torch 0.4.1, as torchvision's, have none
-_LISTED = 8  # names in an error
 
 
-@dataclass(frozen=True)
-class LoadReport:
+class LoadReport(NamedTuple):
     """What became of every tensor: names in the network, and of those `ignored` in the file."""
 
     loaded: tuple[str, ...]
@@ -173,8 +171,8 @@ def _converted(value, dtype, where):
     value = value.to(dtype)
     broken = value.numel() - int(torch.isfinite(value).sum())
     if broken:
-        found = f"{broken} of {value.numel()} numbers are not finite"
-        raise UserError(f"{where}: {found}: the run that wrote it had diverged")
+        why = "the run that wrote it had diverged"
+        raise UserError(f"{where}: {broken} of {value.numel()} numbers are not finite: {why}")
     return value
 
 
@@ -188,7 +186,7 @@ def _adapt(weight, channels, rule):
     return weight[:, torch.arange(channels) % known] * (known / channels)
 
 
-def _listed(names, limit=_LISTED):
+def _listed(names, limit=8):
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(name if name.isprintable() else ascii(name) for name in names[:limit]) + more
 

@@ -1,7 +1,4 @@
-"""A table of predictions beside its references: of one target, of several classified targets, or of several labels.
-
-The task that made the predictions says which of them it is or, where that is not known, the columns of the table do.
-"""
+"""A table of predictions beside its references: of one target, of several classified targets, or of several labels."""
 
 from .. import config, tasks
 from ..config import UserError
@@ -27,7 +24,7 @@ def pair(table, request):
 
 
 def _task_of(table, several, known):
-    """The task that made the predictions; several: the targets that have decisions and probabilities of classes."""
+    """The task, known or by the columns; several: the targets that have decisions and probabilities of classes."""
     name = known.task if known.reads in ("class", "number", "flags") else first_scored(table)
     if name is not None:
         return name
@@ -136,8 +133,8 @@ def _pair_labels(name, table, request):
     named = {label: label.replace(" ", "_") for label in references.columns}
     labels = {label: one for label, one in named.items() if f"probability_{one}" in table.columns}
     found = {f"probability_{one}" for one in labels.values()}
-    lacking = {column for column in table.columns if column.startswith("probability_")} - found
-    _check_lacking(sorted(lacking), references, request)
+    wanted = {column for column in table.columns if column.startswith("probability_")}
+    _check_lacking(sorted(wanted - found), references, request)
     cases = len(references.cells)
     references.cells = _by_id(references, table)
     patients = {id: slice_files.patient_of(id) for id in table.cells}

@@ -32,19 +32,14 @@ def targets_of(ids, request, classes):
 
 
 def _target_column(table, asked, learned, log):
-    """The column of the targets: the one `asked` for, or that the networks `learned`, or `target`, or a guess; logged.
-
-    Where the table has nothing to go by, or more than one guess, that is a UserError.
-    """
+    """The column of the targets: the one `asked` for, or which the networks `learned`, or `target`, or a guess."""
     # age: of networks that learned from files of labels, whose targets have no name
     usual = ("target", "label") if learned else ("target", "label", "age")
-    named = (asked,) if asked is not None else learned
-    found = [name for name in named if name in table.columns]
-    if asked is None and not found:
-        found = [name for name in usual if name in table.columns]
+    named, usual = (learned, usual) if asked is None else ((asked,), ())
+    found = [name for name in named if name in table.columns] or [name for name in usual if name in table.columns]
     if len(found) > 1:
-        got = f"got the columns {' and '.join(found)}"
-        raise UserError(f"{table.place}: {got}, wanted one of them: name it, as --column {found[0]}")
+        advice = f"name it, as --column {found[0]}"
+        raise UserError(f"{table.place}: got the columns {' and '.join(found)}, wanted one of them: {advice}")
     if not found:
         other = f"{' or '.join((*learned, 'target'))}, or the name of the targets' as --column NAME"
         table.refuse(f"wanted {f'{asked} (--column)' if asked else other}")
@@ -71,8 +66,7 @@ def _class_number(text, names, path, id):
 
 def _stated(place, ids, masks):
     """{case id: (number, File)} of the label.txt files and masks below `place`, which must agree; ids: as above."""
-    names = ("labels", "labels_masked", "preprocessed", "preprocessed_2", "skull_stripped")
-    tops = places.folders_in(place, names)
+    tops = places.folders_in(place, ("labels", "labels_masked", "preprocessed", "preprocessed_2", "skull_stripped"))
     subjects = {name for top in tops for name in os.listdir(top) if os.path.isdir(os.path.join(top, name))}
     found = {}
 
@@ -92,12 +86,8 @@ def _stated(place, ids, masks):
 
 
 def _subject_of(id, subjects):
-    """Whose session the case SUB_SES is: the longest of the `subjects` that it begins with, or None.
-
-    Where more stands before a session's number, as in sub_1_2_ses_1, sub_1 is another one.
-    """
+    """Whose session the case SUB_SES is: the longest of the `subjects` that it begins with, or None."""
     found = max((subject for subject in subjects if id.startswith(f"{subject}_")), key=len, default=None)
-    session = r"_(?!ses).+[_-]ses(sion)?[_-]?[0-9a-z]+"
-    if found is not None and re.match(session, id[len(found) :], re.ASCII | re.IGNORECASE):
-        return None
-    return found
+    other = r"_(?!ses).+[_-]ses(sion)?[_-]?[0-9a-z]+"  # the rest of sub_1_2_ses_1, which is not of sub_1
+    is_other = found is not None and re.match(other, id[len(found) :], re.ASCII | re.IGNORECASE)
+    return None if is_other else found

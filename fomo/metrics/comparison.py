@@ -84,8 +84,7 @@ def delong_test(labels, first, second, level=0.95, groups=None):
     80 5.4% (as if the cases were independent: 31 to 32%).
     """
     labels, first = checks.labels_and_scores(labels, first, name="first")
-    second = checks.real(second, "second")
-    checks.same_shape(second, "second", labels, "labels")
+    labels, second = checks.labels_and_scores(labels, second, name="second")
     level = checks.number(level, "level", 0.5, 0.9999)
     if groups is not None:
         groups = np.asarray(groups)

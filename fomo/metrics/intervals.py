@@ -232,13 +232,9 @@ def _weighted_macro_auroc(labels, scores):
     columns = [_weighted_auroc(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]
 
     def evaluate(weights):
-        total, defined = np.zeros(len(weights)), np.zeros(len(weights))
-        for column in columns:
-            values = column(weights)
-            defined += ~np.isnan(values)
-            total += np.nan_to_num(values)
+        values = np.array([column(weights) for column in columns])
         with np.errstate(invalid="ignore"):
-            return total / defined
+            return sum(np.nan_to_num(values)) / sum(~np.isnan(values))
 
     return evaluate
 

@@ -20,27 +20,26 @@ import numpy as np
 from . import checks
 
 
-def voxel_counts(reference, prediction):
-    """(TP, FP, FN, TN) of two masks of one shape: bool, or integers 0 and 1."""
+def overlap_metrics(reference, prediction):
+    """All metrics of the table above, as a dict, of two masks of one shape: bool, or integers 0 and 1."""
     reference, prediction = checks.mask_pair(reference, prediction)
-    both = np.count_nonzero(reference & prediction)
-    in_reference, in_prediction = np.count_nonzero(reference), np.count_nonzero(prediction)
-    return both, in_prediction - both, in_reference - both, reference.size - in_reference - in_prediction + both
+    counts = map(np.count_nonzero, (reference & prediction, reference, prediction))
+    return overlap_from_counts(*counts, reference.size)
 
 
-def overlap_from_counts(tp, fp, fn, tn):
-    """All overlap metrics of the table above, as a dict, from the four counts."""
-    ratio, both = checks.ratio, 2 * tp + fp + fn
+def overlap_from_counts(both, in_reference, in_prediction, voxels):
+    ratio, tp, fp, fn = checks.ratio, both, in_prediction - both, in_reference - both
+    tn = voxels - tp - fp - fn
     return dict(
-        dice=ratio(2 * tp, both),
+        dice=ratio(2 * tp, 2 * tp + fp + fn),
         jaccard=ratio(tp, tp + fp + fn),
         sensitivity=ratio(tp, tp + fn),
         specificity=ratio(tn, tn + fp),
         precision=ratio(tp, tp + fp),
-        volume_similarity=1 - ratio(abs(fp - fn), both),
+        volume_similarity=1 - ratio(abs(fp - fn), 2 * tp + fp + fn),
     )
 
 
 def dice(reference, prediction):
     """Dice coefficient, 2 TP / (2 TP + FP + FN), of two masks of any one shape; both empty: NaN; one empty: 0."""
-    return overlap_from_counts(*voxel_counts(reference, prediction))["dice"]
+    return overlap_metrics(reference, prediction)["dice"]

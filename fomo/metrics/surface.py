@@ -137,17 +137,15 @@ def segmentation_metrics(reference, prediction, spacing_mm, tolerance_mm=1.0, su
     """All segmentation metrics of one case as a dict, from one pass over the masks.
 
     reference, prediction: masks (X, Y) or (X, Y, Z) of one shape; spacing_mm: voxel size along each axis.
-    Keys: those of `overlap_from_counts`; hausdorff hd95 average_surface_distance surface_dice (defaults of the
+    Keys: those of `overlap_metrics`; hausdorff hd95 average_surface_distance surface_dice (defaults of the
     functions of those names); with `lesions` also those of `lesion_counts`.
     """
     reference, prediction, spacing = _check(reference, prediction, spacing_mm)
     checks.choice(surface, "surface", ("voxels", "surfels"))
     a, b = Words(reference), Words(prediction)
-    tp = a.count_common(b)
-    fp, fn = b.count() - tp, a.count() - tp
     distances = _distances(a, b, spacing, surface)
     return dict(
-        **overlap_from_counts(tp, fp, fn, reference.size - tp - fp - fn),
+        **overlap_from_counts(a.count_common(b), a.count(), b.count(), reference.size),
         hausdorff=hausdorff_from(distances),
         hd95=hausdorff_from(distances, 95),
         average_surface_distance=average_surface_distance_from(distances),
