@@ -26,7 +26,7 @@ def case_table(titles, lines):
     warned = [row["id"] for row, _, warning in lines if warning]
 
     def cells(row, values, warning):
-        shown = tag("span", warning, class_="warn") if warning else ""
-        return [row["id"], *([Cell(shown, warning)] if warned else []), *values, int(row["fold"])]
+        shown = Cell(tag("span", warning, class_="warn") if warning else "", warning)
+        return [row["id"], *[shown] * bool(warned), *values, int(row["fold"])]
 
-    return ["case", *(["warning"] if warned else []), *titles, "fold"], [cells(*line) for line in lines], warned
+    return ["case", *["warning"] * bool(warned), *titles, "fold"], [cells(*line) for line in lines], warned

@@ -20,9 +20,8 @@ _BEHIND = 3  # items that are being written behind the one that the networks are
 def predict(reader, folder, log, overwrite=False):
     """Predict the items of a reader into a PredictionFolder, which must be of the same members.
 
-    Items that are there already are kept unless `overwrite`. A folder that other checkpoints filled is refused, and so
-    is one with an item of the same id but of other files. An item that fails is logged; the others are predicted, and
-    then one UserError names those that failed.
+    What is kept and what is refused says `PredictionFolder.begin`. An item that fails is logged; the others are
+    predicted, and then one UserError names those that failed.
     """
     try:
         todo = folder.begin(reader.items, reader.volumes, overwrite)
@@ -39,7 +38,12 @@ def predict(reader, folder, log, overwrite=False):
 
 def _predict(reader, todo, folder, log):
     """Predict the items `todo`; [(id, message)] of those that failed."""
-    _warn(reader, log)
+    if reader.in_space:
+        listing.warn_without_geometry(reader.items, log)
+    for member in reader.members:
+        checkpoint.warn_of_known(reader.subjects, member.subjects, member.path, log)
+    for message in optimization.doubts(reader.members[0].windows.device):
+        log.warn(message)
     total, left = (sum(map(reader.size, items)) for items in (reader.items, todo))
     log("predict", **{reader.counted: total}, kept=total - left, **describe(reader.members), output=folder.path)
     begun, network_s, predicted, failures = time.perf_counter(), 0.0, 0, []
@@ -72,8 +76,7 @@ def _predict(reader, todo, folder, log):
                 finish(writing.popleft().result())
             folder.save()
     counts = {"predicted": predicted, "failed": len(failures)}
-    if reader.counted != f"{reader.what}s":
-        counts[reader.counted] = left
+    counts |= {} if reader.counted == f"{reader.what}s" else {reader.counted: left}
     seconds = time.perf_counter() - begun
     log("predict", finished=True, **counts, seconds=seconds, waited_s=seconds - network_s)
     return failures
@@ -95,15 +98,6 @@ class _Job:
             self.error = error.with_traceback(None)  # whose frames hold volumes
         self.times[name] = time.perf_counter() - begun
         return self
-
-
-def _warn(reader, log):
-    if reader.in_space:
-        listing.warn_without_geometry(reader.items, log)
-    for member in reader.members:
-        checkpoint.warn_of_known(reader.subjects, member.subjects, member.path, log)
-    for message in optimization.doubts(reader.members[0].windows.device):
-        log.warn(message)
 
 
 def _ahead(readers, reader, items):

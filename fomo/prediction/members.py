@@ -123,7 +123,7 @@ def _load_member(path, device, mirror_axes):
 def _sha256(path):
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 

@@ -112,10 +112,7 @@ def _paired(first, second, subjects, resamples, seed):
     names, subject = np.unique(subjects, return_inverse=True)
     interval = metrics.bootstrap_ci(np.mean, difference, resamples=min(resamples, 2000), seed=seed, groups=subjects)
     sums = [np.bincount(subject, values, len(names)) for values in (second, first)]
+    p = metrics.paired_permutation(*sums, resamples=resamples, seed=seed).p
     means = {"first_value": first, "second_value": second, "difference": difference}
-    return {
-        **{name: float(values.mean()) for name, values in means.items()},
-        "low": interval.low,
-        "high": interval.high,
-        "p": metrics.paired_permutation(*sums, resamples=resamples, seed=seed).p,
-    }
+    means = {name: float(values.mean()) for name, values in means.items()}
+    return {**means, "low": interval.low, "high": interval.high, "p": p}

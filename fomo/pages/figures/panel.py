@@ -40,10 +40,8 @@ def _accessible(text, alt):
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     opening, rest = text.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', opening).group()
-    return Html(
-        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view} xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'aria-label="{escape(alt)}">{rest}'
-    )
+    opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view} xmlns="http://www.w3.org/2000/svg" role="img"'
+    return Html(f'{opening} aria-label="{escape(alt)}">{rest}')
 
 
 _RC = {
