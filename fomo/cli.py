@@ -14,6 +14,8 @@ import traceback
 from . import kinds
 from .runtime import dist, interrupt
 
+_LAST_WORD_S = 10  # torchrun ends all ranks at the first exit: the one that has something to say comes first
+
 
 def parse_config(description, arguments):
     """`CONFIG [key=value ...] [--dry-run]` -> (Config, dry_run); --help lists every key."""
@@ -64,11 +66,6 @@ def run(main):
         time.sleep(_LAST_WORD_S)
     if dist.world_size() > 1:
         os._exit(code)  # torch's communication threads, still held by an error's frames, can abort a normal exit
-    for worker in (
-        multiprocessing.active_children()
-    ):  # a loader's ignores the signal by which Python would end it and wait for it
+    for worker in multiprocessing.active_children():  # a loader's ignores the signal by which Python would end it
         worker.kill()
     sys.exit(code)
-
-
-_LAST_WORD_S = 10  # torchrun ends all ranks at the first exit: the one that has something to say comes first

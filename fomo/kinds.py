@@ -50,9 +50,6 @@ def check(config, where):
     _check_task(config, refuse)
 
 
-# ------------------------------------------------------------------------------------- what each asks
-
-
 def _check_source(config, refuse):
     data, task, source = config.data, kind(config), SOURCES[config.data.source]
     named = f"data.source={data.source}"
@@ -65,7 +62,7 @@ def _check_source(config, refuse):
         refuse("data.channels", data.channels, f"one name for {named}, for example [mri]: each scan is a case")
     _check_labels(config, task, source, refuse)
     for name, owners in _options(SOURCES).items():
-        if data.source not in owners and _value(config, name) != _default(name):
+        if data.source not in owners and _changed(config, name):
             refuse(name, _value(config, name), f"another value for {named}: it is for {' or '.join(owners)}")
     if data.normalize == "imagenet" and source.geometry:
         slices = [name for name, other in SOURCES.items() if not other.geometry]
@@ -124,26 +121,23 @@ def _check_task(config, refuse):
     losses = ("auto", *task.losses)
     if section.loss not in losses:
         refuse("task.loss", section.loss, f"one of {', '.join(losses)} for {named}")
-    for name in _options(TASKS):
-        if name not in task.options and _value(config, name) != _default(name):
-            refuse(name, _value(config, name), f"{show(_default(name))} for {named}")
+    foreign = {name: "" for name in _options(TASKS) if name not in task.options}
+    if task.pretrains:
+        tested = ("data.test_folds", "eval.mirror_axes", "cv.final")
+        foreign.update(dict.fromkeys(tested, ": pretraining tests nothing"))
+    for name, why in foreign.items():
+        if _changed(config, name):
+            refuse(name, _value(config, name), f"{show(_default(name))} for {named}{why}")
     data = config.data
     if (data.train_folds or data.val_folds) and not data.test_folds and not task.pretrains:
         refuse("data.test_folds", (), "the folds to test on, beside data.train_folds and data.val_folds")
-    if task.pretrains:
-        for name in ("data.test_folds", "eval.mirror_axes", "cv.final"):
-            if _value(config, name) != _default(name):
-                refuse(name, _value(config, name), f"{show(_default(name))} for {named}: pretraining tests nothing")
     task.check(config, refuse)
 
 
 def _options(kinds):
     """{key: names of the kinds that take it} of the keys that not all of them take."""
-    found = {}
-    for name, one in kinds.items():
-        for key in one.options:
-            found.setdefault(key, []).append(name)
-    return found
+    keys = dict.fromkeys(key for one in kinds.values() for key in one.options)
+    return {key: [name for name, one in kinds.items() if key in one.options] for key in keys}
 
 
 def _value(config, name):
@@ -155,7 +149,8 @@ def _default(name):
     return _value(config_module.Config(), name)
 
 
-# -------------------------------------------------------------------------------------- who reads what
+def _changed(config, name):
+    return _value(config, name) != _default(name)
 
 
 def _readers():
@@ -176,10 +171,10 @@ def _condition(chooser, names, all_of_them):
 
 def unread(config):
     """Names of the keys that are not as by default and that nothing reads, as the other keys are."""
-    readers = {"task.type": kind(config).keys, "data.source": SOURCES[config.data.source].own_keys}
+    read = {"task.type": kind(config).keys, "data.source": SOURCES[config.data.source].own_keys}
     left = set(config_module.unread(config))
     for name, choosers in _readers().items():
-        if _value(config, name) != _default(name) and not all(name in readers[chooser] for chooser in choosers):
+        if _changed(config, name) and any(name not in read[chooser] for chooser in choosers):
             left.add(name)
     return [name for name, _, _ in fields(config) if name in left]
 

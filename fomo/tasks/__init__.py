@@ -37,20 +37,9 @@ def wanted(config):
 
 def build_network(config, task):
     """The network of a config, as its task needs it."""
-    model = config.model
-    network = nets.build(
-        model.name,
-        len(config.data.channels),
-        task.out_channels,
-        mode=task.mode,
-        width=model.width,
-        deep_supervision=model.deep_supervision,
-        dropout=model.dropout,
-        attention=model.attention,
-        multiscale=model.multiscale,
-        pooling=model.pooling,
-    )
-    return task.wrap(network)
+    model, channels = config.model, (len(config.data.channels), task.out_channels)
+    options = {option: getattr(model, option) for option in ("width", *nets.PLAIN)}
+    return task.wrap(nets.build(model.name, *channels, mode=task.mode, **options))
 
 
 def meaning(config, task):

@@ -50,9 +50,8 @@ def known_class(case, column, classes, place=0):
 
 def refuse(part, cases, lack):
     """Raise UserError: nothing can be learned from this part, or no epoch can be chosen by it."""
-    raise UserError(
-        f"{part} cases: got {len(cases)} {lack}: set cv.stratify=true, lower cv.folds or change cv.val_fraction"
-    )
+    remedy = "set cv.stratify=true, lower cv.folds or change cv.val_fraction"
+    raise UserError(f"{part} cases: got {len(cases)} {lack}: {remedy}")
 
 
 def inverse_frequency(counts):
@@ -78,3 +77,11 @@ def columns_of(name, columns):
     behind = columns[columns.index(f"decision_{name}") + 1 :]
     found = itertools.takewhile(lambda column: column.startswith(f"probability_{name}_"), behind)
     return [column.removeprefix(f"probability_{name}_") for column in found]
+
+
+def arrays_of(results, name):
+    """(true classes (n,), decided ones (n,), probabilities (n, K), names of the K classes) of a target."""
+    names = columns_of(name, list(results.rows[0]))
+    labels, decisions = (column.astype(int) for column in results.arrays(f"target_{name}", f"decision_{name}"))
+    probabilities = np.array([[row[f"probability_{name}_{text}"] for text in names] for row in results.rows])
+    return labels, decisions, probabilities, names

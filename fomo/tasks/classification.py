@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..config import UserError
-from ..metrics import auroc, average_precision, binary_metrics, bootstrap_ci, choose_threshold
+from ..metrics import auroc, average_precision, binary_metrics, choose_threshold
 from . import categories
 from .multitarget import Multitarget
 from .results import Answer, Output, Results
@@ -44,22 +44,16 @@ class Classification(Task):
     def inspect(self, cases):
         unknown = sorted({case.target for case in cases} - {0, 1})
         if unknown:
-            raise UserError(
-                f"target: got {unknown[0] + 1:g} classes or more, wanted 2: set task.classes to their number"
-            )
+            wanted = "wanted 2: set task.classes to their number"
+            raise UserError(f"target: got {unknown[0] + 1:g} classes or more, {wanted}")
         found = dict(map(categories.class_of, cases))
         if len(found) < 2:
-            raise UserError(
-                f"target: got the class {', '.join(found.values())} in all {len(cases)} labelled cases, "
-                "wanted two classes"
-            )
+            got = f"got the class {', '.join(found.values())} in all {len(cases)} labelled cases"
+            raise UserError(f"target: {got}, wanted two classes")
         self.state["classes"] = [found.get(number, str(number)) for number in (0, 1)]
 
     def fit(self, train, val):
-        """Fit inverse-frequency class weights, whose mean over the training cases is 1.
-
-        Raises UserError for a part with one class only.
-        """
+        """Fit inverse-frequency class weights, whose mean over the training cases is 1."""
         for part, cases in (("training", train), ("validation", val)):
             if not _counts(cases).all():
                 categories.refuse(part, cases, f"of class {cases[0].target:g} only, wanted both classes")
@@ -81,57 +75,40 @@ class Classification(Task):
     @staticmethod
     def answer(tasks, parts, geometry):
         """Mean probability, and the decision at the mean of the thresholds."""
-        probability = float(np.mean(parts))
-        return {
-            "probability": probability,
-            "decision": int(probability >= np.mean([t.state["threshold"] for t in tasks])),
-        }, {}
+        probability, threshold = float(np.mean(parts)), np.mean([task.state["threshold"] for task in tasks])
+        return {"probability": probability, "decision": int(probability >= threshold)}, {}
 
     def predict(self, network, case, windows, fold=None):
         probability = self.infer(network, case.image(), case.background, windows)
         target = categories.known_class(case, "class", self.state["classes"])
         log_p = torch.tensor([[1 - probability, probability]]).clamp(min=1e-12).log()
-        return Answer(
-            {
-                "id": case.id,
-                "subject": case.subject,
-                "target": target,
-                "probability": probability,
-                "loss": float(self._loss(log_p, torch.tensor([target]))),
-            }
-        )
+        loss = float(self._loss(log_p, torch.tensor([target])))
+        return Answer.of(case, target=target, probability=probability, loss=loss)
 
     def calibrate(self, evaluate):
         """Choose the decision threshold on the inner validation cases."""
         if self.config.eval.threshold != "half":
-            labels, scores = _columns(evaluate().rows)
+            labels, scores = evaluate().arrays("target", "probability")
             self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
         return ()
 
     def finish(self, answers, fold=None):
-        threshold = self.state["threshold"]
-        rows = [answer.row for answer in answers]
+        rows, threshold = [answer.row for answer in answers], self.state["threshold"]
         return Results([{**row, "decision": int(row["probability"] >= threshold)} for row in rows])
 
     def score(self, results):
-        labels, scores = _columns(results.rows)
-        return binary_metrics(labels, scores, decisions=[row["decision"] for row in results.rows])
+        labels, scores, decisions = results.arrays("target", "probability", "decision")
+        return binary_metrics(labels, scores, decisions=decisions)
 
     def intervals(self, results, resamples, seed):
         """Of the ranking metrics, and of the shares of right decisions among all cases, class 1 and class 0."""
-        rows = results.rows
-        labels, scores = _columns(rows)
-        subjects = np.array([row["subject"] for row in rows])
-        right = np.array([row["decision"] == row["target"] for row in rows], float)
-        result = {
-            metric.__name__: bootstrap_ci(metric, labels, scores, resamples, seed, groups=subjects)
-            for metric in (auroc, average_precision)
-        }
+        interval = results.bootstrap(resamples, seed)
+        labels, scores, decisions, subjects = results.arrays("target", "probability", "decision", "subject")
+        right = (decisions == labels).astype(float)
+        result = {metric.__name__: interval(metric, labels, scores) for metric in (auroc, average_precision)}
         for name, chosen in (("accuracy", labels >= 0), ("recall", labels == 1), ("specificity", labels == 0)):
             if chosen.any():
-                result[name] = bootstrap_ci(
-                    np.mean, right[chosen], resamples=resamples, seed=seed, groups=subjects[chosen]
-                )
+                result[name] = interval(np.mean, right[chosen], groups=subjects[chosen])
         return result
 
     def outputs(self):
@@ -148,7 +125,3 @@ class Classification(Task):
 def _counts(cases):
     """(2,) cases of class 0 and of class 1."""
     return np.bincount([int(case.target) for case in cases], minlength=2)
-
-
-def _columns(rows):
-    return np.array([row["target"] for row in rows]), np.array([row["probability"] for row in rows])

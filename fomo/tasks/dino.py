@@ -14,7 +14,7 @@ import torch
 from .. import losses, schedule
 from ..config import show
 from ..data import loader
-from ..metrics import auroc, bootstrap_ci, macro_auroc, probe
+from ..metrics import auroc, macro_auroc, probe
 from ..nets.dino import Dino as Network
 from ..runtime import dist, seeds
 from ..space import patches
@@ -23,6 +23,9 @@ from .results import Answer, Results
 from .task import Columns, Task
 from .views import dino as view
 
+_VIEW_KEYS = ("global_size", "global_scale", "local_views", "local_size", "local_scale")  # of the section `task`
+_HEAD_KEYS = ("out_dim", "head_width", "freeze_last_layer_epochs")
+_TEACHER_KEYS = ("teacher_temperature", "teacher_warmup_epochs", "teacher_momentum", "centre_momentum")
 _QUERIES, _NEIGHBOURS = 8, 3  # cases that are shown with their nearest
 _NEAR = 0.01  # of the entropy's range, and standard deviation: as good as collapsed
 
@@ -35,21 +38,7 @@ class Dino(Task):
     select, higher_is_better = "dino_loss", False  # the headline of a run; see is_best
     stratum_kind = "class"
     pretrains = True
-    keys = (
-        "task.global_size",
-        "task.global_scale",
-        "task.local_views",
-        "task.local_size",
-        "task.local_scale",
-        "task.out_dim",
-        "task.head_width",
-        "task.teacher_temperature",
-        "task.teacher_warmup_epochs",
-        "task.teacher_momentum",
-        "task.centre_momentum",
-        "task.freeze_last_layer_epochs",
-        "data.crop_position",
-    )
+    keys = (*(f"task.{key}" for key in _VIEW_KEYS + _HEAD_KEYS + _TEACHER_KEYS), "data.crop_position")
     view = view.VIEW
 
     @classmethod
@@ -85,15 +74,12 @@ class Dino(Task):
         counts = np.bincount(list(subjects.values()), minlength=2)
         if counts.min() > 1 or not (subjects or self.config.task.targets):
             return ()
-        return [
-            f"labelled subjects of each class among the {len(val)} validation cases: {', '.join(map(str, counts))}; "
-            "wanted 2 or more of each for a probe: there is none, and the last epoch is kept"
-        ]
+        got = f"labelled subjects of each class among the {len(val)} validation cases: {', '.join(map(str, counts))}"
+        return [f"{got}; wanted 2 or more of each for a probe: there is none, and the last epoch is kept"]
 
     def augmentation(self):
         """Views of each patch instead of the patch."""
-        names = ("global_size", "global_scale", "local_size", "local_scale", "local_views")
-        options = {name: getattr(self.config.task, name) for name in names}
+        options = {name: getattr(self.config.task, name) for name in _VIEW_KEYS}
         return loader.augmentation(self.config, functools.partial(build_views, **options))
 
     def sample_voxels(self, augmented):
@@ -118,8 +104,6 @@ class Dino(Task):
         """`image`: the batches of views, by size."""
         return {**batch, "image": [batch[name] for name in ("image", "local") if name in batch]}
 
-    # ---------------------------------------------------------------------------------------- training
-
     def loss(self, outputs, batch):
         student, teacher, features, centre = self._by_view(outputs, len(batch["slot"]))
         temperature = self._teacher_temperature(batch["slot"][0] // self.config.train.batch_size)
@@ -140,15 +124,8 @@ class Dino(Task):
     def _add(self, teacher, features, centre, temperature):
         """Add up what the step's update and the log need of the teacher's views of a micro-batch."""
         teacher, features = teacher.float(), features.double()  # whose variance is a small difference of its moments
-        entropy = _entropy(losses.dino_target(teacher, centre, temperature))
-        parts = [
-            features,
-            features.square(),
-            teacher,
-            _unit(teacher),
-            entropy[:, None],
-            torch.ones_like(entropy)[:, None],
-        ]
+        entropy = _entropy(losses.dino_target(teacher, centre, temperature))[:, None]
+        parts = [features, features.square(), teacher, _unit(teacher), entropy, torch.ones_like(entropy)]
         sums = torch.cat([part.double().sum(0) for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -186,8 +163,6 @@ class Dino(Task):
         value = row.get("val_probe_auroc", math.nan)
         return not earlier if math.isnan(value) else all(value >= other for other in earlier)
 
-    # -------------------------------------------------------------------------------------- evaluation
-
     def predict(self, network, case, windows, fold=None):
         """The loss on views that depend on the case alone, and the teacher's features, the mean over windows."""
         config = self.config
@@ -209,7 +184,7 @@ class Dino(Task):
             label=_label(case),
             plane=None if fold is None else patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(),
         )
-        return Answer({"id": case.id, "subject": case.subject, "loss": float(loss)}, seen)
+        return Answer.of(case, seen, loss=float(loss))
 
     def finish(self, answers, fold=None):
         """Labelled cases get their class, and its probabilities by probes on the other labelled cases."""
@@ -221,13 +196,8 @@ class Dino(Task):
         classes = int(labels[known].max()) + 1 if len(known) else 0
         if classes < 2 or (labels[known] % 1).any():  # none, or a number that is no class
             return Results(rows, kept=kept)
-        found = probe.cross_validated(
-            np.stack([kept[i].features for i in known]),
-            labels[known],
-            [rows[i]["subject"] for i in known],
-            self.config.seed,
-            classes=classes,
-        )
+        features, subjects = np.stack([kept[i].features for i in known]), [rows[i]["subject"] for i in known]
+        found = probe.cross_validated(features, labels[known], subjects, self.config.seed, classes=classes)
         empty = {f"{name}_{k}": math.nan for name in ("probe", "knn") for k in range(classes)}
         rows = [{**row, "target": seen.label, **empty} for row, seen in zip(rows, kept)]
         for place, i in enumerate(known):
@@ -242,28 +212,22 @@ class Dino(Task):
         probe_auroc, knn_auroc: each case is predicted from the others; of several classes it is the mean of each
         against the rest. They are undefined where a class has fewer than two subjects.
         """
-        rows = results.rows
         found = {
-            "dino_loss": float(np.mean([row["loss"] for row in rows])),
+            "dino_loss": float(np.mean(*results.arrays("loss"))),
             "teacher_entropy": float(np.mean([seen.entropy for seen in results.kept])),
             "teacher_std": float(_std(torch.from_numpy(np.mean([seen.unit for seen in results.kept], axis=0)))),
         }
-        for name in ("probe", "knn") if "target" in rows[0] else ():
-            found[f"{name}_auroc"] = _macro_auroc(*_scored(rows, name))
+        for name, labels, scores in _probed(_labelled(results)):
+            one_hot = np.eye(scores.shape[1], dtype=int)[labels]
+            found[f"{name}_auroc"] = macro_auroc(one_hot, scores) if np.isfinite(scores).all() else math.nan
         return found
 
     def intervals(self, results, resamples, seed):
-        rows = results.rows
-        subjects = np.array([row["subject"] for row in rows])
-        values = np.array([row["loss"] for row in rows])
-        found = {"dino_loss": bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)}
-        for name in ("probe", "knn") if "target" in rows[0] else ():
-            labels, scores = _scored(rows, name)
+        found = {"dino_loss": results.bootstrap(resamples, seed)(np.mean, *results.arrays("loss"))}
+        labelled = _labelled(results)
+        for name, labels, scores in _probed(labelled):
             if scores.shape[1] == 2 and np.isfinite(scores).all():
-                known = np.array([not math.isnan(row["target"]) for row in rows])
-                found[f"{name}_auroc"] = bootstrap_ci(
-                    auroc, labels, scores[:, 1], resamples, seed, groups=subjects[known]
-                )
+                found[f"{name}_auroc"] = labelled.bootstrap(resamples, seed)(auroc, labels, scores[:, 1])
         return found
 
 
@@ -297,20 +261,16 @@ def _std(mean_unit):
     return (1 - mean_unit.square().sum()).clamp(min=0).sqrt()
 
 
-def _scored(rows, name):
-    """(labels (n,), scores (n, K)) of the labelled rows."""
-    known = [row for row in rows if not math.isnan(row["target"])]
-    classes = sum(column.startswith(f"{name}_") for column in known[0])
-    return (
-        np.array([int(row["target"]) for row in known]),
-        np.array([[row[f"{name}_{k}"] for k in range(classes)] for row in known]),
-    )
+def _labelled(results):
+    return Results([row for row in results.rows if not math.isnan(row.get("target", math.nan))])
 
 
-def _macro_auroc(labels, scores):
-    if not np.isfinite(scores).all():
-        return math.nan
-    return macro_auroc(np.eye(scores.shape[1], dtype=int)[labels], scores)
+def _probed(labelled):
+    """Yield (its name, labels (n,), scores (n, K)) of each probe on the labelled rows."""
+    for name in ("probe", "knn") if labelled.rows else ():
+        classes = sum(column.startswith(f"{name}_") for column in labelled.rows[0])
+        scores = np.array([[row[f"{name}_{k}"] for k in range(classes)] for row in labelled.rows])
+        yield name, labelled.arrays("target")[0].astype(int), scores
 
 
 def _write_neighbours(path, rows, kept):
@@ -325,10 +285,6 @@ def _write_neighbours(path, rows, kept):
     nearest = np.argsort(-similarity[queries], axis=1, kind="stable")[:, : min(_NEIGHBOURS, len(rows) - 1)]
     slices = np.stack([seen.plane for seen in kept]).astype(np.float16)
     names = np.array([row["id"] for row in rows])
-    np.savez_compressed(
-        path,
-        ids=np.column_stack([names[queries], names[nearest]]),
-        queries=slices[queries],
-        neighbours=slices[nearest],
-        similarity=np.take_along_axis(similarity[queries], nearest, axis=1),
-    )
+    ids = np.column_stack([names[queries], names[nearest]])
+    cosines = np.take_along_axis(similarity[queries], nearest, axis=1)
+    np.savez_compressed(path, ids=ids, queries=slices[queries], neighbours=slices[nearest], similarity=cosines)

@@ -10,7 +10,6 @@ import torch
 
 from .. import losses
 from ..config import show
-from ..metrics import bootstrap_ci
 from ..runtime import seeds
 from ..transforms import masking
 from .results import Answer
@@ -72,22 +71,18 @@ class MaskedAutoencoder(Task):
         restored = windows.blend(network, image[0], case.background).cpu()[None]
         if fold is not None and self._pictures < _PICTURES:
             self._pictures += 1
-            _write_planes(
-                fold.reconstruction(case.id, new=True), original=original, masked=image, reconstructed=restored
-            )
-        loss = losses.masked_mse(restored, original, self._scored(masked))
-        return Answer({"id": case.id, "subject": case.subject, "loss": float(loss)})
+            volumes = {"original": original, "masked": image, "reconstructed": restored}
+            _write_planes(fold.reconstruction(case.id, new=True), volumes)
+        return Answer.of(case, loss=float(losses.masked_mse(restored, original, self._scored(masked))))
 
     def score(self, results):
-        return {"reconstruction_mse": float(np.mean([row["loss"] for row in results.rows]))}
+        return {"reconstruction_mse": float(np.mean(*results.arrays("loss")))}
 
     def intervals(self, results, resamples, seed):
-        rows = results.rows
-        values, subjects = np.array([row["loss"] for row in rows]), [row["subject"] for row in rows]
-        return {"reconstruction_mse": bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)}
+        return {"reconstruction_mse": results.bootstrap(resamples, seed)(np.mean, *results.arrays("loss"))}
 
 
-def _write_planes(path, **volumes):
+def _write_planes(path, volumes):
     planes = {
         f"{name}_{axis}": volume[0, 0].select(axis, volume.shape[2 + axis] // 2).numpy().astype(np.float16)
         for name, volume in volumes.items()

@@ -4,7 +4,6 @@ Of slices, Results have a row for each slice and, in `scans`, one for each scan,
 of a scan's slices are pooled by `eval.pool_slices`; if that is auto, calibration chooses (until then it is the mean).
 """
 
-import math
 import operator
 
 import numpy as np
@@ -12,27 +11,23 @@ import torch
 
 from .. import losses
 from ..data import sources
-from ..metrics import auroc, average_precision, bootstrap_ci, brier, choose_threshold, ece, macro_auroc
+from ..metrics import auroc, average_precision, brier, choose_threshold, ece, macro_auroc
+from ..metrics.checks import mean_of_defined
 from . import categories, pooling
 from .results import Answer, Output, Results
-from .task import Columns, Task
+from .task import ONE_OR_MORE, Task
 from .views import multilabel as view
+
+_EVAL_KEYS = ("eval.pool_windows", "eval.threshold", "eval.pool_slices", "eval.top_slices")
 
 
 class Multilabel(Task):
     mode = "classification"
     losses = ("bce", "focal", "asymmetric")
-    reads, columns = "flags", Columns(1, math.inf, "at least one column")
+    reads, columns = "flags", ONE_OR_MORE
     select, higher_is_better = "volume_auroc_macro", True
     stratum_kind = "multilabel"
-    keys = (
-        "task.focal_alpha",
-        "eval.pool_windows",
-        "eval.threshold",
-        "eval.pool_slices",
-        "eval.top_slices",
-        "data.crop_position",
-    )
+    keys = ("task.focal_alpha", "data.crop_position", *_EVAL_KEYS)
     options = ("task.class_weights", "task.label_smoothing", "augment.mix", "eval.saliency")
     view = view.VIEW
 
@@ -49,29 +44,21 @@ class Multilabel(Task):
         super().__init__(config)
         self.names = [name.replace(" ", "_") for name in config.task.targets]
         self.out_channels = len(self.names)
-        pool = config.eval.pool_slices
+        pooled = "mean" if config.eval.pool_slices == "auto" else config.eval.pool_slices
         # thresholds: {"slice" and "volume": {"all": one for all labels, "each": one per label}}; None: 0.5 everywhere
-        self.state = {
-            "pos_weight": None,
-            "pooling": "mean" if pool == "auto" else pool,
-            "thresholds": None,
-            "extraction": None,
-        }
-
-    # ---------------------------------------------------------------------------------- training
+        self.state = {"pos_weight": None, "pooling": pooled, "thresholds": None, "extraction": None}
 
     def fit(self, train, val):
         """Fit the weight of each label's positives: negatives / positives in training, 1 where one of them is missing.
 
-        Notes what the source must know for prediction, too. Raises UserError for a part in which no label varies.
+        What the source must know for prediction is noted, too.
         """
         self.state.update(sources.of(self.config.data).record(self.config.data))
         positives, of_val = (np.array([case.target for case in cases]).sum(axis=0) for cases in (train, val))
         for part, cases, counts in (("training", train, positives), ("validation", val, of_val)):
             if not _varies(counts, len(cases)).any():
-                categories.refuse(
-                    part, cases, "that are alike in each of task.targets, wanted a label that some have and some don't"
-                )
+                lack = "that are alike in each of task.targets, wanted a label that some have and some don't"
+                categories.refuse(part, cases, lack)
         varies = _varies(positives, len(train))
         if self.config.task.class_weights == "inverse_frequency":
             weights = np.ones(self.out_channels)
@@ -81,13 +68,9 @@ class Multilabel(Task):
 
     def _alike(self, part, positives, cases, effect):
         """A message about labels that none or all cases of a part have; positives: (labels,) how many have each."""
-        varies = _varies(positives, cases)
-        names = [
-            f"{name} ({count:g})" for name, count, one in zip(self.config.task.targets, positives, varies) if not one
-        ]
-        return (
-            [f"labels that none or all of the {cases} {part} cases have: {', '.join(names)}: {effect}"] if names else ()
-        )
+        alike = np.flatnonzero(~_varies(positives, cases))
+        names = ", ".join(f"{self.config.task.targets[k]} ({positives[k]:g})" for k in alike)
+        return [f"labels that none or all of the {cases} {part} cases have: {names}: {effect}"] if names else ()
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"], self.config.task.label_smoothing)
@@ -102,8 +85,6 @@ class Multilabel(Task):
             return losses.asymmetric(logits, target, task.gamma_neg, task.gamma_pos, task.clip, smoothing)
         return losses.bce(logits, target, weights, smoothing)
 
-    # -------------------------------------------------------------------------------- prediction
-
     def _probabilities(self, network, image, background, windows):
         """(labels,) float64: the mean or the maximum over the windows that cover the case."""
         found = windows.each(network, image, background).double().sigmoid()
@@ -112,19 +93,10 @@ class Multilabel(Task):
     def _answers(self, probabilities, cases):
         targets = torch.tensor([case.target for case in cases])
         loss = self._loss(probabilities.logit(eps=1e-15).float(), targets.to(probabilities.device)).tolist()
-        columns = self._names_of("target"), self._names_of("probability")
+        columns = self._names_of("target") + self._names_of("probability")
         return [
-            Answer(
-                {
-                    "id": case.id,
-                    "subject": case.subject,
-                    "scan": case.scan,
-                    "loss": loss[i],
-                    **dict(zip(columns[0], map(int, case.target))),
-                    **dict(zip(columns[1], row)),
-                }
-            )
-            for i, (case, row) in enumerate(zip(cases, probabilities.tolist()))
+            Answer.of(case, scan=case.scan, loss=one, **dict(zip(columns, [*map(int, case.target), *row])))
+            for case, one, row in zip(cases, loss, probabilities.tolist())
         ]
 
     def predict(self, network, case, windows, fold=None):
@@ -151,8 +123,6 @@ class Multilabel(Task):
         both = zip(probabilities.tolist(), decisions.astype(int).tolist())
         return [dict(zip(columns, first + second)) for first, second in both]
 
-    # ------------------------------------------------------------------------------- calibration
-
     def calibrate(self, evaluate):
         """Choose the pooling with the best macro AUROC of the scans, and the thresholds, on the inner validation cases.
 
@@ -162,28 +132,22 @@ class Multilabel(Task):
         levels = {"volume": rows}
         if _has_scans(rows):
             if self.config.eval.pool_slices == "auto":
-                macro = {kind: self._macro_of_scans(rows, kind) for kind in pooling.KINDS}
+                (_, first, scan), (labels, scores) = _scans(rows), self.labels_and_scores(rows)
+                macro = {kind: macro_auroc(labels[first], self.pool(scores, scan, kind)) for kind in pooling.KINDS}
                 self.state["pooling"] = max(macro, key=macro.get)  # of equals the first
             levels = {"slice": rows, "volume": self._scans_of(rows)}
-        criterion = self.config.eval.threshold
-        if criterion != "half":
-            self.state["thresholds"] = {level: self._choose(part, criterion) for level, part in levels.items()}
         effect = "not seen when the epoch was chosen"
-        effect += "" if criterion == "half" else "; they take the threshold of all labels together"
-        return self._alike("validation", self._matrix(rows, "target").sum(axis=0), len(rows), effect)
-
-    def _macro_of_scans(self, rows, kind):
-        _, first, scan = _scans(rows)
-        return macro_auroc(
-            self._matrix(rows, "target")[first], self.pool(self._matrix(rows, "probability"), scan, kind)
-        )
+        if self.config.eval.threshold != "half":
+            self.state["thresholds"] = {level: self._choose(part) for level, part in levels.items()}
+            effect += "; they take the threshold of all labels together"
+        return self._alike("validation", self.matrix(rows, "target").sum(axis=0), len(rows), effect)
 
     def pool(self, probabilities, scan, kind=None):
         """(scans, labels) from (slices, labels); scan: of each slice, 0 .. scans - 1; kind None: the calibrated one."""
         return pooling.pool(probabilities, scan, kind or self.state["pooling"], self.config.eval.top_slices)
 
-    def _choose(self, rows, criterion):
-        labels, scores = self._matrix(rows, "target"), self._matrix(rows, "probability")
+    def _choose(self, rows):
+        (labels, scores), criterion = self.labels_and_scores(rows), self.config.eval.threshold
         together = choose_threshold(labels.ravel(), scores.ravel(), criterion)
         each = choose_threshold(labels, scores, criterion)
         return {"all": together, "each": np.where(np.isnan(each), together, each).tolist()}
@@ -202,21 +166,19 @@ class Multilabel(Task):
     def _decided(self, rows, level):
         """The rows with decisions at each label's threshold, and with the `threshold` of all labels together."""
         thresholds, names = self.thresholds(level), self._names_of("decision")
-        decisions = (self._matrix(rows, "probability") >= np.array(thresholds["each"])).astype(int).tolist()
+        decisions = (self.matrix(rows, "probability") >= np.array(thresholds["each"])).astype(int).tolist()
         return [{**row, "threshold": thresholds["all"], **dict(zip(names, made))} for row, made in zip(rows, decisions)]
 
     def _scans_of(self, rows):
         """One row per scan, sorted by id, from those of its slices; the same columns, `id` is the scan's name."""
         names, first, scan = _scans(rows)
         loss = np.bincount(scan, [row["loss"] for row in rows]) / np.bincount(scan)
-        columns, pooled = self._names_of("probability"), self.pool(self._matrix(rows, "probability"), scan)
+        columns, pooled = self._names_of("probability"), self.pool(self.matrix(rows, "probability"), scan)
         made = [
             {**rows[place], "id": str(name), "loss": value, **dict(zip(columns, probabilities))}
             for name, place, value, probabilities in zip(names, first, loss.tolist(), pooled.tolist())
         ]
         return self._decided(made, "volume")
-
-    # -------------------------------------------------------------------------------------- scores
 
     def score(self, results):
         """Metrics `volume_*` and, where the rows are slices of scans, `slice_*`.
@@ -230,14 +192,14 @@ class Multilabel(Task):
         return {**self._score(results.scans, "volume"), **self._score(results.rows, "slice")}
 
     def _score(self, rows, level):
-        labels, scores, decisions = (self._matrix(rows, kind) for kind in ("target", "probability", "decision"))
-        labels, decisions = labels.astype(bool), decisions.astype(bool)
-        ap = [average_precision(labels[:, k], scores[:, k]) for k in range(self.out_channels)]
+        scores = self.matrix(rows, "probability")
+        labels, decisions = (self.matrix(rows, kind).astype(bool) for kind in ("target", "decision"))
+        ap = _of_each(average_precision, labels, scores)
         undefined = int(np.isnan(ap).sum())
         result = {
             "auroc_macro": macro_auroc(labels, scores),
             "auroc_micro": auroc(labels.ravel(), scores.ravel()),
-            "ap_macro": _mean(ap),
+            "ap_macro": mean_of_defined(ap),
             "ap_micro": average_precision(labels.ravel(), scores.ravel()),
             **({"labels_undefined": undefined} if undefined else {}),
             **_decisions(labels, decisions, ""),
@@ -247,46 +209,39 @@ class Multilabel(Task):
             if common:
                 result.update(_decisions(labels, scores >= np.array(common), "_common"))
             result.update(_decisions(labels, half, "_half"))
-        result["ece"] = _mean([ece(labels[:, k], scores[:, k]) for k in range(self.out_channels)])
+        result["ece"] = mean_of_defined(_of_each(ece, labels, scores))
         result["brier"] = brier(labels.ravel(), scores.ravel())
         return {f"{level}_{name}": value for name, value in result.items()}
 
     def intervals(self, results, resamples, seed):
         """Of the scans' macro AUROC; `tables` has those of each label."""
-        part = results.scans or results.rows
-        options = dict(resamples=resamples, seed=seed, groups=_subjects(part), stratify=False)
-        return {"volume_auroc_macro": bootstrap_ci(macro_auroc, *self._labels_and_scores(part), **options)}
+        units = Results(results.scans or results.rows)
+        both = self.labels_and_scores(units.rows)
+        return {"volume_auroc_macro": units.bootstrap(resamples, seed)(macro_auroc, *both, stratify=False)}
 
     def tables(self, results):
         """{"labels": a row per label}: prevalence and metrics over the scans or volumes, `slice_*` over the slices.
 
         A fold's table has its `threshold`; the table of several folds together has none.
         """
-        volumes = results.scans or results.rows
-        labels, scores = self._labels_and_scores(volumes)
-        decisions, subjects = self._matrix(volumes, "decision").astype(bool), _subjects(volumes)
-        counts = _counts(labels.astype(bool), decisions)
-        precision, recall, f1 = _rates(*counts)
-        slices = self._labels_and_scores(results.rows) if results.scans else None
-        resamples, seed = self.config.eval.bootstrap, self.config.seed
+        volumes, resamples = Results(results.scans or results.rows), self.config.eval.bootstrap
+        interval = volumes.bootstrap(resamples, self.config.seed)
+        labels, scores = self.labels_and_scores(volumes.rows)
+        decisions = self.matrix(volumes.rows, "decision").astype(bool)
+        precision, recall, f1 = _rates(*_counts(labels.astype(bool), decisions))
+        of_slices = self.labels_and_scores(results.rows) if results.scans else None
         fitted = self.state["thresholds"] is not None or self.config.eval.threshold == "half"
         result = []
         for k, name in enumerate(self.config.task.targets):
             y, p = labels[:, k], scores[:, k]
-            row = {
-                "label": name,
-                "n": len(y),
-                "positives": int(y.sum()),
-                "prevalence": float(y.mean()),
-                "auroc": auroc(y, p),
-            }
+            row = {"label": name, "n": len(y), "positives": int(y.sum()), "prevalence": float(y.mean())}
+            row["auroc"] = auroc(y, p)
             if resamples:
-                interval = bootstrap_ci(auroc, y, p, resamples, seed, groups=subjects)
-                row.update(auroc_low=interval.low, auroc_high=interval.high)
+                _, row["auroc_low"], row["auroc_high"], _ = interval(auroc, y, p)
             row.update(ap=average_precision(y, p), f1=f1[k], precision=precision[k], recall=recall[k], ece=ece(y, p))
-            if slices:
-                row["slice_auroc"] = auroc(slices[0][:, k], slices[1][:, k])
-                row["slice_ap"] = average_precision(slices[0][:, k], slices[1][:, k])
+            if of_slices:
+                y, p = (values[:, k] for values in of_slices)
+                row.update(slice_auroc=auroc(y, p), slice_ap=average_precision(y, p))
             if fitted:
                 row["threshold"] = self.thresholds("volume")["each"][k]
             result.append(row)
@@ -300,28 +255,24 @@ class Multilabel(Task):
     def merge(states):
         chosen = [state["pooling"] for state in states]
         merged = {"pooling": max(chosen, key=chosen.count)}  # that of most, of equals the first
-        if states[0]["thresholds"] is not None:
+        fitted = [state["thresholds"] for state in states]
+        if fitted[0] is not None:
             merged["thresholds"] = {
-                level: {
-                    name: np.mean([state["thresholds"][level][name] for state in states], axis=0).tolist()
-                    for name in both
-                }
-                for level, both in states[0]["thresholds"].items()
+                level: {name: np.mean([one[level][name] for one in fitted], axis=0).tolist() for name in both}
+                for level, both in fitted[0].items()
             }
         return merged
-
-    # ------------------------------------------------------------------------------------- columns
 
     def _names_of(self, kind):
         return [f"{kind}_{name}" for name in self.names]
 
-    def _matrix(self, rows, kind):
+    def matrix(self, rows, kind):
         """(rows, labels) of the columns `kind`_LABEL."""
         take = operator.itemgetter(*self._names_of(kind))
         return np.array([take(row) for row in rows], np.float64).reshape(len(rows), self.out_channels)
 
-    def _labels_and_scores(self, rows):
-        return self._matrix(rows, "target"), self._matrix(rows, "probability")
+    def labels_and_scores(self, rows):
+        return self.matrix(rows, "target"), self.matrix(rows, "probability")
 
 
 def _varies(positives, cases):
@@ -338,8 +289,9 @@ def _scans(rows):
     return np.unique([row["scan"] for row in rows], return_index=True, return_inverse=True)
 
 
-def _subjects(rows):
-    return np.array([row["subject"] for row in rows])
+def _of_each(metric, labels, scores):
+    """[the metric of each label]; both (rows, labels)."""
+    return [metric(*columns) for columns in zip(labels.T, scores.T)]
 
 
 def _counts(labels, decisions):
@@ -354,24 +306,13 @@ def _rates(right, decided, positives):
 
 
 def _decisions(labels, decisions, at):
-    counts = _counts(labels, decisions)
+    counts, wrong = _counts(labels, decisions), labels != decisions
     precision, recall, f1 = _rates(*counts)
-    _, _, micro = _rates(*(np.sum(count) for count in counts))
-    result = {
-        "f1_macro": _mean(f1),
-        "f1_micro": float(micro),
-        "precision_macro": _mean(precision),
-        "recall_macro": _mean(recall),
-    }
-    wrong = labels != decisions
-    result["hamming"], result["exact_match"] = float(wrong.mean()), float(1 - wrong.any(axis=1).mean())
+    _, _, micro = _rates(*map(np.sum, counts))
+    result = {"f1_macro": mean_of_defined(f1), "f1_micro": float(micro), "precision_macro": mean_of_defined(precision)}
+    result.update(recall_macro=mean_of_defined(recall), hamming=float(wrong.mean()))
+    result["exact_match"] = float(1 - wrong.any(axis=1).mean())
     for name, values in (("f1", f1), ("precision", precision)):
         if np.isnan(values).any():
             result[f"{name}_undefined"] = int(np.isnan(values).sum())
     return {name + at: value for name, value in result.items()}
-
-
-def _mean(values):
-    """Over the defined ones; NaN without any."""
-    values = np.asarray(values, float)
-    return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")

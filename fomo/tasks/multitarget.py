@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from ..config import UserError
-from ..metrics import auroc, bootstrap_ci, confusion_matrix, macro_auroc, multiclass_metrics
+from ..metrics import auroc, confusion_matrix, macro_auroc, multiclass_metrics
+from ..metrics.checks import mean_of_defined
 from . import categories
 from .results import Answer, Output
 from .task import ONE_OR_MORE, Task
 from .views import multitarget as view
+
+_OF_EACH_TARGET = ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")
 
 
 class Multitarget(Task):
@@ -56,32 +59,25 @@ class Multitarget(Task):
     def inspect(self, cases):
         """Note the classes of each target in all labelled cases; a number without a case is called `class_K`."""
         self.state["classes"] = []
+        several, classes = len(self.names) > 1, self.config.task.classes
         for place, name in enumerate(self.config.task.targets):
             found = dict(categories.class_of(case, place) for case in cases)
-            wanted = "at least 2" if len(self.names) > 1 else f"task.classes={self.config.task.classes}"
-            if len(found) < 2 or (len(self.names) == 1 and max(found) >= self.config.task.classes):
-                raise UserError(
-                    f"target {name}: got the classes {', '.join(map(str, found.values()))}, wanted {wanted}"
-                )
-            count = max(found) + 1 if len(self.names) > 1 else self.config.task.classes
+            count = max(found) + 1 if several else classes
+            if len(found) < 2 or max(found) >= count:
+                wanted = "at least 2" if several else f"task.classes={classes}"
+                raise UserError(f"target {name}: got the classes {', '.join(found.values())}, wanted {wanted}")
             self.state["classes"].append([found.get(k, f"class_{k}") for k in range(count)])
 
     def fit(self, train, val):
-        """Fit inverse-frequency class weights of each target, whose mean over the training cases is 1.
-
-        A class without a training case gets the weight 1. Raises UserError for a part in which no target varies.
-        """
-        counts = {}
-        for part, cases in (("training", train), ("validation", val)):
-            counts[part] = [self._counts(cases, place) for place in range(len(self.names))]
-            if max(map(np.count_nonzero, counts[part])) < 2:
+        """Fit inverse-frequency class weights of each target, whose mean over the training cases is 1."""
+        of_train, of_val = ([self._counts(cases, place) for place in range(len(self.names))] for cases in (train, val))
+        for part, cases, counts in (("training", train, of_train), ("validation", val, of_val)):
+            if max(map(np.count_nonzero, counts)) < 2:
                 categories.refuse(part, cases, "of one class of each of task.targets, wanted several classes")
         weighted = self.config.task.class_weights == "inverse_frequency"
-        self.state["class_weights"] = [
-            (categories.inverse_frequency(one) if weighted else np.ones(len(one))).tolist()
-            for one in counts["training"]
-        ]
-        by_target = zip(self.config.task.targets, self.state["classes"], counts["training"], counts["validation"])
+        weights = [categories.inverse_frequency(counts) if weighted else np.ones(len(counts)) for counts in of_train]
+        self.state["class_weights"] = [of_target.tolist() for of_target in weights]
+        by_target = zip(self.config.task.targets, self.state["classes"], of_train, of_val)
         return [message for target in by_target for message in categories.lacking(*target)]
 
     def _counts(self, cases, place):
@@ -100,18 +96,9 @@ class Multitarget(Task):
         """Of each target its columns (B, classes)."""
         return torch.split(values, [len(classes) for classes in self.state["classes"]], dim=1)
 
-    # -------------------------------------------------------------------------------- prediction
-
     def _probabilities(self, outputs):
         """(B, outputs) float64 that sum to 1 over the classes of each target."""
         return torch.cat([logits.double().softmax(1) for logits in self._split(outputs)], dim=1)
-
-    def _pooled(self, network, image, background, windows):
-        """(1, outputs): the mean over the windows that cover the case, or their maximum, scaled to sum to 1."""
-        found = self._probabilities(windows.each(network, image, background))
-        if self.config.eval.pool_windows == "mean":
-            return found.mean(0, keepdim=True)
-        return torch.cat([part / part.sum(1, keepdim=True) for part in self._split(found.amax(0, keepdim=True))], dim=1)
 
     def _class_of(self, case, place):
         return categories.known_class(case, self.config.task.targets[place], self.state["classes"][place], place)
@@ -123,11 +110,10 @@ class Multitarget(Task):
         split = [part.numpy() for part in self._split(probabilities)]
         answers = []
         for i, case in enumerate(cases):
-            row = {"id": case.id, "subject": case.subject, "loss": loss[i]}
+            row = {"loss": loss[i]}
             for place, name in enumerate(self.names):
-                row[f"target_{name}"] = targets[i][place]
-                row.update(self._decided(place, split[place][i]))
-            answers.append(Answer(row))
+                row.update({f"target_{name}": targets[i][place], **self._decided(place, split[place][i])})
+            answers.append(Answer.of(case, **row))
         return answers
 
     def _decided(self, place, probabilities):
@@ -136,14 +122,18 @@ class Multitarget(Task):
         return {f"decision_{name}": int(probabilities.argmax()), **dict(zip(columns, probabilities.tolist()))}
 
     def predict(self, network, case, windows, fold=None):
-        return self._answers(self._pooled(network, case.image(), case.background, windows), [case])[0]
+        return self._answers(self.infer(network, case.image(), case.background, windows), [case])[0]
 
     def predict_batch(self, outputs, cases):
         return self._answers(self._probabilities(outputs), cases)
 
     def infer(self, network, image, background, windows):
-        """(1, outputs) probabilities."""
-        return self._pooled(network, image, background, windows).cpu()
+        """(1, outputs) probabilities: the mean over the windows that cover the case, or their scaled maximum."""
+        found = self._probabilities(windows.each(network, image, background))
+        if self.config.eval.pool_windows == "mean":
+            return found.mean(0, keepdim=True).cpu()
+        highest = self._split(found.amax(0, keepdim=True))
+        return torch.cat([part / part.sum(1, keepdim=True) for part in highest], dim=1).cpu()
 
     @staticmethod
     def answer(tasks, parts, geometry):
@@ -154,75 +144,57 @@ class Multitarget(Task):
             row.update(first._decided(place, part[0].numpy()))
         return row, {}
 
-    # ------------------------------------------------------------------------------------ scores
-
     def score(self, results):
         """Metrics `T_...` of each target T, and `auroc_macro`, the mean of `T_auroc` over the targets that have one.
 
         `T_auroc` is the mean of each class against the rest; with more than two classes each stands as `T_auroc_CLASS`.
         """
-        rows, result, aurocs = results.rows, {}, []
+        result, aurocs = {}, []
         for name in self.names:
-            labels, probabilities, classes = _columns(rows, name)
+            labels, _, probabilities, classes = categories.arrays_of(results, name)
             found = multiclass_metrics(labels, probabilities)
             aurocs.append(found["macro_auroc"])
             result[f"{name}_auroc"] = found["macro_auroc"]
-            if len(classes) > 2:
-                result.update(
-                    {f"{name}_auroc_{text}": float(value) for text, value in zip(classes, found["auroc_per_class"])}
-                )
-            result.update(
-                {
-                    f"{name}_{metric}": found[metric]
-                    for metric in ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")
-                }
-            )
-        defined = [value for value in aurocs if not np.isnan(value)]
-        macro = {"auroc_macro": float(np.mean(defined)) if defined else float("nan")}
-        if len(defined) < len(aurocs):
-            macro["targets_undefined"] = len(aurocs) - len(defined)
+            each = zip(classes, found["auroc_per_class"].tolist()) if len(classes) > 2 else ()
+            result.update({f"{name}_auroc_{text}": value for text, value in each})
+            result.update({f"{name}_{metric}": found[metric] for metric in _OF_EACH_TARGET})
+        undefined = int(np.isnan(aurocs).sum())
+        macro = {"auroc_macro": mean_of_defined(aurocs), **({"targets_undefined": undefined} if undefined else {})}
         return {**macro, **result}
 
     def intervals(self, results, resamples, seed):
         """Of the AUROCs and of the shares of right decisions."""
-        rows = results.rows
-        subjects = np.array([row["subject"] for row in rows])
-        options = dict(resamples=resamples, seed=seed, groups=subjects)
-        result, all_labels, all_scores = {}, [], []
+        interval, result, of_targets = results.bootstrap(resamples, seed), {}, []
         for name in self.names:
-            labels, probabilities, classes = _columns(rows, name)
+            labels, decisions, probabilities, classes = categories.arrays_of(results, name)
             one_hot = np.eye(len(classes))[labels]
-            all_labels.append(one_hot)
-            all_scores.append(probabilities)
+            of_targets.append((one_hot, probabilities))
             if len(classes) == 2:
-                result[f"{name}_auroc"] = bootstrap_ci(auroc, labels, probabilities[:, 1], **options)
+                result[f"{name}_auroc"] = interval(auroc, labels, probabilities[:, 1])
             else:
-                result[f"{name}_auroc"] = bootstrap_ci(macro_auroc, one_hot, probabilities, stratify=False, **options)
-            right = (np.array([row[f"decision_{name}"] for row in rows]) == labels).astype(float)
-            result[f"{name}_accuracy"] = bootstrap_ci(np.mean, right, **options)
+                result[f"{name}_auroc"] = interval(macro_auroc, one_hot, probabilities, stratify=False)
+            result[f"{name}_accuracy"] = interval(np.mean, (decisions == labels).astype(float))
         if len(self.names) == 1:
             return {"auroc_macro": result[f"{self.names[0]}_auroc"], **result}
-        ends = np.cumsum([part.shape[1] for part in all_labels])[:-1]
+        ends = np.cumsum([one_hot.shape[1] for one_hot, _ in of_targets])[:-1]
 
         def mean_over_targets(labels, scores):
             parts = zip(np.split(labels, ends, axis=1), np.split(scores, ends, axis=1))
-            values = np.array([macro_auroc(*part) for part in parts])
-            return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")
+            return mean_of_defined([macro_auroc(*part) for part in parts])
 
-        macro = bootstrap_ci(mean_over_targets, np.hstack(all_labels), np.hstack(all_scores), stratify=False, **options)
-        return {"auroc_macro": macro, **result}
+        together = map(np.hstack, zip(*of_targets))
+        return {"auroc_macro": interval(mean_over_targets, *together, stratify=False), **result}
 
     def tables(self, results):
         """{"confusion": ...}: how many cases of which class were decided to be of which, a line per target and pair."""
-        rows, lines = results.rows, []
+        lines = []
         for name, column in zip(self.config.task.targets, self.names):
-            labels, _, classes = _columns(rows, column)
-            decisions = np.array([int(row[f"decision_{column}"]) for row in rows])
-            counts = confusion_matrix(labels, decisions, len(classes))
+            labels, decisions, _, classes = categories.arrays_of(results, column)
+            counts = confusion_matrix(labels, decisions, len(classes)).tolist()
             lines += [
-                {"target": name, "class": true, "decided": decided, "cases": int(counts[i, j])}
-                for i, true in enumerate(classes)
-                for j, decided in enumerate(classes)
+                {"target": name, "class": true, "decided": decided, "cases": count}
+                for true, of_class in zip(classes, counts)
+                for decided, count in zip(classes, of_class)
             ]
         return {"confusion": lines}
 
@@ -236,11 +208,3 @@ class Multitarget(Task):
 
     def learned(self):
         return {"class_names": self.state["classes"]}
-
-
-def _columns(rows, name):
-    """(classes (n,), probabilities (n, k), names of the k classes) of a target, from the columns of its rows."""
-    names = categories.columns_of(name, list(rows[0]))
-    labels = np.array([int(row[f"target_{name}"]) for row in rows])
-    probabilities = np.array([[row[f"probability_{name}_{text}"] for text in names] for row in rows])
-    return labels, probabilities, names

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from .. import losses
-from ..metrics import apply_bias_correction, bootstrap_ci, fit_bias_correction, mae, pearson, r2, regression_metrics
+from ..metrics import apply_bias_correction, fit_bias_correction, mae, pearson, r2, regression_metrics
 from .results import Answer, Results
 from .task import Columns, Task
 from .views import regression as view
@@ -51,9 +51,12 @@ class Regression(Task):
         outputs = windows.each(network, image, background)[:, 0]
         return outputs.max() if self.config.eval.pool_windows == "max" else outputs.mean()
 
+    def _in_unit(self, scaled):
+        return float(scaled) * self.state["scale"] + self.state["mean"]
+
     def infer(self, network, image, background, windows):
         """The number, in the targets' unit."""
-        return float(self._scaled(network, image, background, windows)) * self.state["scale"] + self.state["mean"]
+        return self._in_unit(self._scaled(network, image, background, windows))
 
     @staticmethod
     def answer(tasks, parts, geometry):
@@ -64,22 +67,14 @@ class Regression(Task):
 
     def predict(self, network, case, windows, fold=None):
         scaled = self._scaled(network, case.image(), case.background, windows)
-        target = (case.target - self.state["mean"]) / self.state["scale"]
-        return Answer(
-            {
-                "id": case.id,
-                "subject": case.subject,
-                "target": case.target,
-                "prediction": float(scaled) * self.state["scale"] + self.state["mean"],
-                "training_mean": self.state["training_mean"],
-                "loss": float(self._loss(scaled[None], scaled.new_tensor([target]))),
-            }
-        )
+        target = scaled.new_tensor([(case.target - self.state["mean"]) / self.state["scale"]])
+        said = {"prediction": self._in_unit(scaled), "training_mean": self.state["training_mean"]}
+        return Answer.of(case, target=case.target, **said, loss=float(self._loss(scaled[None], target)))
 
     def calibrate(self, evaluate):
         """Fit the line that undoes the pull towards the mean (age bias) on the inner validation cases."""
-        targets, predictions = _columns(evaluate().rows)
-        slope, intercept = self.state["bias_correction"] = list(fit_bias_correction(targets, predictions))
+        targets, predictions = evaluate().arrays("target", "prediction")
+        slope, _ = self.state["bias_correction"] = list(fit_bias_correction(targets, predictions))
         if math.isnan(slope):
             doubt = "their targets are all equal: `corrected` is undefined"
         elif slope < _FLAT:
@@ -104,13 +99,12 @@ class Regression(Task):
 
         If a fold's correction is undefined, because its validation predictions do not vary, so are `corrected_*`.
         """
-        rows = results.rows
-        raw = regression_metrics(*_columns(rows))
+        raw = regression_metrics(*results.arrays("target", "prediction"))
         scores = dict(raw)
-        if "training_mean" in rows[0]:  # not where only files are evaluated
-            scores["mae_of_the_mean"] = mae(*_columns(rows, "training_mean"))
-        if "corrected" in rows[0]:
-            targets, corrected = _columns(rows, "corrected")
+        if "training_mean" in results.rows[0]:  # not where only files are evaluated
+            scores["mae_of_the_mean"] = mae(*results.arrays("target", "training_mean"))
+        if "corrected" in results.rows[0]:
+            targets, corrected = results.arrays("target", "corrected")
             defined = np.isfinite(corrected).all()
             values = regression_metrics(targets, corrected) if defined else dict.fromkeys(raw, math.nan)
             scores.update({f"corrected_{name}": value for name, value in values.items()})
@@ -118,15 +112,13 @@ class Regression(Task):
 
     def intervals(self, results, resamples, seed):
         """Of the raw predictions and, where they are defined, of the corrected ones."""
-        rows = results.rows
-        subjects, result = [row["subject"] for row in rows], {}
+        interval, found = results.bootstrap(resamples, seed), {}
         for prefix, column in (("", "prediction"), ("corrected_", "corrected")):
-            if column in rows[0] and np.isfinite(_columns(rows, column)[1]).all():
-                for metric in (mae, r2, pearson):
-                    result[prefix + metric.__name__] = bootstrap_ci(
-                        metric, *_columns(rows, column), resamples, seed, groups=subjects
-                    )
-        return result
+            if column in results.rows[0]:
+                targets, values = results.arrays("target", column)
+                metrics = (mae, r2, pearson) if np.isfinite(values).all() else ()
+                found.update({prefix + metric.__name__: interval(metric, targets, values) for metric in metrics})
+        return found
 
     @staticmethod
     def merge(states):
@@ -141,7 +133,3 @@ class Regression(Task):
     @staticmethod
     def units(state):
         return state["mean"], state["scale"]
-
-
-def _columns(rows, prediction="prediction"):
-    return np.array([row["target"] for row in rows]), np.array([row[prediction] for row in rows])

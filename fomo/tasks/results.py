@@ -1,6 +1,11 @@
 """What travels between a task and those that run it: answers, results, and the outputs of its network."""
 
+import functools
 from typing import NamedTuple
+
+import numpy as np
+
+from ..metrics import bootstrap_ci
 
 
 class Answer(NamedTuple):
@@ -9,6 +14,11 @@ class Answer(NamedTuple):
     row: dict  # plain values, with `id`, `subject` and `loss`
     kept: object = None  # what only `Task.finish` and `Task.score` need, such as features; no table holds it
 
+    @classmethod
+    def of(cls, case, kept=None, **values):
+        """The Answer about a Prepared case, with these values in its row."""
+        return cls({"id": case.id, "subject": case.subject, **values}, kept)
+
 
 class Results(NamedTuple):
     """What a task makes of the answers of some cases."""
@@ -16,6 +26,14 @@ class Results(NamedTuple):
     rows: list  # a dict of plain values per case
     scans: list = []  # of networks that see slices: a dict per scan, pooled from its slices
     kept: list = []  # of each row, what its Answer kept
+
+    def arrays(self, *names):
+        """[(n,) array of each of the columns `names` of the rows]."""
+        return [np.array([row[name] for row in self.rows]) for name in names]
+
+    def bootstrap(self, resamples, seed):
+        """`metrics.bootstrap_ci` of arrays that have a value per row; it draws whole subjects."""
+        return functools.partial(bootstrap_ci, resamples=resamples, seed=seed, groups=self.arrays("subject")[0])
 
 
 class Output(NamedTuple):

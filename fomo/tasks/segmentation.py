@@ -9,12 +9,14 @@ import torch
 
 from .. import losses
 from ..data.cases import read_volume, rounded
-from ..metrics import bootstrap_ci, dice, over_classes, segmentation_metrics_per_class, summarize
+from ..metrics import COUNTS, dice, over_classes, segmentation_metrics_per_class, summarize
 from ..space import postprocess, volume
 from . import categories
 from .results import Answer, Results
 from .task import Columns, Task
 from .views import segmentation as view
+
+_NO_METRICS = ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")  # of a row
 
 
 class Segmentation(Task):
@@ -49,16 +51,13 @@ class Segmentation(Task):
         return ["with foreground" if case.target or few else "without foreground" for case in cases]
 
     def fit(self, train, val):
-        """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes.
-
-        A class without a voxel gets the weight 1. Raises UserError for a part without foreground.
-        """
+        """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes."""
         of_train, of_val = _voxels(train), _voxels(val)
         for part, cases, voxels in (("training", train, of_train), ("validation", val, of_val)):
             if not voxels[1:].any():
                 categories.refuse(part, cases, "without a voxel of the foreground, wanted some with")
         if self.config.task.class_weights == "inverse_frequency":
-            weights, present = categories.inverse_frequency(of_train), of_train > 0
+            weights, present = categories.inverse_frequency(of_train), of_train > 0  # a class without a voxel gets 1
             self.state["class_weights"] = np.where(present, weights / weights[present].mean(), 1.0).tolist()
         return list(categories.lacking("masks", range(self.config.task.classes), of_train, of_val))
 
@@ -69,10 +68,12 @@ class Segmentation(Task):
         task = self.config.task
         if task.loss == "generalized_dice":
             return losses.generalized_dice(logits, mask, task.activation)
+        weights = None if self.sigmoid else self.state["class_weights"]
+        if task.loss != "cross_entropy":
+            return losses.dice_ce(logits, mask, weights, activation=task.activation)
         if self.sigmoid:
-            return (losses.sigmoid_cross_entropy if task.loss == "cross_entropy" else _dice_bce)(logits, mask)
-        loss = losses.cross_entropy if task.loss == "cross_entropy" else losses.dice_ce
-        return loss(logits, mask, class_weights=self.state["class_weights"])
+            return losses.sigmoid_cross_entropy(logits, mask)
+        return losses.cross_entropy(logits, mask, weights)
 
     def _probabilities(self, logits):
         """(K, X, Y, Z) of (K, X, Y, Z): of all classes or, with sigmoid, of the foreground classes."""
@@ -102,18 +103,18 @@ class Segmentation(Task):
         """
         logits = windows.blend(network, case.image(), case.background)
         mask = torch.from_numpy(np.array(case.mask())).long().to(logits.device)
-        row = {"id": case.id, "subject": case.subject, "loss": float(self._loss(logits[None], mask[None]))}
+        loss = float(self._loss(logits[None], mask[None]))
         if fold is None and not self._candidates:
-            return Answer({**row, **self._on_grid(logits, mask.cpu().numpy())})
+            return Answer.of(case, loss=loss, **self._on_grid(logits, mask.cpu().numpy()))
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
         reference, affine = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
         reference = rounded(reference).astype(np.int32)  # as in the cache
         if self._candidates:
             found = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
-            return Answer(row, found)
+            return Answer.of(case, found, loss=loss)
         volume.write_nifti(fold.mask(case.id, new=True), prediction, affine)
-        return Answer({**row, **self._in_native_space(reference, prediction, volume.spacing(affine))})
+        return Answer.of(case, loss=loss, **self._in_native_space(reference, prediction, volume.spacing(affine)))
 
     def _on_grid(self, logits, reference):
         if self.sigmoid:
@@ -141,35 +142,28 @@ class Segmentation(Task):
         if self.config.eval.postprocess == "auto":
             self.state["postprocess"] = dict(postprocess.NONE)
             self._candidates = postprocess.CANDIDATES
-            means = np.mean(evaluate().kept, axis=0)
-            self.state["postprocess"] = dict(self._candidates[int(np.argmax(means))])
-            self._candidates = ()
+            means, self._candidates = np.mean(evaluate().kept, axis=0), ()
+            self.state["postprocess"] = dict(postprocess.CANDIDATES[int(np.argmax(means))])
         return ()
-
-    def finish(self, answers, fold=None):
-        return Results([answer.row for answer in answers], kept=[answer.kept for answer in answers])
 
     def score(self, results):
         """The mean of each metric over the cases where it is finite, and the counts of undefined and infinite ones."""
         scores, rows = {}, results.rows
         for name in _metric_names(rows):
-            summary = summarize([row[name] for row in rows])
+            summary = summarize(*results.arrays(name))
             scores[name] = summary["mean"]
-            for kind in ("undefined", "infinite"):
-                if summary[kind]:
-                    scores[f"{name}_{kind}"] = summary[kind]
+            scores.update({name + end: summary[end[1:]] for end in COUNTS if summary[end[1:]]})
         scores["empty_predictions"] = sum(row["predicted_voxels"] == 0 for row in rows)
         return scores
 
     def intervals(self, results, resamples, seed):
         """Of each metric's mean over the cases where it is finite."""
-        result, rows = {}, results.rows
-        for name in _metric_names(rows):
-            finite = [row for row in rows if np.isfinite(row[name])]
-            if finite:
-                values, subjects = np.array([row[name] for row in finite]), [row["subject"] for row in finite]
-                result[name] = bootstrap_ci(np.mean, values, resamples=resamples, seed=seed, groups=subjects)
-        return result
+        found = {}
+        for name in _metric_names(results.rows):
+            finite = Results([row for row in results.rows if np.isfinite(row[name])])
+            if finite.rows:
+                found[name] = finite.bootstrap(resamples, seed)(np.mean, *finite.arrays(name))
+        return found
 
     def doubts(self, scores):
         if scores["empty_predictions"]:
@@ -196,13 +190,5 @@ def _voxels(cases):
     return np.sum([case.class_voxels for case in cases], axis=0)
 
 
-def _dice_bce(logits, mask):
-    return losses.dice_ce(logits, mask, activation="sigmoid")
-
-
 def _metric_names(rows):
-    return [
-        name
-        for name in rows[0]
-        if name not in ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")
-    ]
+    return [name for name in rows[0] if name not in _NO_METRICS]

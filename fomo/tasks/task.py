@@ -1,7 +1,7 @@
 """What a task is: what the network is trained on, and what its outputs are worth.
 
-A new task is a subclass of Task in a file of its own, and a line in TASKS. Nothing else in the house asks which task it
-is. A subclass that does not declare what stands in `_DECLARED` is refused when Python defines it.
+A new task is a subclass of Task in a file of its own, and a line in TASKS. Nothing else asks which task it is. A
+subclass that does not declare what stands in `_DECLARED` is refused when Python defines it.
 """
 
 import math
@@ -158,7 +158,7 @@ class Task:
 
     def finish(self, answers, fold=None):
         """The Results of some Answers, with what was fitted applied; `fold` as in `predict`, on all ranks."""
-        return Results([answer.row for answer in answers])
+        return Results([answer.row for answer in answers], kept=[answer.kept for answer in answers])
 
     def doubts(self, scores):
         """(message, number of cases) of what the scores of a test part show to be wrong."""

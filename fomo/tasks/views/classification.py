@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ...pages import page
-from ...pages.case_table import arrays_of, case_table
+from ...pages.case_table import case_table
 from ...pages.figures.probabilities import calibration, precision_recall, roc, score_histogram
 from ...pages.page import number, tag
 from .heatmaps import heatmaps
@@ -57,15 +57,15 @@ def _confusion(run):
 
 
 def _labels_and_scores(run):
-    labels, scores = arrays_of(run.rows, "target", "probability")
+    labels, scores = run.results.arrays("target", "probability")
     return labels.astype(int), scores
 
 
 def _pictures(run, listed):
     labels, scores = _labels_and_scores(run)
     if len(np.unique(labels)) < 2:
-        alone = "The finished folds have cases of one class only: there are no curves to draw."
-        return [_confusion(run), page.note(alone)]
+        alone = page.note("The finished folds have cases of one class only: there are no curves to draw.")
+        return [_confusion(run), alone]
     auroc, average_precision, ece = map(run.value, ("auroc", "average_precision", "ece"))
     band = roc(labels, scores, [row["subject"] for row in run.rows], run.config.seed, auroc)
     recall = precision_recall(labels, scores, average_precision)

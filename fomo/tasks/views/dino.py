@@ -56,21 +56,17 @@ def _curves(run, options):
 
 
 def _pictures(run, listed):
-    """From what tasks/dino.py stores: ids (N, 1 + M) of a query and its neighbours, queries (N, A, B), neighbours
-    (N, M, A, B), similarity (N, M).
-    """
+    """A row of slices per query, from what `_write_neighbours` of tasks/dino.py has stored."""
     path = run.fold(1).neighbours
     if not os.path.exists(path):
         return [page.note("The run has stored no neighbours.")]
     stored = read_arrays(path)
     spacing = pictures.in_plane(run.config.data.spacing_mm, patches.thinnest(run.config.data.patch))
-    found = []
-    for i, (query, *names) in enumerate(stored["ids"]):
-        near = ", ".join(
-            f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, stored["similarity"][i].tolist())
-        )
-        row = [stored["queries"][i], *stored["neighbours"][i]]
-        picture = pictures.mosaic([row], [spacing], f"{query} and the cases that are most like it: {near}")
+    found, arrays = [], (stored[name] for name in ("ids", "similarity", "queries", "neighbours"))
+    for (query, *names), cosines, own, others in zip(*arrays):
+        near = ", ".join(f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, cosines.tolist()))
+        alike = f"{query} and the cases that are most like it: {near}"
+        picture = pictures.mosaic([[own, *others]], [spacing], alike)
         found.append(page.figure(picture, str(query), near))
     what = "On the left a case, beside it the validation cases nearest to it, with the cosine of their features."
     return [page.note(what), page.grid(found, "grid wide")]

@@ -22,29 +22,20 @@ def heatmaps(run, words=("not its class", "its class")):
     paths = [path for of_folds in stored for path in of_folds if path]  # of each fold in turn, so that all are seen
     if not paths:
         return [page.note("The run has stored no maps.")]
-    cbam = "; last the weights of its attention (CBAM)" if run.config.model.attention == "cbam" else ""
-    return [
-        tag("h3", "Where the networks looked"),
-        page.note(
-            "Each case, and on it in colour what speaks for the labels with the highest probabilities (Grad-CAM)"
-            f"{cbam}. A map shows what the network used, not that a finding is there."
-        ),
-        page.grid(
-            [_figure(read_arrays(path), run.config.data.spacing_mm, words) for path in paths[:_MOST]], "grid wide"
-        ),
-    ]
+    what = "Each case, and on it in colour what speaks for the labels with the highest probabilities (Grad-CAM)"
+    what += "; last the weights of its attention (CBAM)" if run.config.model.attention == "cbam" else ""
+    what += ". A map shows what the network used, not that a finding is there."
+    figures = [_figure(read_arrays(path), run.config.data.spacing_mm, words) for path in paths[:_MOST]]
+    return [tag("h3", "Where the networks looked"), page.note(what), page.grid(figures, "grid wide")]
 
 
 def _figure(stored, spacing_mm, words):
-    """stored: id (), labels (L,), probabilities (L,), targets (L,) of 0 and 1, axes (P,) and of each of the axes A
-    image_A (.., ..), grad_cam_A (L, .., ..) and, of a network with attention, attention_A (.., ..).
-    """
+    """stored: what `runs.maps.write` has stored of a case."""
     rows, heats = [], []
     for axis in stored["axes"]:
         maps = list(stored[f"grad_cam_{axis}"])
         if f"attention_{axis}" in stored:
-            weights = stored[f"attention_{axis}"].astype(np.float32)
-            # only how they differ is of interest
+            weights = stored[f"attention_{axis}"].astype(np.float32)  # of which only the differences are of interest
             maps.append((weights - weights.min()) / max(float(np.ptp(weights)), 0.02))
         rows.append([stored[f"image_{axis}"]] * (1 + len(maps)))
         heats.append([None, *maps])

@@ -8,13 +8,7 @@ from ...pages.figures.probabilities import calibration, mean_roc, per_label, pre
 from ...pages.page import number, tag
 from .classification import against_chance
 from .heatmaps import heatmaps
-from .view import View
-
-
-def _matrix(run, rows, kind):
-    """(rows, labels): the target, probability or decision of each label."""
-    columns = [f"{kind}_{name.replace(' ', '_')}" for name in run.config.task.targets]
-    return np.array([[row[column] for column in columns] for row in rows])
+from .view import SHARE_RIGHT, View, names_in, truth
 
 
 def _verdict(run):
@@ -24,9 +18,6 @@ def _verdict(run):
 
 def _unit_name(run):
     return "scans" if run.scans else "cases"
-
-
-# --------------------------------------------------------------------------------------------- tables
 
 
 def _table(run, labels):
@@ -48,14 +39,11 @@ def _by_auroc(row):
 
 def _decisions(run, labels):
     """Confusion counts of each label, each fold's decisions at its own threshold."""
-    target, decision = (_matrix(run, run.units, kind) == 1 for kind in ("target", "decision"))
-    counts = [(a & b).sum(0) for a, b in ((target, decision), (~target, decision), (target, ~decision))]
-    counts.append((~target & ~decision).sum(0))
+    target, decision = (run.task.matrix(run.units, kind) == 1 for kind in ("target", "decision"))
+    both = ((target, decision), (~target, decision), (target, ~decision), (~target, ~decision))
+    counts = zip(*((a & b).sum(0).tolist() for a, b in both))
     rates = ("precision", "recall", "f1")
-    rows = [
-        [row["label"], *map(int, of_label), *(row[name] for name in rates)]
-        for row, of_label in zip(labels, zip(*counts))
-    ]
+    rows = [[row["label"], *of_label, *map(row.get, rates)] for row, of_label in zip(labels, counts)]
     columns = ["label", *map(page.label, ("tp", "fp", "fn", "tn")), "precision", "recall", "F1"]
     rule = run.config.eval.threshold
     where = f"the threshold that each fold chose on its inner validation cases ({rule})" if rule != "half" else "0.5"
@@ -70,9 +58,6 @@ def _labels(run):
 def _tables(run):
     labels = _labels(run)
     return [_table(run, labels), _decisions(run, labels)]
-
-
-# ------------------------------------------------------------------------------------------- pictures
 
 
 def _pictures(run, listed):
@@ -96,13 +81,11 @@ def _curves(run, labels):
 
 
 def _forests(run, ranked):
-    names = [row["label"] for row in ranked]
-
     def column(name):
         return np.array([row.get(name, np.nan) for row in ranked])
 
-    auroc = [(_unit_name(run), column("auroc"), column("auroc_low"), column("auroc_high"))]
-    ap = [(_unit_name(run), column("ap"), None, None)]
+    names, unit = [row["label"] for row in ranked], _unit_name(run)
+    auroc, ap = [(unit, *map(column, ("auroc", "auroc_low", "auroc_high")))], [(unit, column("ap"), None, None)]
     if run.scans:
         auroc.append(("slices", column("slice_auroc"), None, None))
         ap.append(("slices", column("slice_ap"), None, None))
@@ -115,7 +98,7 @@ def _forests(run, ranked):
 
 def _of_level(run, level, rows, labels, chosen):
     """Figures of the scans or cases, level "volume", or of the slices, level "slice". chosen: places of some labels."""
-    target, score = _matrix(run, rows, "target").astype(int), _matrix(run, rows, "probability")
+    target, score = run.task.labels_and_scores(rows)
     auroc, ap, ece = (run.value(f"{level}_{name}") for name in ("auroc_macro", "ap_micro", "ece"))
     prefix = "slice_" if level == "slice" else ""
     curves = [(labels[k]["label"], k, labels[k][f"{prefix}auroc"]) for k in chosen]
@@ -132,19 +115,16 @@ def _of_level(run, level, rows, labels, chosen):
 
 
 def _scores(run):
-    target, score = (_matrix(run, run.units, kind).ravel() for kind in ("target", "probability"))
-    picture = score_histogram(target.astype(int), score, ("absent", "present"), what="labels", of="")
+    target, score = run.task.labels_and_scores(run.units)
+    picture = score_histogram(target.ravel(), score.ravel(), ("absent", "present"), what="labels", of="")
     what = "All labels together: findings that are there upwards, those that are not downwards."
     return page.figure(picture, "Scores.", what)
-
-
-# ---------------------------------------------------------------------------------------------- cases
 
 
 def cases(run):
     """By the loss: what each scan has, what was missed and what was invented."""
     names, rows, found = run.config.task.targets, run.units, []
-    target, decision = (_matrix(run, rows, kind) == 1 for kind in ("target", "decision"))
+    target, decision = (run.task.matrix(rows, kind) == 1 for kind in ("target", "decision"))
     for i in sorted(range(len(rows)), key=lambda i: -rows[i]["loss"]):
         right, missed, false = target[i] & decision[i], target[i] & ~decision[i], ~target[i] & decision[i]
         warning = "all findings missed" if target[i].any() and not right.any() else ""
@@ -158,25 +138,14 @@ def _listed(names, chosen):
     return page.Cell(tag("span", text, class_="wrap") if text else "", text)
 
 
-def _named(row):
-    return [name.removeprefix("target_") for name in row if name.startswith("target_")]
-
-
 def _squared_error(row):
-    return np.mean([(row["probability_" + name] - row["target_" + name]) ** 2 for name in _named(row)])
-
-
-def _right(row):
-    return np.mean([row["decision_" + name] == row["target_" + name] for name in _named(row)])
+    return np.mean([(row[f"probability_{name}"] - row[f"target_{name}"]) ** 2 for name in names_in(row)])
 
 
 def _ranked(run):
-    target, score = _matrix(run, run.units, "target").astype(int), _matrix(run, run.units, "probability")
-    return {
-        f"{name.replace(' ', '_')}_auroc": (target[:, k], score[:, k])
-        for k, name in enumerate(run.config.task.targets)
-        if 0 < target[:, k].sum() < len(run.units)
-    }
+    target, score = (values.T for values in run.task.labels_and_scores(run.units))
+    of_labels = zip(run.task.names, target.astype(int), score)
+    return {f"{name}_auroc": (y, p) for name, y, p in of_labels if 0 < y.sum() < len(y)}
 
 
 def _main(metric):
@@ -193,10 +162,7 @@ VIEW = View(
     tables=_tables,
     pictures=_pictures,
     cases=cases,
-    truth=lambda row: [row["target_" + name] for name in _named(row)],
-    per_case={
-        "brier": (_squared_error, False, "squared error"),
-        "accuracy": (_right, True, "share of right decisions"),
-    },
+    truth=truth,
+    per_case={"brier": (_squared_error, False, "squared error"), **SHARE_RIGHT},
     ranked=_ranked,
 )

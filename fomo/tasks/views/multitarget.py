@@ -4,39 +4,39 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...metrics import confusion_matrix
 from ...pages import page
-from ...pages.case_table import arrays_of, case_table
+from ...pages.case_table import case_table
 from ...pages.figures.probabilities import calibration, roc, rocs
 from ...pages.page import number, tag
-from ..categories import columns_of
+from ..categories import arrays_of, columns_of
 from .classification import against_chance, confusion_table
 from .heatmaps import heatmaps
-from .view import View
+from .view import SHARE_RIGHT, View, names_in, truth
 
 
 class _Target(NamedTuple):
     name: str
     column: str  # as it is called in the columns of a table
-    classes: list  # their names
-    counts: np.ndarray  # (K, K) cases by class and decision
+    labels: np.ndarray  # (n,)
+    decisions: np.ndarray  # (n,)
+    probabilities: np.ndarray  # (n, K)
+    classes: list  # names of the K classes
 
-    def curves(self, run):
+    def curves(self):
         """[(class, is it this class, its probability)]; of two classes the second one only."""
-        (target,) = arrays_of(run.rows, f"target_{self.column}")
-        scores = arrays_of(run.rows, *(f"probability_{self.column}_{name}" for name in self.classes))
-        found = [(name, (target == k).astype(int), scores[k]) for k, name in enumerate(self.classes)]
+        columns = enumerate(zip(self.classes, self.probabilities.T))
+        found = [(name, (self.labels == k).astype(int), scores) for k, (name, scores) in columns]
         return found if len(found) > 2 else found[1:]
+
+    def counts(self):
+        """(K, K) cases by class and decision."""
+        return confusion_matrix(self.labels, self.decisions, len(self.classes))
 
 
 def _targets(run):
-    lines = run.task.tables(run.results)["confusion"]
-    found = []
-    for name in run.config.task.targets:
-        of_target = [line for line in lines if line["target"] == name]
-        classes = list(dict.fromkeys(line["class"] for line in of_target))
-        counts = np.array([line["cases"] for line in of_target]).reshape(len(classes), len(classes))
-        found.append(_Target(name, name.replace(" ", "_"), classes, counts))
-    return found
+    names = zip(run.config.task.targets, run.task.names)
+    return [_Target(name, column, *arrays_of(run.results, column)) for name, column in names]
 
 
 def _verdict(run):
@@ -46,10 +46,10 @@ def _verdict(run):
 
 
 def _table(run, target):
-    rows, cases = [], int(target.counts.sum())
+    rows, cases, counts = [], len(target.labels), target.counts()
     for k, name in enumerate(target.classes):
         auroc = f"{target.column}_auroc" + (f"_{name}" if len(target.classes) > 2 else "")
-        right, of, decided = int(target.counts[k, k]), int(target.counts[k].sum()), int(target.counts[:, k].sum())
+        right, of, decided = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
         recall, precision = (right / count if count else float("nan") for count in (of, decided))
         rows.append([name, of, of / cases, run.value(auroc), recall, precision])
     columns = ["class", "cases", "share", "AUROC", "recall", "precision"]
@@ -59,16 +59,16 @@ def _table(run, target):
 def _blocks(run, draw):
     parts = []
     for target in _targets(run):
-        matrix = tag("div", confusion_table(target.counts.tolist(), target.classes, target.classes), class_="scroll")
-        matrix = page.figure(matrix, "Confusion matrix.", "The most probable class is decided.")
-        figures = [*(_curves(run, target) if draw else []), matrix]
+        matrix = confusion_table(target.counts().tolist(), target.classes, target.classes)
+        figures, what = _curves(run, target) if draw else [], "The most probable class is decided."
+        figures.append(page.figure(tag("div", matrix, class_="scroll"), "Confusion matrix.", what))
         parts += [tag("h3", target.name), _table(run, target), page.grid(figures)]
     return parts
 
 
 def _curves(run, target):
     """ROC and calibration; [] where a class is that of no case, or of all."""
-    curves = target.curves(run)
+    curves = target.curves()
     if not all(0 < labels.sum() < len(labels) for _, labels, _ in curves):
         return []
     names, labels, scores = (list(part) for part in zip(*curves))
@@ -91,38 +91,28 @@ def cases(run):
     targets, found = _targets(run), []
     for row in sorted(run.rows, key=lambda row: -row["loss"]):
         values, wrong = [row["loss"]], []
-        for name, column, classes, _ in targets:
-            target, decision = int(row[f"target_{column}"]), int(row[f"decision_{column}"])
-            values += [classes[target], classes[decision], row[f"probability_{column}_{classes[target]}"]]
-            wrong += [name] if target != decision else []
-        warning = "wrong" if wrong else ""
-        found.append((row, values, f"wrong: {', '.join(wrong)}" if wrong and len(targets) > 1 else warning))
+        for one in targets:
+            target, decision = (one.classes[int(row[f"{kind}_{one.column}"])] for kind in ("target", "decision"))
+            values += [target, decision, row[f"probability_{one.column}_{target}"]]
+            wrong += [one.name] if target != decision else []
+        names = f": {', '.join(wrong)}" if len(targets) > 1 else ""
+        found.append((row, values, f"wrong{names}" if wrong else ""))
     titles = [f"{target.name}{what}" for target in targets for what in ("", ", decided", ", of the true class")]
     return case_table(["loss", *titles], found)
-
-
-def _columns(row, kind):
-    return [name for name in row if name.startswith(f"{kind}_")]
 
 
 def _squared_error(row):
     """Summed over the classes, the mean over the targets: unlike the loss it does not depend on class weights."""
     errors, columns = [], list(row)
-    for target in _columns(row, "target"):
-        name = target.removeprefix("target_")
-        classes = enumerate(columns_of(name, columns))
-        errors.append(sum((row[f"probability_{name}_{text}"] - (k == row[target])) ** 2 for k, text in classes))
+    for name in names_in(row):
+        target, classes = row[f"target_{name}"], enumerate(columns_of(name, columns))
+        errors.append(sum((row[f"probability_{name}_{text}"] - (k == target)) ** 2 for k, text in classes))
     return sum(errors) / len(errors)
-
-
-def _share_right(row):
-    pairs = [(row[name], row["decision_" + name.removeprefix("target_")]) for name in _columns(row, "target")]
-    return sum(a == b for a, b in pairs) / len(pairs)
 
 
 def _ranked(run):
     """Of the targets with two classes; more have no DeLong test."""
-    return {f"{target.column}_auroc": target.curves(run)[0][1:] for target in _targets(run) if len(target.classes) == 2}
+    return {f"{target.column}_auroc": target.curves()[0][1:] for target in _targets(run) if len(target.classes) == 2}
 
 
 VIEW = View(
@@ -131,10 +121,7 @@ VIEW = View(
     tables=lambda run: _blocks(run, draw=False),
     pictures=lambda run, listed: [*_blocks(run, draw=True), *heatmaps(run)],
     cases=cases,
-    truth=lambda row: [row[name] for name in _columns(row, "target")],
-    per_case={
-        "brier": (_squared_error, False, "squared error"),
-        "accuracy": (_share_right, True, "share of right decisions"),
-    },
+    truth=truth,
+    per_case={"brier": (_squared_error, False, "squared error"), **SHARE_RIGHT},
     ranked=_ranked,
 )

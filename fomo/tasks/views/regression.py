@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 
-from ... import metrics
 from ...data import sources
 from ...pages import page
-from ...pages.case_table import arrays_of, case_table, outliers
+from ...pages.case_table import case_table, outliers
 from ...pages.figures.numbers import error_histogram, line, predicted_over_true, residuals
 from ...pages.page import number
 from .view import View
@@ -19,37 +18,35 @@ def _unit(run):
 
 
 def _against_the_mean(run):
-    targets, predictions, means = arrays_of(run.rows, "target", "prediction", "training_mean")
+    targets, predictions, means = run.results.arrays("target", "prediction", "training_mean")
     of_the_mean = number(run.value("mae_of_the_mean"), 3)
     baseline = f"predicting the mean of the training cases for everyone (MAE {of_the_mean})"
     gain, resamples = np.abs(means - targets) - np.abs(predictions - targets), run.config.eval.bootstrap
     if not resamples or len(run.rows) < 2:
         change = f"{number(abs(gain.mean()), 3)} {'smaller' if gain.mean() > 0 else 'larger'}"
         return f"Against {baseline} the error is {change}; no interval was computed."
-    subjects = [row["subject"] for row in run.rows]
-    found = metrics.bootstrap_ci(np.mean, gain, resamples=resamples, seed=run.config.seed, groups=subjects)
-    if found.low > 0:
-        limits = page.interval(found.low, found.high, 3)
-        return f"Better than {baseline}: the error is {number(found.value, 3)} smaller (95% interval {limits})."
-    if found.high < 0:
-        limits = page.interval(-found.high, -found.low, 3)
-        return f"Worse than {baseline}: the error is {number(-found.value, 3)} larger (95% interval {limits})."
+    value, low, high, _ = run.results.bootstrap(resamples, run.config.seed)(np.mean, gain)
+    if low > 0:
+        limits = page.interval(low, high, 3)
+        return f"Better than {baseline}: the error is {number(value, 3)} smaller (95% interval {limits})."
+    if high < 0:
+        limits = page.interval(-high, -low, 3)
+        return f"Worse than {baseline}: the error is {number(-value, 3)} larger (95% interval {limits})."
     return f"Not shown to be better than {baseline}: the difference may be 0."
 
 
 def _pictures(run, listed):
-    targets, predictions = arrays_of(run.rows, "target", "prediction")
+    targets, predictions = run.results.arrays("target", "prediction")
     name, unit = sources.of(run.config.data).number
     name, short = name + _unit(run), unit or "target's unit"
     series = [("predicted", predictions)]
     if all(math.isfinite(row.get("corrected", math.nan)) for row in run.rows):
-        series.append(("bias-corrected", *arrays_of(run.rows, "corrected")))
-    slopes = [(legend, line(targets, values - targets)[0]) for legend, values in series]
-    slopes = "; ".join(f"{legend} {number(slope, 2)}" for legend, slope in slopes)
+        series.append(("bias-corrected", *run.results.arrays("corrected")))
+    slopes = "; ".join(f"{legend} {number(line(targets, values - targets)[0], 2)}" for legend, values in series)
     falling = f"A falling line is the pull towards the mean. Slope: {slopes}."
-    identity = predicted_over_true(targets, series, name)
+    above = "Above the line: predicted too high."
     figures = [
-        page.figure(identity, "Predicted over true.", "Above the line: predicted too high."),
+        page.figure(predicted_over_true(targets, series, name), "Predicted over true.", above),
         page.figure(residuals(targets, series, name, short), "Error over true value.", falling),
         page.figure(error_histogram(predictions - targets, short), "Errors.", "Before bias correction."),
     ]

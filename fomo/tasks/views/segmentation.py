@@ -10,11 +10,14 @@ from ...config import UserError
 from ...data import sources
 from ...data.cases import read_volume
 from ...pages import page, pictures
-from ...pages.case_table import arrays_of, case_table, outliers
+from ...pages.case_table import case_table, outliers
 from ...pages.figures.agreement import distribution, volumes
 from ...pages.page import number, tag
 from ...space import volume
 from .view import View
+
+_SHOWN = ("dice", "surface_dice", "hd95", "average_surface_distance", "sensitivity", "precision")  # of each case
+_COUNTS = ("reference_voxels", "predicted_voxels", "lesions_missed", "lesions_false")
 
 
 def _against_nothing(run):
@@ -27,23 +30,17 @@ def _against_nothing(run):
 
 
 def _notes(run):
-    reasons = {
-        "hd95_infinite": "one mask is empty, so the distance is infinite",
-        "dice_undefined": "both masks are empty, so the overlap is undefined",
-    }
-    found = []
-    for name, why in reasons.items():
-        if name in run.metrics:
-            metric, count = page.label(name.rpartition("_")[0]), number(run.value(name))
-            found.append(f"{metric} leaves out {count} of {len(run.rows)} cases: {why}.")
-    return found
-
-
-# ------------------------------------------------------------------------------------------- pictures
+    for metric, ending, why in (
+        ("hd95", "infinite", "one mask is empty, so the distance is infinite"),
+        ("dice", "undefined", "both masks are empty, so the overlap is undefined"),
+    ):
+        if f"{metric}_{ending}" in run.metrics:
+            count = number(run.value(f"{metric}_{ending}"))
+            yield f"{page.label(metric)} leaves out {count} of {len(run.rows)} cases: {why}."
 
 
 def _pictures(run, listed):
-    dice, hd95, reference, predicted = arrays_of(run.rows, "dice", "hd95", "reference_voxels", "predicted_voxels")
+    dice, hd95, reference, predicted = run.results.arrays("dice", "hd95", "reference_voxels", "predicted_voxels")
     voxel_ml, unit = _voxel_ml(run)
     undefined = f"{np.isnan(dice).sum()} of {len(dice)} cases undefined (both masks empty)."
     infinite = f"{np.isinf(hd95).sum()} of {len(hd95)} cases infinite (one mask empty), not drawn."
@@ -123,20 +120,13 @@ def _contrast(image, lesion):
     return float(abs(image[lesion].mean() - rest.mean()) / rest.std())
 
 
-# ---------------------------------------------------------------------------------------------- cases
-
-_SHOWN = ("dice", "surface_dice", "hd95", "average_surface_distance", "sensitivity", "precision")
-_COUNTS = ("reference_voxels", "predicted_voxels", "lesions_missed", "lesions_false")
-
-
 def cases(rows):
     """By Dice; an undefined one is a rightly empty mask, so it goes last."""
     flagged = {row["id"] for row, flag in zip(rows, outliers([row["hd95"] for row in rows])) if flag}
-    ranked = sorted(rows, key=lambda row: (math.isnan(row["dice"]), row["dice"], -row["reference_voxels"]))
-    lines = [
-        (row, [row[name] for name in _SHOWN + _COUNTS], "; ".join(_warnings(row, row["id"] in flagged)))
-        for row in ranked
-    ]
+    lines = []
+    for row in sorted(rows, key=lambda row: (math.isnan(row["dice"]), row["dice"], -row["reference_voxels"])):
+        warning = "; ".join(_warnings(row, row["id"] in flagged))
+        lines.append((row, [row[name] for name in _SHOWN + _COUNTS], warning))
     counted = ("reference voxels", "predicted voxels", "lesions missed", "false lesions")
     return case_table([*map(page.label, _SHOWN), *counted], lines)
 
@@ -157,7 +147,7 @@ def _warnings(row, outlier):
 VIEW = View(
     title="Masks",
     verdict=_against_nothing,
-    notes=_notes,
+    notes=lambda run: list(_notes(run)),
     pictures=_pictures,
     cases=lambda run: cases(run.rows),
     truth=lambda row: row["reference_voxels"],

@@ -45,6 +45,23 @@ class View(NamedTuple):
     ranked: Callable = lambda run: {}  # (run) -> {metric: (labels of 0 and 1, scores)} of what DeLong's test compares
 
 
+def names_in(row):
+    """Names of the labels, or of several targets, that a row has columns of."""
+    return [name.removeprefix("target_") for name in row if name.startswith("target_")]
+
+
+def truth(row):
+    """The true value of each of them."""
+    return [row[f"target_{name}"] for name in names_in(row)]
+
+
+def _share_right(row):
+    return np.mean([row[f"decision_{name}"] == row[f"target_{name}"] for name in names_in(row)])
+
+
+SHARE_RIGHT = {"accuracy": (_share_right, True, "share of right decisions")}  # of their decisions, for `per_case`
+
+
 def read_arrays(path):
     """{name: array} of an .npz file of numbers and text."""
     with np.load(path, allow_pickle=False) as file:
