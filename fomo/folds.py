@@ -226,14 +226,13 @@ def _place(counts, present, sizes, shares, rng):
     z = np.column_stack([strata, sizes / sizes.sum() * np.sqrt(_SIZE_WEIGHT)])
     present = np.column_stack([np.ones(len(z), bool), present]).astype(int)  # first: no part is empty
     weight = np.round(np.linalg.norm(z, axis=1), 9)
-    best = None
+    found = []
     for _ in range(max(1, min(4, 2000 // len(z)))):
         order = rng.permutation(len(z))
         order = order[np.argsort(-weight[order], kind="stable")]
-        part, score = _search(z, present, shares, order, rng)
-        if best is None or score < best[1]:
-            best = part, score
-    return best[0], best[1][0]
+        found.append(_search(z, present, shares, order, rng))
+    part, (missing, _) = min(found, key=lambda search: search[1])
+    return part, missing
 
 
 def _search(z, present, shares, order, rng):

@@ -25,7 +25,6 @@ from .network import NETWORKS, PLAIN, Network
 def build(name, in_channels, out_channels, mode="segmentation", width=None, **options):
     """The network `name`, on the CPU, with random weights from torch's global generator.
 
-    in_channels: channels of the image.
     out_channels: classes, or values that are predicted.
     mode: "segmentation" gives logits (B, out_channels, X, Y, Z), "classification" and "regression" (B, out_channels).
     width: channels of the first level; None: the network's own.

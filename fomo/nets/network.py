@@ -16,33 +16,20 @@ class Network:
     """What a network declares. A declaration that is missing or makes no sense is an error here, never a guess.
 
     The methods `..._problem` return what is wanted instead, as text for a config error, or None where all is well.
-
-    source: ("unet", "UNet"), a file of this folder and a class in it, imported when it is first built; or the class.
-    sees: "volume" or "slice".
-    stride: voxels of the input per voxel of the bottleneck, along each axis.
-    modes: the modes of `build` that it has.
-    head: name of its linear output layer in the modes with one output per case; None if it has none of these.
-    one_voxel: whether the bottleneck may be a single voxel.
-    mixes_batch: whether an output depends on the other samples of the forward pass, in evaluation too.
-    options: the options of `build` that it takes.
-    recomputes: whether it has `checkpoint_activations`.
-    even_width: whether its width must be even.
-    arguments: further arguments of the class.
-    lacks: why it has not all modes, for errors.
     """
 
-    source: tuple[str, str] | type
-    sees: str
-    stride: int
-    modes: tuple[str, ...]
-    head: str | None
-    one_voxel: bool
-    mixes_batch: bool
-    options: tuple[str, ...] = ()
-    recomputes: bool = False
-    even_width: bool = False
-    arguments: dict = field(default_factory=dict)
-    lacks: str = "it has no such output"
+    source: tuple[str, str] | type  # a file of this folder and a class in it, imported when first built; or the class
+    sees: str  # "volume" or "slice"
+    stride: int  # voxels of the input per voxel of the bottleneck, along each axis
+    modes: tuple[str, ...]  # of those of `build`
+    head: str | None  # its linear output layer in the modes with one output per case; None if it has none of these
+    one_voxel: bool  # whether the bottleneck may be a single voxel
+    mixes_batch: bool  # whether an output depends on the other samples of the forward pass, in evaluation too
+    options: tuple[str, ...] = ()  # of those of `build`
+    recomputes: bool = False  # whether it has `checkpoint_activations`
+    even_width: bool = False  # whether its width must be even
+    arguments: dict = field(default_factory=dict)  # further ones of the class
+    lacks: str = "it has no such output"  # why it has not all modes, for errors
 
     def __post_init__(self):
         checks.choice("sees", self.sees, ("volume", "slice"))

@@ -66,8 +66,8 @@ def mix(image, partners, plans):
     for index, partner in zip(mixed, partners):
         plan = plans[index]
         if "box" in plan:
-            where = tuple(slice(*ends) for ends in plan["box"])
-            result[(index, slice(None), *where)] = partner[(slice(None), *where)]
+            where = (slice(None), *(slice(*ends) for ends in plan["box"]))
+            result[index][where] = partner[where]
         else:
             result[index] = torch.lerp(partner, image[index], plan["share"])
     return result

@@ -31,16 +31,11 @@ STAGES = {"setting": (), "spatial": ("p",), **dict.fromkeys(INTENSITY, ("p", "ch
 
 
 class Key(NamedTuple):
-    """A value that the user may replace. A pair is a range, drawn from uniformly unless `help` says otherwise.
+    """A value that the user may replace. A pair is a range, drawn from uniformly unless `help` says otherwise."""
 
-    value: that of a transform that is on; its type is the type of the key.
-    limits: (lowest, highest) of its numbers, or the choices of a string, or None.
-    help: what it means, with the unit.
-    """
-
-    value: Any
-    limits: tuple | None
-    help: str
+    value: Any  # that of a transform that is on; its type is the type of the key
+    limits: tuple | None  # (lowest, highest) of its numbers, or the choices of a string
+    help: str  # what it means, with the unit
 
     def checked(self, name, value):
         """`value` in the type of the key. Raises ValueError, beginning with `name`, for a wrong one."""
@@ -82,14 +77,11 @@ def chances(p, channel_p=1.0):
 class Transform:
     """See the top of this file. Raises TypeError for what is missing or does not fit the stage.
 
-    draw, apply: functions that worker processes find by their names, so no lambdas.
-    keys: {name: Key}.
-    together: one pass over a slice instead of `apply`, where all its changes name this function; it takes the arguments
-        of all of them.
+    together: one pass over a slice instead of `apply`, where all its changes name this function, with all their values.
     """
 
     stage: str
-    draw: Callable | None
+    draw: Callable | None  # found by its name in worker processes, so no lambda; as `apply`
     apply: Callable | None
     keys: dict[str, Key]
     together: Callable | None = None

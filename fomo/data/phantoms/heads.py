@@ -253,20 +253,18 @@ class _Scan:
 
     def __init__(self, rng, size, head, lesions):
         self.rng = rng
-        base = 192 / size
-        spacing = base * np.array([(1, 1, 1), (1, 1, 1.25), (1.08, 1.08, 1.08)][rng.integers(3)])
+        spacing = 192 / size * np.array([(1, 1, 1), (1, 1, 1.25), (1.08, 1.08, 1.08)][rng.integers(3)])
         self.shape = tuple(int(n) for n in np.round(np.array(_FIELD_MM) / spacing))
         self.affine = np.eye(4)
-        turn = self.affine[:3, :3] = _rotation(rng.uniform(-8, 8, 3)) * spacing
+        turn = self.affine[:3, :3]
+        turn[:] = _rotation(rng.uniform(-8, 8, 3)) * spacing
         self.affine[:3, 3] = rng.uniform(-2, 2, 3) - turn @ ((np.array(self.shape) - 1) / 2)
         self.code = _CODES[rng.integers(len(_CODES))]
         world = turn @ np.indices(self.shape).reshape(3, -1) + self.affine[:3, 3:]
         self.points = world.reshape(3, *self.shape)  # of the voxel centres, in mm
-        soft = 0.4 * base  # half a voxel of partial volume at each border
+        soft = 0.4 * 192 / size  # half a voxel of partial volume at each border
         self.inside, self.tissues, self.ventricles = head.tissues(self.points, soft)
-        self.shares = [
-            (name, _ball(self.points, centre, radius, soft), scale) for name, centre, radius, scale in lesions
-        ]
+        self.shares = [(name, _ball(self.points, at, radius, soft), scale) for name, at, radius, scale in lesions]
 
     def image(self, channel):
         """A channel in arbitrary units: tissue contrast, lesions, bias field, noise and the scan's own gain."""
@@ -274,8 +272,7 @@ class _Scan:
         values = np.array(_CONTRAST[channel]) * rng.normal(1, 0.04, 3)
         image = np.tensordot(values, self.tissues, axes=1)
         for name, share, scale in self.shares:
-            level = _LESIONS["mass" if name == "decoy" else name][channel]
-            normal = values[1]
+            level, normal = _LESIONS["mass" if name == "decoy" else name][channel], values[1]
             image = image * (1 - share) + share * (normal + scale * (level - normal))  # scale: how conspicuous it is
         slope = rng.normal(0, 0.06, 3)
         field = np.exp(np.tensordot(slope, points / 80, axes=1) + rng.normal(0, 0.06) * (points[0] * points[1]) / 80**2)

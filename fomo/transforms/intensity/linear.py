@@ -21,10 +21,6 @@ def blur(size, axis, sigma):
     return weights / weights.sum(1, keepdims=True)
 
 
-_BLUR = {**chances(0.2, 0.5), "sigma": Key((0.0, 1.0), (0.0, 20.0), "standard deviation of the Gaussian in voxels")}
-BLUR = Transform("linear", partial(uniform, "sigma"), blur, _BLUR)
-
-
 def draw_low_resolution(generator, keys, grid, hit):
     zoom = np.full(3, generator.uniform(*keys["zoom"]))
     if hit(keys["single_axis_p"]):
@@ -41,14 +37,6 @@ def low_resolution(size, axis, zoom):
     """Average down to round(zoom[axis] · size) voxels and interpolate linearly back to `size`."""
     coarse = max(1, round(zoom[axis] * size))
     return np.eye(size) if coarse == size else product(resize(coarse, size), resize(size, coarse))
-
-
-_LOW_RESOLUTION = {
-    **chances(0.2),
-    "zoom": Key((0.5, 1.0), (0.05, 1.0), "resolution as a fraction of the patch's own"),
-    "single_axis_p": probability(0.25, "probability that one axis alone loses resolution (thick slices)"),
-}
-LOW_RESOLUTION = Transform("linear", draw_low_resolution, low_resolution, _LOW_RESOLUTION)
 
 
 def draw_ghosting(generator, keys, grid, hit):
@@ -70,19 +58,28 @@ def ghosting(size, axis, along, copies, strength):
     return matrix
 
 
+def gibbs(size, axis, cutoff):
+    """Keep only the frequencies up to `cutoff` (0 to 1) of the highest one, with a sharp edge: Gibbs ringing."""
+    frequency = np.abs(np.fft.fftfreq(size)) * 2
+    return np.fft.ifft(np.fft.fft(np.eye(size), axis=0) * (frequency <= cutoff)[:, None], axis=0).real
+
+
+_BLUR = {**chances(0.2, 0.5), "sigma": Key((0.0, 1.0), (0.0, 20.0), "standard deviation of the Gaussian in voxels")}
+BLUR = Transform("linear", partial(uniform, "sigma"), blur, _BLUR)
+
+_LOW_RESOLUTION = {
+    **chances(0.2),
+    "zoom": Key((0.5, 1.0), (0.05, 1.0), "resolution as a fraction of the patch's own"),
+    "single_axis_p": probability(0.25, "probability that one axis alone loses resolution (thick slices)"),
+}
+LOW_RESOLUTION = Transform("linear", draw_low_resolution, low_resolution, _LOW_RESOLUTION)
+
 _GHOSTING = {
     **chances(0.2),
     "copies": Key((2, 11), (2, 64), "equidistant copies along one axis"),
     "strength": Key((0.1, 0.4), (0.0, 1.0), "share of the signal that goes to the copies"),
 }
 GHOSTING = Transform("linear", draw_ghosting, ghosting, _GHOSTING)
-
-
-def gibbs(size, axis, cutoff):
-    """Keep only the frequencies up to `cutoff` (0 to 1) of the highest one, with a sharp edge: Gibbs ringing."""
-    frequency = np.abs(np.fft.fftfreq(size)) * 2
-    return np.fft.ifft(np.fft.fft(np.eye(size), axis=0) * (frequency <= cutoff)[:, None], axis=0).real
-
 
 _GIBBS = {
     **chances(0.2),

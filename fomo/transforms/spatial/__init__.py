@@ -10,16 +10,11 @@ import numpy as np
 
 
 class Move(NamedTuple):
-    """The content of a patch is turned and stretched about the centre, then shifted, then bent.
+    """The content of a patch is turned and stretched about the centre, then shifted, then bent."""
 
-    matrix: (3, 3), in voxels of the finest axis.
-    shift: (3,), in voxels.
-    elastic: None or the displacement of spline nodes (3, kx, ky, kz), in voxels.
-    """
-
-    matrix: Any
-    shift: Any
-    elastic: Any = None
+    matrix: Any  # (3, 3), in voxels of the finest axis
+    shift: Any  # (3,), in voxels
+    elastic: Any = None  # or the displacement of spline nodes (3, kx, ky, kz), in voxels
 
     def turned(self, matrices):
         return self._replace(matrix=reduce(lambda before, after: after @ before, matrices, self.matrix))

@@ -11,13 +11,6 @@ def draw_mirror(generator, keys, grid, hit):
     return [np.diag(np.where(np.arange(3) == axis, -1.0, 1.0)) for axis in axes]
 
 
-_MIRROR = {
-    "p": probability(0.5, "probability, per axis"),
-    "axes": Key((True, False, False), None, "axes that may be mirrored"),
-}
-MIRROR = Transform("spatial", draw_mirror, Move.turned, _MIRROR)
-
-
 def draw_turn(generator, keys, grid, hit):
     if not grid.planes or not hit(keys["p"]):
         return None
@@ -39,24 +32,10 @@ def rotation(axis, degrees):
     return matrix
 
 
-_TURN = {
-    "p": probability(0.5, "probability of 90, 180 or 270 degrees about one axis (180 where the grid does not allow 90)")
-}
-TURN = Transform("spatial", draw_turn, Move.turned, _TURN)
-
-
 def draw_scale(generator, keys, grid, hit):
     if hit(keys["p"]):
         factors = generator.uniform(*keys["factor"], 3 if keys["per_axis"] else 1)
         return [np.diag(np.broadcast_to(factors, 3))]
-
-
-_SCALE = {
-    "p": probability(0.2),
-    "factor": Key((0.9, 1.1), (0.1, 10.0), "size of the content, 1.1: larger by a tenth"),
-    "per_axis": Key(False, None, "one factor per axis"),
-}
-SCALE = Transform("spatial", draw_scale, Move.turned, _SCALE)
 
 
 def draw_rotate(generator, keys, grid, hit):
@@ -70,6 +49,29 @@ def draw_rotate(generator, keys, grid, hit):
     return turns
 
 
+def draw_translate(generator, keys, grid, hit):
+    if hit(keys["p"]):
+        return generator.uniform(*keys["fraction"], 3) * grid.patch * grid.long
+
+
+_MIRROR = {
+    "p": probability(0.5, "probability, per axis"),
+    "axes": Key((True, False, False), None, "axes that may be mirrored"),
+}
+MIRROR = Transform("spatial", draw_mirror, Move.turned, _MIRROR)
+
+_TURN = {
+    "p": probability(0.5, "probability of 90, 180 or 270 degrees about one axis (180 where the grid does not allow 90)")
+}
+TURN = Transform("spatial", draw_turn, Move.turned, _TURN)
+
+_SCALE = {
+    "p": probability(0.2),
+    "factor": Key((0.9, 1.1), (0.1, 10.0), "size of the content, 1.1: larger by a tenth"),
+    "per_axis": Key(False, None, "one factor per axis"),
+}
+SCALE = Transform("spatial", draw_scale, Move.turned, _SCALE)
+
 _DEGREES = "angle about an axis; times 2 · width / length in planes longer than twice their width"
 _ROTATE = {
     "p": probability(0.2),
@@ -77,12 +79,6 @@ _ROTATE = {
     "degrees": Key((-30.0, 30.0), (-180.0, 180.0), _DEGREES),
 }
 ROTATE = Transform("spatial", draw_rotate, Move.turned, _ROTATE)
-
-
-def draw_translate(generator, keys, grid, hit):
-    if hit(keys["p"]):
-        return generator.uniform(*keys["fraction"], 3) * grid.patch * grid.long
-
 
 _TRANSLATE = {
     "p": probability(0.2),

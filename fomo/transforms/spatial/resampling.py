@@ -43,9 +43,9 @@ def resample(image, mask, plan, keys, work=None):
 
 def exact(plan, patch):
     """(axis order, flipped axes) when the map only permutes axes of equal size and flips axes, else None."""
-    matrix = np.rint(plan["matrix"])
     if plan["elastic"] is not None or plan["offset"].any():
         return None
+    matrix = np.rint(plan["matrix"])
     if not np.allclose(matrix, plan["matrix"], rtol=0, atol=1e-12) or not np.array_equal(matrix @ matrix.T, np.eye(3)):
         return None
     order = np.abs(matrix).argmax(0)  # output axis j runs along input axis order[j]
