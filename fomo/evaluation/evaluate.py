@@ -98,10 +98,10 @@ def _of_masks(task, rows, scores, intervals):
 
 def _of_labels(task, rows, scores, intervals):
     """What a run reports of its volumes, and the AUROC of each label."""
-    summary = {name: {"value": value, "n": len(rows)} for name, value in scores.items()}
-    for name, interval in intervals.items():
-        summary[name].update(_limits(interval))
-    summary = {name.removeprefix("volume_"): values for name, values in summary.items()}
+    summary = {}
+    for name, value in scores.items():
+        limits = _limits(intervals[name]) if name in intervals else {}
+        summary[name.removeprefix("volume_")] = {"value": value, "n": len(rows), **limits}
     for line in task.tables(Results(rows)).get("labels", ()):
         limits = {f"ci_{end}": line[f"auroc_{end}"] for end in ("low", "high") if f"auroc_{end}" in line}
         values = {"value": line["auroc"], **limits, "n": line["n"], "positives": line["positives"]}

@@ -51,9 +51,8 @@ def log_loss(labels, probabilities):
 def ece(labels, probabilities, bins=15):
     """Expected calibration error: |mean outcome - mean probability| over equal-width bins, weighted by their cases.
 
-    Binary: cases are binned by the probability of class 1; the outcome is the label. Multiclass: they are binned by the
-    largest probability; the outcome is whether it is right (Guo et al., ICML 2017). A bin includes its lower edge, the
-    last one also 1, as in torchmetrics.
+    Binary: binned by the probability of class 1; the outcome is the label. Multiclass: by the largest probability; the
+    outcome is whether it is right (Guo et al., ICML 2017). A bin includes its lower edge, the last one also 1.
     """
     checks.whole_number(bins, "bins", 1)
     if np.ndim(probabilities) == 2:

@@ -8,7 +8,7 @@ def fail(name, got, wanted):
 
 
 def mask(values, name):
-    """`values` as a bool array. They must be bool, or integers 0 and 1: no probabilities, no label maps."""
+    """`values`, bool or integers 0 and 1, as a bool array: no probabilities, no label maps."""
     array = np.asarray(values)
     if array.dtype == bool:
         return array

@@ -42,7 +42,7 @@ def _delong(labels, first, second, groups):
         return np.full(2, np.nan), np.full((2, 2), np.nan)
     by_positive, by_negative = map(np.array, zip(_placements(labels, first), _placements(labels, second)))
     values = by_positive.mean(axis=1)
-    if groups is not None and len(np.unique(groups)) < len(labels):
+    if len(np.unique(groups)) < len(labels):
         return values, _clustered(labels, by_positive, by_negative, groups)
     return values, np.cov(by_positive) / by_positive.shape[1] + np.cov(by_negative) / by_negative.shape[1]
 
@@ -86,9 +86,8 @@ def delong_test(labels, first, second, level=0.95, groups=None):
     labels, first = checks.labels_and_scores(labels, first, name="first")
     labels, second = checks.labels_and_scores(labels, second, name="second")
     level = checks.number(level, "level", 0.5, 0.9999)
-    if groups is not None:
-        groups = np.asarray(groups)
-        checks.same_shape(groups, "groups", labels, "labels")
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    checks.same_shape(groups, "groups", labels, "labels")
     (a, b), covariance = _delong(labels, first, second, groups)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     error = np.sqrt(variance) if variance > 1e-16 else variance * 0  # rounding is not variance; NaN stays NaN

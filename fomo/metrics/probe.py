@@ -33,7 +33,7 @@ def linear(features, labels, new, classes=2, l2=1.0):
 def nearest(features, labels, new, classes=2, neighbours=20, temperature=0.07):
     """Votes of the `neighbours` training cases with the largest cosine, each weighted by exp(cosine / temperature).
 
-    All training cases vote where there are fewer (Wu et al. 2018; as in the DINO paper).
+    All training cases vote where there are fewer (Wu et al. 2018, and DINO).
     """
     features, new = (_unit(x) for x in _standardised(features, new))
     one_hot = np.eye(classes)[_classes(labels, classes)]
