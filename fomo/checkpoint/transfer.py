@@ -25,7 +25,7 @@ class LoadReport(NamedTuple):
     subjects: tuple[str, ...] = ()  # whom the file says it was trained on
 
     def counts(self):
-        """{"loaded": .., "new": .., "adapted": .., "ignored": ..}: the values of the log's `weights` line."""
+        """{"loaded": .., "new": .., "adapted": .., "ignored": ..}, as in the log's `weights` line."""
         return {name: len(getattr(self, name)) for name in ("loaded", "new", "adapted", "ignored")}
 
 

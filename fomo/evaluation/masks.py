@@ -10,10 +10,7 @@ from . import places
 
 
 def pair(masks, table, request):
-    """(the task's section of a config, rows, {}) of predicted masks {id: File}.
-
-    table: the one beside them, which may know the subjects, or None.
-    """
+    """(the task's section of a config, rows, {}) of predicted masks {id: File}; table: beside them, or None."""
     references = places.masks_in(request.references)
     if not references:
         raise UserError(f"{request.references}: no masks (*.nii.gz) in it")

@@ -167,13 +167,10 @@ def _walk(folder, above=()):
 
 
 class Table:
-    """A CSV with a line per case; `place` stands for it in errors."""
+    """A CSV with a line per case; `place` stands for it in errors, `columns` and `cells` {id: ...} are its content."""
 
     def __init__(self, path, keys, name=str, flag=None, place=None):
-        """Read a CSV with the ids in the first of the columns `keys` that is there; each name(id) once.
-
-        flag: the option that names another column of ids.
-        """
+        """The ids are in the first of the columns `keys` that is there, each name(id) once; flag: names another one."""
         rows, lines = spreadsheet.read_rows(path, {}, "table"), {}
         self.place, self.columns, self.cells = path, list(rows[0].cells), {}
         key = next((key for key in keys if key in self.columns), None)

@@ -104,10 +104,7 @@ class WindowOptions:
 
 
 class Mirrored(torch.nn.Module):
-    """A network whose outputs are the mean over all flips of the spatial `axes` (0, 1, 2), in 2 ** len(axes) passes.
-
-    Dense outputs are flipped back. Axis 0 alone suits a question that is the same left and right.
-    """
+    """A network whose outputs are the mean over all flips of the spatial `axes` (0, 1, 2), flipped back if dense."""
 
     def __init__(self, network, axes):
         super().__init__()
@@ -168,10 +165,8 @@ def _zeros(shape, device):
 
 
 def _divide_by_coverage(total, weights, starts):
-    """Divide `total` (K, X, Y, Z), in place, by the sum of the weights of all windows at each voxel.
-
-    As the starts are a grid, the sum is built axis by axis; a few planes at a time, which stay in the cache of a core.
-    """
+    """Divide `total` (K, X, Y, Z), in place, by the sum of the weights of all windows at each voxel."""
+    # the starts are a grid: the sum is built axis by axis, a few planes at a time, which stay in the cache of a core
     xs, ys, zs = (np.unique(starts[:, axis]).tolist() for axis in range(3))
     for low in range(0, total.shape[1], 4):
         planes = total[:, low : low + 4]
