@@ -37,10 +37,10 @@ class Case:
     id: str
     subject: str  # the unit that folds keep together
     images: tuple[Volume, ...]  # in channel order
-    mask: Volume | None
+    mask: Volume | None = None
     # a class, a number, or whether the mask has foreground; a tuple of several targets; None without a label
-    target: float | tuple[float, ...] | None
-    group: str | None  # site or scanner, from data.groups
+    target: float | tuple[float, ...] | None = None
+    group: str | None = None  # site or scanner, from data.groups
     fold: str | None = None  # text of the table's fold column
     scan: str | None = None  # what a slice is from
     labels: tuple[str, ...] = ()  # text of each target as the table has it: the names of classes

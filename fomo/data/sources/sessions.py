@@ -41,7 +41,7 @@ def _sessions(data, wanted, labels, log=None, *, folders, masks):
             mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
             texts = [f"labels/{subject}/{session}/label.txt", f"labels/{subject}/label.txt"]
             target = _target(wanted.kind, name, mask, paths, [os.path.join(data.root, text) for text in texts])
-        cases.append(Case(name, subject, images, mask, target, None))
+        cases.append(Case(name, subject, images, mask, target))
     return cases
 
 
@@ -79,7 +79,7 @@ def _arrays(data, wanted, labels, folder):
         mask = Volume(path, channels) if labels else None
         target = _target(wanted.kind, id, mask, [path], []) if labels else None
         images = tuple(Volume(path, index) for index in range(channels))
-        cases.append(Case(id, _SESSION.sub("", id), images, mask, target, None))
+        cases.append(Case(id, _SESSION.sub("", id), images, mask, target))
     return cases
 
 
@@ -92,7 +92,7 @@ def _folders(path):
 def _channel(folder, prefix, text, case):
     """The Volume of channel `text`; of the alternatives 'a|b' exactly one must exist."""
     names = [f"{prefix}{name}{suffix}" for name in text.split("|") for suffix in (".nii.gz", ".nii")]
-    there = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
+    there = [path for path in (os.path.join(folder, name) for name in names) if os.path.exists(path)]
     if not there:
         raise UserError(f"case {case}: {folder}: channel '{text}' is missing, wanted {' or '.join(names[::2])}")
     if len(there) > 1:
@@ -139,13 +139,7 @@ def _target(kind, case, mask, masks, texts):
 
 
 def _warn(data, cases, log):
-    """Warn of labels without images, and of arrays (fomo2) that are not as many as the sessions."""
-    if cases[0].images[0].index is not None:
-        raw = _sessions_below(os.path.join(data.root, "preprocessed"))
-        if raw and len(raw) != len(cases):
-            said = "preprocessed_2 is taken, and preprocessed has another number of sessions"
-            log.warn(said, arrays=len(cases), sessions=len(raw))
-        return
+    """Warn of labels without images."""
     ids, subjects, left = {case.id for case in cases}, {case.subject for case in cases}, set()
     for folder in ("labels", "labels_masked"):
         for subject, sessions in _subjects_below(os.path.join(data.root, folder)):
@@ -157,7 +151,13 @@ def _warn(data, cases, log):
 
 
 def _warn_fomo2(data, cases, log):
-    _warn(data, cases, log)
+    """Warn of arrays that are not as many as the raw sessions; else as of the other layouts."""
+    raw = _sessions_below(os.path.join(data.root, "preprocessed"))
+    if cases[0].images[0].index is None:
+        _warn(data, cases, log)
+    elif raw and len(raw) != len(cases):
+        said = "preprocessed_2 is taken, and preprocessed has another number of sessions"
+        log.warn(said, arrays=len(cases), sessions=len(raw))
     warn_of_beginnings(cases, log)
 
 

@@ -38,7 +38,7 @@ def list_volumes(data, wanted=None, labels=True, log=None):
         unmatched = f"which none of the {len(scans)} scans match, as {scans[0][0]}"
         raise UserError(f"data.pattern: got {data.pattern}, {unmatched}")
     ids = _ids([name for name, _ in matching])
-    return [Case(id, _subject(name), (Volume(path),), None, None, None) for id, (name, path) in zip(ids, matching)]
+    return [Case(id, _subject(name), (Volume(path),)) for id, (name, path) in zip(ids, matching)]
 
 
 def scans_below(root):
