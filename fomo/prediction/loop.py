@@ -20,7 +20,7 @@ _BEHIND = 3  # items that are being written behind the one that the networks are
 def predict(reader, folder, log, overwrite=False):
     """Predict the items of a reader into a PredictionFolder, which must be of the same members.
 
-    What is kept and what is refused says `PredictionFolder.begin`. An item that fails is logged; the others are
+    `PredictionFolder.begin` says what is kept and what is refused. An item that fails is logged; the others are
     predicted, and then one UserError names those that failed.
     """
     try:
@@ -101,9 +101,9 @@ class _Job:
 
 
 def _ahead(readers, reader, items):
-    """Yield futures of the jobs of items that the networks are asked about together, with some more under way.
+    """Yield a future of the jobs of each group of items that the networks are asked about together; read some ahead.
 
-    As many are together as `reader.together` holds, or one that is larger.
+    The sizes in a group add up to at most `reader.together`; a larger item is alone.
     """
     groups, room = [], 0
     for item in items:

@@ -53,14 +53,16 @@ def roc_band(labels, scores, subjects, seed, resamples=500):
     labels, scores: (n,), or (n, K) for the mean over K labels (in a resample: over those that have both classes).
     """
     rng = np.random.default_rng(seed)
-    pairs = zip(*(np.asarray(array).reshape(len(array), -1).T for array in (labels, scores)))
-    sorted_labels = [_sorted(*pair) for pair in pairs]
+    falling = []  # of each label (order of falling scores, positives in it, last place of each distinct score)
+    for truth, score in zip(*(np.asarray(array).reshape(len(array), -1).T for array in (labels, scores))):
+        order = np.argsort(-score, kind="stable")
+        falling.append((order, (truth[order] == 1).astype(float), np.append(np.diff(score[order]) != 0, True)))
     subject = np.unique(subjects, return_inverse=True)[1]
     n, grid, found = subject.max() + 1, np.linspace(0, 1, 101), []
     for _ in range(resamples):
         weight = np.bincount(rng.integers(0, n, n), minlength=n)[subject]
         curves = []
-        for order, positive, last in sorted_labels:
+        for order, positive, last in falling:  # ties are one step
             drawn = weight[order]
             tp, fp = np.cumsum(drawn * positive)[last], np.cumsum(drawn * (1 - positive))[last]
             if tp[-1] and fp[-1]:
@@ -69,12 +71,6 @@ def roc_band(labels, scores, subjects, seed, resamples=500):
             found.append(np.mean(curves, axis=0))
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     return grid, low, high
-
-
-def _sorted(labels, scores):
-    """(order of falling scores, labels in it, the last place of each distinct score: ties are one step)."""
-    order = np.argsort(-scores, kind="stable")
-    return order, (labels[order] == 1).astype(float), np.append(np.diff(scores[order]) != 0, True)
 
 
 def _draw_roc(axes, labels, scores, style="-", **look):
