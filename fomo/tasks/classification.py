@@ -54,11 +54,12 @@ class Classification(Task):
 
     def fit(self, train, val):
         """Fit inverse-frequency class weights, whose mean over the training cases is 1."""
-        for part, cases in (("training", train), ("validation", val)):
-            if not _counts(cases).all():
+        of_train, of_val = (np.bincount([int(case.target) for case in cases], minlength=2) for cases in (train, val))
+        for part, cases, counts in (("training", train, of_train), ("validation", val, of_val)):
+            if not counts.all():
                 categories.refuse(part, cases, f"of class {cases[0].target:g} only, wanted both classes")
         if self.config.task.class_weights == "inverse_frequency":
-            self.state["class_weights"] = categories.inverse_frequency(_counts(train)).tolist()
+            self.state["class_weights"] = categories.inverse_frequency(of_train).tolist()
         return ()
 
     def loss(self, outputs, batch):
@@ -120,8 +121,3 @@ class Classification(Task):
     @staticmethod
     def merge(states):
         return {"threshold": float(np.mean([state["threshold"] for state in states]))}
-
-
-def _counts(cases):
-    """(2,) cases of class 0 and of class 1."""
-    return np.bincount([int(case.target) for case in cases], minlength=2)

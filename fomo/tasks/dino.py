@@ -191,13 +191,13 @@ class Dino(Task):
         rows, kept = [answer.row for answer in answers], [answer.kept for answer in answers]
         if fold is not None and dist.is_main():
             _write_neighbours(fold.neighbours, rows, kept)
-        labels = np.array([seen.label for seen in kept])
-        known = np.flatnonzero(~np.isnan(labels))
-        classes = int(labels[known].max()) + 1 if len(known) else 0
-        if classes < 2 or (labels[known] % 1).any():  # none, or a number that is no class
+        known = [i for i, seen in enumerate(kept) if not math.isnan(seen.label)]
+        labels = np.array([kept[i].label for i in known])
+        classes = int(labels.max(initial=0)) + 1
+        if classes < 2 or (labels % 1).any():  # none, or a number that is no class
             return Results(rows, kept=kept)
         features, subjects = np.stack([kept[i].features for i in known]), [rows[i]["subject"] for i in known]
-        found = probe.cross_validated(features, labels[known], subjects, self.config.seed, classes=classes)
+        found = probe.cross_validated(features, labels, subjects, self.config.seed, classes=classes)
         empty = {f"{name}_{k}": math.nan for name in ("probe", "knn") for k in range(classes)}
         rows = [{**row, "target": seen.label, **empty} for row, seen in zip(rows, kept)]
         for place, i in enumerate(known):

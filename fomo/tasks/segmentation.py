@@ -52,7 +52,7 @@ class Segmentation(Task):
 
     def fit(self, train, val):
         """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes."""
-        of_train, of_val = _voxels(train), _voxels(val)
+        of_train, of_val = (np.sum([case.class_voxels for case in cases], axis=0) for cases in (train, val))
         for part, cases, voxels in (("training", train, of_train), ("validation", val, of_val)):
             if not voxels[1:].any():
                 categories.refuse(part, cases, "without a voxel of the foreground, wanted some with")
@@ -183,11 +183,6 @@ def _with_mean(rows):
         return rows[1]
     result = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}
     return {**result, **{f"{name}_{c}": value for c, row in rows.items() for name, value in row.items()}}
-
-
-def _voxels(cases):
-    """(classes,) voxels of each class in the masks of cases, on the network's grid."""
-    return np.sum([case.class_voxels for case in cases], axis=0)
 
 
 def _metric_names(rows):

@@ -176,13 +176,9 @@ class Task:
 
     def meaning(self):
         """{key: value} of what its outputs mean, which all that is used together or continued must share."""
-        section = self.config.task
-        return {
-            "task.type": section.type,
-            "task.targets": section.targets,
-            "task.classes": self.state.get("classes", section.classes),
-            "task.activation": section.activation,
-        }
+        names = ("type", "targets", "classes", "activation")
+        found = {f"task.{name}": getattr(self.config.task, name) for name in names}
+        return {**found, "task.classes": self.state.get("classes", found["task.classes"])}
 
     def learned(self):
         """{key: value} for settings.json beside predictions: by what references of them are read."""
