@@ -2,7 +2,7 @@
 
 from .. import folds as folds_module
 from .. import tasks
-from ..config import UserError
+from ..config import UserError, as_user_error
 
 
 def has_one_split(config):
@@ -97,10 +97,8 @@ def read_or_make_splits(config, task, cases, folder):
         differ = f"{len(changed)} differ: {', '.join(changed[:5])}"
         remedy = "restore the data to continue this run, or choose another `name`"
         raise UserError(f"{folder.splits_path} was made for other cases ({differ}): {remedy}")
-    try:
+    with as_user_error(folder.splits_path, ValueError):
         check_splits(config, saved["folds"], cases)
-    except ValueError as error:
-        raise UserError(f"{folder.splits_path}: {error}") from error
     return saved["folds"]
 
 
