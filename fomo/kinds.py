@@ -95,23 +95,23 @@ def _check_targets(config, task, source, refuse):
 
 
 def _check_network(config, refuse):
-    model, network = config.model, NETWORKS[config.model.name]
+    model, network, asked = config.model, NETWORKS[config.model.name], f"task.type={config.task.type}"
     for name, got, wanted in (
         ("data.patch", config.data.patch, network.patch_problem(model.name, config.data.patch)),
         ("eval.windows", config.eval.windows, network.windows_problem(model.name, config.eval.windows)),
         ("model.width", model.width, network.width_problem(model.name, model.width)),
-        ("model.name", model.name, network.mode_problem(kind(config).mode, f"task.type={config.task.type}")),
+        ("model.name", model.name, network.mode_problem(kind(config).mode, asked, NETWORKS)),
     ):
         if wanted is not None:
             refuse(name, got, wanted)
     values = {option: getattr(model, option) for option in PLAIN}
-    for option, wanted in network.option_problems(model.name, values):
+    for option, wanted in network.option_problems(model.name, values, NETWORKS):
         refuse(f"model.{option}", values[option], wanted)
     if config.train.checkpoint_activations and not network.recomputes:
-        wanted = f"false for model.name={model.name}, task.type={config.task.type}"
+        wanted = f"false for model.name={model.name}, {asked}"
         refuse("train.checkpoint_activations", True, wanted)
     if kind(config).pretrains and network.sees == "slice":
-        wanted = f"a U-Net for task.type={config.task.type}: a 2D network has one output per slice"
+        wanted = f"a U-Net for {asked}: a 2D network has one output per slice"
         refuse("model.name", model.name, wanted)
 
 

@@ -1,6 +1,6 @@
 """Networks by name.
 
-An entry of `network.NETWORKS` says what must be known of a network before it is built. The network takes in_channels,
+An entry of `registry.NETWORKS` says what must be known of a network before it is built. The network takes in_channels,
 out_channels, mode, width and the options of `build` that its entry names. It is a plain `nn.Module`, and says the rest
 itself, as attributes:
 
@@ -19,7 +19,8 @@ In the modes with one output per case it also has features(x) -> (B, F), the inp
 """
 
 from . import checks
-from .network import NETWORKS, PLAIN, Network
+from .network import PLAIN, Network
+from .registry import NETWORKS
 
 
 def build(name, in_channels, out_channels, mode="segmentation", width=None, **options):
@@ -42,11 +43,13 @@ def build(name, in_channels, out_channels, mode="segmentation", width=None, **op
         if value != PLAIN[option] and option not in network.options:
             raise ValueError(f"{option}: got {value!r} for {name}, wanted {PLAIN[option]!r}")
     if mode not in network.modes:
-        use = f": use {' or '.join(network.siblings(mode))}" if network.siblings(mode) else ""
+        siblings = network.siblings(mode, NETWORKS)
+        use = f": use {' or '.join(siblings)}" if siblings else ""
         raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(network.modes)}{use}")
-    own = network.arguments if width is None else {**network.arguments, "width": width}
     taken = {option: value for option, value in options.items() if option in network.options}
-    return network.load()(in_channels, out_channels, mode=mode, **own, **taken)
+    if width is not None:
+        taken["width"] = width
+    return network.build(in_channels, out_channels, mode, **taken)
 
 
 def add_to_head(network, names):

@@ -8,6 +8,8 @@ from .checks import MODES, WHOLE_CASE
 
 # the value of each option of `build` that leaves a network as it is
 PLAIN = dict(deep_supervision=False, dropout=0.0, attention="none", multiscale=False, pooling="mean")
+_PREFIXES = ("head_prefixes", "encoder_prefixes", "new_prefixes", "unused_prefixes")
+_ATTRIBUTES = ("stem", *_PREFIXES, "stages", "saliency_layer")
 _HALVED = {2: "once", 4: "two times", 8: "three times", 16: "four times", 32: "five times"}
 
 
@@ -16,6 +18,7 @@ class Network:
     """What a network declares. A declaration that is missing or makes no sense is an error here, never a guess.
 
     The methods `..._problem` return what is wanted instead, as text for a config error, or None where all is well.
+    networks: {name: Network} of all, for what another one would do.
     """
 
     source: tuple[str, str] | type  # a file of this folder and a class in it, imported when first built; or the class
@@ -42,24 +45,53 @@ class Network:
             wanted = "the name of the linear output layer, or None without a mode of one output per case"
             raise ValueError(f"head: got {self.head!r} for modes {', '.join(self.modes)}, wanted {wanted}")
 
-    def load(self):
-        """The class."""
-        if isinstance(self.source, type):
-            return self.source
-        file, name = self.source
-        return getattr(importlib.import_module(f".{file}", __package__), name)
+    def build(self, in_channels, out_channels, mode, **options):
+        """The network. Raises ValueError where it is not as declared, here and by its attributes, see `nets`."""
+        source = self.source
+        if not isinstance(source, type):
+            source = getattr(importlib.import_module(f".{source[0]}", __package__), source[1])
+        network = source(in_channels, out_channels, mode=mode, **self.arguments | options)
+        for problem in self._problems(network, out_channels, mode):
+            raise ValueError(f"{source.__name__} is not as it declares: {problem}; see fomo/nets/__init__.py")
+        return network
 
-    def siblings(self, mode):
+    def _problems(self, network, out_channels, mode):
+        lacking = [name for name in _ATTRIBUTES if not hasattr(network, name)]
+        if lacking:
+            yield f"it has no {', '.join(lacking)}"
+            return
+        shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+        if mode in WHOLE_CASE and shapes.get(f"{self.head}.weight", ())[:1] != (out_channels,):
+            yield f"head: got {self.head!r}, wanted the layer whose weight has {out_channels} rows, one per output"
+        if network.stem not in shapes:
+            yield f"stem: got {network.stem!r}, wanted the name of a parameter"
+        groups = [
+            ("head_prefixes", network.head_prefixes),
+            *(("encoder_prefixes", p) for p in network.encoder_prefixes),
+        ]
+        for kind, prefixes in groups:
+            if not any(name.startswith(prefixes) for name in shapes):
+                yield f"{kind}: no parameter begins with {prefixes!r}"
+        for name in shapes:
+            stages = sum(name.startswith(tuple(stage)) for stage in network.stages)
+            if stages != 1:
+                yield f"stages: {name} is in {stages} of them, wanted one"
+        if network.saliency_layer not in dict(network.named_modules()):
+            yield f"saliency_layer: got {network.saliency_layer!r}, wanted the name of a module"
+        if self.recomputes and not hasattr(network, "checkpoint_activations"):
+            yield "it recomputes, and has no checkpoint_activations"
+
+    def siblings(self, mode, networks):
         """Names of the networks of the same class that have `mode`."""
-        return [name for name, other in NETWORKS.items() if other.source == self.source and mode in other.modes]
+        return [name for name, other in networks.items() if other.source == self.source and mode in other.modes]
 
-    def mode_problem(self, mode, asked):
+    def mode_problem(self, mode, asked, networks):
         """asked: what asks for the mode, for example "task.type=regression"."""
         if mode in self.modes:
             return None
         if self.sees == "slice" and mode == "segmentation":
             return f"a U-Net for {asked}: a 2D network has one output per slice"
-        return f"{' or '.join(self.siblings(mode)) or 'another network'} for {asked} ({self.lacks})"
+        return f"{' or '.join(self.siblings(mode, networks)) or 'another network'} for {asked} ({self.lacks})"
 
     def patch_problem(self, name, patch):
         smallest = self.stride if self.one_voxel else 2 * self.stride
@@ -89,31 +121,10 @@ class Network:
             return f"1 for model.name={name}: it normalises by all windows of a pass together"
         return None
 
-    def option_problems(self, name, values):
+    def option_problems(self, name, values, networks):
         """(option, what is wanted) for each of `values`, {option: value}, that this network does not take."""
         for option, value in values.items():
             if value != PLAIN[option] and option not in self.options:
                 plain = str(PLAIN[option]).lower().removesuffix(".0")  # as YAML writes it
-                others = ", ".join(other for other, network in NETWORKS.items() if option in network.options)
+                others = ", ".join(other for other, network in networks.items() if option in network.options)
                 yield option, f"{plain} for model.name={name}: of {others} only"
-
-
-_VOLUME = dict(sees="volume", one_voxel=False)
-_UNET = dict(source=("unet", "UNet"), **_VOLUME, stride=16, mixes_batch=False, recomputes=True)
-_WHOLE = dict(modes=MODES, head="decoder.fc", options=("deep_supervision",))
-_LIGHT = dict(modes=("segmentation",), head=None, options=("deep_supervision",), lacks="the light decoder has no head")
-_READOUT = ("dropout", "attention", "multiscale", "pooling")
-_IMAGES = dict(sees="slice", stride=32, modes=WHOLE_CASE, one_voxel=False, mixes_batch=False, options=_READOUT)
-
-NETWORKS = {
-    "unet_b": Network(**_UNET, **_WHOLE, arguments={"width": 32}),
-    "unet_xl": Network(**_UNET, **_WHOLE, arguments={"width": 64}),
-    "unet_b_lw_dec": Network(**_UNET, **_LIGHT, arguments={"width": 32, "light_decoder": True}),
-    "unet_xl_lw_dec": Network(**_UNET, **_LIGHT, arguments={"width": 64, "light_decoder": True}),
-    "suprem_unet3d": Network(
-        ("suprem", "SuPreM"), **_VOLUME, stride=8, modes=MODES, head="fc", mixes_batch=True, even_width=True
-    ),
-    "resnet50": Network(("resnet", "ResNet"), head="fc", **_IMAGES, arguments={"blocks": (3, 4, 6, 3)}),
-    "resnet101": Network(("resnet", "ResNet"), head="fc", **_IMAGES, arguments={"blocks": (3, 4, 23, 3)}),
-    "efficientnet_b0": Network(("efficientnet", "EfficientNet"), head="classifier.1", **_IMAGES),
-}

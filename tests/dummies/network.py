@@ -6,7 +6,7 @@
 import torch
 from torch import nn
 
-from fomo import nets
+from fomo.nets.network import Network
 
 
 class Tiny(nn.Module):
@@ -56,7 +56,7 @@ def block(channels_in, channels_out):
     return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, padding=1), nn.GroupNorm(1, channels_out), nn.ReLU())
 
 
-NETWORK = nets.Network(
+NETWORK = Network(
     Tiny,
     sees="volume",
     stride=4,
@@ -68,4 +68,6 @@ NETWORK = nets.Network(
 
 
 def register(monkeypatch):
-    monkeypatch.setitem(nets.NETWORKS, "tiny", NETWORK)
+    from fomo.nets import NETWORKS
+
+    monkeypatch.setitem(NETWORKS, "tiny", NETWORK)

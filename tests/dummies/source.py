@@ -2,8 +2,8 @@
 
 import pathlib
 
-from fomo.data import sources
 from fomo.data.cases import Case, Volume
+from fomo.data.sources.source import Source
 
 
 def list_toys(data, wanted, labels, log=None):
@@ -15,7 +15,7 @@ def list_toys(data, wanted, labels, log=None):
     return cases
 
 
-TOYS = sources.Source(
+TOYS = Source(
     list=list_toys,
     gives=("number", "nothing"),
     needs=(("data.root",), "the folder of the toys"),
@@ -25,4 +25,6 @@ TOYS = sources.Source(
 
 
 def register(monkeypatch):
+    from fomo.data import sources
+
     monkeypatch.setitem(sources.SOURCES, "toys", TOYS)

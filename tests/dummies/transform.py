@@ -1,7 +1,6 @@
 """A transform that a user might add, in one file: `saturate` cuts off the brightest intensities of a channel."""
 
-from fomo.transforms import TRANSFORMS, Key, Transform
-from fomo.transforms.transform import chances
+from fomo.transforms.transform import Key, Transform, chances
 
 NAME = "saturate"
 
@@ -20,4 +19,6 @@ SATURATE = Transform("voxelwise", draw, saturate_, _SATURATE)
 
 def register(monkeypatch):
     """Until the end of the test: `augment.parameters.saturate.p` and the other keys exist."""
+    from fomo.transforms import TRANSFORMS
+
     monkeypatch.setitem(TRANSFORMS, NAME, SATURATE)

@@ -130,30 +130,33 @@ def test_other_problems_are_told_what_would_fit():
         "tiny", 2
     )
     asked = "task.type=regression"
-    assert networks["unet_b"].mode_problem("regression", asked) is None
+    assert networks["unet_b"].mode_problem("regression", asked, nets.NETWORKS) is None
     assert (
-        networks["unet_b_lw_dec"].mode_problem("regression", asked)
+        networks["unet_b_lw_dec"].mode_problem("regression", asked, nets.NETWORKS)
         == "unet_b or unet_xl for task.type=regression (the light decoder has no head)"
     )
     assert (
-        networks["resnet50"].mode_problem("segmentation", "task.type=mae")
+        networks["resnet50"].mode_problem("segmentation", "task.type=mae", nets.NETWORKS)
         == "a U-Net for task.type=mae: a 2D network has one output per slice"
     )
     alone = dataclasses.replace(dummy.NETWORK, modes=("segmentation",), head=None)
-    assert alone.mode_problem("regression", asked) == "tiny for task.type=regression (it has no such output)"
+    assert (
+        alone.mode_problem("regression", asked, nets.NETWORKS)
+        == "tiny for task.type=regression (it has no such output)"
+    )
 
 
 def test_options_that_a_network_does_not_take_are_told_where_they_are():
     images = "resnet50, resnet101, efficientnet_b0"
-    assert not list(nets.NETWORKS["tiny"].option_problems("tiny", nets.PLAIN))
-    assert list(nets.NETWORKS["tiny"].option_problems("tiny", OTHER)) == [
+    assert not list(nets.NETWORKS["tiny"].option_problems("tiny", nets.PLAIN, nets.NETWORKS))
+    assert list(nets.NETWORKS["tiny"].option_problems("tiny", OTHER, nets.NETWORKS)) == [
         ("deep_supervision", "false for model.name=tiny: of unet_b, unet_xl, unet_b_lw_dec, unet_xl_lw_dec only"),
         ("dropout", f"0 for model.name=tiny: of {images} only"),
         ("attention", f"none for model.name=tiny: of {images} only"),
         ("multiscale", f"false for model.name=tiny: of {images} only"),
         ("pooling", f"mean for model.name=tiny: of {images} only"),
     ]
-    assert [option for option, _ in nets.NETWORKS["resnet50"].option_problems("resnet50", OTHER)] == [
+    assert [option for option, _ in nets.NETWORKS["resnet50"].option_problems("resnet50", OTHER, nets.NETWORKS)] == [
         "deep_supervision"
     ]
 
@@ -202,3 +205,33 @@ def test_the_dummy_says_all_that_the_house_asks():
         assert network.stem in names and network.stages[-1] == network.head_prefixes == network.new_prefixes
         assert any(name.startswith(network.encoder_prefixes) for name in names)
         assert network.features(torch.zeros(1, 1, 20, 20, 20)).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("head", "level2.0", "head: got 'level2.0', wanted the layer whose weight has 3 rows"),
+        ("stem", "level9.weight", "stem: got 'level9.weight'"),
+        ("encoder_prefixes", ("levle",), r"encoder_prefixes: no parameter begins with 'levle'"),
+        ("stages", (("level",),), "stages: head.weight is in 0 of them, wanted one"),
+        ("saliency_layer", "level7", "saliency_layer: got 'level7'"),
+        ("recomputes", True, "no checkpoint_activations"),
+    ],
+)
+def test_a_network_that_is_not_as_declared_is_an_error_when_it_is_built(monkeypatch, name, value, words):
+    class Other(dummy.Tiny):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            if name not in changed:
+                setattr(self, name, value)
+
+    changed = {name: value} if name in ("head", "recomputes") else {}
+    monkeypatch.setitem(nets.NETWORKS, "tiny", dataclasses.replace(dummy.NETWORK, source=Other, **changed))
+    with pytest.raises(ValueError, match=words):
+        build("tiny", "regression")
+
+
+def test_a_network_that_lacks_an_attribute_is_an_error_when_it_is_built(monkeypatch):
+    monkeypatch.delattr(dummy.Tiny, "saliency_layer")
+    with pytest.raises(ValueError, match="it has no saliency_layer"):
+        build("tiny")
