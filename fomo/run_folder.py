@@ -13,7 +13,7 @@ import os
 import yaml
 
 from . import kinds
-from .config import UserError, identity, to_dict
+from .config import UserError, as_user_error, identity, to_dict
 from .runtime import files
 from .tasks import Results
 
@@ -58,13 +58,11 @@ class RunFolder:
         if set(self._inside()) - {_LOCK} and not os.path.exists(self.config_path):
             remedy = "choose another `name` or `output`"
             raise UserError(f"{self.path} exists and is not a run folder (no config.yaml): {remedy}")
-        try:
+        with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):
             os.makedirs(self.path, exist_ok=True)
             held = _lock(self.path, log)
             if not self.has_splits:  # nothing is begun, whatever config came first
                 files.write_text(self.config_path, yaml.safe_dump(to_dict(config), sort_keys=False))
-        except OSError as error:
-            raise UserError(f"cannot write the run folder {self.path}: {error}; choose another `output`") from error
         old, new = identity(self.config()), identity(config)
         changed = [f"{name}={old.get(name)!r} there, {new[name]!r} now" for name in new if old.get(name) != new[name]]
         if changed:

@@ -7,18 +7,17 @@ import dataclasses
 from dataclasses import dataclass
 
 
-def key(default, help, *, only="", choices=None, low=None, high=None, above=None, path=False, identity=True):
+def key(default, help, choices="", *, only="", low=None, high=None, above=None, path=False, identity=True):
     """A field of a section.
 
+    choices: the allowed values (of each element of a tuple), as "softmax|sigmoid".
     only: what other keys must be for this one to be read, as "task.loss=focal cv.parallel=folds|auto".
-    choices: the allowed values (of each element of a tuple).
     low, high: inclusive limits; above: exclusive lower limit.
     path: relative values start from the file that names them.
     identity: whether the value changes what a run computes.
     """
-    limits = dict(low=low, high=high, above=above)
-    metadata = dict(help=help, only=only, choices=choices, path=path, identity=identity, **limits)
-    return dataclasses.field(default=default, metadata=metadata)
+    said = dict(help=help, only=only, choices=choices.split("|") if choices else None, path=path, identity=identity)
+    return dataclasses.field(default=default, metadata=dict(said, low=low, high=high, above=above))
 
 
 def free_key(*default_and_help, **more):
@@ -38,17 +37,13 @@ class Task:
     gamma_pos: float = key(1.0, "focusing of the positives", only="task.loss=asymmetric", low=0)
     clip: float = key(0.05, "negatives of less probability cost nothing", only="task.loss=asymmetric", low=0, high=0.5)
     label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0, high=0.5)
-    activation: str = key(
-        "softmax", "segmentation: softmax, or one output per foreground class", choices=("softmax", "sigmoid")
-    )
-    class_weights: str = key(
-        "none", "in the loss, from training cases (multilabel: of positives)", choices=("none", "inverse_frequency")
-    )
-    label_scaling: str = key("standard", "by mean and deviation of the training targets", choices=("standard", "none"))
+    activation: str = key("softmax", "segmentation: softmax, or one output per foreground class", "softmax|sigmoid")
+    class_weights: str = key("none", "in the loss, of training cases (multilabel: positives)", "none|inverse_frequency")
+    label_scaling: str = key("standard", "by mean and deviation of the training targets", "standard|none")
     mask_ratio: float = key(0.6, "share of the cubes that are hidden", above=0, high=0.95)
     mask_cube: int = key(4, "edge of the cubes, in voxels", low=1)
     mask_value: float = key(0.0, "intensity in the hidden cubes")
-    mae_loss: str = key("all", "squared error of all voxels, or of the hidden ones only", choices=("all", "masked"))
+    mae_loss: str = key("all", "squared error of all voxels, or of the hidden ones only", "all|masked")
     global_size: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) of the two global views")
     global_scale: tuple[float, float] = key((0.4, 1.0), "share of the patch that a global view shows", above=0, high=1)
     local_views: int = key(6, "number of local views", low=0)
@@ -69,16 +64,14 @@ class Data:
     root: str | None = key(None, "folder of the data set (phantom: where it is generated)", path=True)
     csv: str | None = key(None, "source=table, slices: the table; volumes: text file of paths, one a line", path=True)
     labels_csv: str | None = key(None, "slices: table of labels, a line per VolumeName (none: in data.csv)", path=True)
-    missing_labels: str = key("error", "slices without labels; drop: leave out, and count", choices=("error", "drop"))
+    missing_labels: str = key("error", "slices without labels; drop: leave out, and count", "error|drop")
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
     id_column: str = key("id", "column of the case's id")
     subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: one per line)")
     mask_column: str = key("mask", "column of the mask's path")
     fold_column: str | None = key("fold", "column of the fold, if there (none: use none); slices: fold, or else split")
     pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz")
-    rescan: str = free_key(
-        "auto", "look at all source files at every start (auto: up to 2000 cases)", choices=("auto", "always", "never")
-    )
+    rescan: str = free_key("auto", "look at all files at every start (auto: up to 2000 cases)", "auto|always|never")
     cache: str | None = free_key(None, "folder of the preprocessed cases (none: <output>/cache)", path=True)
     channels: tuple[str, ...] = key((), "channel names in network order; 'a|b': the one that the case has")
     patch: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) that the network sees at once")
@@ -87,23 +80,17 @@ class Data:
     )
     crop: bool = key(True, "crop to the box of non-zero voxels")
     normalize: str = key(
-        "zscore",
-        "intensities, per channel; slices, which are 0 to 1: none, or as pretrained 2D networks saw them (imagenet)",
-        choices=("zscore", "percentile", "window", "none", "imagenet"),
+        "zscore", "per channel; slices: none (0 to 1), imagenet if pretrained", "zscore|percentile|window|none|imagenet"
     )
     percentiles: tuple[float, float] = key(
         (0.5, 99.5), "these map to 0 and 1", only="data.normalize=percentile", low=0, high=100
     )
     window: tuple[float, float] = key((-1000.0, 400.0), "these map to 0 and 1 (CT: HU)", only="data.normalize=window")
-    cache_dtype: str = key(
-        "float32", "of cached images; float16 halves them, values move by at most 0.05%", choices=("float32", "float16")
-    )
+    cache_dtype: str = key("float32", "of cached images; float16: half, errors up to 0.05%", "float32|float16")
     prepare_workers: int = free_key(2, "processes that preprocess (0: this one)", low=0)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground", low=0, high=1)
-    crop_position: str = key("random", "where the training patch is taken", choices=("random", "center"))
-    phantom_layout: str = key(
-        "fomo", "fomo: the layout of the task; table: a table of heads with several targets", choices=("fomo", "table")
-    )
+    crop_position: str = key("random", "where the training patch is taken", "random|center")
+    phantom_layout: str = key("fomo", "fomo: layout of the task; table: heads with several targets", "fomo|table")
     phantom_cases: int = key(60, "number of phantom cases", low=4)
     phantom_size: int = key(48, "voxels along the longest axis of a phantom", low=16)
     train_folds: tuple[str, ...] = key((), "values of the fold column to train on (empty: those of no other part)")
@@ -118,21 +105,21 @@ class Model:
     width: int | None = key(None, "channels of the first level (none: the network's own, 32 or 64)", low=1)
     deep_supervision: bool = key(False, "segmentation: losses on the coarser levels as well")
     dropout: float = key(0.0, "2D networks: dropout in front of the output layer", low=0, high=0.9)
-    attention: str = key("none", "2D networks: on the feature maps, before pooling", choices=("none", "se", "cbam"))
+    attention: str = key("none", "2D networks: on the feature maps, before pooling", "none|se|cbam")
     multiscale: bool = key(False, "2D networks: fuse the feature maps at 1/8, 1/16 and 1/32, not only read the last")
-    pooling: str = key("mean", "2D networks: how a feature map becomes one vector", choices=("mean", "max", "mean_max"))
+    pooling: str = key("mean", "2D networks: how a feature map becomes one vector", "mean|max|mean_max")
 
 
 @dataclass(frozen=True)
 class Weights:
     path: str | None = key(None, "pretrained checkpoint to start from (none: random)", path=True)
-    stem: str = key("repeat", "rule for a first layer with other input channels", choices=("repeat", "mean", "reinit"))
+    stem: str = key("repeat", "rule for a first layer with other input channels", "repeat|mean|reinit")
     trust: bool = key(False, "unpickle a file that holds more than tensors and plain data; it can run code")
 
 
 @dataclass(frozen=True)
 class Finetune:
-    strategy: str = key("full", "what is trained", choices=("full", "gradual", "stagewise", "head_only"))
+    strategy: str = key("full", "what is trained", "full|gradual|stagewise|head_only")
     unfreeze_epoch: int = key(
         10,
         "gradual: first epoch (from 1) in which the encoder is trained; stagewise: the stage before the head",
@@ -149,7 +136,7 @@ class Optim:
     weight_decay: float = key(3e-5, "decoupled weight decay; not on norms and biases", low=0)
     weight_decay_end: float | None = key(None, "weight decay at the end, on a half cosine (none: constant)", low=0)
     betas: tuple[float, float] = key((0.9, 0.999), "AdamW's averaging factors", low=0, high=1)
-    schedule: str = key("cosine", "learning rate over the steps", choices=("cosine", "plateau", "constant"))
+    schedule: str = key("cosine", "learning rate over the steps", "cosine|plateau|constant")
     warmup_epochs: float = key(0.0, "linear warm-up", low=0)
     cosine_stretch: float = key(
         1.15, "the cosine reaches min_lr after this multiple of the epochs", only="optim.schedule=cosine", low=1
@@ -164,18 +151,14 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
-    mode: str = free_key("both", "train: no test; evaluate: test only", choices=("train", "evaluate", "both"))
+    mode: str = free_key("both", "train: no test; evaluate: test only", "train|evaluate|both")
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
-    keep_best: int = key(
-        1, "how many of the best epochs keep a checkpoint: best.pt, which is tested, best_2.pt, ...", low=1
-    )
+    keep_best: int = key(1, "number of best epochs whose checkpoint is kept: best.pt (tested), best_2.pt, ...", low=1)
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
-    micro_batch: int | None = free_key(
-        None, "samples per forward pass on one rank (none: all); less accumulates gradients", low=1
-    )
+    micro_batch: int | None = free_key(None, "samples per forward pass of a rank (none: all); gradients add up", low=1)
     steps_per_epoch: int | None = key(None, "optimizer steps per epoch (none: as many as see every case once)", low=1)
-    amp: str = key("auto", "auto: bf16 or else fp16 on a GPU, off on the CPU", choices=("auto", "bf16", "fp16", "off"))
+    amp: str = key("auto", "auto: bf16 or else fp16 on a GPU, off on the CPU", "auto|bf16|fp16|off")
     compile: bool = key(False, "torch.compile the network")
     checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations; less memory, a third more time")
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)
@@ -192,32 +175,24 @@ class Train:
 class Augment:
     preset: str = key("all", "augmentation of the training patches")
     parameters: dict | None = key(None, "values instead of the preset's, for example augment.parameters.rotate.p=0.5")
-    mix: str = key(
-        "none", "classification: a box (cutmix) or mean (mixup) of two samples", choices=("none", "cutmix", "mixup")
-    )
+    mix: str = key("none", "classification: a box (cutmix) or mean (mixup) of two samples", "none|cutmix|mixup")
     mix_p: float = key(0.5, "share of the samples that are mixed", only="augment.mix=cutmix|mixup", low=0, high=1)
-    device: str = key("auto", "where patches are augmented (auto: GPU if any)", choices=("auto", "cpu", "gpu"))
+    device: str = key("auto", "where patches are augmented (auto: GPU if any)", "auto|cpu|gpu")
 
 
 @dataclass(frozen=True)
 class Cv:
     kind: str = key(
-        "kfold",
-        "how the folds are made: kfold; one per group of data.groups; one per value of the fold column",
-        choices=("kfold", "leave_one_group_out", "fold_column"),
+        "kfold", "k folds, one per group of data.groups, or the column's own", "kfold|leave_one_group_out|fold_column"
     )
     folds: int = key(5, "number of folds (cv.kind=kfold)", low=2)
     val_fraction: float = key(0.2, "share of each fold's training subjects held back to select on", above=0, high=0.9)
     stratify: bool = key(True, "equal shares of each class (or of the range of the target) in all folds")
-    parallel: str = free_key(
-        "ddp", "ddp: ranks share each fold; folds: each has its own; auto: is chosen", choices=("ddp", "folds", "auto")
-    )
+    parallel: str = free_key("ddp", "ranks share each fold (ddp) or have their own (folds)", "ddp|folds|auto")
     ranks_per_fold: int = free_key(1, "neighbouring ranks that share a fold", only="cv.parallel=folds|auto", low=1)
     folds_to_run: tuple[int, ...] = free_key((), "folds (from 1) to run now (empty: all)", low=1)
     final: str = free_key(
-        "none",
-        "model for new cases, in <run>/final: all folds together, their mean weights, or one trained on all cases",
-        choices=("none", "ensemble", "soup", "refit"),
+        "none", "model in <run>/final: all folds, their mean, or trained on all cases", "none|ensemble|soup|refit"
     )
 
 
@@ -225,18 +200,16 @@ class Cv:
 class Eval:
     overlap: float = key(0.5, "of neighbouring windows when a case is larger than the patch", low=0, high=0.95)
     windows: int = free_key(2, "windows per forward pass (cases of one window: as in training, if more)", low=1)
-    pool_windows: str = key("mean", "how the windows of one case are pooled", choices=("mean", "max"))
-    threshold: str = key("youden", "half (0.5), or chosen on inner validation", choices=("half", "youden", "f1"))
+    pool_windows: str = key("mean", "how the windows of one case are pooled", "mean|max")
+    threshold: str = key("youden", "half (0.5), or chosen on inner validation", "half|youden|f1")
     pool_slices: str = key(
-        "auto",
-        "how the probabilities of a scan's slices are pooled; auto: what is best on the inner validation cases",
-        choices=("auto", "mean", "max", "topk", "noisy_or"),
+        "auto", "how the slices of a scan are pooled; auto: best on inner validation", "auto|mean|max|topk|noisy_or"
     )
     top_slices: int = key(3, "slices of the highest probability to average", only="eval.pool_slices=topk|auto", low=1)
     mirror_axes: tuple[int, ...] = key(
         (), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2
     )
-    postprocess: str = key("none", "segmentation: holes and component sizes by validation", choices=("none", "auto"))
+    postprocess: str = key("none", "segmentation: holes and component sizes by validation", "none|auto")
     saliency: int = free_key(0, "classification: cases per fold with Grad-CAM (and CBAM) maps in the report", low=0)
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)
@@ -268,6 +241,13 @@ def fields(config, prefix=""):
             yield from fields(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field, value
+
+
+def check_declared(who, keys):
+    """Raise ValueError unless `keys`, which `who` declares, are dotted names of keys."""
+    unknown = set(keys) - {name for name, _, _ in fields(Config())}
+    if unknown or isinstance(keys, str):
+        raise ValueError(f"{who}: got the keys {keys!r}, wanted dotted names of fomo/config/sections.py")
 
 
 def show(value):

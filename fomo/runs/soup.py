@@ -56,8 +56,7 @@ def _check_alike(first, others):
             if changed:
                 raise UserError(f"soup: the checkpoints differ in {section}.{changed[0]}, wanted folds of one run")
     if first["weights"]["path"] is None:
-        why = "the folds started from different random weights (weights.path was none)"
-        raise UserError(f"soup: {why}: use them as an ensemble")
+        raise UserError("soup: the folds started from different random weights (weights.path=none): use an ensemble")
 
 
 def _in_units(model, head, own, wanted):

@@ -1,7 +1,7 @@
 """The plain-text log: one event a line, `time LEVEL event key=value ...`, made to be searched with grep.
 
-Rank 0 writes to stdout and to a file, flushed line by line; other ranks are silent. On a terminal a status line below
-the log says how far the run is. It is rewritten in place, and stands in no file.
+Rank 0 writes to stdout and to a file, flushed line by line; other ranks are silent. On a terminal, but in no file, a
+status line below the log says how far the run is.
 """
 
 import copy
@@ -59,7 +59,8 @@ class Log:
         if not self._active:
             return
         values = {**self._bound, **values}
-        line = format_line(level, event, values)
+        now = datetime.datetime.now().isoformat(timespec="seconds")
+        line = " ".join([now, level, event, *(f"{name}={format_value(value)}" for name, value in values.items())])
         if _columns():
             if stream is not sys.stdout:
                 _to_terminal("", "")
@@ -86,11 +87,6 @@ def _to_terminal(lines, status):
     """Replace the status line, whoever drew it, by `lines` and a new one; one write, so that processes do not mix."""
     room = _columns() - 1  # a full line would wrap, and could not be taken back
     print(f"\r{' ' * room}\r{lines}{status[:room]}", end="", flush=True)
-
-
-def format_line(level, event, values):
-    time = datetime.datetime.now().isoformat(timespec="seconds")
-    return " ".join([time, level, event, *(f"{name}={format_value(value)}" for name, value in values.items())])
 
 
 def format_value(value):

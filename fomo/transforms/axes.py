@@ -1,8 +1,7 @@
 """Linear operations that act along one axis at a time, each written as one small matrix per axis.
 
-Filters of an image and splines on a grid are separable: output = Mx · My · Mz · volume. Several filters are one matrix,
-in float64, before the volume is touched. A channel of 96³ costs one small GEMM per axis: faster than convolutions or
-FFTs on a CPU, and without code of its own on a GPU.
+Filters and splines on a grid are separable: output = Mx · My · Mz · volume. Several filters are first multiplied into
+one matrix, in float64. One small GEMM per axis is faster than convolutions or FFTs on a CPU.
 """
 
 import numpy as np
@@ -68,7 +67,9 @@ def spline_coefficients(size):
 
 def tensors(matrices, device, dtype=torch.float32):
     """numpy matrices (or None) as tensors on the device; from pinned memory, so that nothing waits for a GPU."""
-    own = [None if m is None else torch.as_tensor(m, dtype=dtype) for m in matrices]
-    if device.type == "cuda":
-        own = [None if m is None else m.pin_memory() for m in own]
-    return [None if m is None else m.to(device, non_blocking=True) for m in own]
+
+    def moved(matrix):
+        tensor = torch.as_tensor(matrix, dtype=dtype)
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    return [None if matrix is None else moved(matrix) for matrix in matrices]

@@ -47,8 +47,8 @@ def draw_ghosting(generator, keys, grid, hit):
 def ghosting(size, axis, along, copies, strength):
     """Spread the share `strength` of the signal over `copies` equidistant positions along one axis, wrapped around.
 
-    Periodic motion does that along the phase-encoding axis: every `copies`-th line of k-space is consistent and the
-    others are weakened by `strength` (Wood & Henkelman, Med. Phys. 1985).
+    Periodic motion along the phase-encoding axis does that: it weakens all lines of k-space but every `copies`-th by
+    `strength` (Wood & Henkelman, Med. Phys. 1985).
     """
     if axis != along:
         return np.eye(size)
@@ -81,8 +81,5 @@ _GHOSTING = {
 }
 GHOSTING = Transform("linear", draw_ghosting, ghosting, _GHOSTING)
 
-_GIBBS = {
-    **chances(0.2),
-    "cutoff": Key((0.4, 0.8), (0.02, 1.0), "highest frequency kept, as a fraction of the patch's own"),
-}
+_GIBBS = {**chances(0.2), "cutoff": Key((0.4, 0.8), (0.02, 1.0), "highest frequency kept, as a fraction")}
 GIBBS = Transform("linear", partial(uniform, "cutoff"), gibbs, _GIBBS)

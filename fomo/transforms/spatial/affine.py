@@ -54,15 +54,10 @@ def draw_translate(generator, keys, grid, hit):
         return generator.uniform(*keys["fraction"], 3) * grid.patch * grid.long
 
 
-_MIRROR = {
-    "p": probability(0.5, "probability, per axis"),
-    "axes": Key((True, False, False), None, "axes that may be mirrored"),
-}
+_MIRROR = {"p": probability(0.5, "probability, per axis"), "axes": Key((True, False, False), None, "axes to mirror")}
 MIRROR = Transform("spatial", draw_mirror, Move.turned, _MIRROR)
 
-_TURN = {
-    "p": probability(0.5, "probability of 90, 180 or 270 degrees about one axis (180 where the grid does not allow 90)")
-}
+_TURN = {"p": probability(0.5, "of 90, 180 or 270 degrees about one axis (180 where the grid does not allow 90)")}
 TURN = Transform("spatial", draw_turn, Move.turned, _TURN)
 
 _SCALE = {
@@ -82,6 +77,6 @@ ROTATE = Transform("spatial", draw_rotate, Move.turned, _ROTATE)
 
 _TRANSLATE = {
     "p": probability(0.2),
-    "fraction": Key((-0.1, 0.1), (-1.0, 1.0), "shift along each axis, as a fraction of the patch"),
+    "fraction": Key((-0.1, 0.1), (-1.0, 1.0), "shift per axis, as a fraction of the patch"),
 }
 TRANSLATE = Transform("spatial", draw_translate, Move.shifted, _TRANSLATE)

@@ -16,9 +16,8 @@ def draw(generator, keys, grid, hit):
 def draw_nodes(generator, patch, spacing, displacement, unit=(1, 1, 1)):
     """Displacement of spline nodes (3, kx, ky, kz), in voxels, about `spacing` apart: a random smooth deformation.
 
-    Its length has the root mean square `displacement` over the patch, exactly: the sum of squares over all voxels is a
-    quadratic form of the nodes, so the field itself need not be computed. `spacing` and `displacement` are in voxels of
-    the finest axis; unit: size of each axis' voxel in them.
+    `displacement` is its exact root mean square over the patch: the sum of squares over all voxels is a quadratic form
+    of the nodes. It and `spacing` are in voxels of the finest axis; unit: size of each axis' voxel in them.
     """
     counts = [max(1, round((size - 1) * u / spacing)) + 3 if size > 1 else 1 for size, u in zip(patch, unit)]
     nodes = generator.standard_normal((3, *counts))
