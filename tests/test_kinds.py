@@ -1,5 +1,6 @@
 """A task, a network, a source and a transform that fomo does not know, each one file, do all that the others do."""
 
+import dataclasses
 import json
 
 import nibabel
@@ -141,11 +142,61 @@ def test_counts_of_a_table_are_not_classes(registered, tmp_path):
     assert [case.target for case in cases] == [10, 30, 0] and all(not case.labels for case in cases)
 
 
-@pytest.mark.parametrize("lacking", ["losses", "reads", "columns", "select", "stratum_kind"])
+@pytest.mark.parametrize(
+    "lacking", ["losses", "reads", "columns", "select", "stratum_kind", "loss", "predict", "score", "infer", "answer"]
+)
 def test_what_a_task_does_not_declare_is_an_error_when_it_is_defined(lacking):
     declared = {name: getattr(task.Count, name) for name in vars(task.Count) if not name.startswith("__")}
     with pytest.raises(TypeError, match=f"Half: declares no {lacking}"):
         type("Half", (Task,), {name: value for name, value in declared.items() if name != lacking})
+
+
+@pytest.mark.parametrize(
+    "name, value, wanted",
+    [
+        ("mode", "regresion", "wanted one of .*regression"),
+        ("reads", "numbers", "wanted one of .*number"),
+        ("higher_is_better", "no", "wanted one of"),
+        ("stratum_kind", "continuos", "wanted one of .*continuous"),
+        ("losses", "poisson", "wanted a tuple of names"),
+        ("columns", 1, r"wanted Columns\(least, most, text\)"),
+    ],
+)
+def test_what_a_task_declares_wrongly_is_an_error_when_it_is_defined(name, value, wanted):
+    with pytest.raises(TypeError, match=f"Wrong.{name}: got .*{wanted}"):
+        type("Wrong", (task.Count,), {name: value})
+    with pytest.raises(ValueError, match="Wrong: got the keys .*task.nope"):
+        type("Wrong", (task.Count,), {"options": ("task.nope",)})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("list", None),
+        ("gives", ("numbers",)),
+        ("gives", ()),
+        ("needs", ()),
+        ("needs", (("data.rot",), "the folder")),
+        ("keys", ("data.nope",)),
+        ("columns", True),
+        ("geometry", False),
+    ],
+)
+def test_what_a_source_declares_wrongly_is_an_error_at_once(name, value):
+    with pytest.raises(ValueError, match="prepare: " if name == "geometry" else name):
+        dataclasses.replace(source.TOYS, **{name: value})
+
+
+def test_a_loss_that_is_not_one_number_per_sample_is_an_error(registered, config_path, monkeypatch):
+    monkeypatch.setattr(task.Count, "loss", lambda self, outputs, batch: (outputs - batch["target"]).square())
+    with pytest.raises(crossval.FoldsFailed, match=r"Count.loss: got shape \(4, 4\) for 4 samples"):
+        crossval.run(kinds.load(config_path))
+
+
+def test_a_choice_by_a_score_that_there_is_not_is_an_error(registered, config_path, monkeypatch):
+    monkeypatch.setattr(task.Count, "select", "MAE")
+    with pytest.raises(crossval.FoldsFailed, match="Count.select: got 'MAE', wanted one of its scores: loss, mae, exact"):
+        crossval.run(kinds.load(config_path))
 
 
 def test_what_a_source_or_a_network_does_not_declare_is_an_error():

@@ -7,12 +7,21 @@ subclass that does not declare what stands in `_DECLARED` is refused when Python
 import math
 from typing import NamedTuple
 
+from ..config import check_declared
 from ..data import loader
 from ..data.cases import Wanted
 from .results import Results
 from .views.view import View
 
 _DECLARED = ("mode", "losses", "reads", "columns", "select", "higher_is_better", "stratum_kind")
+_METHODS, _PREDICTING = ("loss", "predict", "score", "intervals"), ("infer", "answer")
+_CHOICES = {
+    "mode": ("segmentation", "classification", "regression"),
+    "reads": ("class", "number", "flags", "mask", "nothing"),
+    "higher_is_better": (True, False),
+    "stratum_kind": ("class", "continuous", "multilabel"),
+}
+_NAMES = ("losses", "keys", "options", "volumes", "optional_volumes", "scored")
 
 
 class Columns(NamedTuple):
@@ -66,9 +75,18 @@ class Task:
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
 
     def __init_subclass__(cls):
-        lacking = [name for name in _DECLARED if not hasattr(cls, name)]
+        needed = (*_DECLARED, *_METHODS, *(() if cls.pretrains else _PREDICTING))
+        lacking = [name for name in needed if not hasattr(cls, name)]
         if lacking:
             raise TypeError(f"{cls.__name__}: declares no {', '.join(lacking)}: see fomo/tasks/task.py")
+        for name, fits, wanted in (
+            *((name, getattr(cls, name) in choices, f"one of {choices}") for name, choices in _CHOICES.items()),
+            *((name, isinstance(getattr(cls, name), tuple), "a tuple of names") for name in _NAMES),
+            ("columns", isinstance(cls.columns, Columns), "Columns(least, most, text)"),
+        ):
+            if not fits:
+                raise TypeError(f"{cls.__name__}.{name}: got {getattr(cls, name)!r}, wanted {wanted}")
+        check_declared(cls.__name__, cls.keys + cls.options)
 
     def __init__(self, config):
         self.config = config

@@ -12,6 +12,9 @@ def place_of(task, row, history):
     The task's metric decides, then val_loss; of equals the earlier one is first. Where the task itself says which epoch
     is the best, the others have no place.
     """
+    if f"val_{task.select}" not in row:
+        scores = ", ".join(name[4:] for name in row if name.startswith("val_"))
+        raise ValueError(f"{type(task).__name__}.select: got {task.select!r}, wanted one of its scores: {scores}")
     if task.is_best is not None:
         return 1 if task.is_best(row, history) else math.inf
 

@@ -79,6 +79,9 @@ def train_step(forward, task, micro_batches, optimizer, scaler, autocast, clip_n
             with autocast:
                 outputs = forward(batch["image"])
             per_sample = loss_of(task, outputs, batch)
+            if per_sample.shape != (len(batch["id"]),):
+                got = f"{tuple(per_sample.shape)} for {len(batch['id'])} samples"
+                raise ValueError(f"{type(task).__name__}.loss: got shape {got}, wanted one number for each")
             losses.append(per_sample.detach())
             scaler.scale(per_sample.mean() / len(micro_batches)).backward()
     local = torch.cat(losses)

@@ -75,7 +75,7 @@ def chances(p, channel_p=1.0):
 
 @dataclass(frozen=True)
 class Transform:
-    """See the top of this file. Raises TypeError for what is missing or does not fit the stage.
+    """See the top of this file. Raises TypeError, or ValueError, for what is missing or makes no sense.
 
     together: one pass over a slice instead of `apply`, where all its changes name this function, with all their values.
     """
@@ -95,6 +95,11 @@ class Transform:
         needed = STAGES[self.stage]
         if not all(isinstance(self.keys.get(name), Key) for name in (*needed, *self.keys)):
             raise TypeError(f"keys: got {self.keys!r}, wanted a Key for each, among them {', '.join(needed) or 'any'}")
+        for name, key in self.keys.items():
+            one = key.value[0] if isinstance(key.value, tuple) else key.value
+            if key.limits is None and not isinstance(one, bool):
+                raise TypeError(f"{name}: got no limits, wanted (lowest, highest), or the choices of a string")
+            key.checked(name, key.value)
 
 
 class Grid:

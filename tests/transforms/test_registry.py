@@ -85,6 +85,15 @@ def test_what_a_transform_does_not_declare_is_an_error(wrong, named):
         Transform(**{**GOOD, **wrong})
 
 
+@pytest.mark.parametrize("key, words", [
+    (Key((0.3, 0.1), (0.0, 0.5), "reversed"), "lower end of the range"), (Key(2.0, (0.0, 1.0), "out"), "0.0 to 1"),
+    (Key(2.0, None, "no limits"), "got no limits"), (Key("a", ("b", "c"), "no choice"), "one of b, c"),
+])  # fmt: skip
+def test_a_key_whose_own_value_makes_no_sense_is_an_error(key, words):
+    with pytest.raises((TypeError, ValueError), match=f"^share: .*{words}"):
+        Transform(**{**GOOD, "keys": {**chances(0.2), "share": key}})
+
+
 @pytest.mark.parametrize("lacking", GOOD)
 def test_a_declaration_that_lacks_something_is_an_error(lacking):
     with pytest.raises(TypeError, match=lacking):

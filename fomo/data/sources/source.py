@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...config import check_declared
 from .. import cache
 
 _VOLUME_KEYS = ("data.crop", "data.cache_dtype", "data.crop_position", "eval.overlap", "eval.pool_windows")
@@ -14,7 +15,8 @@ VOLUME_LABELS = ("class", "number", "flags", "mask", "nothing")
 class Source:
     """The declaration of a source; `data` is always the config's section.
 
-    list: function (data, wanted, labels, log) that returns the Cases, see `list_cases`.
+    list: function (data, wanted, labels, log) that returns the Cases, see `list_cases`. Ids and subjects are the same
+        without labels: by them prediction warns of cases that a network was trained on.
     gives: the kinds of labels (Wanted.kind) that it can have.
     needs: keys of which at least one must be set, and what the user should give: (("data.root",), "the folder ...").
     geometry: whether its images are volumes that lie in space, which are preprocessed and can be cut into patches.
@@ -47,6 +49,18 @@ class Source:
     meaning: Callable = lambda data: {f"data.{name}": getattr(data, name) for name in _MEANING}
     record: Callable = lambda data: {}
     prepare: Callable = cache.prepare
+
+    def __post_init__(self):
+        for name in ("list", "columns", "check", "warn", "meaning", "record", "prepare"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted a function")
+        if not isinstance(self.gives, tuple) or not self.gives or not set(self.gives) <= set(VOLUME_LABELS):
+            raise ValueError(f"gives: got {self.gives!r}, wanted a tuple of {', '.join(VOLUME_LABELS)}")
+        if len(self.needs) != 2 or isinstance(self.needs[0], str) or not isinstance(self.needs[1], str):
+            raise ValueError(f"needs: got {self.needs!r}, wanted (keys, what the user should give)")
+        check_declared("keys, options, needs", (*self.keys, *self.options, *self.needs[0]))
+        if not self.geometry and self.prepare is cache.prepare:
+            raise ValueError("prepare: got that of volumes, wanted a function of its own for geometry=False")
 
     @property
     def own_keys(self):
