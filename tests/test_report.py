@@ -72,6 +72,24 @@ def test_a_task_without_a_view_has_a_report(runs, monkeypatch):
     assert "svg" in found.tags and found.table("All out-of-fold cases")
 
 
+def test_cases_that_a_view_does_not_sort_are_not_called_sorted(runs, monkeypatch):
+    plain = View().cases
+    assert shown(runs["regression"]).table("Every out-of-fold case, worst first")
+    monkeypatch.setattr(Regression, "view", View(cases=lambda run: plain(run), order=""))
+    found = shown(runs["regression"])
+    assert found.table("Every out-of-fold case; 0 of 40 with a warning") and "worst first" not in found.text
+
+
+@pytest.mark.parametrize("preset, parameters, said", (
+    ("none", {"blur": {"p": 1}}, "none, with blur"),
+    ("basic", {"gamma": {"p": 0}, "noise": {"p": 1}}, "basic, with gamma, noise"),
+    ("basic", None, "basic"),
+))  # fmt: skip
+def test_the_augmentation_that_was_run(tmp_path, preset, parameters, said):
+    folder = make_run(tmp_path / "run", "regression", augment={"preset": preset, "parameters": parameters})
+    assert f"<dt>augmentation</dt><dd>{said}</dd>" in read(report.write(folder))
+
+
 def test_text_from_outside_is_escaped(tmp_path):
     folder = make_run(tmp_path / "run", "regression", data={"root": "/<script>alert(1)</script>"})
     text = read(report.write(folder))

@@ -4,7 +4,7 @@ import math
 import os
 
 from .. import config, metrics, tasks
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..runtime import files
 from ..runtime.log import Log
 from ..tasks import Results
@@ -44,11 +44,9 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     section, rows, counts = masks.pair(found, table, request) if found else tables.pair(table, request)
     task = tasks.build(config.Config(seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
     summarize, hidden = _SUMMARIES.get(task.reads, (_of_targets, None))
-    try:
+    with as_user_error(predictions, ValueError):  # of the metrics
         intervals = task.intervals(Results(rows), resamples, seed) if resamples else {}
         summary = summarize(task, rows, task.score(Results(rows)), intervals)
-    except ValueError as error:  # of the metrics
-        raise UserError(f"{predictions}: {error}") from error
     shown = [{name: value for name, value in row.items() if name != hidden} for row in rows]
     return type(task).__name__.lower(), shown, {**summary, **counts}
 
@@ -56,13 +54,11 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
 def write(kind, rows, summary, output):
     """Write evaluation_cases.csv, evaluation.csv and evaluation.json into the folder `output`."""
     path = os.path.join(output, "evaluation")
-    try:
+    with as_user_error(f"cannot write to {output}"):
         os.makedirs(output, exist_ok=True)
         files.write_csv(f"{path}_cases.csv", rows)
         files.write_csv(f"{path}.csv", [{"metric": name, **values} for name, values in summary.items()])
         files.write_json(f"{path}.json", {"kind": kind, "cases": len(rows), "metrics": summary})
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error}") from error
 
 
 def _check_options(references, tolerance_mm, resamples, columns):
@@ -73,9 +69,6 @@ def _check_options(references, tolerance_mm, resamples, columns):
     for flag, name in zip(("--column", "--id-column", "--subject-column"), columns):
         if name is not None and not os.path.isfile(references):
             raise UserError(f"{flag}: got {name}, and {references} is no table to have one")
-
-
-# ------------------------------------------------------------------------------ summaries, by the kind of label
 
 
 def _limits(interval):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import config, metrics
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..data.cases import Volume, read_volume, rounded
 from ..space import volume
 from . import places
@@ -56,11 +56,9 @@ def _labels_in(array):
 
 def _read_pair(id, *paths):
     """(prediction, reference, spacing_mm) as uint8 label maps on one grid."""
-    try:
+    with as_user_error(f"case {id}", ValueError):
         prediction, affine = read_volume(Volume(paths[0]))
         reference, wanted = read_volume(Volume(paths[1]), like=affine)  # as it may be stored flipped
-    except ValueError as error:
-        raise UserError(f"case {id}: {error}") from error
     arrays = rounded(prediction), rounded(reference)  # as in training
     for path, array in zip(paths, arrays):
         if array.min() < 0 or array.max() > 255 or not np.array_equal(array, np.round(array)):
@@ -70,6 +68,5 @@ def _read_pair(id, *paths):
         raise UserError(f"case {id}: {shapes}, wanted equal ones")
     distance, spacing_mm = volume.grid_distance(reference.shape, affine, wanted), volume.spacing(wanted)
     if distance > 0.1 * min(spacing_mm):
-        off = f"{paths[0]} lies up to {distance:.3g} mm off {paths[1]}"
-        raise UserError(f"case {id}: {off}, wanted the same affine")
+        raise UserError(f"case {id}: {paths[0]} lies up to {distance:.3g} mm off {paths[1]}, wanted the same affine")
     return *(array.astype(np.uint8) for array in arrays), spacing_mm

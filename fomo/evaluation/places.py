@@ -4,7 +4,7 @@ import os
 from typing import NamedTuple
 
 from .. import tasks
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..data import spreadsheet
 from ..run_folder import TABLES, RunFolder
 from ..runtime import files
@@ -91,10 +91,8 @@ def known_of(place):
         classes = section.classes if kind.reads == "mask" else None
         return Known(section.type, section.targets, classes, tuple(kind.class_names(cases)), untested)
     path = os.path.join(folder, "settings.json")
-    try:
+    with as_user_error(f"cannot read {path}", OSError):
         said = files.read_json(path) if os.path.exists(path) else {}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
     task, targets, names = (said.get(name) for name in ("task", "targets", "class_names"))
     if task not in (None, *tasks.TASKS):
         raise UserError(f"{path}: task: got {task!r}, wanted one of {', '.join(tasks.TASKS)}")
@@ -146,12 +144,9 @@ def folders_in(place, names):
 
 
 def _walk(folder, above=()):
-    """Yield (folder, sorted names of its files) of a tree, without hidden entries, as in training.
-
-    Links are followed, but not back into `above`, the real paths of the folders that `folder` lies in.
-    """
+    """Yield (folder, sorted names of its files) of a tree, as in training; above: the real paths it lies in."""
     real = os.path.realpath(folder)
-    if not os.path.isdir(folder) or real in above:
+    if not os.path.isdir(folder) or real in above:  # a link back
         return
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))

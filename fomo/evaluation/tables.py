@@ -85,8 +85,7 @@ def _pair_classes(name, targets, table, request):
     request.check_same_cases(table.cells, references.cells)
     columns = _reference_columns(targets, references, request)
     classes = {target: categories.columns_of(target, table.columns) for target in targets}
-    of_references = references.subjects(request.columns.subject)
-    rows = request.begin_rows(sorted(table.cells), table.subjects(), of_references)
+    rows = request.begin_rows(sorted(table.cells), table.subjects(), references.subjects(request.columns.subject))
     for row in rows:
         id = row["id"]
         for target, column in columns.items():
@@ -106,7 +105,6 @@ def _pair_classes(name, targets, table, request):
 
 
 def _reference_columns(targets, references, request):
-    """{target: its column} of the references."""
     asked, named = request.columns.target, {name.replace(" ", "_"): name for name in references.columns}
     if asked is not None:
         if len(targets) > 1 or asked not in references.columns:
@@ -126,8 +124,7 @@ def _pair_labels(name, table, request):
     """Of several labels of 0 and 1: truth, probability and decision of each. The references may have more cases."""
     asked = request.columns
     if asked.target is not None:
-        said = f"{table.place} has several labels, each with its own column"
-        raise UserError(f"--column: got {asked.target}, and {said}")
+        raise UserError(f"--column: got {asked.target}, and {table.place} has several labels, each with its own column")
     keys = [asked.id] if asked.id else ("VolumeName", "id")
     references = places.Table(request.references, keys, slice_files.stem, "--id-column")
     named = {label: label.replace(" ", "_") for label in references.columns}

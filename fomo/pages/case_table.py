@@ -19,10 +19,7 @@ def outliers(values):
 
 
 def case_table(titles, lines):
-    """(all titles, table rows, ids of the cases with a warning).
-
-    lines: (row, values under `titles`, warning or "") of each case.
-    """
+    """(all titles, table rows, ids of the cases with a warning); lines: [(row, values of `titles`, warning or "")]."""
     warned = [row["id"] for row, _, warning in lines if warning]
 
     def cells(row, values, warning):

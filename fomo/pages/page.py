@@ -5,7 +5,7 @@ import math
 import re
 from typing import NamedTuple
 
-from ..config import UserError
+from ..config import as_user_error
 from ..runtime import files
 from .style import SCRIPT, STYLE
 
@@ -75,32 +75,22 @@ _AS_WRITTEN = "accuracy average_precision balanced_accuracy log_loss precision r
 
 # What the metrics are called in print; any other is shown as it is in the files.
 LABELS = {
-    "auroc": "AUROC",
     "ap": "average precision",
     "hamming": "share of wrong decisions",
     "exact_match": "share without a wrong decision",
-    "f1": "F1",
     "mcc": "Matthews correlation",
     "brier": "Brier score",
     "ece": "calibration error (ECE)",
-    "dice": "Dice",
-    "jaccard": "Jaccard",
     "hausdorff": "Hausdorff (mm)",
     "hd95": "HD95 (mm)",
     "average_surface_distance": "surface distance (mm)",
     "surface_dice": "surface Dice",
-    "lesions": "lesions per case",
-    "lesions_detected": "lesions detected per case",
-    "lesions_missed": "lesions missed per case",
     "lesions_false": "false lesions per case",
     "lesion_f1": "lesion F1",
     "tp": "true positives",
     "fp": "false positives",
     "fn": "false negatives",
     "tn": "true negatives",
-    "mae": "MAE",
-    "mse": "MSE",
-    "rmse": "RMSE",
     "r2": "R²",
     "pearson": "Pearson r",
     "spearman": "Spearman ρ",
@@ -112,6 +102,9 @@ LABELS = {
     "probe_auroc": "AUROC of a linear probe",
     "knn_auroc": "AUROC of nearest neighbours",
     "mae_of_the_mean": "MAE of predicting the mean",
+    **{name: f"{name.replace('_', ' ')} per case" for name in ("lesions", "lesions_detected", "lesions_missed")},
+    **{name: name.upper() for name in ("auroc", "f1", "mae", "mse", "rmse")},
+    **{name: name.capitalize() for name in ("dice", "jaccard")},
     **{name: name.replace("_", " ") for name in _AS_WRITTEN},
 }
 _STARTS = {"corrected": "corrected {}", "val": "validation {}", "volume": "{}", "slice": "slices: {}"}
@@ -234,8 +227,6 @@ def document(title, parts):
 
 def save(path, text):
     """Write a page, and return its path. The file is replaced at once: a browser never reads half a page."""
-    try:
+    with as_user_error(f"cannot write {path}"):
         files.write_text(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
     return path

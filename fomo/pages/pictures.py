@@ -42,8 +42,7 @@ def _with_outlines(image, reference, predicted, greys, aspect, alt, pixels=400):
     drawing = Figure(figsize=(pixels / 100, pixels / 100), dpi=100, facecolor="black")
     axes = drawing.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    limits = {"vmin": greys[0], "vmax": max(greys[1], greys[0] + 1e-6)}
-    axes.imshow(image, cmap="gray", origin="lower", aspect=aspect, **limits)
+    axes.imshow(image, cmap="gray", origin="lower", aspect=aspect, vmin=greys[0], vmax=max(greys[1], greys[0] + 1e-6))
     for mask, (_, colour, style) in zip((reference, predicted), LEGEND):
         if mask.any() and not mask.all():
             # outlines at voxel borders: a contour between voxel centres would cut corners and lose single voxels

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from .. import tasks
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..data import slice_files, sources, spreadsheet
 from ..data.cases import ID_WANTED, Case, Volume, names_a_file
 from ..data.sources import volumes
@@ -60,10 +60,8 @@ def cases_from_table(path, data):
         if id in cases:
             raise UserError(f"{path}: line {line}: got the id {id!r} again, wanted one for each case")
         given = {name: os.path.join(folder, row[name]) for name in _names(data.channels) if row.get(name)}
-        try:
+        with as_user_error(f"{path}: line {line}", UserError):
             cases[id] = case_from_channels(data.channels, given, id, row.get(subject_column))
-        except UserError as error:
-            raise UserError(f"{path}: line {line}: {error}") from error
     return list(cases.values())
 
 

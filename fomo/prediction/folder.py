@@ -10,13 +10,14 @@
 The column `input` of a case's or a scan's row stands for the files that it was predicted from.
 """
 
+import functools
 import os
 import time
 
 import numpy as np
 
 from .. import tasks
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..data import cache
 from ..run_folder import TABLES
 from ..runtime import files
@@ -31,6 +32,7 @@ class PredictionFolder:
 
     def __init__(self, path, members):
         self.path, self._members = os.fspath(path), members
+        self._path = functools.partial(os.path.join, self.path)
         self._by_slices = members[0].sees_slices
         self._table = TABLES["scans" if self._by_slices else "rows"]  # which says what is there
         self.log_path, self._settings = self._path("log.txt"), self._path("settings.json")
@@ -101,9 +103,6 @@ class PredictionFolder:
         except (FileNotFoundError, files.Damaged):
             return None
 
-    def _path(self, name):
-        return os.path.join(self.path, name)
-
     def volume(self, name, id):
         """The path of a volume of a case, by the name that its task gives it."""
         return os.path.join(self._path({"mask": "masks"}.get(name, name)), f"{id}.nii.gz")
@@ -173,7 +172,5 @@ def write_volume(path, array, case, geometry):
         array = array[1] if len(array) == 2 else np.moveaxis(array, 0, -1)
     first = case.images[0].path
     like = first if first.lower().endswith((".nii", ".nii.gz")) else None
-    try:
+    with as_user_error(f"cannot write {path}", OSError):
         volume.write_nifti(path, array, np.array(geometry.native_affine), like)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error

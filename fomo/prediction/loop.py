@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from .. import checkpoint
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..data import listing
 from ..training import memory, optimization
 from .members import describe
@@ -23,11 +23,9 @@ def predict(reader, folder, log, overwrite=False):
     `PredictionFolder.begin` says what is kept and what is refused. An item that fails is logged; the others are
     predicted, and then one UserError names those that failed.
     """
-    try:
+    with as_user_error(f"cannot write to {folder.path}", OSError):
         todo = folder.begin(reader.items, reader.volumes, overwrite)
         failures = _predict(reader, todo, folder, log)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.path}: {error}") from error
     if failures:
         (first, message), *rest = failures
         if rest:
@@ -101,11 +99,8 @@ class _Job:
 
 
 def _ahead(readers, reader, items):
-    """Yield a future of the jobs of each group of items that the networks are asked about together; read some ahead.
-
-    The sizes in a group add up to at most `reader.together`; a larger item is alone.
-    """
-    groups, room = [], 0
+    """Yield a future of the jobs of each group of items that the networks are asked about together; read some ahead."""
+    groups, room = [], 0  # the sizes in a group add up to at most `reader.together`; a larger item is alone
     for item in items:
         room -= reader.size(item)
         if room < 0:

@@ -130,8 +130,7 @@ def _sha256(path):
 
 def describe(members):
     """{name: value} for the log: how many networks there are, and how they run."""
-    amp = sorted({member.amp for member in members})
-    return {"networks": len(members), "device": str(members[0].windows.device), "amp": amp}
+    return {"networks": len(members), "device": str(members[0].windows.device), "amp": sorted({m.amp for m in members})}
 
 
 def infer(members, case, image, background):

@@ -80,8 +80,7 @@ class Slices:
     def read(self, scan):
         """(ids of the slices, {Reading: images (C, X, Y, 1)})."""
         paths = [image.path for image in scan.images]
-        readings = set(self._readings)
-        return scan.slices, {one: [slice_files.read_slice(path, one) for path in paths] for one in readings}
+        return scan.slices, {one: [slice_files.read_slice(path, one) for path in paths] for one in set(self._readings)}
 
     def infer(self, read):
         """For each scan (ids of the slices, of each member their probabilities (slices, labels))."""

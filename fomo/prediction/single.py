@@ -4,7 +4,7 @@ import math
 import os
 
 from .. import tasks
-from ..config import UserError
+from ..config import UserError, as_user_error
 from ..data import cache
 from ..runtime import files
 from .cases import case_from_channels
@@ -40,14 +40,12 @@ def predict_to_file(members, given, path, log, corrected=False):
     if corrected and not math.isfinite(row["corrected"]):
         undefined = "it is undefined by these checkpoints' validation cases"
         raise UserError(f"--corrected: {undefined}, wanted the raw prediction")
-    try:
+    with as_user_error(f"cannot write {path}", OSError):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         if is_volume:
             write_volume(path, volumes[task.single], case, geometry)
         else:
             files.write_text(path, f"{row['corrected' if corrected else task.single]!r}\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
     if row.get("predicted_voxels") == 0:
         log.warn("the predicted mask is empty", output=path)
     return row

@@ -3,8 +3,7 @@
 - `run`: what a run folder holds, finished or not
 - `parts`: the parts of the page of a run, from top to bottom; `head`: the headline and what it means, in words
 - `differences`: paired differences of runs on the same cases; `differences_page`: as text, CSV and HTML
-
-What is shown of a task's cases the task declares itself, see tasks/views.
+- what is shown of a task's cases: tasks/views
 """
 
 from ..pages import page

@@ -69,8 +69,7 @@ def _check(runs):
             done = f"{len(run.finished)} of {len(run.splits)} folds are finished"
             raise UserError(f"{run.folder.path}: {done}: finish the run first")
         if type(run.task) is not type(first.task):
-            other = f"{run.folder.path} is a run of {run.config.task.type}"
-            raise UserError(f"{other}, {place} of {kind}: wanted one task")
+            raise UserError(f"{run.folder.path} is a run of {run.config.task.type}, {place} of {kind}: wanted one task")
         _check_cases(first, run)
 
 

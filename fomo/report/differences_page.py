@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from .. import config as config_module
-from ..config import UserError
+from ..config import as_user_error
 from ..pages import figures, page
 from ..pages.figures.numbers import paired
 from ..pages.figures.probabilities import rocs
@@ -26,7 +26,6 @@ def comparison_text(rows):
 
 
 def _pairs(rows):
-    """The rows of each pair of runs."""
     return [list(of_pair) for _, of_pair in itertools.groupby(rows, key=lambda row: (row["first"], row["second"]))]
 
 
@@ -47,11 +46,9 @@ def _titles_and_lines(rows):
 
 def write_comparison(rows, runs, output):
     """comparison.csv and comparison.html in the folder `output`; returns the path of the page."""
-    try:
+    with as_user_error(f"cannot write to {output}"):
         os.makedirs(output, exist_ok=True)
         files.write_csv(os.path.join(output, "comparison.csv"), rows)
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error}") from error
     return page.save(os.path.join(output, "comparison.html"), _document(rows, runs))
 
 
@@ -84,7 +81,6 @@ def _headline(rows, run):
 
 
 def _sentence(row):
-    """What the headline's row says, in words."""
     verdict = f"Neither {row['first']} nor {row['second']} is shown to be better."
     verdict = f"{row['better']} is better." if row["better"] else verdict
     first, second = (f"{number(row[f'{which}_value'], 3)} of {row[which]}" for which in ("first", "second"))
@@ -156,7 +152,6 @@ def _cases(runs):
 
 
 def _settings(runs):
-    """The keys of the config in which the runs differ, and their code."""
     rows = [["code", *(run.start.get("code", "not logged") for run in runs.values())]]
     for of_runs in zip(*(config_module.fields(run.config) for run in runs.values())):
         rows.append([of_runs[0][0], *(config_module.show(value) for _, _, value in of_runs)])

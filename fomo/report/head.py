@@ -47,7 +47,6 @@ def _open_folds(run):
 
 
 def _logged(log):
-    """The warnings and errors, each once."""
     found = []
     for event in log:
         if event["level"] != "INFO":

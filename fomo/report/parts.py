@@ -156,7 +156,7 @@ def case_section(run):
     columns, rows, warned = run.task.view.cases(run)
     if len(run.splits) == 1:
         columns, *rows = (row[:-1] for row in [columns, *rows])  # the fold
-    caption = f"Every {run.cases.removesuffix('s')}, worst first"
+    caption = ", ".join(filter(None, (f"Every {run.cases.removesuffix('s')}", run.task.view.order)))
     caption += "" if run.task.pretrains else f"; {len(warned)} of {len(rows)} with a warning"
     if len(rows) > _LONGEST:
         caption += f"; of them the first {_LONGEST}, all are in {TABLES['rows']}"
@@ -165,6 +165,7 @@ def case_section(run):
 
 def about(run):
     config, data, start = run.config, run.config.data, run.start
+    replaced = ", ".join(config.augment.parameters or ())  # transforms with other values than the preset's
     spacing = "each case's own" if data.spacing_mm is None else f"{' × '.join(f'{mm:g}' for mm in data.spacing_mm)} mm"
     pairs = [
         ("data", f"{data.source}, {data.root}" if data.root else data.source),
@@ -177,7 +178,7 @@ def about(run):
         ("learning rate", f"{config.optim.lr:g}, {config.optim.schedule}"),
         ("epochs", f"at most {config.train.epochs}, patience {config_module.show(config.train.patience).lower()}"),
         ("batch", f"{config.train.batch_size}"),
-        ("augmentation", config.augment.preset),
+        ("augmentation", config.augment.preset + (f", with {replaced}" if replaced else "")),
         ("folds", f"{len(run.splits)}, {config.cv.kind}" if len(run.splits) > 1 else "one split"),
         ("seed", str(config.seed)),
         ("devices", f"{start['ranks']} × {start['device']}" if start else None),

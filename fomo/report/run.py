@@ -16,14 +16,18 @@ class Run:
 
     def __init__(self, path):
         self.folder = folder = RunFolder(path)
+        self.fold = folder.fold  # (number) -> its FoldFolder
         folder.check_begun()
         self.config, recorded = folder.config(), folder.recorded()
         self.task, self.splits = build(self.config), recorded["folds"]  # {part: ids} of each fold
         self.classes = self.task.class_names(recorded["cases"])  # names of 0 and 1; [] without two classes
         self.finished = folder.finished()  # numbers of the finished folds, from 1
+        self.headline, self.complete = self.task.select, len(self.finished) == len(self.splits)
         results = folder.results()  # of all cases of these folds
         self.metrics = self._metrics(results)  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}
         self.results = Results(*(sorted(part, key=lambda row: row["id"]) for part in (results.rows, results.scans)))
+        self.rows, self.scans = self.results.rows, self.results.scans  # scans: [] unless the rows are slices of scans
+        self.units = self.scans or self.rows  # those that count
         tested = {number: len(self.splits[number - 1][self.task.tested_part()]) for number in self.finished}
         self.fold_scores = [{"fold": n, "cases": cases, **self.fold(n).scores()} for n, cases in tested.items()]
         self.histories = {fold.number: rows for fold in folder.all_folds() if (rows := fold.history())}
@@ -51,38 +55,13 @@ class Run:
         return found
 
     @property
-    def rows(self):
-        return self.results.rows
-
-    @property
-    def scans(self):
-        return self.results.scans  # [] unless the rows are slices of scans
-
-    @property
-    def units(self):
-        return self.scans or self.rows  # those that count
-
-    @property
-    def headline(self):
-        return self.task.select
-
-    @property
     def cases(self):
         """What its rows are, in words."""
         if self.task.pretrains:  # nothing is tested
             return "validation cases"
         return "test cases" if len(self.splits) == 1 else "out-of-fold cases"
 
-    @property
-    def complete(self):
-        return len(self.finished) == len(self.splits)
-
-    def fold(self, number):
-        """The FoldFolder of a fold."""
-        return self.folder.fold(number)
-
     def value(self, metric):
-        """A metric over all out-of-fold cases."""
         return self.metrics[metric]["pooled"]
 
     def with_interval(self, metric):

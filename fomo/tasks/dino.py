@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from .. import losses, schedule
 from ..config import show
@@ -125,7 +126,7 @@ class Dino(Task):
         """Add up what the step's update and the log need of the teacher's views of a micro-batch."""
         teacher, features = teacher.float(), features.double()  # whose variance is a small difference of its moments
         entropy = _entropy(losses.dino_target(teacher, centre, temperature))[:, None]
-        parts = [features, features.square(), teacher, _unit(teacher), entropy, torch.ones_like(entropy)]
+        parts = [features, features.square(), teacher, normalize(teacher, dim=-1), entropy, torch.ones_like(entropy)]
         sums = torch.cat([part.double().sum(0) for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -171,15 +172,14 @@ class Dino(Task):
         batch = {"image": patch[None].to(windows.device)}
         batch = self.prepare(self._views(batch, [seeds.of_case(config.seed, case.id)]))
         with torch.no_grad(), windows.autocast:
-            outputs = network(batch["image"])
-        student, teacher, _, centre = self._by_view(outputs, 1)
+            student, teacher, _, centre = self._by_view(network(batch["image"]), 1)
         temperature = config.task.teacher_temperature[1]
         features = windows.each(network.teacher["backbone"], case.image(), case.background)
         loss = losses.dino(student, teacher, centre, teacher_temperature=temperature)
         axis = patches.thinnest(config.data.patch)
         seen = _Seen(
             entropy=float(_entropy(losses.dino_target(teacher, centre, temperature)).mean()),
-            unit=_unit(teacher.float()).mean((0, 1)).cpu().numpy(),
+            unit=normalize(teacher.float(), dim=-1).mean((0, 1)).cpu().numpy(),
             features=features.mean(0).cpu().numpy(),
             label=_label(case),
             plane=None if fold is None else patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(),
@@ -250,10 +250,6 @@ def _label(case):
 def _entropy(p):
     """Of distributions (..., K), in nats."""
     return torch.special.entr(p).sum(-1)
-
-
-def _unit(x):
-    return torch.nn.functional.normalize(x, dim=-1)
 
 
 def _std(mean_unit):

@@ -49,11 +49,8 @@ class Multilabel(Task):
         self.state = {"pos_weight": None, "pooling": pooled, "thresholds": None, "extraction": None}
 
     def fit(self, train, val):
-        """Fit the weight of each label's positives: negatives / positives in training, 1 where one of them is missing.
-
-        What the source must know for prediction is noted, too.
-        """
-        self.state.update(sources.of(self.config.data).record(self.config.data))
+        """Fit the weight of each label's positives: negatives / positives in training, 1 where either is missing."""
+        self.state.update(sources.of(self.config.data).record(self.config.data))  # for prediction
         positives, of_val = (np.array([case.target for case in cases]).sum(axis=0) for cases in (train, val))
         for part, cases, counts in (("training", train, positives), ("validation", val, of_val)):
             if not _varies(counts, len(cases)).any():
@@ -209,8 +206,7 @@ class Multilabel(Task):
             if common:
                 result.update(_decisions(labels, scores >= np.array(common), "_common"))
             result.update(_decisions(labels, half, "_half"))
-        result["ece"] = mean_of_defined(_of_each(ece, labels, scores))
-        result["brier"] = brier(labels.ravel(), scores.ravel())
+        result.update(ece=mean_of_defined(_of_each(ece, labels, scores)), brier=brier(labels.ravel(), scores.ravel()))
         return {f"{level}_{name}": value for name, value in result.items()}
 
     def intervals(self, results, resamples, seed):

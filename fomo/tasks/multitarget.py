@@ -182,8 +182,7 @@ class Multitarget(Task):
             parts = zip(np.split(labels, ends, axis=1), np.split(scores, ends, axis=1))
             return mean_of_defined([macro_auroc(*part) for part in parts])
 
-        together = map(np.hstack, zip(*of_targets))
-        return {"auroc_macro": interval(mean_over_targets, *together, stratify=False), **result}
+        return {"auroc_macro": interval(mean_over_targets, *map(np.hstack, zip(*of_targets)), stratify=False), **result}
 
     def tables(self, results):
         """{"confusion": ...}: how many cases of which class were decided to be of which, a line per target and pair."""

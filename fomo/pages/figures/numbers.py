@@ -11,7 +11,6 @@ from .panel import GREY, MARKS, ORANGE, histogram, identity, plot, points
 
 @plot
 def predicted_over_true(axes, targets, series, unit):
-    """Predictions over the true value, with the identity line."""
     identity(axes, targets, *(values for _, values in series))
     for (legend, values), mark in zip(series, MARKS):
         points(axes, targets, values, *mark, label=legend)

@@ -92,7 +92,6 @@ def points(axes, x, y, colour=BLUE, marker="o", **options):
 
 
 def histogram(axes, values, bins, limits=None):
-    """Bars of the counts of cases."""
     axes.hist(values, bins=bins, range=limits, color=SKY, edgecolor="white", linewidth=0.6)
     axes.set(ylabel="cases")
     axes.yaxis.get_major_locator().set_params(integer=True)

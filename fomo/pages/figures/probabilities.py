@@ -89,8 +89,7 @@ def _finish_roc(axes, chance=None, **legend):
 def precision_recall(axes, labels, scores, average_precision):
     """The curve of (n,) labels and scores."""
     share, area = number(float(np.mean(labels)), 3), number(average_precision, 3)
-    look = {"color": BLUE, "linewidth": 1.8, "label": f"model, average precision {area}"}
-    _draw_precision_recall(axes, labels, scores, **look)
+    _draw_precision_recall(axes, labels, scores, color=BLUE, linewidth=1.8, label=f"model, average precision {area}")
     axes.axhline(np.mean(labels), linestyle="--", color=GREY, linewidth=1, label=f"chance, {share}")
     axes.legend(loc="best")
     unit_square(axes, "recall", "precision")
@@ -101,8 +100,7 @@ def precision_recall(axes, labels, scores, average_precision):
 def precision_recalls(axes, curves):
     """Several curves in one plot, the first one of all labels together: [(name, labels, scores, average precision)]."""
     for (name, labels, scores, value), (style, colour) in zip(curves, (("-", BLUE), *_CHOSEN)):
-        look = {"color": colour, "label": f"{_short(name)}, {number(value, 3)}"}
-        _draw_precision_recall(axes, labels, scores, style, **look)
+        _draw_precision_recall(axes, labels, scores, style, color=colour, label=f"{_short(name)}, {number(value, 3)}")
     axes.legend(loc="best", fontsize=7.5, title="average precision", title_fontsize=7.5)
     unit_square(axes, "recall", "precision")
     values = ", ".join(f"{name} {number(value, 3)}" for name, _, _, value in curves)

@@ -12,10 +12,7 @@ _MOST = 12  # cases on a page
 
 
 def heatmaps(run, words=("not its class", "its class")):
-    """Parts of the page; [] where `eval.saliency` is 0, a note where nothing is stored.
-
-    words: what is said of an output that the case does not have, and of one that it has.
-    """
+    """Parts of the page; [] where `eval.saliency` is 0. words: of an output that a case does not have, or has."""
     if not run.config.eval.saliency:
         return []
     stored = itertools.zip_longest(*(run.fold(number).saliencies() for number in run.finished))

@@ -50,18 +50,13 @@ def _decisions(run, labels):
     return page.table(columns, rows, f"Decisions on {len(run.units)} {_unit_name(run)}, at {where}", sortable=True)
 
 
-def _labels(run):
-    """The rows of the task's own table, one per label."""
-    return run.task.tables(run.results)["labels"]
-
-
 def _tables(run):
-    labels = _labels(run)
+    labels = run.task.tables(run.results)["labels"]
     return [_table(run, labels), _decisions(run, labels)]
 
 
 def _pictures(run, listed):
-    labels = _labels(run)
+    labels = run.task.tables(run.results)["labels"]
     table, decisions = _table(run, labels), _decisions(run, labels)
     return [table, *_curves(run, labels), decisions, *heatmaps(run, ("absent", "present"))]
 

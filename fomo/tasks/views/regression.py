@@ -8,7 +8,7 @@ from ...data import sources
 from ...pages import page
 from ...pages.case_table import case_table, outliers
 from ...pages.figures.numbers import error_histogram, line, predicted_over_true, residuals
-from ...pages.page import number
+from ...pages.page import interval, number
 from .view import View
 
 
@@ -20,19 +20,17 @@ def _unit(run):
 def _against_the_mean(run):
     targets, predictions, means = run.results.arrays("target", "prediction", "training_mean")
     of_the_mean = number(run.value("mae_of_the_mean"), 3)
-    baseline = f"predicting the mean of the training cases for everyone (MAE {of_the_mean})"
+    guess = f"predicting the mean of the training cases for everyone (MAE {of_the_mean})"
     gain, resamples = np.abs(means - targets) - np.abs(predictions - targets), run.config.eval.bootstrap
     if not resamples or len(run.rows) < 2:
         change = f"{number(abs(gain.mean()), 3)} {'smaller' if gain.mean() > 0 else 'larger'}"
-        return f"Against {baseline} the error is {change}; no interval was computed."
+        return f"Against {guess} the error is {change}; no interval was computed."
     value, low, high, _ = run.results.bootstrap(resamples, run.config.seed)(np.mean, gain)
     if low > 0:
-        limits = page.interval(low, high, 3)
-        return f"Better than {baseline}: the error is {number(value, 3)} smaller (95% interval {limits})."
+        return f"Better than {guess}: the error is {number(value, 3)} smaller (95% interval {interval(low, high, 3)})."
     if high < 0:
-        limits = page.interval(-high, -low, 3)
-        return f"Worse than {baseline}: the error is {number(-value, 3)} larger (95% interval {limits})."
-    return f"Not shown to be better than {baseline}: the difference may be 0."
+        return f"Worse than {guess}: the error is {number(-value, 3)} larger (95% interval {interval(-high, -low, 3)})."
+    return f"Not shown to be better than {guess}: the difference may be 0."
 
 
 def _pictures(run, listed):

@@ -39,6 +39,7 @@ class View(NamedTuple):
     tables: Callable = _none  # (run) -> parts that take the place of the pictures where matplotlib is missing
     pictures: Callable = _none  # (run, its Case list or None) -> parts
     cases: Callable = _plain_cases  # (run) -> what `pages.case_table.case_table` gives
+    order: str = "worst first"  # of these cases, as the table's caption says it; "" for none
     # what the comparison of runs needs:
     truth: Callable = lambda row: row.get("target")  # (row) -> what must be equal in runs that are compared
     per_case: dict = {}  # {metric: (row -> value of the case, higher is better, its name in print)}; the first is drawn
