@@ -108,27 +108,19 @@ def check(folds, group_of=None):
             got = ", ".join(f"{part} ({len(names)})" for part, names in fold.items())
             raise ValueError(f"fold {i}: got {got or 'nothing'}, wanted train, val and test, none of them empty")
     tested = Counter(name for fold in folds for name in fold["test"])
-    twice = sorted(name for name, count in tested.items() if count > 1)
-    if twice:
+    if twice := sorted(name for name, count in tested.items() if count > 1):
         raise ValueError(f"test parts: {_some(twice)} tested more than once, wanted each id in one fold")
     group_of = {name: name for name in tested} if group_of is None else group_of
-    if set(group_of) != set(tested):
-        differing = sorted(set(group_of) ^ set(tested))
+    if differing := sorted(set(group_of) ^ set(tested)):
         raise ValueError(f"test parts: {_some(differing)} not in both the folds and the cases")
     for i, fold in enumerate(folds, 1):
+        found = Counter(name for part in fold.values() for name in part)
+        if wrong := sorted(name for name in found | tested if found[name] != tested[name]):
+            raise ValueError(f"fold {i}: {_some(wrong)} not in exactly one of train, val and test")
         try:
-            _check_fold(fold, tested, group_of)
+            check_split(fold, group_of)
         except ValueError as error:
             raise ValueError(f"fold {i}: {error}") from None
-
-
-def _check_fold(fold, tested, group_of):
-    """tested: {id: 1} of the ids of all folds."""
-    found = Counter(name for part in fold.values() for name in part)
-    wrong = sorted(name for name in found | tested if found[name] != tested[name])
-    if wrong:
-        raise ValueError(f"{_some(wrong)} not in exactly one of train, val and test")
-    check_split(fold, group_of)
 
 
 def _sorted_cases(ids, groups, labels, val_fraction, kind):
@@ -141,8 +133,7 @@ def _sorted_cases(ids, groups, labels, val_fraction, kind):
         lengths = f"{len(ids)}, {len(groups)} and {len(labels)}"
         raise ValueError(f"ids, groups, labels: got {lengths}, wanted one each per id")
     cases = sorted(zip(ids, groups, labels), key=lambda case: case[0])
-    twice = [a[0] for a, b in zip(cases, cases[1:]) if a[0] == b[0]]
-    if twice:
+    if twice := [a[0] for a, b in zip(cases, cases[1:]) if a[0] == b[0]]:
         raise ValueError(f"ids: {_some(twice)} appears twice")
     for name, _, label in cases:
         if kind == "continuous" and not np.isfinite(label):

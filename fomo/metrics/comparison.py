@@ -59,16 +59,14 @@ def _clustered(labels, by_positive, by_negative, groups):
         deviations = (placements - placements.mean(axis=1, keepdims=True)) / placements.shape[1]
         return np.array([np.bincount(subject[of_class], row, len(names)) for row in deviations])
 
-    def unbiased(subjects):
-        return subjects / (subjects - 1) if subjects > 1 else np.nan
+    def unbiased(subjects, products):
+        count = len(np.unique(subjects))
+        return (count / (count - 1) if count > 1 else np.nan) * products
 
     of_positives, of_negatives = sums(by_positive, labels), sums(by_negative, ~labels)
     across = of_positives @ of_negatives.T
-    return (
-        unbiased(len(np.unique(subject[labels]))) * (of_positives @ of_positives.T)
-        + unbiased(len(np.unique(subject[~labels]))) * (of_negatives @ of_negatives.T)
-        + unbiased(len(names)) * (across + across.T)
-    )
+    within = unbiased(subject[labels], of_positives @ of_positives.T)
+    return within + unbiased(subject[~labels], of_negatives @ of_negatives.T) + unbiased(subject, across + across.T)
 
 
 def delong_test(labels, first, second, level=0.95, groups=None):

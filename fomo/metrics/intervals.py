@@ -8,6 +8,12 @@ from scipy import special, stats
 
 from . import checks, classification, ranking, regression
 
+_CHUNK = 1 << 21  # weights held at a time: 16 MB
+_REGRESSION = ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
+
+_CHUNK = 1 << 21  # weights held at a time: 16 MB
+_REGRESSION = ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
+
 
 class Interval(NamedTuple):
     """An estimate with its confidence limits; `undefined`: how many resamples (or values) were NaN and left out."""
@@ -81,9 +87,6 @@ def _checked(metric, labels, scores):
         if len(array) != len(data[0]):
             checks.fail(name, f"{len(array)} cases", f"{len(data[0])}, the number of labels")
     return data
-
-
-_CHUNK = 1 << 21  # weights held at a time: 16 MB
 
 
 def _strata(labels, groups, stratify):
@@ -160,9 +163,7 @@ def _acceleration(left_out, strata):
     return cubes / (6 * squares**1.5) if squares else 0.0
 
 
-# Each function below takes the data of a metric and returns a function of the cases' weights (resamples, n).
-
-
+# each function from here on takes the data of a metric and returns a function of the cases' weights (resamples, n)
 def _one_by_one(metric, data):
     def evaluate(weights):
         indices = (np.repeat(np.arange(len(row)), row.astype(np.int64)) for row in weights)
@@ -252,20 +253,14 @@ def _weighted_regression(name, targets, predictions):
         # where a resample repeats one value, what is left is rounding and no spread
         xx = np.where(xx > 1e-14 * np.square(x).max(), xx, np.nan)
         yy = np.where(yy > 1e-14 * np.square(y).max(), yy, np.nan)
-        return dict(
-            mae=mae,
-            mse=mse,
-            rmse=np.sqrt(mse),
-            r2=1 - mse / xx,
-            pearson=np.clip(xy / np.sqrt(xx * yy), -1, 1),
-            ccc=2 * xy / (np.nan_to_num(xx) + np.nan_to_num(yy) + (mx - my + shift) ** 2),
-            bias_slope=xy / xx - 1,
-        )[name]
+        pearson = np.clip(xy / np.sqrt(xx * yy), -1, 1)
+        ccc = 2 * xy / (np.nan_to_num(xx) + np.nan_to_num(yy) + (mx - my + shift) ** 2)
+        values = mae, mse, np.sqrt(mse), 1 - mse / xx, pearson, ccc, xy / xx - 1
+        return dict(zip(_REGRESSION, values))[name]
 
     return evaluate
 
 
-_REGRESSION = ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
 _WEIGHTED = {
     np.mean: _weighted_mean,
     ranking.auroc: _weighted_auroc,

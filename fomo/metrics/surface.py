@@ -168,11 +168,7 @@ def _percentile(distances, weights, percentile):
         return float(np.percentile(distances, percentile))
     order = np.lexsort((weights, distances))
     share = np.cumsum(weights[order]) / weights[order].sum()
-    index = np.searchsorted(share, percentile / 100)
-    return float(distances[order[min(index, len(order) - 1)]])
-
-
-# --------------------------------------------------------------------------------------- surfaces
+    return float(distances[order[min(np.searchsorted(share, percentile / 100), len(order) - 1)]])
 
 
 def _check(reference, prediction, spacing_mm):
@@ -247,9 +243,6 @@ def _areas(spacing):
             code = int(np.sum(1 << moved))
             areas[[code, areas.size - 1 - code]] = np.linalg.norm(normals[:, order] * scale, axis=1).sum()
     return areas
-
-
-# -------------------------------------------------------------------------------------- distances
 
 
 def _distances(a, b, spacing, surface):

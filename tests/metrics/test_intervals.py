@@ -30,9 +30,9 @@ def pairs(n=40, seed=0):
     "name", ["auroc", "average_precision", "mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope", "mean"]
 )
 def test_vectorised_equals_one_by_one(name, grouped, method):
-    metric = np.mean if name == "mean" else getattr(metrics, name)
-    assert metric in intervals._WEIGHTED
     ranked = name in ("auroc", "average_precision")
+    metric = np.mean if name == "mean" else getattr(metrics if ranked else metrics.regression, name)
+    assert metric in intervals._WEIGHTED
     data = cases() if ranked else pairs()[:1] if name == "mean" else pairs()
     groups = np.arange(len(data[0])) // 3 if grouped else None
     options = dict(resamples=60, seed=3, method=method, groups=groups, stratify=ranked)
