@@ -16,7 +16,7 @@ h3 { font-size: 18px; margin: 32px 0 8px }
 p { margin: 8px 0; max-width: 75ch }
 .sub,.note,figcaption,dt { color: var(--soft) }
 .sub { margin: 0; max-width: none }
-.note,figcaption { font-size: 14px }
+.note,figcaption,dt { font-size: 14px }
 .hero {
   display: flex; flex-wrap: wrap; gap: 8px 40px; align-items: center; margin: 24px 0 16px; padding: 20px 24px;
   background: var(--back); border-radius: 10px;
@@ -37,7 +37,6 @@ nav a { margin-right: 16px; white-space: nowrap }
 a { color: var(--accent) }
 dl { display: grid; grid-template-columns: repeat(auto-fill,minmax(250px,1fr)); gap: 12px 24px; margin: 12px 0 }
 dl div { min-width: 0 }
-dt { font-size: 14px }
 dd { margin: 0; overflow-wrap: anywhere }
 .grid {
   display: grid; grid-template-columns: repeat(auto-fill,minmax(min(100%,330px),1fr)); gap: 24px; align-items: start;
@@ -53,15 +52,11 @@ figcaption { margin-top: 4px }
 figure .scroll { margin: 0 }
 figcaption b { color: var(--text) }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 14px; list-style: none; margin: 8px 0; padding: 0 }
-.legend i {
-  display: inline-block; width: 22px; height: 0; border-top: 3px solid; margin-right: 6px; vertical-align: middle;
-}
+.legend i { display: inline-block; width: 22px; border-top: 3px solid; margin-right: 6px; vertical-align: middle }
 .dark { background: #000; color: #fff; display: inline-flex; padding: 4px 12px; border-radius: 4px }
 .scroll { overflow: auto; margin: 8px 0 16px }
 .tall { max-height: 720px }
-.scroll:focus-visible,button:focus-visible,a:focus-visible,summary:focus-visible {
-  outline: 3px solid #56b4e9; outline-offset: 1px;
-}
+:focus-visible { outline: 3px solid #56b4e9; outline-offset: 1px }
 table { border-collapse: separate; border-spacing: 0; font-size: 14px; font-variant-numeric: tabular-nums }
 th,td {
   padding: 5px 12px 5px 6px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
@@ -79,16 +74,15 @@ thead button { all: unset; cursor: pointer }
 thead button::after { content: "\\00a0\\2195"; color: var(--soft) }
 th[aria-sort=ascending] button::after { content: "\\00a0\\2191"; color: var(--text) }
 th[aria-sort=descending] button::after { content: "\\00a0\\2193"; color: var(--text) }
-.warn {
-  display: inline-block; width: max-content; max-width: 11em; white-space: normal; color: var(--warn); font-weight: 550;
-}
+.warn,td span.wrap { display: inline-block; white-space: normal }
+.warn { width: max-content; max-width: 11em; color: var(--warn); font-weight: 550 }
 .confusion { width: 100%; margin: 8px 0 }
 .confusion th { position: static }
 .confusion tbody th { vertical-align: middle; min-width: 0 }
 .confusion td { font-size: 26px; line-height: 1.3; text-align: center; padding: 28px 12px; width: 38% }
 .confusion.many { width: auto }
 .confusion.many td { font-size: 17px; padding: 10px; width: auto; min-width: 84px }
-td span.wrap { display: inline-block; white-space: normal; min-width: 12em; max-width: 32em }
+td span.wrap { min-width: 12em; max-width: 32em }
 .confusion small { display: block; font-size: 13px; color: var(--soft) }
 details { margin: 12px 0 }
 summary { cursor: pointer; color: var(--accent) }

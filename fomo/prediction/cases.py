@@ -122,11 +122,9 @@ def _slices_of_table(place):
     """[(scan, patient or None, id, path)] of the slices in a table."""
     names = ("slice_id", "volume_name", "file_path")
     rows = spreadsheet.read_rows(place, {f"--slices: {name}": name for name in names}, "--slices")
-    folder, found = os.path.dirname(os.path.abspath(place)), []
-    for _, cells in rows:
-        id, scan, path = (cells[name] for name in names)
-        found.append((scan, cells.get("patient"), id, os.path.join(folder, path)))
-    return found
+    folder = os.path.dirname(os.path.abspath(place))
+    found = ((cells.get("patient"), *map(cells.get, names)) for _, cells in rows)
+    return [(scan, patient, id, os.path.join(folder, path)) for patient, id, scan, path in found]
 
 
 def listed_volumes(places):

@@ -60,7 +60,8 @@ def _what(run):
 
 def results(run):
     """The tables of the metrics: the main ones, the others, and those of each fold."""
-    shown = [metric for metric in run.metrics if not _beside(run, metric)]
+    beside = {metric + ending for metric in run.metrics for ending in metrics.COUNTS}  # what the metric leaves out
+    shown = [metric for metric in run.metrics if metric not in beside]
     main = [metric for metric in shown if run.task.view.main(metric)]
     others = [metric for metric in shown if metric not in main]
     left_out = any(_left_out(run, metric) for metric in shown)
@@ -97,11 +98,6 @@ def _folds(run):
     names = ("cases", *run.metrics)
     rows = [[f"fold {row['fold']}", *(row.get(name, math.nan) for name in names)] for row in run.fold_scores]
     return page.table(["fold", "cases", *map(label, run.metrics)], rows, "Test metrics of each fold")
-
-
-def _beside(run, metric):
-    """Whether it counts what another metric leaves out, and stands beside that."""
-    return metric.endswith(metrics.COUNTS) and metric.rpartition("_")[0] in run.metrics
 
 
 def _left_out(run, metric):

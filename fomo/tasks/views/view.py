@@ -25,19 +25,15 @@ def _plain_cases(run):
     return case_table(map(label, names), [(row, [row.get(name, math.nan) for name in names], "") for row in ranked])
 
 
-def _none(*given):
-    return []
-
-
 class View(NamedTuple):
     title: str = "Predictions"  # of the section with the pictures
     verdict: Callable = _plain_verdict  # (run) -> one plain sentence: the headline against chance, say
     unit: Callable = lambda run: ""  # (run) -> what follows the headline's name, such as " (years)"
     main: Callable = lambda metric: True  # (name of a metric) -> whether it stands in the first table of results
-    notes: Callable = _none  # (run) -> texts that the reader should know before the numbers
-    curves: Callable = _none  # (run, keywords of figures.epochs.curves) -> more figures of the training
-    tables: Callable = _none  # (run) -> parts that take the place of the pictures where matplotlib is missing
-    pictures: Callable = _none  # (run, its Case list or None) -> parts
+    notes: Callable = lambda run: []  # (run) -> texts that the reader should know before the numbers
+    curves: Callable = lambda run, options: []  # (run, options of figures.epochs.curves) -> more figures of training
+    tables: Callable = lambda run: []  # (run) -> parts that take the place of the pictures where matplotlib is missing
+    pictures: Callable = lambda run, listed: []  # (run, its Case list or None) -> parts
     cases: Callable = _plain_cases  # (run) -> what `pages.case_table.case_table` gives
     order: str = "worst first"  # of these cases, as the table's caption says it; "" for none
     # what the comparison of runs needs:
