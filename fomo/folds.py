@@ -161,10 +161,7 @@ def _with_validation(parts, cases, val_fraction, kind, rng, names):
 
 
 def _divide(cases, shares, kind, rng, what, classes):
-    """The cases in len(shares) parts, which get about these shares of each label and of the ids; groups stay whole.
-
-    what: the beginning of errors. classes: what each part must have.
-    """
+    """The cases in parts of about these shares, each with all `classes`; groups stay whole. `what` begins errors."""
     members = {}
     for i, (_, group, _) in enumerate(cases):
         members.setdefault(group, []).append(i)

@@ -152,7 +152,6 @@ def bce(logits, targets, pos_weight=None, label_smoothing=0.0):
     """Binary cross-entropy of each label, times pos_weight where the label is present; the mean over the labels.
 
     pos_weight: one number or (K,).
-
     As for `focal_multilabel` and `asymmetric`, logits and targets are (B, K). A target is the probability of the label:
     0 or 1, or between where images were mixed. The loss is linear in it, so that a mixed target gives the mix of the
     losses; NaN gives NaN. label_smoothing e makes the target (1 - e) target + e / 2.

@@ -120,10 +120,7 @@ def prepare(cases, data, wanted, log=None, workers=None):
 
 
 def _updated(path, known, there, entries):
-    """The index `known`, {key: Facts}, with all `entries`, {key: name}; written to `path` if it changed.
-
-    there: names of the entries that the cache had before; the index keeps no others.
-    """
+    """The index `known`, {key: Facts}, of what is `there`, with all `entries`, {key: name}; written if it changed."""
     kept = {key: facts for key, facts in known.items() if facts.entry in there}
     new = {key: entry for key, entry in entries.items() if key not in kept or kept[key].entry != entry}
     if not new:
@@ -264,14 +261,10 @@ def _preprocess(case, settings):
 
 
 def _cast(image, case, dtype):
-    """The image in the cache's type, ValueError where it is too large for that: float16 ends at 65504.
-
-    float16 moves a value by at most 1/2048 of itself (3e-8 below 6e-5): a z-score of 10 by 0.004.
-    """
+    """The image in the cache's type. float16 moves a value by at most 1/2048, and refuses one above 65504."""
     limit = np.finfo(dtype).max
     for source, channel in zip(case.images, image):
-        largest = max(channel.max(), -channel.min())
-        if largest > limit:
+        if (largest := max(channel.max(), -channel.min())) > limit:
             wanted = f"at most {limit:.6g} for data.cache_dtype={dtype}; set it to float32, or normalize"
             raise ValueError(f"{source.path}: got intensities up to {largest:.6g} after preprocessing, wanted {wanted}")
     return image.astype(dtype, copy=False)

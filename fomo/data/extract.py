@@ -113,8 +113,7 @@ def _facts(name, row, split, patients, labels):
         part = cell("--split", split)
     if part not in SPLITS:
         unnamed = f"{name}: neither train nor valid by its name: give --split train, valid or a column of the labels"
-        other = f"{labels}: {name}: got {split}={part}, wanted train or valid"
-        raise UserError(unnamed if split == "names" else other)
+        raise UserError(unnamed if split == "names" else f"{labels}: {name}: got {split}={part}, wanted train or valid")
     if patients == "volumes":
         return part, stem(name)
     patient = patient_of(name) if patients == "names" else cell("--patients", patients)

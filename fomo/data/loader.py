@@ -74,10 +74,7 @@ class Order:
 
 @functools.lru_cache(maxsize=_OPEN_CASES)
 def _open(case, masked):
-    """(image (C, X, Y, Z), mask (X, Y, Z) or None, [voxels (N, 3) of each foreground class that the case has]).
-
-    Image and mask are tensors over memory maps.
-    """
+    """(image (C, X, Y, Z), mask (X, Y, Z) or None, both mapped, [voxels (N, 3) of each foreground class it has])."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
         image = torch.from_numpy(case.image())
@@ -190,10 +187,7 @@ class Collate:
 
 
 def _add_partners(batch, samples):
-    """Add the partners of mixed samples to the batch; returns their slots.
-
-    Their images stand behind those of the batch, to be augmented as in their own places, and then mixed in and dropped.
-    """
+    """Add the partners of mixed samples, their images behind those of the batch until `mixed`; returns their slots."""
     partners = [sample["partner"] for sample in samples if sample["mix"] is not None]
     targets = [sample.get("partner", sample)["target"] for sample in samples]
     batch["partner_target"] = torch.tensor(targets, dtype=torch.float32)
@@ -227,8 +221,7 @@ def check_shared_memory(config, task, plan, folder="/dev/shm"):
     if on_gpu and config.augment.mix != "none":
         sample *= 2  # partners come along
     needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    if (free := shutil.disk_usage(folder).free) < needed:
         wanted = f"wanted {needed / 1e9:.3g} GB for the batches of {workers} workers"
         advice = "give the container more (docker run --shm-size=8g, or --ipc=host), or set train.workers=0"
         raise UserError(f"{folder} has {free / 1e9:.3g} GB free, {wanted}: {advice}")

@@ -107,8 +107,7 @@ def _npy_header(file, path, axes=4):
     try:
         version = np.lib.format.read_magic(file)
         start, width = file.tell(), 2 if version == (1, 0) else 4
-        length = int.from_bytes(file.read(width), "little")
-        if length > _HEADER_BYTES:
+        if (length := int.from_bytes(file.read(width), "little")) > _HEADER_BYTES:
             raise ValueError(f"got a header of {length} bytes, wanted at most {_HEADER_BYTES}")
         file.seek(start)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -31,10 +31,7 @@ def patient_of(name):
 
 
 def read_labels(path, key="--labels", required=()):
-    """{volume name without suffix: {column: text}} of a CSV with the column VolumeName, which is left out.
-
-    key, required: see spreadsheet.read_rows.
-    """
+    """{volume name without suffix: {other column: text}} of a CSV with VolumeName; see also spreadsheet.read_rows."""
     found = {}
     for line, cells in spreadsheet.read_rows(path, {key: "VolumeName", **dict(required)}, key):
         name = cells.pop("VolumeName")

@@ -72,8 +72,7 @@ def _batch(network, image):
 def _resized(values, image):
     """A map (1, 1, x, y[, z]) at the resolution of an image (C, X, Y[, Z]), without batch and channels."""
     axes = values.ndim - 2  # a volume of one slice has a map of two
-    mode = "bilinear" if axes == 2 else "trilinear"
-    size = tuple(image.shape[1:])
+    size, mode = tuple(image.shape[1:]), "bilinear" if axes == 2 else "trilinear"
     return F.interpolate(values, size=size[:axes], mode=mode, align_corners=False).reshape(size)
 
 

@@ -71,7 +71,9 @@ def sliding_window(
         if total is None:
             dense = outputs.shape[1], *shape
             accumulate = torch.device(accumulate or _where_it_fits(dense, outputs.device))
-            total, weights = _zeros(dense, accumulate), weights.to(accumulate)
+            weights, on_cpu = weights.to(accumulate), accumulate.type == "cpu"
+            # on the CPU numpy makes the zeros: it asks for huge pages, and takes an eighth of torch's time
+            total = torch.from_numpy(np.zeros(dense, np.float32)) if on_cpu else torch.zeros(*dense, device=accumulate)
         outputs = outputs[(..., *inside)].to(accumulate, torch.float32)
         for index, start in enumerate(chosen):
             box = (slice(None), *(slice(max(s, 0), max(s, 0) + w) for s, w in zip(start, weights.shape)))
@@ -157,11 +159,6 @@ def _where_it_fits(shape, device):
     free = torch.cuda.mem_get_info(device)[0]
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return device if 4 * np.prod(shape, dtype=float) < 0.75 * free else torch.device("cpu")
-
-
-def _zeros(shape, device):
-    """float32 zeros. On the CPU numpy makes them: it asks for huge pages, and takes an eighth of torch's time."""
-    return torch.from_numpy(np.zeros(shape, np.float32)) if device.type == "cpu" else torch.zeros(*shape, device=device)
 
 
 def _divide_by_coverage(total, weights, starts):

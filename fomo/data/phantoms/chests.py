@@ -113,9 +113,6 @@ def draw(findings, size, chest, scan):
     return hounsfield, np.stack(drawn.masks), affine
 
 
-# ------------------------------------------------------------------------------------------- anatomy
-
-
 class _Chest:
     """A volume in Hounsfield units that shapes are painted into, the mask of each finding, and the sizes of one chest.
 
@@ -179,7 +176,6 @@ class _Chest:
         self.hounsfield += share * (hounsfield - self.hounsfield)
 
     def mark(self, label, share):
-        """What is painted is the finding `label`."""
         self.masks[LABELS.index(label)] |= share > 0.5
 
     def find(self, label, share, hounsfield):

@@ -90,7 +90,6 @@ def _write_case(folder, task, number, session, size, seed):
     elif task == 2:
         lesions = _placed(own, head, _masses(own, number % 16 != 5))
     scan = _Scan(np.random.default_rng([seed, task, number, session]), size, head, lesions)
-
     venous = "swi" if number % 3 else "t2s"
     channels = {1: ("dwi_b1000", "flair", "adc", venous), 2: ("dwi_b1000", "flair", venous), 3: ("t1", "t2")}[task]
     place = os.path.join(f"sub_{number + 1:03d}", f"ses_{session}")
@@ -123,7 +122,6 @@ def _write_row(folder, number, session, size, seed):
     radius = own.uniform(20, 26) / len(names) ** (1 / 3)  # the same volume in all
     lesions = _placed(own, head, [(name, radius, own.uniform(0.8, 1.1)) for name in names])
     scan = _Scan(np.random.default_rng([seed, 4, number, session]), size, head, lesions)
-
     subject = f"sub_{number + 1:03d}"
     row = {"id": f"{subject}_ses_{session}", "PatientID": subject}
     for channel in ("t1", "t2"):
@@ -142,9 +140,6 @@ def write(path, array, affine, code):
     affine = affine @ orientations.inv_ornt_aff(ornt, array.shape)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     volume.write_nifti(path, np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine)
-
-
-# ------------------------------------------------------------------------------------------ geometry
 
 
 def _rotation(degrees):
@@ -173,14 +168,8 @@ def _ball(points, centre, radius, soft):
     return _rise(_ellipsoid(points, centre, np.broadcast_to(radius, 3)), soft)
 
 
-# ------------------------------------------------------------------------------------------- anatomy
-
-
 class _Head:
-    """One subject's anatomy: sizes in mm, fixed by the generator and by `age` from 0 (20 years) to 1 (85).
-
-    tall: the ventricles reach up instead of back.
-    """
+    """One subject's anatomy: sizes in mm, fixed by the generator and by `age` from 0 (20 years) to 1 (85)."""
 
     def __init__(self, rng, age, tall=False):
         self.axes = np.array([66.0, 83.0, 63.0]) * np.clip(rng.normal(1, 0.035, 3), 0.93, 1.06)
@@ -188,7 +177,7 @@ class _Head:
         self.sulci = 1.5 + 10 * age * rng.normal(1, 0.05)  # depth of the furrows
         self.cortex = 11 - 4.5 * age * rng.normal(1, 0.06)
         self.ventricles = (0.5 + 1.35 * age) * rng.normal(1, 0.05)
-        self.cavity = np.array([7.0, 12.0, 21.7] if tall else [7.0, 26.0, 10.0])
+        self.cavity = np.array([7.0, 12.0, 21.7] if tall else [7.0, 26.0, 10.0])  # a tall one reaches up, not back
         self.furrows = rng.normal(0, 1, (6, 3)) * 6  # directions and frequencies of the folding
         self.phases = rng.uniform(0, 2 * np.pi, 6)
         self.turn = _rotation(rng.uniform(-4, 4, 3))
@@ -240,9 +229,6 @@ def _placed(rng, head, wanted):
             lesions.append((name, centre, radius, scale))
         else:
             return lesions
-
-
-# -------------------------------------------------------------------------------------------- images
 
 
 class _Scan:

@@ -20,7 +20,7 @@ def list_phantom(data, wanted, labels, log=None):
     if root is None:
         raise UserError("data.root: got none, wanted the folder in which the phantom data set is generated")
     kind = "nothing" if wanted.pretraining else wanted.kind
-    number, layout = ("table", None) if _is_table(data) else _LAYOUTS.get(kind, (None, None))
+    number, layout = ("table", None) if data.phantom_layout == "table" else _LAYOUTS.get(kind, (None, None))
     if number is None:
         raise UserError(f"data.phantom_layout: got {data.phantom_layout}, wanted table: no other has {kind}")
     name = ("heads" if layout is None else f"task{number}") + ("_pretraining" if wanted.pretraining else "")
@@ -33,16 +33,12 @@ def list_phantom(data, wanted, labels, log=None):
     return layout(replace(data, root=folder), wanted, labels)
 
 
-def _is_table(data):
-    return data.phantom_layout == "table"
-
-
 PHANTOM = Source(
     list=list_phantom,
     gives=VOLUME_LABELS,
     needs=((), ""),  # without a root it is made in the cache
     geometry=True,
     keys=("data.phantom_layout", "data.phantom_cases", "data.phantom_size", *table.KEYS),
-    columns=_is_table,
+    columns=lambda data: data.phantom_layout == "table",
     number=("age", "years"),
 )

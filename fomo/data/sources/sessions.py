@@ -15,14 +15,12 @@ from .source import Source
 from .subjects import warn_of_beginnings
 
 _SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII | re.IGNORECASE)
+_MASKS = ("labels_masked/{}/seg_masked.nii.gz", "labels/{}/seg.nii.gz")  # {}: SUB/SES
 _ELSEWHERE = "another data.source: this layout has none"
 
 
 def _sessions(data, wanted, labels, log=None, *, folders, masks):
-    """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz.
-
-    folders: (name, prefix) pairs, the first that exists is taken. masks: patterns of the mask's path, {} for SUB/SES.
-    """
+    """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz, in the first (FOLDER, PREFIX) that exists."""
     found = [(os.path.join(data.root, name), prefix) for name, prefix in folders]
     found = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
     if not found:
@@ -100,11 +98,7 @@ def _channel(folder, prefix, text, case):
     return Volume(there[0])
 
 
-fomo1 = functools.partial(
-    _sessions,
-    folders=(("skull_stripped", "ss_"), ("preprocessed", "")),
-    masks=("labels_masked/{}/seg_masked.nii.gz", "labels/{}/seg.nii.gz"),
-)
+fomo1 = functools.partial(_sessions, folders=(("skull_stripped", "ss_"), ("preprocessed", "")), masks=_MASKS)
 fomo3 = functools.partial(_sessions, folders=(("preprocessed_2", "ss_"), ("preprocessed", "")), masks=())
 
 
@@ -112,7 +106,7 @@ def fomo2(data, wanted, labels, log=None):
     folder = os.path.join(data.root, "preprocessed_2")
     if os.path.isdir(folder):
         return _arrays(data, wanted, labels, folder)
-    return _sessions(data, wanted, labels, folders=(("preprocessed", ""),), masks=("labels/{}/seg.nii.gz",))
+    return _sessions(data, wanted, labels, folders=(("preprocessed", ""),), masks=_MASKS[1:])
 
 
 def _target(kind, case, mask, masks, texts):
@@ -162,14 +156,9 @@ def _warn_fomo2(data, cases, log):
 
 
 def _declared(name, function, warn=_warn, **more):
-    return Source(
-        list=function,
-        gives=("class", "number", "mask", "nothing"),
-        needs=(("data.root",), f"the folder of the {name} data set, for example data.root=/data/{name}"),
-        geometry=True,
-        warn=warn,
-        **more,
-    )
+    gives = ("class", "number", "mask", "nothing")
+    needs = ("data.root",), f"the folder of the {name} data set, for example data.root=/data/{name}"
+    return Source(list=function, gives=gives, needs=needs, geometry=True, warn=warn, **more)
 
 
 FOMO1 = _declared("fomo1", fomo1)
