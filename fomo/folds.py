@@ -114,13 +114,18 @@ def check(folds, group_of=None):
     if differing := sorted(set(group_of) ^ set(tested)):
         raise ValueError(f"test parts: {_some(differing)} not in both the folds and the cases")
     for i, fold in enumerate(folds, 1):
-        found = Counter(name for part in fold.values() for name in part)
-        if wrong := sorted(name for name in found | tested if found[name] != tested[name]):
-            raise ValueError(f"fold {i}: {_some(wrong)} not in exactly one of train, val and test")
         try:
-            check_split(fold, group_of)
+            _check_fold(fold, tested, group_of)
         except ValueError as error:
             raise ValueError(f"fold {i}: {error}") from None
+
+
+def _check_fold(fold, tested, group_of):
+    """tested: {id: 1} of the ids of all folds."""
+    found = Counter(name for part in fold.values() for name in part)
+    if wrong := sorted(name for name in found | tested if found[name] != tested[name]):
+        raise ValueError(f"{_some(wrong)} not in exactly one of train, val and test")
+    check_split(fold, group_of)
 
 
 def _sorted_cases(ids, groups, labels, val_fraction, kind):

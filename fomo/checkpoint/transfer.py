@@ -169,8 +169,7 @@ def _converted(value, dtype, where):
     if not dense or value.is_floating_point() != dtype.is_floating_point:
         raise UserError(f"{where}: got {value.dtype} ({value.layout}), wanted dense numbers that fit {dtype}")
     value = value.to(dtype)
-    broken = value.numel() - int(torch.isfinite(value).sum())
-    if broken:
+    if broken := value.numel() - int(torch.isfinite(value).sum()):
         why = "the run that wrote it had diverged"
         raise UserError(f"{where}: {broken} of {value.numel()} numbers are not finite: {why}")
     return value
@@ -199,7 +198,6 @@ def downstream(model):
 
 def warn_of_known(subjects, trained_on, path, log):
     """Write a `warn` line if `subjects`, who are to be tested, have names that the checkpoint `path` was trained on."""
-    known = sorted(set(subjects) & set(trained_on))
-    if known:
+    if known := sorted(set(subjects) & set(trained_on)):
         said = "subjects have the names of subjects that the checkpoint was trained on, or chosen by"
         log.warn(f"{said}: what it says of them is no test", subjects=known[:5], of=len(known), path=path)

@@ -20,5 +20,4 @@ from .surface import (
     segmentation_metrics,
     segmentation_metrics_per_class,
     surface_dice,
-    surface_distances,
 )

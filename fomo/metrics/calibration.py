@@ -62,5 +62,4 @@ def ece(labels, probabilities, bins=15):
         outcome, confidence = checks.labels_and_probabilities(labels, probabilities)
     edges = np.linspace(0, 1, bins + 1)
     index = np.minimum(np.searchsorted(edges, confidence, "right") - 1, bins - 1)
-    gaps = np.bincount(index, outcome - confidence.astype(np.float64), bins)
-    return float(np.abs(gaps).sum() / len(outcome))
+    return float(np.abs(np.bincount(index, outcome - confidence.astype(np.float64), bins)).sum() / len(outcome))

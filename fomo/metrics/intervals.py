@@ -11,9 +11,6 @@ from . import checks, classification, ranking, regression
 _CHUNK = 1 << 21  # weights held at a time: 16 MB
 _REGRESSION = ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
 
-_CHUNK = 1 << 21  # weights held at a time: 16 MB
-_REGRESSION = ("mae", "mse", "rmse", "r2", "pearson", "ccc", "bias_slope")
-
 
 class Interval(NamedTuple):
     """An estimate with its confidence limits; `undefined`: how many resamples (or values) were NaN and left out."""

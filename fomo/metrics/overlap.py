@@ -23,8 +23,7 @@ from . import checks
 def overlap_metrics(reference, prediction):
     """All metrics of the table above, as a dict, of two masks of one shape: bool, or integers 0 and 1."""
     reference, prediction = checks.mask_pair(reference, prediction)
-    counts = map(np.count_nonzero, (reference & prediction, reference, prediction))
-    return overlap_from_counts(*counts, reference.size)
+    return overlap_from_counts(*map(np.count_nonzero, (reference & prediction, reference, prediction)), reference.size)
 
 
 def overlap_from_counts(both, in_reference, in_prediction, voxels):

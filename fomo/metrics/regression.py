@@ -88,13 +88,10 @@ def apply_bias_correction(predictions, correction):
 
 def _products(first, second):
     """Sum of the products about the means; exactly 0 where either is constant, although its mean may be rounded."""
-    return 0.0 if _constant(first) or _constant(second) else np.dot(first - first.mean(), second - second.mean())
+    constant = any(values.min() == values.max() for values in (first, second))
+    return 0.0 if constant else np.dot(first - first.mean(), second - second.mean())
 
 
 def _squares(values):
     """Sum of the squares about the mean."""
     return _products(values, values)
-
-
-def _constant(values):
-    return values.min() == values.max()
