@@ -31,8 +31,6 @@ class RunFolder:
         self.config_path, self.splits_path = inside("config.yaml"), inside("splits.json")
         self.log_path, self.report_path, self.summary_path = inside(LOG), inside("report.html"), inside(SUMMARY)
 
-    # ------------------------------------------------------------------------------------ whose it is
-
     @property
     def is_run(self):
         """Whether a run has begun in it: it has a config and folds."""
@@ -47,8 +45,7 @@ class RunFolder:
         if not os.path.exists(self.config_path):
             raise UserError(f"{self.path}: got no config.yaml in it, wanted the folder of a run, <output>/<name>")
         if not self.has_splits:
-            wait = "so the run has not begun: wait until its first fold does"
-            raise UserError(f"{self.path}: got no splits.json in it, {wait}")
+            raise UserError(f"{self.path}: got no splits.json in it, so the run has not begun: wait for its first fold")
 
     def claim(self, config, log):
         """Create the folder, or accept one that was begun by the same config; any other is left alone.
@@ -56,8 +53,7 @@ class RunFolder:
         Returns a file that keeps other processes out of it as long as it is open.
         """
         if set(self._inside()) - {_LOCK} and not os.path.exists(self.config_path):
-            remedy = "choose another `name` or `output`"
-            raise UserError(f"{self.path} exists and is not a run folder (no config.yaml): {remedy}")
+            raise UserError(f"{self.path} is not a run folder (no config.yaml): choose another `name` or `output`")
         with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):
             os.makedirs(self.path, exist_ok=True)
             held = _lock(self.path, log)
@@ -86,8 +82,6 @@ class RunFolder:
         """Write splits.json, see `recorded`."""
         files.write_json(self.splits_path, content)
 
-    # ------------------------------------------------------------------------------------------- folds
-
     def fold(self, number):
         """The FoldFolder of a fold, from 1."""
         return FoldFolder(os.path.join(self.path, f"fold_{number}"), number)
@@ -109,8 +103,6 @@ class RunFolder:
     def finished(self):
         """Numbers of the finished folds of the run."""
         return [fold.number for fold in self.all_folds() if fold.is_finished]
-
-    # ------------------------------------------------------------------------------------------ tables
 
     def results(self):
         """The Results of all finished folds together, in the order of the folds."""
@@ -178,8 +170,6 @@ class FoldFolder:
         if new:
             os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, name)
-
-    # ------------------------------------------------------------------------------------------ tables
 
     def write_history(self, rows):
         files.write_csv(self._history, rows)

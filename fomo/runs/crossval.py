@@ -77,8 +77,7 @@ def _check(config, one_split):
         other = "" if tasks.kind(config).pretrains else ", or leave data.{train,val,test}_folds empty"
         raise UserError(f"cv.py: got one split ({got}), wanted folds: run train.py{other}")
     if one_split and asked not in ([], [1]):
-        wanted = "wanted none for train.py, which runs the first fold: run cv.py"
-        raise UserError(f"cv.folds_to_run: got {asked}, {wanted}")
+        raise UserError(f"cv.folds_to_run: got {asked}, wanted none for train.py, which runs the first fold: run cv.py")
     if config.cv.parallel == "ddp" or config.cv.final == "refit":  # which trains on all ranks
         make_plan(config)  # the batch must divide over the ranks
     team_size(config)
@@ -177,8 +176,7 @@ def _numbers(config, splits, cases, one_split, log):
     log("split", folds=len(splits), run=numbers, kind=config.cv.kind, seed=config.seed)
     unused = cases - sum(map(len, splits[0].values()))
     if unused:
-        why = "their fold is in none of data.train_folds, val_folds and test_folds"
-        log.warn(f"cases are left out: {why}", cases=unused, of=cases)
+        log.warn("cases are left out: their fold is in none of data.{train,val,test}_folds", cases=unused, of=cases)
     return numbers
 
 
@@ -264,8 +262,7 @@ def run_fold(config, split, by_id, fold, log, progress):
     else:
         task, network, best = train_fold(config, fold.number, parts, fold, log, progress)
     if config.train.mode == "train":
-        log("fold", finished=True, epoch=best["epoch"], tested=False, seconds=time.perf_counter() - start)
-        return
+        return log("fold", finished=True, epoch=best["epoch"], tested=False, seconds=time.perf_counter() - start)
     log.status(f"testing fold {fold.number}")
     testing, tested = time.perf_counter(), parts[task.tested_part()]
     found = evaluate(config, task, network, tested, fold)

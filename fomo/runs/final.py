@@ -22,8 +22,7 @@ def make_final(config, folder, splits, by_id, log):
         return
     made = dist.on_main(final.made) or {"kind": kind, "finished": False}
     if made["kind"] != kind:
-        there = f"{final.path} holds the {made['kind']}: delete that folder to make another"
-        raise UserError(f"cv.final: got {kind}, and {there}")
+        raise UserError(f"cv.final: got {kind}, and {final.path} holds the {made['kind']}: delete that folder")
     if made["finished"]:
         return
     dist.on_main(lambda: final.begin(kind))
@@ -40,8 +39,7 @@ def make_final(config, folder, splits, by_id, log):
 
 def _put_together(kind, folds, final):
     if kind == "soup":
-        checkpoint.save(final.member("soup"), soup.average([checkpoint.load(fold.best) for fold in folds]))
-        return
+        return checkpoint.save(final.member("soup"), soup.average([checkpoint.load(fold.best) for fold in folds]))
     for fold in folds:
         checkpoint.save(final.member(f"fold_{fold.number}"), checkpoint.load(fold.best))
 

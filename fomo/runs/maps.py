@@ -13,10 +13,9 @@ _SHOWN = 2  # labels, or targets, of a case
 def write(config, task, network, cases, rows, fold):
     """Store, in a FoldFolder, maps of `eval.saliency` of its `rows`; cases: the prepared cases of the rows.
 
-    Each file has id, scan, labels (L,), probabilities (L,) and targets (L,). A slice has one plane and a volume three,
-    through the centre of the first map; `axes` are the axes that they lie across. Of each plane there are image_AXIS
-    (A, B), grad_cam_AXIS (L, A, B) from 0 to 1 and, of a network with CBAM, attention_AXIS (A, B). Volumes are read as
-    the central patch.
+    Each file has id, scan, labels (L,), probabilities (L,) and targets (L,). A slice has one plane, and a volume, read
+    as the central patch, three through the centre of the first map; `axes` are the axes that they lie across. Of each
+    there are image_AXIS (A, B), grad_cam_AXIS (L, A, B) from 0 to 1 and, with CBAM, attention_AXIS (A, B).
     """
     network = network.network if isinstance(network, inference.Mirrored) else network
     outputs = task.outputs()
@@ -32,8 +31,8 @@ def write(config, task, network, cases, rows, fold):
         found = {"id": row["id"], "scan": row.get("scan") or "", "labels": [output.name for output in shown]}
         found["probabilities"] = [row[output.column] for output in shown]
         found["targets"] = [int(output.is_there(row)) for output in shown]
-        found |= _planes(image[0].numpy(), maps, attention)
-        np.savez_compressed(fold.saliency(row["id"], new=True), **found)
+        planes = _planes(image[0].numpy(), maps, attention)
+        np.savez_compressed(fold.saliency(row["id"], new=True), **found, **planes)
 
 
 def chosen(rows, outputs, count):

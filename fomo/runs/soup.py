@@ -27,14 +27,11 @@ def average(checkpoints):
     for name, value in models[0].items():
         values = torch.stack([model[name] for model in models])
         mean[name] = values.double().mean(0).to(value.dtype) if value.is_floating_point() else value
-    content = {"model": mean, "config": first["config"], "fold": 0, "step": 0, "epoch": 0}
-    return content | {
-        "task": {**first["task"], **task.merge(states)},
-        "subjects": sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]}),
-        "calibrated": all(checkpoint.get("calibrated", False) for checkpoint in checkpoints),
-        "scores": {},
-        "soup": [checkpoint["fold"] for checkpoint in checkpoints],
-    }
+    content = {"model": mean, "config": first["config"], "fold": 0, "step": 0, "epoch": 0, "scores": {}}
+    content["task"] = {**first["task"], **task.merge(states)}
+    content["subjects"] = sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]})
+    content["calibrated"] = all(checkpoint.get("calibrated", False) for checkpoint in checkpoints)
+    return content | {"soup": [checkpoint["fold"] for checkpoint in checkpoints]}
 
 
 def greedy(checkpoints, score):

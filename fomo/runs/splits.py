@@ -67,8 +67,7 @@ def _one_split(config, task, cases):
                 raise UserError(f"data.{part}_folds: got '{unknown[0]}', {wanted}")
         parts = {part: [case.id for case in cases if case.fold in asked[part]] for part in parts}
         if data.train_folds:  # cases of folds that are named nowhere are left out
-            named = {*data.train_folds, *data.val_folds, *data.test_folds}
-            cases = [case for case in cases if case.fold in named]
+            cases = [case for case in cases if any(case.fold in folds for folds in asked.values())]
     columns = _columns(config, task, cases)
     return folds_module.holdout(*columns, config.cv.val_fraction, config.seed, kind=task.stratum_kind, **parts)
 
@@ -122,8 +121,7 @@ def warn_of_changed_images(folder, cases, log):
         return
     saved = folder.recorded()
     if "entries" not in saved:
-        folder.record(**saved, entries=entries)
-        return
+        return folder.record(**saved, entries=entries)
     changed = [case_id for case_id, entry in entries.items() if saved["entries"][case_id] != entry]
     if changed:
         what = "files of cases were replaced or moved since this run began, and finished folds have seen the old ones"

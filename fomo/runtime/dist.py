@@ -61,10 +61,9 @@ def init(timeout_s=3600):
     """Join the process group of torchrun; a single process has none."""
     if world_size() == 1 or torch_dist.is_initialized():
         return
-    backend = "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-        backend = "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_s)
     store, _, _ = next(rendezvous("env://", rank(), world_size(), timeout=timeout))
     store = torch_dist.PrefixStore(_agree_on_prefix(store, timeout_s), store)

@@ -4,14 +4,11 @@ import collections
 
 
 class Progress:
-    """The clock of a run of one or more folds. Its estimates are upper bounds: an early stop ends a fold sooner.
-
-    folds_after: how many folds this process will run after this one.
-    validate_s, test_s: what the last validation and the last test took; nothing before the first one.
-    """
+    """The clock of a run of one or more folds. Its estimates are upper bounds: an early stop ends a fold sooner."""
 
     def __init__(self):
-        self.folds_after, self.validate_s, self.test_s = 0, 0.0, 0.0
+        self.folds_after = 0  # how many folds this process will run after this one
+        self.validate_s, self.test_s = 0.0, 0.0  # what the last validation and the last test took
 
     def begin_training(self, epochs, steps_per_epoch):
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch

@@ -17,10 +17,8 @@ from .restore import restore
 def train_fold(config, number, parts, fold, log, progress=None):
     """(task, network, best.pt): trained on parts["train"]; the best epoch is chosen, and calibrated, on parts["val"].
 
-    number: of the fold, which its random draws depend on.
-    parts: {"train", "val", "test"} of prepared cases; of the last only the subjects matter.
-    fold: its run_folder.FoldFolder.
-    progress: the clock of the run.
+    number: of the fold, for its random draws. parts: of prepared cases; of parts["test"] only the subjects matter.
+    fold: its FoldFolder. progress: the clock of the run.
     """
     task = tasks.build(config)
     inspect(task, [case for cases in parts.values() for case in cases])
@@ -44,8 +42,7 @@ def load_fold(config, parts, fold, log):
     """(task, network, checkpoint) to test: train.checkpoint, or the fold's own best.pt."""
     path = config.train.checkpoint or fold.best
     if dist.on_main(lambda: not os.path.exists(path)):
-        wanted = "train first (train.mode=both), or name another checkpoint (train.checkpoint)"
-        raise UserError(f"{path}: no such file: {wanted}")
+        raise UserError(f"{path}: no such file: train first (train.mode=both), or name another (train.checkpoint)")
     best = dist.together(lambda: checkpoint.load(path))
     _, task, network = restore(best, path, config, needs=("subjects", "epoch"))
     optimization.lay_out(network, dist.device())

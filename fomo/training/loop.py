@@ -23,10 +23,7 @@ from .step import to_device, train_step
 def fit(config, task, network, train_cases, val_cases, fold, log, progress=None):
     """Train `network` on train_cases and select on val_cases; leaves best.pt, last.pt and history.csv in the folder.
 
-    Every rank calls it, and has the same weights in the end.
-
-    fold: the run_folder.FoldFolder.
-    progress: the clock of the run that this training is part of.
+    Every rank calls it, and has the same weights in the end. fold: the FoldFolder; progress: the clock of the run.
     """
     # ---- what is trained, from the start or from where it was left
     train, progress = config.train, progress or Progress()

@@ -53,8 +53,8 @@ def advise_training(training, cases):
     if samples == 1 and half != config.data.patch and not training.task.pretrains:
         task = tasks.build(dataclasses.replace(config, data=dataclasses.replace(config.data, patch=half)))
         task.state = training.task.state
-        name = f"data.patch={show(half)}, with another `name`,"
-        attempts.append((name, functools.partial(_try_step, training, task, cases, 1)))
+        attempt = functools.partial(_try_step, training, task, cases, 1)
+        attempts.append((f"data.patch={show(half)}, with another `name`,", attempt))
     while samples > 1:
         samples = max(n for n in range(1, samples // 2 + 1) if samples % n == 0)
         attempt = functools.partial(_try_step, training, training.task, cases, samples)
@@ -93,9 +93,8 @@ def advise_evaluation(task, network, case, windows):
 
 def advise_batches(config, device, size):
     """The message for an evaluation of `size` cases at once that has run out of memory."""
-    said = f"evaluating {size} cases of data.patch={show(config.data.patch)} at once does not fit; "
-    other = "lower eval.windows, train.micro_batch, or both: the larger one counts"
-    return _message(device, f"{said}{other}; {_GO_ON}")
+    said = f"evaluating {size} cases of data.patch={show(config.data.patch)} at once does not fit"
+    return _message(device, f"{said}; lower eval.windows, train.micro_batch, or both: the larger one counts; {_GO_ON}")
 
 
 def advise_prediction(what, device):
@@ -107,10 +106,7 @@ _GO_ON = "then the same command continues"
 
 
 def _first_that_fits(attempts, device, more=0):
-    """What the first of `attempts` needs that has enough memory, in words; None if none has.
-
-    attempts: (name, function) pairs. more: bytes that it needs besides those of the attempt.
-    """
+    """In words: what the first (name, function) that fits needs, plus `more` bytes; None where none fits."""
     for name, attempt in attempts:
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -91,11 +91,9 @@ def doubts(device):
     """Messages about the libraries below torch."""
     version = torch.backends.cudnn.version()
     if device.type == "cuda" and _doubtful(version):
-        yield (
-            f"cuDNN {version}: its 3D convolutions in half precision are wrong in large volumes (pytorch#163539), and "
-            "torch 2.9 and later leave most of them to code that is 4 times slower (pytorch#166122): "
-            "pip install 'nvidia-cudnn-cu12>=9.15', or -cu13"
-        )
+        slow = "torch 2.9 and later leave most of them to code that is 4 times slower (pytorch#166122)"
+        wrong = f"cuDNN {version}: its 3D convolutions in half precision are wrong in large volumes (pytorch#163539)"
+        yield f"{wrong}, and {slow}: pip install 'nvidia-cudnn-cu12>=9.15', or -cu13"
 
 
 def _doubtful(version):
@@ -167,5 +165,4 @@ def set_rates(optimizer, optim, lr, step, last_step):
     """Give each group of build_optimizer() its share of the learning rate and the weight decay of a step."""
     weight_decay = current_weight_decay(optim, step, last_step)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-        group["weight_decay"] = weight_decay * group["decay_scale"]
+        group.update(lr=lr * group["lr_scale"], weight_decay=weight_decay * group["decay_scale"])

@@ -5,12 +5,9 @@ from ..config import UserError
 
 
 def restore(content, path, config=None, needs=()):
-    """(config, task, network) of a checkpoint, on the CPU.
+    """(config, task, network) of the checkpoint `path`, whose content is given, on the CPU.
 
-    content: of the checkpoint `path`.
-    config: instead of the checkpoint's own.
-    needs: what it must hold besides what every checkpoint holds.
-
+    config: instead of the checkpoint's own. needs: what it must hold besides what every checkpoint holds.
     Raises UserError if something is not there, if nothing was fitted on validation cases yet (thresholds, corrections),
     if `config` prepares images in another way or asks something else, or if the weights do not fit it.
     """

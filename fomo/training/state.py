@@ -76,8 +76,7 @@ class Training:
                 problem = problem or error
                 log.warn(f"{error}; trying its predecessor")
         if problem is not None:
-            wanted = f"delete {self.fold.path} to train this fold again"
-            raise UserError(f"{problem}, and so is its predecessor: {wanted}")
+            raise UserError(f"{problem}, and so is its predecessor: delete {self.fold.path} to train this fold again")
         return None
 
     def save(self):

@@ -29,8 +29,8 @@ def event_files(config, fold):
 class _EventFiles:
     """`train` lines become scalars over steps, in the folder train/, and `epoch` lines over epochs, in epoch/.
 
-    Each line is on disk when the call returns. No step is there twice: what an earlier run wrote after the point where
-    this one begins is marked as void. The `resume` line says where that is; without one it is the start.
+    No step is there twice: what an earlier run wrote after the point where this one begins, which the `resume` line
+    says, is marked as void.
     """
 
     def __init__(self, folder):

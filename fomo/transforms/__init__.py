@@ -26,10 +26,8 @@ def build(preset, patch, parameters=None):
 def build_views(preset, patch, parameters=None, *, global_size, global_scale, local_size, local_scale, local_views):
     """The views of patches of `patch` = (x, y, z) voxels for self-supervised learning, see `Views`.
 
-    preset, parameters: as for `build`, for each view; resample.spacing_mm is that of the patch. mirror.p is 0.5 where
-        `parameters` do not say it.
-    global_size, local_size: voxels (x, y, z) of a view.
-    global_scale, local_scale, local_views: as for `Views`.
+    preset, parameters: as for `build`, for each view, but mirror.p is 0.5; resample.spacing_mm is that of the patch.
+    global_size, local_size: voxels (x, y, z) of a view. global_scale, local_scale, local_views: as for `Views`.
     Raises ValueError that names the wrong key.
     """
     spacing = resolve(preset, parameters)["resample"]["spacing_mm"]

@@ -28,8 +28,7 @@ class Augmentation:
         self.intensity = {n: one for stage in INTENSITY for n, one in TRANSFORMS.items() if one.stage == stage}
 
     def __call__(self, batch, generator):
-        samples, channels = batch["image"].shape[:2]
-        return self.apply(batch, self.draw(generator, samples, channels))
+        return self.apply(batch, self.draw(generator, *batch["image"].shape[:2]))
 
     def draw(self, generator, samples, channels):
         """One plan per sample: a dict of plain values, empty when nothing is to be done."""

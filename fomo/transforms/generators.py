@@ -4,10 +4,7 @@ import numpy as np
 
 
 def per_sample(generator, samples):
-    """A list of one generator per sample, of one that serves the samples in order or a list of their own.
-
-    With one of its own a sample does not depend on which others share its batch.
-    """
+    """A list of one generator per sample; with one of its own, a sample does not depend on the others of its batch."""
     if isinstance(generator, np.random.Generator):
         return [generator] * samples
     generators = list(generator)

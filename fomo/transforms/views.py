@@ -29,8 +29,7 @@ class Views:
         self.kinds = ["global"] * GLOBAL_VIEWS + ["local"] * local_views
 
     def __call__(self, batch, generator):
-        samples, channels = batch["image"].shape[:2]
-        return self.apply(batch, self.draw(generator, samples, channels))
+        return self.apply(batch, self.draw(generator, *batch["image"].shape[:2]))
 
     def draw(self, generator, samples, channels):
         """One plan per sample: for each view its box, as (start, size) per axis, and its augmentation's plan."""
