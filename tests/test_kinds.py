@@ -195,7 +195,9 @@ def test_a_loss_that_is_not_one_number_per_sample_is_an_error(registered, config
 
 def test_a_choice_by_a_score_that_there_is_not_is_an_error(registered, config_path, monkeypatch):
     monkeypatch.setattr(task.Count, "select", "MAE")
-    with pytest.raises(crossval.FoldsFailed, match="Count.select: got 'MAE', wanted one of its scores: loss, mae, exact"):
+    with pytest.raises(
+        crossval.FoldsFailed, match="Count.select: got 'MAE', wanted one of its scores: loss, mae, exact"
+    ):
         crossval.run(kinds.load(config_path))
 
 

@@ -28,18 +28,34 @@ def free_key(*default_and_help, **more):
 @dataclass(frozen=True)
 class Task:
     type: str = key("classification", "what is learned")
-    targets: tuple[str, ...] = key((), "source=table, slices: columns to learn (segmentation: data.mask_column)")
+    targets: tuple[str, ...] = key(
+        (), "source=table, slices: the columns to learn (segmentation learns data.mask_column)"
+    )
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
     loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
-    focal_gamma: float = key(2.0, "how much less sure answers count (0: cross entropy)", only="task.loss=focal", low=0)
-    focal_alpha: float = key(0.25, "weight of positives (negatives: 1 - alpha)", only="task.loss=focal", low=0, high=1)
+    focal_gamma: float = key(
+        2.0, "how much less a sure answer counts (0: cross entropy)", only="task.loss=focal", low=0
+    )
+    focal_alpha: float = key(
+        0.25, "weight of positives; negatives get 1 - alpha", only="task.loss=focal", low=0, high=1
+    )
     gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0)
     gamma_pos: float = key(1.0, "focusing of the positives", only="task.loss=asymmetric", low=0)
-    clip: float = key(0.05, "negatives of less probability cost nothing", only="task.loss=asymmetric", low=0, high=0.5)
+    clip: float = key(
+        0.05, "negatives below this probability cost nothing", only="task.loss=asymmetric", low=0, high=0.5
+    )
     label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0, high=0.5)
-    activation: str = key("softmax", "segmentation: softmax, or one output per foreground class", "softmax|sigmoid")
-    class_weights: str = key("none", "in the loss, of training cases (multilabel: positives)", "none|inverse_frequency")
-    label_scaling: str = key("standard", "by mean and deviation of the training targets", "standard|none")
+    activation: str = key(
+        "softmax", "segmentation: softmax over classes, or an output per foreground class", "softmax|sigmoid"
+    )
+    class_weights: str = key(
+        "none",
+        "class weights in the loss (multilabel: of the positives), from the training cases",
+        "none|inverse_frequency",
+    )
+    label_scaling: str = key(
+        "standard", "standard: the network learns (target - mean) / deviation of the training cases", "standard|none"
+    )
     mask_ratio: float = key(0.6, "share of the cubes that are hidden", above=0, high=0.95)
     mask_cube: int = key(4, "edge of the cubes, in voxels", low=1)
     mask_value: float = key(0.0, "intensity in the hidden cubes")
@@ -51,10 +67,12 @@ class Task:
     local_scale: tuple[float, float] = key((0.05, 0.4), "share of the patch that a local view shows", above=0, high=1)
     out_dim: int = key(4096, "outputs of the projection head", low=2)
     head_width: int = key(2048, "units of the two hidden layers of the projection head", low=1)
-    teacher_temperature: tuple[float, float] = key((0.04, 0.07), "at first, and after the warm-up", above=0)
+    teacher_temperature: tuple[float, float] = key(
+        (0.04, 0.07), "the teacher's, at first and after the warm-up", above=0
+    )
     teacher_warmup_epochs: float = key(30.0, "linear warm-up of the teacher's temperature", low=0)
-    teacher_momentum: float = key(0.996, "of the teacher at first, on a half cosine to 1 at the end", low=0, high=1)
-    centre_momentum: float = key(0.9, "of the centre of the teacher's outputs", low=0, high=1)
+    teacher_momentum: float = key(0.996, "the teacher's, from the first step on a half cosine to 1", low=0, high=1)
+    centre_momentum: float = key(0.9, "momentum of the centre of the teacher's outputs", low=0, high=1)
     freeze_last_layer_epochs: int = key(1, "epochs before the projection head's last layer is trained", low=0)
 
 
@@ -64,14 +82,22 @@ class Data:
     root: str | None = key(None, "folder of the data set (phantom: where it is generated)", path=True)
     csv: str | None = key(None, "source=table, slices: the table; volumes: text file of paths, one a line", path=True)
     labels_csv: str | None = key(None, "slices: table of labels, a line per VolumeName (none: in data.csv)", path=True)
-    missing_labels: str = key("error", "slices without labels; drop: leave out, and count", "error|drop")
+    missing_labels: str = key(
+        "error", "slices of volumes without labels; drop: leave them out and say how many", "error|drop"
+    )
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
     id_column: str = key("id", "column of the case's id")
     subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: one per line)")
     mask_column: str = key("mask", "column of the mask's path")
-    fold_column: str | None = key("fold", "column of the fold, if there (none: use none); slices: fold, or else split")
+    fold_column: str | None = key(
+        "fold", "column of the fold, if it exists (none: use none); slices: fold, or else split"
+    )
     pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz")
-    rescan: str = free_key("auto", "look at all files at every start (auto: up to 2000 cases)", "auto|always|never")
+    rescan: str = free_key(
+        "auto",
+        "look at all files at every start; auto: of up to 2000 cases; never: at new ones only",
+        "auto|always|never",
+    )
     cache: str | None = free_key(None, "folder of the preprocessed cases (none: <output>/cache)", path=True)
     channels: tuple[str, ...] = key((), "channel names in network order; 'a|b': the one that the case has")
     patch: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) that the network sees at once")
@@ -80,13 +106,25 @@ class Data:
     )
     crop: bool = key(True, "crop to the box of non-zero voxels")
     normalize: str = key(
-        "zscore", "per channel; slices: none (0 to 1), imagenet if pretrained", "zscore|percentile|window|none|imagenet"
+        "zscore",
+        "how intensities are scaled, per channel; slices: none, or imagenet for pretrained networks",
+        "zscore|percentile|window|none|imagenet",
     )
     percentiles: tuple[float, float] = key(
-        (0.5, 99.5), "these map to 0 and 1", only="data.normalize=percentile", low=0, high=100
+        (0.5, 99.5),
+        "the intensities at these percentiles map to 0 and 1",
+        only="data.normalize=percentile",
+        low=0,
+        high=100,
     )
-    window: tuple[float, float] = key((-1000.0, 400.0), "these map to 0 and 1 (CT: HU)", only="data.normalize=window")
-    cache_dtype: str = key("float32", "of cached images; float16: half, errors up to 0.05%", "float32|float16")
+    window: tuple[float, float] = key(
+        (-1000.0, 400.0), "these intensities map to 0 and 1 (CT: HU)", only="data.normalize=window"
+    )
+    cache_dtype: str = key(
+        "float32",
+        "number type of cached images; float16: half the size, values move by at most 0.05%",
+        "float32|float16",
+    )
     prepare_workers: int = free_key(2, "processes that preprocess (0: this one)", low=0)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground", low=0, high=1)
     crop_position: str = key("random", "where the training patch is taken", "random|center")
@@ -105,7 +143,7 @@ class Model:
     width: int | None = key(None, "channels of the first level (none: the network's own, 32 or 64)", low=1)
     deep_supervision: bool = key(False, "segmentation: losses on the coarser levels as well")
     dropout: float = key(0.0, "2D networks: dropout in front of the output layer", low=0, high=0.9)
-    attention: str = key("none", "2D networks: on the feature maps, before pooling", "none|se|cbam")
+    attention: str = key("none", "2D networks: attention on the feature maps, before pooling", "none|se|cbam")
     multiscale: bool = key(False, "2D networks: fuse the feature maps at 1/8, 1/16 and 1/32, not only read the last")
     pooling: str = key("mean", "2D networks: how a feature map becomes one vector", "mean|max|mean_max")
 
@@ -134,7 +172,9 @@ class Finetune:
 class Optim:
     lr: float = key(1e-4, "peak learning rate of AdamW", above=0)
     weight_decay: float = key(3e-5, "decoupled weight decay; not on norms and biases", low=0)
-    weight_decay_end: float | None = key(None, "weight decay at the end, on a half cosine (none: constant)", low=0)
+    weight_decay_end: float | None = key(
+        None, "weight decay of the last step, reached on a half cosine (none: constant)", low=0
+    )
     betas: tuple[float, float] = key((0.9, 0.999), "AdamW's averaging factors", low=0, high=1)
     schedule: str = key("cosine", "learning rate over the steps", "cosine|plateau|constant")
     warmup_epochs: float = key(0.0, "linear warm-up", low=0)
@@ -151,16 +191,20 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
-    mode: str = free_key("both", "train: no test; evaluate: test only", "train|evaluate|both")
+    mode: str = free_key(
+        "both", "train: up to the best epoch, no test; evaluate: test only; both", "train|evaluate|both"
+    )
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
     keep_best: int = key(1, "number of best epochs whose checkpoint is kept: best.pt (tested), best_2.pt, ...", low=1)
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
     micro_batch: int | None = free_key(None, "samples per forward pass of a rank (none: all); gradients add up", low=1)
     steps_per_epoch: int | None = key(None, "optimizer steps per epoch (none: as many as see every case once)", low=1)
-    amp: str = key("auto", "auto: bf16 or else fp16 on a GPU, off on the CPU", "auto|bf16|fp16|off")
+    amp: str = key(
+        "auto", "number type; auto: bf16 where the GPU has it, else fp16; off on the CPU", "auto|bf16|fp16|off"
+    )
     compile: bool = key(False, "torch.compile the network")
-    checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations; less memory, a third more time")
+    checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations: less memory, a third more time")
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)
     balanced: bool = key(False, "classification: draw the classes equally often")
     ema: float = key(0.0, "decay of a moving average of the weights, used for evaluation (0: off)", low=0, high=1)
@@ -174,10 +218,18 @@ class Train:
 @dataclass(frozen=True)
 class Augment:
     preset: str = key("all", "augmentation of the training patches")
-    parameters: dict | None = key(None, "values instead of the preset's, for example augment.parameters.rotate.p=0.5")
-    mix: str = key("none", "classification: a box (cutmix) or mean (mixup) of two samples", "none|cutmix|mixup")
-    mix_p: float = key(0.5, "share of the samples that are mixed", only="augment.mix=cutmix|mixup", low=0, high=1)
-    device: str = key("auto", "where patches are augmented (auto: GPU if any)", "auto|cpu|gpu")
+    parameters: dict | None = key(
+        None, "{transform: {key: value}} instead of the preset's, as augment.parameters.rotate.p=0.5"
+    )
+    mix: str = key(
+        "none",
+        "(multilabel) classification: cutmix puts a box of another sample into each; mixup takes the mean of both",
+        "none|cutmix|mixup",
+    )
+    mix_p: float = key(
+        0.5, "share of the samples that are mixed with another", only="augment.mix=cutmix|mixup", low=0, high=1
+    )
+    device: str = key("auto", "where patches are augmented; auto: on the GPU if there is one", "auto|cpu|gpu")
 
 
 @dataclass(frozen=True)
@@ -188,28 +240,34 @@ class Cv:
     folds: int = key(5, "number of folds (cv.kind=kfold)", low=2)
     val_fraction: float = key(0.2, "share of each fold's training subjects held back to select on", above=0, high=0.9)
     stratify: bool = key(True, "equal shares of each class (or of the range of the target) in all folds")
-    parallel: str = free_key("ddp", "ranks share each fold (ddp) or have their own (folds)", "ddp|folds|auto")
+    parallel: str = free_key(
+        "ddp", "ddp: all ranks share each fold; folds: each has its own; auto: chosen and logged", "ddp|folds|auto"
+    )
     ranks_per_fold: int = free_key(1, "neighbouring ranks that share a fold", only="cv.parallel=folds|auto", low=1)
     folds_to_run: tuple[int, ...] = free_key((), "folds (from 1) to run now (empty: all)", low=1)
     final: str = free_key(
-        "none", "model in <run>/final: all folds, their mean, or trained on all cases", "none|ensemble|soup|refit"
+        "none",
+        "model for new cases, in <run>/final: all folds together, their mean weights, or one trained on all cases",
+        "none|ensemble|soup|refit",
     )
 
 
 @dataclass(frozen=True)
 class Eval:
-    overlap: float = key(0.5, "of neighbouring windows when a case is larger than the patch", low=0, high=0.95)
+    overlap: float = key(0.5, "overlap of neighbouring windows, when a case is larger than the patch", low=0, high=0.95)
     windows: int = free_key(2, "windows per forward pass (cases of one window: as in training, if more)", low=1)
     pool_windows: str = key("mean", "how the windows of one case are pooled", "mean|max")
-    threshold: str = key("youden", "half (0.5), or chosen on inner validation", "half|youden|f1")
+    threshold: str = key("youden", "decision threshold: 0.5, or the best on inner validation", "half|youden|f1")
     pool_slices: str = key(
-        "auto", "how the slices of a scan are pooled; auto: best on inner validation", "auto|mean|max|topk|noisy_or"
+        "auto", "how the slices of a scan are pooled; auto: by inner validation", "auto|mean|max|topk|noisy_or"
     )
     top_slices: int = key(3, "slices of the highest probability to average", only="eval.pool_slices=topk|auto", low=1)
     mirror_axes: tuple[int, ...] = key(
         (), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2
     )
-    postprocess: str = key("none", "segmentation: holes and component sizes by validation", "none|auto")
+    postprocess: str = key(
+        "none", "segmentation: auto chooses hole filling and component sizes on inner validation", "none|auto"
+    )
     saliency: int = free_key(0, "classification: cases per fold with Grad-CAM (and CBAM) maps in the report", low=0)
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)
