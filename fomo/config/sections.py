@@ -28,29 +28,19 @@ def free_key(*default_and_help, **more):
 @dataclass(frozen=True)
 class Task:
     type: str = key("classification", "what is learned")
-    targets: tuple[str, ...] = key(
-        (), "source=table, slices: the columns to learn (segmentation learns data.mask_column)"
-    )
+    targets: tuple[str, ...] = key((), "source=table, slices: the columns to learn (segmentation: data.mask_column)")
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
     loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
-    focal_gamma: float = key(
-        2.0, "how much less a sure answer counts (0: cross entropy)", only="task.loss=focal", low=0
-    )
-    focal_alpha: float = key(
-        0.25, "weight of positives; negatives get 1 - alpha", only="task.loss=focal", low=0, high=1
-    )
+    focal_gamma: float = key(2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal", low=0)
+    focal_alpha: float = key(0.25, "weight of positives, 1 - alpha of negatives", only="task.loss=focal", low=0, high=1)
     gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0)
     gamma_pos: float = key(1.0, "focusing of the positives", only="task.loss=asymmetric", low=0)
-    clip: float = key(
-        0.05, "negatives below this probability cost nothing", only="task.loss=asymmetric", low=0, high=0.5
-    )
+    clip: float = key(0.05, "negatives below this probability cost 0", only="task.loss=asymmetric", low=0, high=0.5)
     label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0, high=0.5)
-    activation: str = key(
-        "softmax", "segmentation: softmax over classes, or an output per foreground class", "softmax|sigmoid"
-    )
+    activation: str = key("softmax", "segmentation: softmax, or a sigmoid per foreground class", "softmax|sigmoid")
     class_weights: str = key(
         "none",
-        "class weights in the loss (multilabel: of the positives), from the training cases",
+        "weights of classes in the loss, from training cases (multilabel: of positives)",
         "none|inverse_frequency",
     )
     label_scaling: str = key(
@@ -67,9 +57,7 @@ class Task:
     local_scale: tuple[float, float] = key((0.05, 0.4), "share of the patch that a local view shows", above=0, high=1)
     out_dim: int = key(4096, "outputs of the projection head", low=2)
     head_width: int = key(2048, "units of the two hidden layers of the projection head", low=1)
-    teacher_temperature: tuple[float, float] = key(
-        (0.04, 0.07), "the teacher's, at first and after the warm-up", above=0
-    )
+    teacher_temperature: tuple[float, float] = key((0.04, 0.07), "the teacher's, at first and after warm-up", above=0)
     teacher_warmup_epochs: float = key(30.0, "linear warm-up of the teacher's temperature", low=0)
     teacher_momentum: float = key(0.996, "the teacher's, from the first step on a half cosine to 1", low=0, high=1)
     centre_momentum: float = key(0.9, "momentum of the centre of the teacher's outputs", low=0, high=1)
@@ -82,21 +70,17 @@ class Data:
     root: str | None = key(None, "folder of the data set (phantom: where it is generated)", path=True)
     csv: str | None = key(None, "source=table, slices: the table; volumes: text file of paths, one a line", path=True)
     labels_csv: str | None = key(None, "slices: table of labels, a line per VolumeName (none: in data.csv)", path=True)
-    missing_labels: str = key(
-        "error", "slices of volumes without labels; drop: leave them out and say how many", "error|drop"
-    )
+    missing_labels: str = key("error", "slices without labels; drop: they are left out and counted", "error|drop")
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
     id_column: str = key("id", "column of the case's id")
     subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: one per line)")
     mask_column: str = key("mask", "column of the mask's path")
     fold_column: str | None = key(
-        "fold", "column of the fold, if it exists (none: use none); slices: fold, or else split"
+        "fold", "column of the fold, if it exists (none: unused); slices: fold, or else split"
     )
     pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz")
     rescan: str = free_key(
-        "auto",
-        "look at all files at every start; auto: of up to 2000 cases; never: at new ones only",
-        "auto|always|never",
+        "auto", "look at all files at every start; auto: up to 2000 cases; never: only at new ones", "auto|always|never"
     )
     cache: str | None = free_key(None, "folder of the preprocessed cases (none: <output>/cache)", path=True)
     channels: tuple[str, ...] = key((), "channel names in network order; 'a|b': the one that the case has")
@@ -121,9 +105,7 @@ class Data:
         (-1000.0, 400.0), "these intensities map to 0 and 1 (CT: HU)", only="data.normalize=window"
     )
     cache_dtype: str = key(
-        "float32",
-        "number type of cached images; float16: half the size, values move by at most 0.05%",
-        "float32|float16",
+        "float32", "number type of the cached images; float16: half the size, errors up to 0.05%", "float32|float16"
     )
     prepare_workers: int = free_key(2, "processes that preprocess (0: this one)", low=0)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground", low=0, high=1)
@@ -173,7 +155,7 @@ class Optim:
     lr: float = key(1e-4, "peak learning rate of AdamW", above=0)
     weight_decay: float = key(3e-5, "decoupled weight decay; not on norms and biases", low=0)
     weight_decay_end: float | None = key(
-        None, "weight decay of the last step, reached on a half cosine (none: constant)", low=0
+        None, "weight decay of the last step, on a half cosine (none: constant)", low=0
     )
     betas: tuple[float, float] = key((0.9, 0.999), "AdamW's averaging factors", low=0, high=1)
     schedule: str = key("cosine", "learning rate over the steps", "cosine|plateau|constant")
@@ -191,18 +173,14 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
-    mode: str = free_key(
-        "both", "train: up to the best epoch, no test; evaluate: test only; both", "train|evaluate|both"
-    )
+    mode: str = free_key("both", "train: to the best epoch, no test; evaluate: test only; both", "train|evaluate|both")
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
     keep_best: int = key(1, "number of best epochs whose checkpoint is kept: best.pt (tested), best_2.pt, ...", low=1)
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
     micro_batch: int | None = free_key(None, "samples per forward pass of a rank (none: all); gradients add up", low=1)
     steps_per_epoch: int | None = key(None, "optimizer steps per epoch (none: as many as see every case once)", low=1)
-    amp: str = key(
-        "auto", "number type; auto: bf16 where the GPU has it, else fp16; off on the CPU", "auto|bf16|fp16|off"
-    )
+    amp: str = key("auto", "auto: bf16 where the GPU has it, else fp16; off on the CPU", "auto|bf16|fp16|off")
     compile: bool = key(False, "torch.compile the network")
     checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations: less memory, a third more time")
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)
@@ -218,17 +196,11 @@ class Train:
 @dataclass(frozen=True)
 class Augment:
     preset: str = key("all", "augmentation of the training patches")
-    parameters: dict | None = key(
-        None, "{transform: {key: value}} instead of the preset's, as augment.parameters.rotate.p=0.5"
-    )
+    parameters: dict | None = key(None, "values that replace the preset's, as augment.parameters.rotate.p=0.5")
     mix: str = key(
-        "none",
-        "(multilabel) classification: cutmix puts a box of another sample into each; mixup takes the mean of both",
-        "none|cutmix|mixup",
+        "none", "cutmix: a box of another sample in each; mixup: the mean of both (classification)", "none|cutmix|mixup"
     )
-    mix_p: float = key(
-        0.5, "share of the samples that are mixed with another", only="augment.mix=cutmix|mixup", low=0, high=1
-    )
+    mix_p: float = key(0.5, "share of the samples that are mixed", only="augment.mix=cutmix|mixup", low=0, high=1)
     device: str = key("auto", "where patches are augmented; auto: on the GPU if there is one", "auto|cpu|gpu")
 
 
@@ -266,7 +238,7 @@ class Eval:
         (), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2
     )
     postprocess: str = key(
-        "none", "segmentation: auto chooses hole filling and component sizes on inner validation", "none|auto"
+        "none", "segmentation: auto chooses holes and component sizes by inner validation", "none|auto"
     )
     saliency: int = free_key(0, "classification: cases per fold with Grad-CAM (and CBAM) maps in the report", low=0)
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)

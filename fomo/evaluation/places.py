@@ -99,9 +99,6 @@ def known_of(place):
     return Known(task, tuple(targets or ()), said.get("classes"), tuple(names or ()))
 
 
-# --------------------------------------------------------------------------------------------- files
-
-
 def masks_of(place):
     """{case id: File} of the predicted masks in a folder, or in all folds of a run folder."""
     run, found = RunFolder(place), {}
@@ -156,9 +153,6 @@ def _walk(folder, above=()):
     yield folder, [name for name in names if name not in folders]
     for name in folders:
         yield from _walk(os.path.join(folder, name), (*above, real))
-
-
-# -------------------------------------------------------------------------------------------- tables
 
 
 class Table:

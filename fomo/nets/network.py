@@ -65,13 +65,9 @@ class Network:
             yield f"head: got {self.head!r}, wanted the layer whose weight has {out_channels} rows, one per output"
         if network.stem not in shapes:
             yield f"stem: got {network.stem!r}, wanted the name of a parameter"
-        groups = [
-            ("head_prefixes", network.head_prefixes),
-            *(("encoder_prefixes", p) for p in network.encoder_prefixes),
-        ]
-        for kind, prefixes in groups:
-            if not any(name.startswith(prefixes) for name in shapes):
-                yield f"{kind}: no parameter begins with {prefixes!r}"
+        for kind, prefix in [("head", network.head_prefixes), *(("encoder", p) for p in network.encoder_prefixes)]:
+            if not any(name.startswith(prefix) for name in shapes):
+                yield f"{kind}_prefixes: no parameter begins with {prefix!r}"
         for name in shapes:
             stages = sum(name.startswith(tuple(stage)) for stage in network.stages)
             if stages != 1:

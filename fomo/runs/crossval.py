@@ -66,9 +66,6 @@ class FoldsFailed(RuntimeError):
     exit_code = 1
 
 
-# ------------------------------------------------------------------------------ before the first fold
-
-
 def _check(config, one_split):
     """Raise UserError for what cannot work on this machine or with this command, before anything is touched."""
     asked = list(config.cv.folds_to_run)
@@ -178,9 +175,6 @@ def _numbers(config, splits, cases, one_split, log):
     if unused:
         log.warn("cases are left out: their fold is in none of data.{train,val,test}_folds", cases=unused, of=cases)
     return numbers
-
-
-# ------------------------------------------------------------------------------------------ the folds
 
 
 def run_folds(config, numbers, splits, by_id, folder, log):

@@ -66,9 +66,6 @@ _RC = {
 }
 
 
-# ------------------------------------------------------------------------------- what several plots show
-
-
 def diagonal(axes, legend, ends=(0, 1)):
     """The line on which both axes have the same value."""
     axes.plot(ends, ends, "--", color=GREY, linewidth=1, label=legend)
