@@ -11,7 +11,7 @@ import yaml
 from fomo import kinds, metrics, report, tasks
 from fomo.pages import figures
 from fomo.run_folder import RunFolder
-from fomo.runs import results
+from fomo.runs import pooled
 from fomo.runtime.log import Log
 from fomo.tasks import Answer, Results
 
@@ -119,7 +119,7 @@ def case_row(task, index, rng, skill=1.0):
 
 
 def make_run(folder, task, cases=40, folds=2, seed=0, skill=1.0, finished=None, **sections):
-    """A run folder; finished: the folds that are (all). Its summary.json is written by results.aggregate."""
+    """A run folder; finished: the folds that are (all). Its summary.json is written by pooled.aggregate."""
     folder, rng = str(folder), np.random.default_rng(seed)
     os.makedirs(folder)
     values = {
@@ -212,7 +212,7 @@ def write_folds(config, folder, rows, folds, finished):
     with open(folder.log_path, "w", encoding="utf-8") as file:
         file.write(LOG)
     if finished:
-        results.aggregate(config, folder, Log(active=False))
+        pooled.aggregate(config, folder, Log(active=False))
 
 
 def with_fold(rows, number):

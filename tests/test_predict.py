@@ -20,8 +20,8 @@ from fomo.config import UserError
 from fomo.data import cache
 from fomo.data.cases import Case
 from fomo.prediction import loop, readers
-from fomo.prediction.cases import case_from_channels, cases_from_source, cases_from_table
 from fomo.prediction.folder import PredictionFolder
+from fomo.prediction.inputs import case_from_channels, cases_from_source, cases_from_table
 from fomo.prediction.members import answer, choose_device, describe, find_checkpoints, infer, load_members
 from fomo.runtime import files
 from fomo.runtime.log import Log

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fomo.config import Data, UserError
-from fomo.prediction.cases import case_from_channels, cases_from_table
+from fomo.prediction.inputs import case_from_channels, cases_from_table
 
 
 def test_wrong_channels_are_refused_with_the_names_wanted():

@@ -19,8 +19,8 @@ from fomo.data.cases import Volume
 from fomo.data.phantoms import chests
 from fomo.evaluation import evaluate
 from fomo.prediction import loop, readers
-from fomo.prediction.cases import Scan, listed_slices, listed_volumes
 from fomo.prediction.folder import PredictionFolder
+from fomo.prediction.inputs import Scan, listed_slices, listed_volumes
 from fomo.prediction.members import choose_device, find_checkpoints, load_members
 from fomo.runs import crossval
 from fomo.runtime import files

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from fomo import cli, tasks
 from fomo.config import UserError
 from fomo.data.sources import SOURCES
-from fomo.prediction import cases, loop, readers
+from fomo.prediction import inputs, loop, readers
 from fomo.prediction.folder import PredictionFolder
 from fomo.prediction.members import choose_device, find_checkpoints, load_members
 from fomo.runtime.log import Log
@@ -94,8 +94,8 @@ def _reader(members, options):
         if not first.sees_slices:
             raise UserError(f"{first.path}: got a network of data.source={source}, wanted one of slices")
         if options.slices:
-            return readers.Slices(members, cases.listed_slices(options.slices))
-        return readers.Volumes(members, cases.listed_volumes(options.volumes))
+            return readers.Slices(members, inputs.listed_slices(options.slices))
+        return readers.Volumes(members, inputs.listed_volumes(options.volumes))
     if first.sees_slices:
         raise UserError("the checkpoints are of networks that see slices: wanted --slices or --volumes")
     return readers.Cases(members, _cases(first.config, options), options.probabilities)
@@ -108,11 +108,11 @@ def _cases(config, options):
             if not path or name in given:
                 raise UserError(f"--input: got {' '.join(options.input)}, wanted CHANNEL=PATH, each channel once")
             given[name] = path
-        return [cases.case_from_channels(config.data.channels, given, options.id)]
+        return [inputs.case_from_channels(config.data.channels, given, options.id)]
     if options.cases:
-        listed = cases.cases_from_table(options.cases, config.data)
+        listed = inputs.cases_from_table(options.cases, config.data)
     else:
-        listed = cases.cases_from_source(config, options.source, options.root)
+        listed = inputs.cases_from_source(config, options.source, options.root)
     if options.ids:
         unknown = sorted(set(options.ids) - {case.id for case in listed})
         if unknown:

@@ -4,5 +4,5 @@ A file never runs code unless the caller says `trust`. No tensor is left out in 
 declared, is an error that lists the names.
 """
 
-from .files import load, save
+from .saving import load, save
 from .transfer import LoadReport, downstream, load_weights, warn_of_known

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from ..config import UserError
-from .files import read
+from .saving import read
 
 _STATE_KEYS = ("model", "state_dict", "net")  # our own files, Lightning, SuPreM and Models Genesis
 _PARTS = {"state_dict": "model.", "net": "backbone."}  # where the network is, in a file that holds more than one

@@ -7,8 +7,8 @@ from .. import tasks
 from ..config import UserError, as_user_error
 from ..data import cache
 from ..runtime import files
-from .cases import case_from_channels
 from .folder import write_volume
+from .inputs import case_from_channels
 from .members import answer, infer
 
 

@@ -19,7 +19,7 @@ from ..training import optimization, tracking
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, inspect, load_fold, start_from, train_fold
 from ..training.step import make_plan
-from . import maps, results
+from . import maps, pooled
 from .final import make_final
 from .splits import has_one_split, make_splits, read_or_make_splits, warn_of_changed_images
 
@@ -106,7 +106,7 @@ def _run(config, folder, log, dry_run, one_split):
     with interrupt.graceful():
         failures = run_folds(config, numbers, splits, by_id, folder, log)
     if dist.on_main(folder.finished):
-        dist.on_main(lambda: results.aggregate(config, folder, log))
+        dist.on_main(lambda: pooled.aggregate(config, folder, log))
         dist.on_main(lambda: report.write(folder.path, listed))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)

@@ -14,7 +14,7 @@ from fomo import config as config_module
 from fomo import kinds, tasks
 from fomo.data import cache, cases, sources
 from fomo.evaluation import evaluate
-from fomo.prediction.cases import cases_from_table
+from fomo.prediction.inputs import cases_from_table
 from fomo.run_folder import RunFolder
 from fomo.runs import splits
 from fomo.runtime.log import Log
