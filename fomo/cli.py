@@ -12,6 +12,7 @@ import time
 import traceback
 
 from . import kinds
+from .config import one_line
 from .runtime import dist, interrupt
 
 _LAST_WORD_S = 10  # torchrun ends all ranks at the first exit: the one that has something to say comes first
@@ -59,7 +60,7 @@ def run(main):
         if not hasattr(error, "exit_code"):
             traceback.print_exc()
         elif not (others_speak or getattr(error, "reported", False)):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     sys.stderr.flush()
     if others_speak:

@@ -170,7 +170,7 @@ def _condition(chooser, names, all_of_them):
 
 
 def unread(config):
-    """Names of the keys that are not as by default and that nothing reads, as the other keys are."""
+    """Names of the keys that differ from their default and that nothing reads, given the other keys."""
     read = {"task.type": kind(config).keys, "data.source": SOURCES[config.data.source].own_keys}
     left = set(config_module.unread(config))
     for name, choosers in _readers().items():

@@ -89,7 +89,7 @@ class RunFolder:
     @property
     def final(self):
         """The folder of the final model, which is trained like a fold where it is trained at all."""
-        return FinalFolder(os.path.join(self.path, "final"), 0)
+        return FinalFolder(os.path.join(self.path, "final"))
 
     def all_folds(self):
         """The FoldFolders of all folds of the run, begun or not."""
@@ -103,10 +103,6 @@ class RunFolder:
     def finished(self):
         """Numbers of the finished folds of the run."""
         return [fold.number for fold in self.all_folds() if fold.is_finished]
-
-    def results(self):
-        """The Results of all finished folds together, in the order of the folds."""
-        return joined([self.fold(number).results() for number in self.finished()])
 
     def write_results(self, results, tables):
         """Write the tables of all folds together; tables: {name: rows}, the task's own."""
@@ -195,8 +191,8 @@ class FoldFolder:
 class FinalFolder(FoldFolder):
     """The folder of the final model; final.json says what it is and whether it is finished."""
 
-    def __init__(self, path, number):
-        super().__init__(path, number)
+    def __init__(self, path):
+        super().__init__(path, 0)
         self._made = os.path.join(self.path, "final.json")
 
     def made(self):

@@ -214,6 +214,16 @@ def test_a_soup_has_the_mean_thresholds_and_the_pooling_of_most_folds():
     }
 
 
+def test_slices_whose_scans_are_not_there_are_an_error(build):
+    """As where predictions_volumes.csv of a fold is gone: slices are no scans."""
+    task = build()
+    results = finish(task, make_rows(task))
+    for scans in ([], results.scans[1:]):
+        for score in (task.score, lambda results: task.intervals(results, 50, 0), task.tables):
+            with pytest.raises(UserError, match="got its slices only, wanted its line in predictions_volumes.csv"):
+                score(results._replace(scans=scans))
+
+
 def test_volumes_without_scans_are_their_own_level(build):
     task = build()
     rows = [{**row, "scan": ""} for row in make_rows(task)]  # as a table gives None back

@@ -268,6 +268,9 @@ def test_patients_that_a_checkpoint_was_trained_on_are_said(scans, runs, tmp_pat
         row.update(volume_name="anonymous", patient=patient)
     files.write_csv(str(tmp_path / "table.csv"), rows)
     assert [scan.subject for scan in listed_slices(str(tmp_path / "table.csv"))] == [patient]
+    files.write_csv(str(tmp_path / "table.csv"), [*rows[:-1], {**rows[-1], "patient": "another"}])
+    with pytest.raises(UserError, match=f"scan anonymous: got the patients another, {patient}, wanted one"):
+        listed_slices(str(tmp_path / "table.csv"))
 
 
 def test_doubts_about_libraries_are_said_whatever_is_predicted(scans, runs, tmp_path, capsys, monkeypatch):

@@ -10,10 +10,20 @@ class UserError(ValueError):
     ends_run = True  # it would be the same in every fold
 
 
+def one_line(error):
+    """The text of an error on one line; its type, if it has no text."""
+    return " ".join(str(error).split()) or repr(error)
+
+
 @contextlib.contextmanager
 def as_user_error(said, kinds=(OSError, UnicodeDecodeError)):
-    """Errors of these kinds in the block become a UserError, "said: error"; by default those of files."""
+    """Errors of these kinds in the block become a UserError, "said: error"; by default those of files.
+
+    A UserError, which is a ValueError, stays as it is unless it is asked for.
+    """
     try:
         yield
     except kinds as error:
+        if isinstance(error, UserError) and kinds is not UserError:
+            raise
         raise UserError(f"{said}: {error}") from error

@@ -11,7 +11,7 @@ import typing
 
 import yaml
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .sections import Config, fields, show
 
 
@@ -85,7 +85,7 @@ def _parse_yaml(text, where):
         return yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         # what the parser raises; the others than its own come from tags such as `!!bool x`
-        raise UserError(f"{where}: not valid YAML: {_cut(' '.join(str(error).split()))}") from error
+        raise UserError(f"{where}: not valid YAML: {_cut(one_line(error))}") from error
 
 
 def read(path, seen=()):

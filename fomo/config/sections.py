@@ -1,6 +1,6 @@
 """Every key of every section, with its default, its help and its limits in one place.
 
-Tasks, losses, sources, networks and presets say themselves what there is to choose from and who reads what: kinds.py.
+The choices of task, loss, source, network and preset are declared in their own rooms; kinds.py collects them.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import UserError, as_user_error, fingerprint
+from ..config import UserError, as_user_error, fingerprint, one_line
 from ..runtime import files
 from ..space import volume
 from . import index, jobs
@@ -80,7 +80,7 @@ def _read_entry(folder, name, mmap_mode=None):
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError, EOFError) as error:  # gone, damaged, empty
-        said = f"cannot read {path} ({' '.join(str(error).split())})"
+        said = f"cannot read {path} ({one_line(error)})"
         raise UserError(f"case {id}: {said}: delete that folder and run again") from error
 
 

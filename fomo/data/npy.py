@@ -8,7 +8,7 @@ import tokenize
 
 import numpy as np
 
-from ..config import UserError
+from ..config import UserError, one_line
 
 _HEADER_BYTES = 10_000  # at most; numpy checks its own limit only after it has taken the memory
 # what numpy's and pickle's readers raise on damaged and foreign files
@@ -40,10 +40,6 @@ def count_volumes(path):
             return _npy_header(file, path)[0][0]
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class _ArraysOnly(pickle._Unpickler):
@@ -113,7 +109,7 @@ def _npy_header(file, path, axes=4):
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     except _NO_HEADER as error:
-        raise ValueError(f"{path}: cannot read it as .npy: {_one_line(error)}") from error
+        raise ValueError(f"{path}: cannot read it as .npy: {one_line(error)[:300]}") from error
     if not shape or (len(shape) != axes and not (dtype.hasobject and axes == 4)):
         raise ValueError(f"{path}: got shape {shape}, wanted {'(x, y, z)' if axes == 3 else '(volumes, x, y, z)'}")
     return shape, dtype
@@ -130,7 +126,7 @@ def _load_array(path, axes):
     except (*_NO_HEADER, *_NO_ARRAY) as error:
         if str(error).startswith(path):
             raise
-        raise ValueError(f"{path}: refused: {_one_line(error)}") from error
+        raise ValueError(f"{path}: refused: {one_line(error)[:300]}") from error
     if not isinstance(array, np.ndarray) or array.size != math.prod(shape):
         raise ValueError(f"{path}: got {type(array).__name__}, wanted an array of shape {shape}")
     return array.reshape(shape)

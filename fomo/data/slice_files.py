@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..config import UserError
+from ..config import UserError, one_line
 from ..runtime import files
 from . import ct, spreadsheet
 from .cases import Case, Prepared
@@ -128,7 +128,7 @@ def read_slice(path, reading):
         shape, kind, start = _header(bytes(content[: 10 + int.from_bytes(content[8:10], "little")]))
         pixels = torch.frombuffer(content, dtype=_TYPES[kind], offset=start).reshape(shape)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot read it as a .npy slice: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: cannot read it as a .npy slice: {one_line(error)}") from error
     return as_image(pixels, path, reading)
 
 

@@ -44,7 +44,7 @@ def read_rows(path, required, key):
         except csv.Error as error:
             raise UserError(f"{key}: cannot read {path}: line {reader.line_num}: {error}") from error
     if not rows:
-        raise UserError(f"{path}: got no lines below the header, wanted one for each case")
+        raise UserError(f"{path}: got no lines below the header, wanted at least one")
     return rows
 
 

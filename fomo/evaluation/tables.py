@@ -54,7 +54,7 @@ def _pair_target(name, first, table, request):
     classes, columns = task.reads == "class", task.scored or _numbers(table)
     targets, of_references = targets_of(table.cells, request, classes)
     request.check_same_cases(table.cells, targets)
-    rows, binary = request.begin_rows(sorted(table.cells), table.subjects(), of_references), first == "probability"
+    rows, binary = request.begin_rows(sorted(table.cells), table.subjects(), of_references), task.binary
     if binary and not {targets[id] for id in table.cells} <= {0, 1}:
         raise UserError(f"{request.references}: got targets besides 0 and 1 for a table of probabilities")
     for row in rows:

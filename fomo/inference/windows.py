@@ -98,7 +98,7 @@ class WindowOptions:
         return sliding_window(network, volume, background=background, **vars(self))
 
     @torch.no_grad()
-    def each(self, network, volume, background=0.0):
+    def each(self, network, volume, background):
         """The outputs (N, K) float32 of a network (B, C, *patch) -> (B, K) on each of the N windows of a volume."""
         starts = patches.window_starts(volume.shape[1:], self.patch, self.overlap)
         options = self.patch, background, self.windows, self.device, self.autocast

@@ -40,7 +40,7 @@ def build(name, in_channels, out_channels, mode="segmentation", width=None, **op
     network = NETWORKS[name]
     for option, value in options.items():
         checks.choice("options", option, PLAIN)
-        if value != PLAIN[option] and option not in network.options:
+        if network.refuses(option, value):
             raise ValueError(f"{option}: got {value!r} for {name}, wanted {PLAIN[option]!r}")
     if mode not in network.modes:
         siblings = network.siblings(mode, NETWORKS)

@@ -117,10 +117,14 @@ class Network:
             return f"1 for model.name={name}: it normalises by all windows of a pass together"
         return None
 
+    def refuses(self, option, value):
+        """Whether it does not take this value of an option."""
+        return value != PLAIN[option] and option not in self.options
+
     def option_problems(self, name, values, networks):
         """(option, what is wanted) for each of `values`, {option: value}, that this network does not take."""
         for option, value in values.items():
-            if value != PLAIN[option] and option not in self.options:
+            if self.refuses(option, value):
                 plain = str(PLAIN[option]).lower().removesuffix(".0")  # as YAML writes it
                 others = ", ".join(other for other, network in networks.items() if option in network.options)
                 yield option, f"{plain} for model.name={name}: of {others} only"

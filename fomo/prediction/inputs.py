@@ -99,6 +99,9 @@ def listed_slices(place):
     scans = []
     for scan, slices in by_scan.items():
         patients, ids, paths = zip(*slices)
+        if len(set(patients)) > 1:
+            got = ", ".join(sorted({patient or "none" for patient in patients})[:5])
+            raise UserError(f"{place}: scan {scan}: got the patients {got}, wanted one")
         scans.append(Scan(scan, patients[0] or _patient(scan), tuple(map(Volume, paths)), ids))
     return scans
 

@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from .. import checkpoint
-from ..config import UserError, as_user_error
+from ..config import UserError, as_user_error, one_line
 from ..data import listing
 from ..training import memory, optimization
 from .members import describe
@@ -50,7 +50,7 @@ def _predict(reader, todo, folder, log):
         nonlocal predicted
         id = job.item.id
         if job.error is not None:
-            failures.append((id, " ".join(str(job.error).split())))
+            failures.append((id, one_line(job.error)))
             log.warn(f"{reader.what} failed", **{reader.what: id}, error=failures[-1][1])
             return
         predicted += 1

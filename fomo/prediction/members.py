@@ -65,7 +65,7 @@ def find_checkpoints(path, folds=()):
             lacking = ", ".join(map(str, missing or there))
             raise UserError(f"{path}: fold {lacking} is not finished, wanted one of {done}: run cv.py again")
         return [there[number].best for number in folds or done]
-    found = FinalFolder(path, 0).checkpoints()
+    found = FinalFolder(path).checkpoints()
     if found is None:
         raise UserError(f"{path}: not finished, wanted a final model: run cv.py again")
     if not found:
@@ -107,7 +107,7 @@ def _shared(member):
 
 def _load_member(path, device, mirror_axes):
     content = checkpoint.load(path)
-    config, task, network = restore(content, path)
+    config, task, network = restore(content, path, needs=("subjects",))
     if task.pretrains:
         wanted = "a network that was fine-tuned from it (weights.path)"
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted {wanted}")
@@ -116,7 +116,7 @@ def _load_member(path, device, mirror_axes):
     network = inference.Mirrored(network, axes) if axes else network
     amp = optimization.amp_of(config.train.amp, device)
     amp = "off" if amp == "fp16" and device.type == "cpu" else amp  # which the CPU does not have
-    subjects, windows = frozenset(content.get("subjects", ())), evaluate.windows_of(config, device, amp)
+    subjects, windows = frozenset(content["subjects"]), evaluate.windows_of(config, device, amp)
     return Member(path, _sha256(path), config, task, network, amp, subjects, windows)
 
 

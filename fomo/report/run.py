@@ -6,7 +6,7 @@ import math
 import os
 import re
 
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, joined
 from ..tasks import Results, build
 from ..training import selection
 
@@ -21,16 +21,17 @@ class Run:
         self.config, recorded = folder.config(), folder.recorded()
         self.task, self.splits = build(self.config), recorded["folds"]  # {part: ids} of each fold
         self.classes = self.task.class_names(recorded["cases"])  # names of 0 and 1; [] without two classes
-        self.finished = folder.finished()  # numbers of the finished folds, from 1
+        folds = [folder.fold(number) for number in range(1, len(self.splits) + 1)]
+        self.finished = [fold.number for fold in folds if fold.is_finished]
         self.headline, self.complete = self.task.select, len(self.finished) == len(self.splits)
-        results = folder.results()  # of all cases of these folds
+        results = joined([self.fold(number).results() for number in self.finished])
         self.metrics = self._metrics(results)  # {metric: {pooled, pooled_low, pooled_high, mean, ...}}
         self.results = Results(*(sorted(part, key=lambda row: row["id"]) for part in (results.rows, results.scans)))
         self.rows, self.scans = self.results.rows, self.results.scans  # scans: [] unless the rows are slices of scans
         self.units = self.scans or self.rows  # those that count
         tested = {number: len(self.splits[number - 1][self.task.tested_part()]) for number in self.finished}
         self.fold_scores = [{"fold": n, "cases": cases, **self.fold(n).scores()} for n, cases in tested.items()]
-        self.histories = {fold.number: rows for fold in folder.all_folds() if (rows := fold.history())}
+        self.histories = {fold.number: rows for fold in folds if (rows := fold.history())}
         self.log = read_log(folder.log_path)  # {time, level, event, key: text} of each line
         self.start = started(self.log)
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from .. import kinds, report, tasks
-from ..config import UserError, fingerprint, to_dict
+from ..config import UserError, fingerprint, one_line, to_dict
 from ..data import listing, loader, sources
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
@@ -53,7 +53,7 @@ def run(config, dry_run=False, one_split=False):
         alone = dist.world_size() > 1 and not getattr(error, "collective", False)
         if not dist.speaks(error):
             raise dist.OtherRankFailed("another", getattr(error, "exit_code", 1)) from error
-        log.bind(active=True).error(" ".join(str(error).split()) or repr(error))
+        log.bind(active=True).error(one_line(error))
         error.reported = True
         raise
     finally:
@@ -198,7 +198,7 @@ def run_folds(config, numbers, splits, by_id, folder, log):
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
             if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise
-            log.error(" ".join(str(error).split()) or repr(error), kind=type(error).__name__)
+            log.error(one_line(error), kind=type(error).__name__)
             failures.append((fold.number, isinstance(error, dist.OtherRankFailed), str(error)))
 
     if mode == "ddp":
@@ -254,7 +254,7 @@ def run_fold(config, split, by_id, fold, log, progress):
     if config.train.mode == "evaluate":
         task, network, best = load_fold(config, parts, fold, log)
     else:
-        task, network, best = train_fold(config, fold.number, parts, fold, log, progress)
+        task, network, best = train_fold(config, parts, fold, log, progress)
     if config.train.mode == "train":
         return log("fold", finished=True, epoch=best["epoch"], tested=False, seconds=time.perf_counter() - start)
     log.status(f"testing fold {fold.number}")

@@ -30,7 +30,7 @@ def make_final(config, folder, splits, by_id, log):
         ids = {"train": sorted(splits[0]["train"] + splits[0]["val"]), "val": splits[0]["test"]}
         parts = {part: [by_id[case_id] for case_id in ids[part]] for part in ids}
         log("fold", fold=0, final=kind, **{part: len(cases) for part, cases in parts.items()})
-        train_fold(config, 0, parts, final, log.bind(fold=0))
+        train_fold(config, parts, final, log.bind(fold=0))
     else:
         dist.on_main(lambda: _put_together(kind, folder.all_folds(), final))
     dist.on_main(lambda: final.finish(kind))

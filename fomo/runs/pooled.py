@@ -12,8 +12,9 @@ from ..config import UserError
 def aggregate(config, folder, log):
     """Write the tables of a RunFolder from its finished folds, and the `cv` line of the log."""
     task, recorded = tasks.build(config), folder.recorded()
-    splits, numbers = recorded["folds"], folder.finished()
-    finished = [folder.fold(number) for number in numbers]
+    splits = recorded["folds"]
+    finished = [fold for fold in map(folder.fold, range(1, len(splits) + 1)) if fold.is_finished]
+    numbers = [fold.number for fold in finished]
     parts = [_read(fold, task.tested_part(), splits) for fold in finished]
     # a pretraining is scored on features, too, which no table holds: there the fold's own scores stand
     scores = [fold.scores() if task.pretrains else task.score(part) for fold, part in zip(finished, parts)]

@@ -18,6 +18,7 @@ class Classification(Task):
     reads, columns = "class", ONE_OR_MORE
     select, higher_is_better = "auroc", True
     stratum_kind = "class"
+    binary = True
     keys = ("eval.pool_windows", "eval.threshold", "data.crop_position")
     options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")
     view = view.VIEW
@@ -70,8 +71,7 @@ class Classification(Task):
 
     def infer(self, network, image, background, windows):
         """Probability of class 1: the mean or the maximum over the windows that cover the case."""
-        positive = windows.each(network, image, background).softmax(1)[:, 1]
-        return float(positive.max() if self.config.eval.pool_windows == "max" else positive.mean())
+        return float(self.pooled(windows.each(network, image, background).softmax(1)[:, 1]))
 
     @staticmethod
     def answer(tasks, parts, geometry):

@@ -20,6 +20,7 @@ from ..nets.dino import Dino as Network
 from ..runtime import dist, seeds
 from ..space import patches
 from ..transforms import build_views
+from ..transforms.views import GLOBAL_VIEWS
 from .results import Answer, Results
 from .task import Columns, Task
 from .views import dino as view
@@ -28,7 +29,6 @@ _VIEW_KEYS = ("global_size", "global_scale", "local_views", "local_size", "local
 _HEAD_KEYS = ("out_dim", "head_width", "freeze_last_layer_epochs")
 _TEACHER_KEYS = ("teacher_temperature", "teacher_warmup_epochs", "teacher_momentum", "centre_momentum")
 _QUERIES, _NEIGHBOURS = 8, 3  # cases that are shown with their nearest
-_NEAR = 0.01  # of the entropy's range, and standard deviation: as good as collapsed
 
 
 class Dino(Task):
@@ -62,7 +62,6 @@ class Dino(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        self._views = self.augmentation()
         self._steps_per_epoch = None
         self._sums = None  # over the views of one step, see _add
         self._watched = []  # (entropy, std) of each step since the last look
@@ -78,6 +77,10 @@ class Dino(Task):
         got = f"labelled subjects of each class among the {len(val)} validation cases: {', '.join(map(str, counts))}"
         return [f"{got}; wanted 2 or more of each for a probe: there is none, and the last epoch is kept"]
 
+    @functools.cached_property
+    def _views(self):
+        return self.augmentation()
+
     def augmentation(self):
         """Views of each patch instead of the patch."""
         options = {name: getattr(self.config.task, name) for name in _VIEW_KEYS}
@@ -85,7 +88,7 @@ class Dino(Task):
 
     def sample_voxels(self, augmented):
         task = self.config.task
-        views = 2 * math.prod(task.global_size) + task.local_views * math.prod(task.local_size)
+        views = GLOBAL_VIEWS * math.prod(task.global_size) + task.local_views * math.prod(task.local_size)
         return views if augmented else super().sample_voxels(augmented)
 
     def wrap(self, network):
@@ -151,11 +154,11 @@ class Dino(Task):
         entropy, std, most = row["val_teacher_entropy"], row["val_teacher_std"], math.log(self.config.task.out_dim)
         values = f"(teacher_entropy={entropy:.4g} of at most {most:.4g}, teacher_std={std:.4g})"
         remedy = "if it stays so, lower optim.lr, lengthen its warm-up or change task.teacher_temperature"
-        if entropy > (1 - _NEAR) * most:
+        if entropy > (1 - view.NEAR) * most:
             yield f"the teacher's answers are even over all outputs {values}: {remedy}"
-        elif entropy < _NEAR * most:
+        elif entropy < view.NEAR * most:
             yield f"the teacher's answers are single outputs {values}: {remedy}"
-        if std < _NEAR:
+        if std < view.NEAR:
             yield f"the teacher answers all cases alike {values}: {remedy}"
 
     def is_best(self, row, history):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .. import losses
+from ..config import UserError
 from ..data import sources
 from ..metrics import auroc, average_precision, brier, choose_threshold, ece, macro_auroc
 from ..metrics.checks import mean_of_defined
@@ -84,8 +85,7 @@ class Multilabel(Task):
 
     def _probabilities(self, network, image, background, windows):
         """(labels,) float64: the mean or the maximum over the windows that cover the case."""
-        found = windows.each(network, image, background).double().sigmoid()
-        return found.amax(0) if self.config.eval.pool_windows == "max" else found.mean(0)
+        return self.pooled(windows.each(network, image, background).double().sigmoid())
 
     def _answers(self, probabilities, cases):
         targets = torch.tensor([case.target for case in cases])
@@ -184,9 +184,8 @@ class Multilabel(Task):
         recall, hamming (share of wrong decisions) and exact_match (share of rows without one) are at each label's own
         threshold and, where that is not 0.5, also at the threshold of all labels (`*_common`) and at 0.5 (`*_half`).
         """
-        if not results.scans:
-            return self._score(results.rows, "volume")
-        return {**self._score(results.scans, "volume"), **self._score(results.rows, "slice")}
+        found = self._score(_units(results), "volume")
+        return {**found, **self._score(results.rows, "slice")} if results.scans else found
 
     def _score(self, rows, level):
         scores = self.matrix(rows, "probability")
@@ -211,7 +210,7 @@ class Multilabel(Task):
 
     def intervals(self, results, resamples, seed):
         """Of the scans' macro AUROC; `tables` has those of each label."""
-        units = Results(results.scans or results.rows)
+        units = Results(_units(results))
         both = self.labels_and_scores(units.rows)
         return {"volume_auroc_macro": units.bootstrap(resamples, seed)(macro_auroc, *both, stratify=False)}
 
@@ -220,7 +219,7 @@ class Multilabel(Task):
 
         A fold's table has its `threshold`; the table of several folds together has none.
         """
-        volumes, resamples = Results(results.scans or results.rows), self.config.eval.bootstrap
+        volumes, resamples = Results(_units(results)), self.config.eval.bootstrap
         interval = volumes.bootstrap(resamples, self.config.seed)
         labels, scores = self.labels_and_scores(volumes.rows)
         decisions = self.matrix(volumes.rows, "decision").astype(bool)
@@ -312,3 +311,13 @@ def _decisions(labels, decisions, at):
         if np.isnan(values).any():
             result[f"{name}_undefined"] = int(np.isnan(values).sum())
     return {name + at: value for name, value in result.items()}
+
+
+def _units(results):
+    """The rows that count: of scans where there are any, or else of the cases. UserError for a scan without its row."""
+    known = {row["id"] for row in results.scans}
+    lacking = {row["scan"] for row in results.rows if row.get("scan") not in (None, "", row["id"])} - known
+    if lacking:
+        wanted = "wanted its line in predictions_volumes.csv: delete the fold and run again"
+        raise UserError(f"scan {min(lacking)}: got its slices only, {wanted}")
+    return results.scans or results.rows

@@ -130,10 +130,10 @@ class Multitarget(Task):
     def infer(self, network, image, background, windows):
         """(1, outputs) probabilities: the mean over the windows that cover the case, or their scaled maximum."""
         found = self._probabilities(windows.each(network, image, background))
-        if self.config.eval.pool_windows == "mean":
-            return found.mean(0, keepdim=True).cpu()
-        highest = self._split(found.amax(0, keepdim=True))
-        return torch.cat([part / part.sum(1, keepdim=True) for part in highest], dim=1).cpu()
+        pooled = self.pooled(found)[None]
+        if self.config.eval.pool_windows == "max":
+            pooled = torch.cat([part / part.sum(1, keepdim=True) for part in self._split(pooled)], dim=1)
+        return pooled.cpu()
 
     @staticmethod
     def answer(tasks, parts, geometry):

@@ -48,8 +48,7 @@ class Regression(Task):
 
     def _scaled(self, network, image, background, windows):
         """0-d tensor, in training's scale: the mean or the maximum over the windows that cover the case."""
-        outputs = windows.each(network, image, background)[:, 0]
-        return outputs.max() if self.config.eval.pool_windows == "max" else outputs.mean()
+        return self.pooled(windows.each(network, image, background)[:, 0])
 
     def _in_unit(self, scaled):
         return float(scaled) * self.state["scale"] + self.state["mean"]

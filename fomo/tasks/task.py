@@ -1,7 +1,8 @@
 """What a task is: what the network is trained on, and what its outputs are worth.
 
 A new task is a subclass of Task in a file of its own, and a line in TASKS. Nothing else asks which task it is. A
-subclass that does not declare what stands in `_DECLARED` is refused when Python defines it.
+subclass that lacks one of `_DECLARED`, `_METHODS` or, unless it pretrains, `_PREDICTING` is refused when Python defines
+it.
 """
 
 import math
@@ -39,8 +40,8 @@ class Task:
     """The contract; what stands here is what most tasks leave as it is.
 
     A subclass declares
-    - mode: what `nets.build` builds, "segmentation", "classification" or "regression"; and `out_channels`, which may
-      depend on `state`;
+    - mode: what `nets.build` builds, "segmentation", "classification" or "regression"; and `out_channels`, of the
+      object, which may depend on `state`;
     - losses: the values of task.loss that it has, besides auto, which is the first of them; () for one loss of its own;
     - reads: the kind of label that it reads, see `data.cases.Wanted`;
     - columns: how many columns of a table it learns;
@@ -70,6 +71,7 @@ class Task:
     optional_volumes = ()  # those that it writes when asked
     single = None  # the column or volume that is the one answer of a case; None: it has several
     scored = ()  # columns of a row that `score` reads of files, the first always; (): all numbers
+    binary = False  # whether its one number is the probability of class 1, and `decision` the class
     predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
@@ -120,8 +122,6 @@ class Task:
         """What the parts of a split shall have equal shares of: of each case a class, a number, or a row of 0/1."""
         return [case.target for case in cases]
 
-    # ---------------------------------------------------------------------------------------- training
-
     def augmentation(self):
         """The augmentation of training batches, see `transforms`."""
         return loader.augmentation(self.config)
@@ -140,6 +140,10 @@ class Task:
         lacks and what was done instead; each becomes a `warn` line.
         """
         return ()
+
+    def pooled(self, values):
+        """(...), as eval.pool_windows says, of the values (N, ...) of the N windows that cover a case."""
+        return values.amax(0) if self.config.eval.pool_windows == "max" else values.mean(0)
 
     def wrap(self, network):
         """The network that is trained, around the one that the config names."""
@@ -164,8 +168,6 @@ class Task:
         """{name: number} for the `train` line, about the steps since the last call."""
         return {}
 
-    # -------------------------------------------------------------------------------------- evaluation
-
     def warnings(self, row):
         """Messages about an epoch, from its row of the history."""
         return ()
@@ -189,8 +191,6 @@ class Task:
     def outputs(self):
         """The Outputs of a network that tells classes apart, for pictures of where it looks."""
         return []
-
-    # ------------------------------------------------------------------------------- several networks
 
     def meaning(self):
         """{key: value} of what its outputs mean, which all that is used together or continued must share."""

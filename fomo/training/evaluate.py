@@ -49,6 +49,8 @@ def can_batch(config, task, network, cases):
 def _one_by_one(task, network, cases, windows, fold):
     """Yield the Answers of this rank's share of the cases."""
     for case in cases[dist.rank() :: dist.world_size()]:
+        if interrupt.requested():
+            return
         with memory.explained(lambda: memory.advise_evaluation(task, network, case, windows)):
             answer = task.predict(network, case, windows, fold)
         yield answer

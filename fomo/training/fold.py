@@ -14,17 +14,17 @@ from .loop import fit
 from .restore import restore
 
 
-def train_fold(config, number, parts, fold, log, progress=None):
+def train_fold(config, parts, fold, log, progress=None):
     """(task, network, best.pt): trained on parts["train"]; the best epoch is chosen, and calibrated, on parts["val"].
 
-    number: of the fold, for its random draws. parts: of prepared cases; of parts["test"] only the subjects matter.
+    parts: of prepared cases; of parts["test"] only the subjects matter.
     fold: its FoldFolder. progress: the clock of the run.
     """
     task = tasks.build(config)
     inspect(task, [case for cases in parts.values() for case in cases])
     for message in dist.together(lambda: task.fit(parts["train"], parts["val"])):
         log.warn(message)
-    network = build_network(config, task, number)
+    network = build_network(config, task, fold.number)
     if config.weights.path is not None:
         report = dist.together(lambda: start_from(config.weights, task, network))
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen

@@ -1,7 +1,7 @@
 """A trained network from its checkpoint."""
 
 from .. import kinds, tasks
-from ..config import UserError
+from ..config import UserError, one_line
 
 
 def restore(content, path, config=None, needs=()):
@@ -29,7 +29,7 @@ def restore(content, path, config=None, needs=()):
     try:
         network.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit the config: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{path}: its weights do not fit the config: {one_line(error)[:300]}") from error
     return config, task, network
 
 

@@ -420,7 +420,7 @@ def test_groups(tmp_path):
     assert [case.group for case in listed(tmp_path, 1, groups=str(table))] == ["site A", "site B"]
     for text, words in [
         ("subject,group\nsub_1,A\n", "no line for subject 'sub_2'"),
-        ("subject,site\nsub_1,A\n", "wanted subject,group"),
+        ("subject,site\nsub_1,A\n", "no column 'group'"),
         ("subject,group\nsub_1,A\nsub_2,B\nsub_1,B\n", "line 4"),
         ("subject,group\nsub_1,A\nsub_2,\n", "line 3"),
     ]:

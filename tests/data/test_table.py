@@ -71,6 +71,8 @@ def test_one_target_is_a_number_and_prediction_needs_no_labels(folder):
     assert [case.target for case in listed(folder, A, B, C, kind="regression", targets=("age",))] == [61.5, 70.0, 70.5]
     cases = listed(folder, "k,images/a.nii.gz", header="id,t1", labels=False)
     assert (cases[0].id, cases[0].subject, cases[0].target, cases[0].fold) == ("k", "k", None, None)
+    [case] = listed(folder, "k,p1,images/a.nii.gz", header="id,subject,t1", labels=False)
+    assert case.subject == "p1", "so that prediction knows whom a network was trained on"
 
 
 def test_numbers_are_sorted_as_numbers_and_zero_and_one_are_themselves(folder):

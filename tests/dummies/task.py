@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from fomo import losses
-from fomo.metrics import bootstrap_ci, mae
-from fomo.tasks.results import Answer, Results
+from fomo.metrics import mae
+from fomo.tasks.results import Answer
 from fomo.tasks.task import Columns, Task
 
 
@@ -31,20 +31,14 @@ class Count(Task):
 
     def predict(self, network, case, windows, fold=None):
         row, _ = self.answer([self], [self.infer(network, case.image(), case.background, windows)], None)
-        known = {"id": case.id, "subject": case.subject, "target": case.target}
-        return Answer({**known, **row, "loss": abs(row["prediction"] - case.target)})
+        return Answer.of(case, target=case.target, **row, loss=abs(row["prediction"] - case.target))
 
     def score(self, results):
-        targets, counts = _columns(results)
+        targets, counts = results.arrays("target", "prediction")
         return {"mae": mae(targets, counts), "exact": float(np.mean([r["whole"] == r["target"] for r in results.rows]))}
 
     def intervals(self, results, resamples, seed):
-        groups = [row["subject"] for row in results.rows]
-        return {"mae": bootstrap_ci(mae, *_columns(results), resamples, seed, groups=groups)}
-
-
-def _columns(results: Results):
-    return [np.array([float(row[name]) for row in results.rows]) for name in ("target", "prediction")]
+        return {"mae": results.bootstrap(resamples, seed)(mae, *results.arrays("target", "prediction"))}
 
 
 def register(monkeypatch):

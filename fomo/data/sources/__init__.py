@@ -123,9 +123,7 @@ def _check_images(data, cases):
 def _read_groups(path):
     """{subject: group} from a CSV with these two columns (and any others)."""
     groups = {}
-    for line, cells in read_rows(path, {}, "data.groups"):
-        if not {"subject", "group"} <= cells.keys():
-            raise UserError(f"{path}: got the columns {', '.join(cells)[:500]}, wanted subject,group")
+    for line, cells in read_rows(path, {f"data.groups, {name}": name for name in ("subject", "group")}, "data.groups"):
         subject, group = cells["subject"], cells["group"]
         if not subject or not group:
             raise UserError(f"{path}: line {line}: got subject '{subject[:80]}', group '{group[:80]}', wanted both")

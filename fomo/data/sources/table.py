@@ -30,8 +30,8 @@ _SHOWN = 5  # classes that an error names
 def list_table(data, wanted, labels, log=None):
     """The cases of `data.csv`; every mistake in it is a UserError that names file, line and column."""
     if not labels:
-        data, wanted = replace(data, subject_column=None, fold_column=None), Wanted("nothing")
-    rows = _read(data, wanted)
+        data, wanted = replace(data, fold_column=None), Wanted("nothing")
+    rows = _read(data, wanted, labels)
     columns = [_targets(data.csv, wanted, rows, name) for name in wanted.targets]
     if wanted.kind == "class" and not wanted.pretraining:
         _check_classes(data.csv, wanted, rows, columns)
@@ -44,7 +44,7 @@ def list_table(data, wanted, labels, log=None):
         if lines.setdefault(id, row.line) != row.line:
             _refuse(data.csv, row, data.id_column, f"'{id}' as in line {lines[id]}", "each id once")
         images = tuple(_image(data.csv, row, text, look) for text in data.channels)
-        subject = _filled(data.csv, row, data.subject_column) if data.subject_column else id
+        subject = _filled(data.csv, row, data.subject_column) if data.subject_column in row.cells else id
         folded, hint = data.fold_column in row.cells, "; data.fold_column=none: no such column"
         fold = sys.intern(_filled(data.csv, row, data.fold_column, hint)) if folded else None
         mask = _volume(data.csv, row, data.mask_column, look) if wanted.masked else None
@@ -55,9 +55,9 @@ def list_table(data, wanted, labels, log=None):
     return cases
 
 
-def _read(data, wanted):
+def _read(data, wanted, labels):
     required = {"data.id_column": data.id_column}
-    if data.subject_column is not None:
+    if labels and data.subject_column is not None:
         required["data.subject_column, or none: each line is its own subject"] = data.subject_column
     required.update({f"data.channels: {text}": text for text in data.channels if "|" not in text})
     if wanted.masked:

@@ -10,7 +10,7 @@ from ...space import patches
 from .classification import against_chance
 from .view import View, read_arrays
 
-_NEAR = 0.01  # of the largest entropy
+NEAR = 0.01  # of the largest entropy, and standard deviation: as good as collapsed
 
 
 def _verdict(run):
@@ -28,9 +28,9 @@ def _collapse(run):
     entropy = run.value("teacher_entropy")
     limits = f"between 0 and ln({run.config.task.out_dim}) = {number(largest, 3)}"
     found = f"the teacher's entropy is {number(entropy, 3)}, {limits}"
-    if entropy > (1 - _NEAR) * largest:
+    if entropy > (1 - NEAR) * largest:
         return f"Collapsed to equal outputs: {found}."
-    if entropy < _NEAR * largest:
+    if entropy < NEAR * largest:
         return f"Collapsed to one output: {found}."
     return f"No sign of collapse: {found}."
 
