@@ -103,7 +103,7 @@ def pretrained(tmp_path_factory):
     from fomo.data.phantoms import heads
 
     place = tmp_path_factory.mktemp("mae")
-    heads.make(place / "heads", "regression", 6, 24)
+    heads.make(place / "heads", 3, 6, 24)
     content = {
         "name": "mae",
         "output": str(place / "runs"),

@@ -17,13 +17,10 @@ def one_line(error):
 
 @contextlib.contextmanager
 def as_user_error(said, kinds=(OSError, UnicodeDecodeError)):
-    """Errors of these kinds in the block become a UserError, "said: error"; by default those of files.
-
-    A UserError, which is a ValueError, stays as it is unless it is asked for.
-    """
+    """Errors of these kinds in the block become a UserError, "said: error"; by default those of files."""
     try:
         yield
     except kinds as error:
-        if isinstance(error, UserError) and kinds is not UserError:
+        if isinstance(error, UserError) and kinds is not UserError:  # it is a ValueError, and says enough
             raise
         raise UserError(f"{said}: {error}") from error

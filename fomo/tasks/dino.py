@@ -62,6 +62,7 @@ class Dino(Task):
 
     def __init__(self, config):
         super().__init__(config)
+        self._views = self.augmentation()
         self._steps_per_epoch = None
         self._sums = None  # over the views of one step, see _add
         self._watched = []  # (entropy, std) of each step since the last look
@@ -76,10 +77,6 @@ class Dino(Task):
             return ()
         got = f"labelled subjects of each class among the {len(val)} validation cases: {', '.join(map(str, counts))}"
         return [f"{got}; wanted 2 or more of each for a probe: there is none, and the last epoch is kept"]
-
-    @functools.cached_property
-    def _views(self):
-        return self.augmentation()
 
     def augmentation(self):
         """Views of each patch instead of the patch."""

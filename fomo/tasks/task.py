@@ -1,8 +1,7 @@
 """What a task is: what the network is trained on, and what its outputs are worth.
 
 A new task is a subclass of Task in a file of its own, and a line in TASKS. Nothing else asks which task it is. A
-subclass that lacks one of `_DECLARED`, `_METHODS` or, unless it pretrains, `_PREDICTING` is refused when Python defines
-it.
+subclass that lacks one of `_DECLARED`, `_METHODS` or (unless it pretrains) `_PREDICTING` is refused at its definition.
 """
 
 import math

@@ -45,7 +45,7 @@ def shortcuts(case):
 
 def test_same_arguments_same_files_and_another_seed_other_ones(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        heads.make(str(tmp_path / name), "segmentation", cases=3, size=16, seed=seed)
+        heads.make(str(tmp_path / name), 2, cases=3, size=16, seed=seed)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.gz"))
     assert len(files) == 12
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)

@@ -143,7 +143,9 @@ def make_table(folder, options, name, subjects, seed):
     if os.path.exists(path):
         return path
     seed += 100 * options.data_seed
-    heads.make(root, task, subjects * 11 // 10 + 1, SIZE, seed=seed)
+    heads.make(
+        root, {"classification": 1, "segmentation": 2, "regression": 3}[task], subjects * 11 // 10 + 1, SIZE, seed=seed
+    )
     rows = []
     for number, subject in enumerate(sorted(os.listdir(os.path.join(root, "preprocessed")))[:subjects]):
         row, rng = {"id": subject, "subject": subject}, np.random.default_rng([seed, number])

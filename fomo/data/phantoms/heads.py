@@ -28,7 +28,6 @@ from ...runtime import files
 from ...space import volume
 
 VERSION = 1  # raise it when the images change
-TASKS = {"classification": 1, "segmentation": 2, "regression": 3, "mae": 1, "dino": 1}
 _COHORTS = ("both", "bright", "dark")
 _FIELD_MM = (160.0, 192.0, 152.0)  # right-left, posterior-anterior, inferior-superior
 _CODES = ("RAS", "LPS", "LAS", "PIR", "RSA")
@@ -56,14 +55,13 @@ _LESIONS = {
 
 
 def make(root, task, cases, size, seed=0):
-    """Write the data set of `task` (1, 2, 3, one of TASKS, or "table") to the new folder `root`.
+    """Write the data set of `task` (1, 2, 3 or "table") to the new folder `root`.
 
     cases: number of scans; one subject in ten has two. size: voxels along the longest axis (192 mm). The same
     arguments give the same files. The folder appears whole or not at all; FileExistsError where `root` has content.
     """
-    task = TASKS.get(task, task)
     if task not in (1, 2, 3, "table"):
-        raise ValueError(f"task: got {task!r}, wanted 1, 2, 3, table or one of {', '.join(TASKS)}")
+        raise ValueError(f"task: got {task!r}, wanted 1, 2, 3 or table")
     rows = []
     with files.new_folder(root) as folder:
         for scan in range(cases):
