@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, the real volumes when they are beside the checkout, tiny phantom configs and runs."""
 
+import csv
 import importlib.util
 import os
 import pathlib
@@ -213,3 +214,12 @@ def channel_paths(root, task, id):
     return {
         path.name.removesuffix(".nii.gz").removeprefix("ss_"): str(path) for path in sorted(folder.glob("*.nii.gz"))
     }
+
+
+def write_table(path, rows):
+    """Write a CSV of these rows, whatever their values, and return its path as text."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
