@@ -371,7 +371,7 @@ def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
     with pytest.raises(UserError, match="task.type=classification.*cannot predict together"):
         load_members(both, CPU)
     checkpoint.save(tmp_path / "foreign.pt", {"model": {"a": torch.ones(1)}})
-    with pytest.raises(UserError, match="no config, task in it"):
+    with pytest.raises(UserError, match="no config, task, subjects in it"):
         members_of(tmp_path / "foreign.pt")
     content = checkpoint.load(trained("regression") / "fold_1" / "best.pt")
     content["model"].pop("decoder.fc.bias")
