@@ -229,7 +229,10 @@ def joined(parts):
 
 def _write_results(folder, results, tables):
     found = {name: getattr(results, part) for part, name in TABLES.items() if getattr(results, part)}
-    found |= {f"{name}.csv": rows for name, rows in tables.items()}
+    own = {f"{name}.csv": rows for name, rows in tables.items()}
+    if taken := own.keys() & {*TABLES.values(), "results.csv", "history.csv", "fold_results.csv", AGGREGATED}:
+        raise ValueError(f"tables: got {', '.join(sorted(taken))}, wanted names that no other table of a run has")
+    found |= own
     for name, rows in found.items():
         files.write_csv(os.path.join(folder, name), rows)
 

@@ -11,12 +11,13 @@ import yaml
 from conftest import members_of, tool
 from dummies import network, source, task, transform
 
-from fomo import checkpoint, kinds, nets, tasks
+from fomo import checkpoint, kinds, metrics, nets, tasks
 from fomo.config import UserError
 from fomo.data import sources
+from fomo.data.cases import Case, Volume
 from fomo.runs import crossval
 from fomo.runtime import files
-from fomo.tasks.task import Task
+from fomo.tasks.task import Columns, Task
 
 
 @pytest.fixture
@@ -160,6 +161,10 @@ def test_what_a_task_does_not_declare_is_an_error_when_it_is_defined(lacking):
         ("stratum_kind", "continuos", "wanted one of .*continuous"),
         ("losses", "poisson", "wanted a tuple of names"),
         ("columns", 1, r"wanted Columns\(least, most, text\)"),
+        ("columns", Columns(1, 2, "two"), "wanted one column for reads='number'"),
+        ("reads", "nothing", "wanted a kind of label, as it does not pretrain"),
+        ("select", None, "wanted the name of a score"),
+        ("view", None, "wanted a View"),
     ],
 )
 def test_what_a_task_declares_wrongly_is_an_error_when_it_is_defined(name, value, wanted):
@@ -180,10 +185,12 @@ def test_what_a_task_declares_wrongly_is_an_error_when_it_is_defined(name, value
         ("keys", ("data.nope",)),
         ("columns", True),
         ("geometry", False),
+        ("geometry", "no"),
+        ("prepare", lambda cases, *_: cases),
     ],
 )
 def test_what_a_source_declares_wrongly_is_an_error_at_once(name, value):
-    with pytest.raises(ValueError, match="prepare: " if name == "geometry" else name):
+    with pytest.raises(ValueError, match="prepare: " if value is False else name):
         dataclasses.replace(source.TOYS, **{name: value})
 
 
@@ -206,3 +213,43 @@ def test_what_a_source_or_a_network_does_not_declare_is_an_error():
         sources.Source(list=source.list_toys, gives=("number",), needs=((), ""), keys=())
     with pytest.raises(TypeError, match="stride"):
         nets.Network(network.Tiny, sees="volume", modes=("regression",), head="head", one_voxel=True, mixes_batch=False)
+
+
+@pytest.mark.parametrize(
+    "listed", ["s0", Case("s0", 3, (Volume("a.npy"),)), Case("s0", "s0", ("a.npy",)), Case("s0", "s0", ())]
+)
+def test_what_a_source_lists_are_cases(registered, config_path, monkeypatch, listed):
+    monkeypatch.setitem(sources.SOURCES, "toys", dataclasses.replace(source.TOYS, list=lambda *_: [listed]))
+    config = kinds.load(config_path)
+    with pytest.raises(TypeError, match="data.source=toys: listed .*wanted a Case"):
+        sources.list_cases(config.data, tasks.wanted(config))
+
+
+@pytest.mark.parametrize("found", [{"mae": (0, 1)}, {"nope": metrics.Interval(0, 1, 2, 0)}])
+def test_intervals_are_of_the_scores(registered, config_path, monkeypatch, found):
+    monkeypatch.setattr(task.Count, "intervals", lambda *_: found)
+    with pytest.raises(TypeError, match="Count.intervals: got .*mae, exact"):
+        crossval.run(kinds.load(config_path))
+
+
+def test_a_table_of_a_task_does_not_replace_one_of_the_run(registered, config_path, monkeypatch):
+    monkeypatch.setattr(task.Count, "tables", lambda *_: {"predictions": [{"a": 1}]})
+    with pytest.raises(crossval.FoldsFailed, match="tables: got predictions.csv, wanted names that no other table"):
+        crossval.run(kinds.load(config_path))
+
+
+def test_a_soup_of_states_that_nobody_merges_is_refused(registered, config_path, monkeypatch, tmp_path):
+    def fit(self, train, val):
+        self.state["offset"] = sum(case.target for case in train)
+        return ()
+
+    monkeypatch.setattr(task.Count, "fit", fit)
+    with pytest.raises(UserError, match="soup: the folds have learned other values of 'offset', and Count.merge"):
+        crossval.run(kinds.load(config_path))
+    monkeypatch.setattr(task.Count, "training_state", ("offset",))
+    crossval.run(kinds.load(config_path))
+    first, soup = (
+        torch.load(tmp_path / "runs" / "counts" / name, weights_only=True)["task"]
+        for name in ("fold_1/best.pt", "final/soup.pt")
+    )
+    assert soup == first

@@ -31,6 +31,8 @@ def test_a_uniform_soup_is_the_mean_and_predicts_in_the_first_folds_units(traine
     lines = [lambda p, c=fold["task"]["bias_correction"]: (p - c[1]) / c[0] for fold in (*folds, mixed)]
     assert lines[2](50.0) == pytest.approx((lines[0](50.0) + lines[1](50.0)) / 2)
     assert mixed["soup"] == [1, 2]
+    with pytest.raises(UserError, match="best.pt of fold 2 names no subjects"):
+        soup.average([folds[0], {name: value for name, value in folds[1].items() if name != "subjects"}])
 
 
 def config_of(type, patch=(32, 32, 32), **model):

@@ -11,8 +11,9 @@ class UserError(ValueError):
 
 
 def one_line(error):
-    """The text of an error on one line; its type, if it has no text."""
-    return " ".join(str(error).split()) or repr(error)
+    """The text of an error on one line; with its type, if the text is empty or a key only."""
+    text = " ".join(str(error).split())
+    return repr(error) if not text or isinstance(error, KeyError) else text
 
 
 @contextlib.contextmanager

@@ -60,22 +60,29 @@ class Network:
         if lacking:
             yield f"it has no {', '.join(lacking)}"
             return
-        shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-        if mode in WHOLE_CASE and shapes.get(f"{self.head}.weight", ())[:1] != (out_channels,):
-            yield f"head: got {self.head!r}, wanted the layer whose weight has {out_channels} rows, one per output"
-        if network.stem not in shapes:
+        tuples = {name: getattr(network, name) for name in _PREFIXES}
+        tuples |= {f"stages[{i}]": stage for i, stage in enumerate(network.stages)}
+        for name in (name for name, value in tuples.items() if not isinstance(value, tuple)):
+            yield f"{name}: got {tuples[name]!r}, wanted a tuple of prefixes"
+            return
+        names = [name for name, _ in network.named_parameters()]
+        yield from _misplaced(network, names)
+        if mode in WHOLE_CASE:
+            yield from self._head_problems(network, out_channels)
+        if network.stem not in names:
             yield f"stem: got {network.stem!r}, wanted the name of a parameter"
-        for kind, prefix in [("head", network.head_prefixes), *(("encoder", p) for p in network.encoder_prefixes)]:
-            if not any(name.startswith(prefix) for name in shapes):
-                yield f"{kind}_prefixes: no parameter begins with {prefix!r}"
-        for name in shapes:
-            stages = sum(name.startswith(tuple(stage)) for stage in network.stages)
-            if stages != 1:
-                yield f"stages: {name} is in {stages} of them, wanted one"
         if network.saliency_layer not in dict(network.named_modules()):
             yield f"saliency_layer: got {network.saliency_layer!r}, wanted the name of a module"
         if self.recomputes and not hasattr(network, "checkpoint_activations"):
             yield "it recomputes, and has no checkpoint_activations"
+
+    def _head_problems(self, network, out_channels):
+        weight = dict(network.named_parameters()).get(f"{self.head}.weight")
+        if weight is None or len(weight) != out_channels or not f"{self.head}.".startswith(network.head_prefixes):
+            wanted = f"a layer in head_prefixes whose weight has {out_channels} rows, one per output"
+            yield f"head: got {self.head!r}, wanted {wanted}"
+        if not hasattr(network, "features"):
+            yield "it has no method `features`"
 
     def siblings(self, mode, networks):
         """Names of the networks of the same class that have `mode`."""
@@ -128,3 +135,16 @@ class Network:
                 plain = str(PLAIN[option]).lower().removesuffix(".0")  # as YAML writes it
                 others = ", ".join(other for other, network in networks.items() if option in network.options)
                 yield option, f"{plain} for model.name={name}: of {others} only"
+
+
+def _misplaced(network, names):
+    for kind, prefix in [("head", network.head_prefixes), *(("encoder", p) for p in network.encoder_prefixes)]:
+        if not any(name.startswith(prefix) for name in names):
+            yield f"{kind}_prefixes: no parameter begins with {prefix!r}"
+    for name in names:
+        stages = sum(name.startswith(stage) for stage in network.stages)
+        if stages != 1:
+            yield f"stages: {name} is in {stages} of them, wanted one"
+    for name in names:
+        if name.startswith(network.head_prefixes) != name.startswith(network.stages[-1]):
+            yield f"head_prefixes, stages: {name} is in one of head and last stage, wanted the head as last stage"

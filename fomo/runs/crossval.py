@@ -199,7 +199,7 @@ def run_folds(config, numbers, splits, by_id, folder, log):
             if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise
             log.error(one_line(error), kind=type(error).__name__)
-            failures.append((fold.number, isinstance(error, dist.OtherRankFailed), str(error)))
+            failures.append((fold.number, isinstance(error, dist.OtherRankFailed), one_line(error)))
 
     if mode == "ddp":
         for number in open_folds:

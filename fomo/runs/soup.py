@@ -17,6 +17,8 @@ def average(checkpoints):
     validation cases (a threshold, a bias correction) is merged as the task says: no case is new to all folds.
     """
     first = checkpoints[0]
+    if old := [checkpoint["fold"] for checkpoint in checkpoints if "subjects" not in checkpoint]:
+        raise UserError(f"soup: best.pt of fold {old[0]} names no subjects: an older version wrote it, train it again")
     _check_alike(first["config"], [checkpoint["config"] for checkpoint in checkpoints[1:]])
     config = kinds.from_dict(first["config"], "soup")
     task, head = tasks.kind(config), nets.NETWORKS[config.model.name].head
@@ -28,7 +30,7 @@ def average(checkpoints):
         values = torch.stack([model[name] for model in models])
         mean[name] = values.double().mean(0).to(value.dtype) if value.is_floating_point() else value
     content = {"model": mean, "config": first["config"], "fold": 0, "step": 0, "epoch": 0, "scores": {}}
-    content["task"] = {**first["task"], **task.merge(states)}
+    content["task"] = _merged(task, states)
     content["subjects"] = sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]})
     content["calibrated"] = all(checkpoint.get("calibrated", False) for checkpoint in checkpoints)
     return content | {"soup": [checkpoint["fold"] for checkpoint in checkpoints]}
@@ -54,6 +56,15 @@ def _check_alike(first, others):
                 raise UserError(f"soup: the checkpoints differ in {section}.{changed[0]}, wanted folds of one run")
     if first["weights"]["path"] is None:
         raise UserError("soup: the folds started from different random weights (weights.path=none): use an ensemble")
+
+
+def _merged(task, states):
+    merged = task.merge(states)
+    for key, value in states[0].items():
+        if key not in (*merged, *task.training_state) and any(state[key] != value for state in states):
+            why = f"the folds have learned other values of '{key}', and {task.__name__}.merge does not say their mean"
+            raise UserError(f"soup: {why}: use an ensemble (cv.final=ensemble)")
+    return {**states[0], **merged}
 
 
 def _in_units(model, head, own, wanted):

@@ -18,6 +18,7 @@ class Classification(Task):
     reads, columns = "class", ONE_OR_MORE
     select, higher_is_better = "auroc", True
     stratum_kind = "class"
+    training_state = ("class_weights",)
     binary = True
     keys = ("eval.pool_windows", "eval.threshold", "data.crop_position")
     options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")

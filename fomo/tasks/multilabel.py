@@ -28,6 +28,7 @@ class Multilabel(Task):
     reads, columns = "flags", ONE_OR_MORE
     select, higher_is_better = "volume_auroc_macro", True
     stratum_kind = "multilabel"
+    training_state = ("pos_weight",)
     keys = ("task.focal_alpha", "data.crop_position", *_EVAL_KEYS)
     options = ("task.class_weights", "task.label_smoothing", "augment.mix", "eval.saliency")
     view = view.VIEW

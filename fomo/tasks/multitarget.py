@@ -24,6 +24,7 @@ class Multitarget(Task):
     reads, columns = "class", ONE_OR_MORE
     select, higher_is_better = "auroc_macro", True
     stratum_kind = "multilabel"  # of one target "class"
+    training_state = ("class_weights",)
     keys = ("eval.pool_windows", "data.crop_position")
     options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")
     view = view.VIEW

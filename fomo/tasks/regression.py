@@ -19,6 +19,7 @@ class Regression(Task):
     reads, columns = "number", Columns(1, 1, "one column")
     select, higher_is_better = "mae", False
     stratum_kind = "continuous"
+    training_state = ("training_mean", "mean", "scale")
     out_channels = 1
     keys = ("task.label_scaling", "eval.pool_windows", "data.crop_position")
     view = view.VIEW

@@ -25,6 +25,7 @@ class Segmentation(Task):
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
     select, higher_is_better = "dice", True
     stratum_kind = "class"
+    training_state = ("class_weights",)
     keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
     options = ("task.classes", "task.class_weights", "task.activation", "model.deep_supervision", "eval.postprocess")
     view = view.VIEW

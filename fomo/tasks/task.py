@@ -21,7 +21,7 @@ _CHOICES = {
     "higher_is_better": (True, False),
     "stratum_kind": ("class", "continuous", "multilabel"),
 }
-_NAMES = ("losses", "keys", "options", "volumes", "optional_volumes", "scored")
+_NAMES = ("losses", "keys", "options", "volumes", "optional_volumes", "scored", "training_state")
 
 
 class Columns(NamedTuple):
@@ -73,17 +73,23 @@ class Task:
     binary = False  # whether its one number is the probability of class 1, and `decision` the class
     predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
+    training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
 
     def __init_subclass__(cls):
-        needed = (*_DECLARED, *_METHODS, *(() if cls.pretrains else _PREDICTING))
-        lacking = [name for name in needed if not hasattr(cls, name)]
+        methods = (*_METHODS, *(() if cls.pretrains else _PREDICTING))
+        lacking = [name for name in _DECLARED if not hasattr(cls, name)]
+        lacking += [name for name in methods if not callable(getattr(cls, name, None))]
         if lacking:
             raise TypeError(f"{cls.__name__}: declares no {', '.join(lacking)}: see fomo/tasks/task.py")
         for name, fits, wanted in (
             *((name, getattr(cls, name) in choices, f"one of {choices}") for name, choices in _CHOICES.items()),
             *((name, isinstance(getattr(cls, name), tuple), "a tuple of names") for name in _NAMES),
             ("columns", isinstance(cls.columns, Columns), "Columns(least, most, text)"),
+            ("columns", cls.reads != "number" or getattr(cls.columns, "most", 1) == 1, "one column for reads='number'"),
+            ("reads", cls.reads != "nothing" or cls.pretrains, "a kind of label, as it does not pretrain"),
+            ("select", isinstance(cls.select, str), "the name of a score"),
+            ("view", isinstance(cls.view, View), "a View"),
         ):
             if not fits:
                 raise TypeError(f"{cls.__name__}.{name}: got {getattr(cls, name)!r}, wanted {wanted}")
@@ -203,7 +209,10 @@ class Task:
 
     @staticmethod
     def merge(states):
-        """{key: value} of what was fitted on validation cases, for the mean of several networks' weights."""
+        """{key: value} of what was fitted on validation cases, for the mean of several networks' weights.
+
+        A key in which the states differ, and that stands neither here nor in `training_state`, is an error.
+        """
         return {}
 
     @staticmethod

@@ -13,7 +13,7 @@ def restore(content, path, config=None, needs=()):
     """
     lacking = ", ".join(name for name in ("model", "config", "task", *needs) if name not in content)
     if lacking:
-        raise UserError(f"{path}: no {lacking} in it, wanted a checkpoint that train.py or cv.py wrote (best.pt)")
+        raise UserError(f"{path}: no {lacking} in it, wanted best.pt as this version of train.py or cv.py writes it")
     if not content.get("calibrated"):
         wanted = "wanted best.pt of a fold that is trained to its end"
         raise UserError(f"{path}: nothing was fitted on validation cases for it yet, {wanted}")

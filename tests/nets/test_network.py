@@ -210,10 +210,12 @@ def test_the_dummy_says_all_that_the_house_asks():
 @pytest.mark.parametrize(
     "name, value, words",
     [
-        ("head", "level2.0", "head: got 'level2.0', wanted the layer whose weight has 3 rows"),
+        ("head", "level2.0", "head: got 'level2.0', wanted a layer in head_prefixes whose weight has 3 rows"),
         ("stem", "level9.weight", "stem: got 'level9.weight'"),
         ("encoder_prefixes", ("levle",), r"encoder_prefixes: no parameter begins with 'levle'"),
         ("stages", (("level",),), "stages: head.weight is in 0 of them, wanted one"),
+        ("stages", ("level", "head"), r"stages.0.: got 'level', wanted a tuple of prefixes"),
+        ("head_prefixes", ("level2.",), "level2.0.weight is in one of head and last stage"),
         ("saliency_layer", "level7", "saliency_layer: got 'level7'"),
         ("recomputes", True, "no checkpoint_activations"),
     ],

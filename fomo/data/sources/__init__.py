@@ -18,7 +18,7 @@ import os
 from dataclasses import replace
 
 from ...config import UserError
-from ..cases import ID_WANTED, looks_at_files, names_a_file
+from ..cases import ID_WANTED, Case, Volume, looks_at_files, names_a_file
 from ..spreadsheet import read_rows
 from .phantom import PHANTOM
 from .sessions import FOMO1, FOMO2, FOMO3
@@ -57,6 +57,7 @@ def list_cases(data, wanted, labels=True, log=None):
     if not cases:
         place = data.csv or data.root or f"data.source={data.source}"
         raise UserError(f"{place}: no cases found, wanted the {data.source} layout (see README, data layouts)")
+    _check_kinds(data.source, cases)
     _check_ids(cases)
     if labels:
         _check_images(data, cases)
@@ -81,6 +82,14 @@ def prepare(cases, data, wanted, log=None, workers=None):
     workers: processes (0: this one; None: data.prepare_workers). log: for progress and warnings.
     """
     return of(data).prepare(cases, data, wanted, log, workers)
+
+
+def _check_kinds(source, cases):
+    for case in cases:
+        fits = isinstance(case, Case) and all(isinstance(text, str) for text in (case.id, case.subject))
+        fits = fits and isinstance(case.images, tuple) and all(isinstance(image, Volume) for image in case.images)
+        if not fits or not case.images or not isinstance(case.target, float | int | tuple | None):
+            raise TypeError(f"data.source={source}: listed {case!r}, wanted a Case as fomo/data/cases.py says")
 
 
 def _check_ids(cases):

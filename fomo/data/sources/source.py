@@ -19,7 +19,8 @@ class Source:
         without labels: by them prediction warns of cases that a network was trained on.
     gives: the kinds of labels (Wanted.kind) that it can have.
     needs: keys of which at least one must be set, and what the user should give: (("data.root",), "the folder ...").
-    geometry: whether its images are volumes that lie in space, which are preprocessed and can be cut into patches.
+    geometry: whether its images are volumes that lie in space, which are preprocessed and can be cut into patches, in
+        the formats of `cases.read_volume`. Otherwise they are slices of CT, which --slices and --volumes predict.
     keys: keys of the config that not all sources read, besides those of all volumes.
     options: keys of the config that only this source takes; elsewhere another value than the default is an error.
     reads_csv, reads_root: whether it reads data.csv and data.root.
@@ -56,11 +57,16 @@ class Source:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted a function")
         if not isinstance(self.gives, tuple) or not self.gives or not set(self.gives) <= set(VOLUME_LABELS):
             raise ValueError(f"gives: got {self.gives!r}, wanted a tuple of {', '.join(VOLUME_LABELS)}")
-        if len(self.needs) != 2 or isinstance(self.needs[0], str) or not isinstance(self.needs[1], str):
+        for name in ("geometry", "reads_csv", "reads_root", "one_channel"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
+        keys, text = self.needs if isinstance(self.needs, tuple) and len(self.needs) == 2 else (None, None)
+        if not isinstance(keys, tuple) or not isinstance(text, str):
             raise ValueError(f"needs: got {self.needs!r}, wanted (keys, what the user should give)")
         check_declared("keys, options, needs", (*self.keys, *self.options, *self.needs[0]))
-        if not self.geometry and self.prepare is cache.prepare:
-            raise ValueError("prepare: got that of volumes, wanted a function of its own for geometry=False")
+        if self.geometry == (self.prepare is not cache.prepare):
+            wanted = "that of volumes" if self.geometry else "a function of its own"
+            raise ValueError(f"prepare: got {self.prepare!r}, wanted {wanted} for geometry={self.geometry}")
 
     @property
     def own_keys(self):
