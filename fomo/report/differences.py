@@ -63,9 +63,8 @@ def _check(runs):
     first = runs[0]
     place, kind = first.folder.path, first.config.task.type
     if not first.task.view.per_case:
-        raise UserError(
-            f"{place}: runs of task.type={kind} have no number per case to compare (`per_case` of its View)"
-        )
+        why = "nothing to compare case by case: the task's view has no `per_case`"
+        raise UserError(f"{place}: runs of task.type={kind} have {why}")
     for run in runs:
         if not run.complete:
             done = f"{len(run.finished)} of {len(run.splits)} folds are finished"
