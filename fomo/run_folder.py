@@ -19,6 +19,7 @@ from .tasks import Results
 
 LOG, SUMMARY, AGGREGATED = "log.txt", "summary.json", "aggregated_results.csv"
 TABLES = {"rows": "predictions.csv", "scans": "predictions_volumes.csv"}  # of Results
+_SCORES, _FOLD_SCORES, _HISTORY = "results.csv", "fold_results.csv", "history.csv"
 _LOCK, _MASKS = ".lock", "masks"
 
 
@@ -110,7 +111,7 @@ class RunFolder:
 
     def write_scores(self, fold_rows, aggregated, summary):
         """Write the scores of the folds, what they give together, and the summary, which comes last."""
-        files.write_csv(os.path.join(self.path, "fold_results.csv"), fold_rows)
+        files.write_csv(os.path.join(self.path, _FOLD_SCORES), fold_rows)
         files.write_csv(os.path.join(self.path, AGGREGATED), aggregated)
         files.write_json(self.summary_path, summary)
 
@@ -129,7 +130,7 @@ class FoldFolder:
         self.best, self.last, self.previous = inside("best.pt"), inside("last.pt"), inside("last.previous.pt")
         self.log_path, self.tensorboard, self.masks = inside(LOG), inside("tensorboard"), inside(_MASKS)
         self.rows_path, self._scans_path = inside(TABLES["rows"]), inside(TABLES["scans"])
-        self._history, self._scores = inside("history.csv"), inside("results.csv")
+        self._history, self._scores = inside(_HISTORY), inside(_SCORES)
         self.neighbours = inside("neighbours.npz")
 
     def make(self):
@@ -230,7 +231,7 @@ def joined(parts):
 def _write_results(folder, results, tables):
     found = {name: getattr(results, part) for part, name in TABLES.items() if getattr(results, part)}
     own = {f"{name}.csv": rows for name, rows in tables.items()}
-    if taken := own.keys() & {*TABLES.values(), "results.csv", "history.csv", "fold_results.csv", AGGREGATED}:
+    if taken := own.keys() & {*TABLES.values(), _SCORES, _FOLD_SCORES, _HISTORY, AGGREGATED}:
         raise ValueError(f"tables: got {', '.join(sorted(taken))}, wanted names that no other table of a run has")
     found |= own
     for name, rows in found.items():

@@ -8,7 +8,7 @@ import zipfile
 
 import torch
 
-from ..config import UserError
+from ..config import UserError, one_line
 from ..runtime import files
 
 # what torch.load raises on damaged, foreign and random bytes
@@ -33,7 +33,7 @@ def save(path, content, previous=None):
         with files.replacing(os.path.abspath(path), durable=True, previous=previous) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's writer
-        why = _one_line(error)
+        why = one_line(error)[:200]
         raise UserError(f"cannot write the checkpoint {path}: {why}; check the folder and its free space") from error
 
 
@@ -45,7 +45,7 @@ def load(path):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file, wanted a checkpoint") from error
     except _UNREADABLE as error:
-        raise UserError(f"{path}: not a readable checkpoint: {_one_line(error)}") from error
+        raise UserError(f"{path}: not a readable checkpoint: {one_line(error)[:200]}") from error
     if damaged:
         raise UserError(f"{path}: not a readable checkpoint: the checksum of its part {damaged} is wrong")
     return read(path)
@@ -63,7 +63,7 @@ def read(path, trust=False):
             got = f"it holds {foreign[1]}, not only tensors and plain data, and reading that can run code"
             advice = "if you trust where the file comes from, set weights.trust=true"
             raise UserError(f"{path}: {got}: {advice}") from error
-        raise UserError(f"{path}: not a readable checkpoint: {_one_line(error)}") from error
+        raise UserError(f"{path}: not a readable checkpoint: {one_line(error)[:200]}") from error
     if not isinstance(content, dict):
         got = type(content).__name__
         raise UserError(f"{path}: holds a {got}, wanted a dict of tensors (a checkpoint or state dict)")
@@ -81,8 +81,3 @@ def _check_plain(value, where):
             _check_plain(item, f"{where}[{i}]")
     elif type(value) not in (torch.Tensor, torch.nn.Parameter, str, int, float, bool, type(None)):
         raise TypeError(f"{where}: got {type(value).__name__}, wanted tensors, text, numbers, lists and dicts only")
-
-
-def _one_line(error):
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

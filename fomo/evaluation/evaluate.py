@@ -45,8 +45,8 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     task = tasks.build(config.Config(seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
     summarize, hidden = _SUMMARIES.get(task.reads, (_of_targets, None))
     with as_user_error(predictions, ValueError):  # of the metrics
-        intervals = task.intervals(Results(rows), resamples, seed) if resamples else {}
-        summary = summarize(task, rows, task.score(Results(rows)), intervals)
+        scores = task.score(Results(rows))
+        summary = summarize(task, rows, scores, task.intervals_of(scores, Results(rows), resamples, seed))
     shown = [{name: value for name, value in row.items() if name != hidden} for row in rows]
     return type(task).__name__.lower(), shown, {**summary, **counts}
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from . import checks
+from .conv import Conv3d
 
 _STRIDE = 8  # the encoder halves each axis three times
 
@@ -107,5 +108,5 @@ class _Up(nn.Module):
 
 
 def _convolution(channels_in, channels_out):
-    layers = OrderedDict(conv1=nn.Conv3d(channels_in, channels_out, 3, padding=1), bn1=_BatchNorm(channels_out))
+    layers = OrderedDict(conv1=Conv3d(channels_in, channels_out, 3, padding=1), bn1=_BatchNorm(channels_out))
     return nn.Sequential(layers | {"activation": nn.ReLU(inplace=True)})

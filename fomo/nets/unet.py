@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from . import checks, norm
+from .conv import Conv3d
 
 _STRIDE = 16  # the encoder halves each axis four times
 
@@ -75,7 +76,7 @@ class _Level(nn.Sequential):
         super().__init__()
         for i in range(1, convolutions + 1):
             block = nn.Sequential()
-            block.add_module("conv", nn.Conv3d(channels_in, channels_out, 3, padding=1))
+            block.add_module("conv", Conv3d(channels_in, channels_out, 3, padding=1))
             block.add_module("norm", norm.InstanceNorm(channels_out, eps=1e-5, affine=True))
             block.add_module("activation", nn.LeakyReLU(0.01, inplace=True))
             self.add_module(f"conv{i}", block)

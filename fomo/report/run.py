@@ -46,11 +46,11 @@ class Run:
             }
         if not results.rows:
             return {}
-        task, resamples = self.task, self.config.eval.bootstrap
-        intervals = task.intervals(results, resamples, self.config.seed) if resamples else {}
+        task = self.task
         # a pretraining is also scored on features, which no table holds
         scores = self.fold(self.finished[0]).scores() if task.pretrains else task.score(results)
         found = {name: {"pooled": float(value), "cases": len(results.rows)} for name, value in scores.items()}
+        intervals = task.intervals_of(scores, results, self.config.eval.bootstrap, self.config.seed)
         for name, interval in intervals.items():
             found[name].update(pooled_low=interval.low, pooled_high=interval.high)
         return found

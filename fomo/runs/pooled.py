@@ -21,7 +21,7 @@ def aggregate(config, folder, log):
     fold_rows = [{"fold": n, "cases": len(part.rows), **own} for n, part, own in zip(numbers, parts, scores)]
     results = run_folder.joined(parts)
     pooled = scores[-1] if task.pretrains else task.score(results)
-    intervals = _intervals(task, results, config, pooled) if config.eval.bootstrap else {}
+    intervals = task.intervals_of(pooled, results, config.eval.bootstrap, config.seed)
     count = len(results.rows)
     aggregated = [_aggregated(name, pooled[name], intervals.get(name), fold_rows, count) for name in pooled]
     by_id = tasks.Results(*(sorted(part, key=lambda row: row["id"]) for part in results))
@@ -47,14 +47,6 @@ def _read(fold, part, splits):
     if [row["id"] for row in results.rows] != sorted(splits[fold.number - 1][part]):
         raise UserError(f"{fold.rows_path} does not hold the fold's {part} cases: delete {fold.path} and run again")
     return results
-
-
-def _intervals(task, results, config, scores):
-    found = task.intervals(results, config.eval.bootstrap, config.seed)
-    if not all(name in scores and isinstance(one, metrics.Interval) for name, one in found.items()):
-        wanted = f"{{metric: metrics.Interval}} of {', '.join(scores)}"
-        raise TypeError(f"{type(task).__name__}.intervals: got {found!r}, wanted {wanted}")
-    return found
 
 
 def _aggregated(name, pooled, interval, fold_rows, cases):

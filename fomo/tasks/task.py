@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..config import check_declared
 from ..data import loader
 from ..data.cases import Wanted
+from ..metrics import Interval
 from .results import Results
 from .views.view import View
 
@@ -184,6 +185,14 @@ class Task:
     def finish(self, answers, fold=None):
         """The Results of some Answers, with what was fitted applied; `fold` as in `predict`, on all ranks."""
         return Results([answer.row for answer in answers], kept=[answer.kept for answer in answers])
+
+    def intervals_of(self, scores, results, resamples, seed):
+        """The `intervals` of some of its `scores`; none without resamples."""
+        found = self.intervals(results, resamples, seed) if resamples else {}
+        if not all(name in scores and isinstance(interval, Interval) for name, interval in found.items()):
+            wanted = f"{{metric: metrics.Interval}} of {', '.join(scores)}"
+            raise TypeError(f"{type(self).__name__}.intervals: got {found!r}, wanted {wanted}")
+        return found
 
     def doubts(self, scores):
         """(message, number of cases) of what the scores of a test part show to be wrong."""

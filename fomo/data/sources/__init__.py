@@ -57,7 +57,7 @@ def list_cases(data, wanted, labels=True, log=None):
     if not cases:
         place = data.csv or data.root or f"data.source={data.source}"
         raise UserError(f"{place}: no cases found, wanted the {data.source} layout (see README, data layouts)")
-    _check_kinds(data.source, cases)
+    _check_cases(data.source, cases)
     _check_ids(cases)
     if labels:
         _check_images(data, cases)
@@ -84,7 +84,7 @@ def prepare(cases, data, wanted, log=None, workers=None):
     return of(data).prepare(cases, data, wanted, log, workers)
 
 
-def _check_kinds(source, cases):
+def _check_cases(source, cases):
     for case in cases:
         fits = isinstance(case, Case) and all(isinstance(text, str) for text in (case.id, case.subject))
         fits = fits and isinstance(case.images, tuple) and all(isinstance(image, Volume) for image in case.images)
