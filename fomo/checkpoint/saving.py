@@ -1,8 +1,6 @@
 """Checkpoint files: written at once, and read as plain data."""
 
 import os
-import pickle
-import re
 import struct
 import zipfile
 
@@ -10,10 +8,11 @@ import torch
 
 from ..config import UserError, one_line
 from ..runtime import files
+from . import unpickling
 
-# what torch.load raises on damaged, foreign and random bytes
+# what `zipfile`, `pickletools` and torch raise on damaged, foreign and random bytes
 _BUILT_IN = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ImportError)
-_OTHERS = (AssertionError, MemoryError, OverflowError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile)
+_OTHERS = (AssertionError, MemoryError, OverflowError, struct.error, zipfile.BadZipFile)
 _UNREADABLE = (*_BUILT_IN, *_OTHERS)
 
 
@@ -51,19 +50,19 @@ def load(path):
     return read(path)
 
 
-def read(path, trust=False):
-    """The dict in any file of torch.save, on the CPU. trust: reading it may run code; else it must be plain data."""
+def read(path):
+    """The dict in any file of torch.save, on the CPU, with `unpickling.Placeholder`s for what is no plain data."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust)
+        content = unpickling.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except unpickling.Unreadable as error:
+        raise UserError(f"{path}: {one_line(error)[:300]}") from error
     except _UNREADABLE as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))  # "Unsupported global: GLOBAL argparse.Namespace was not .."
-        if isinstance(error, pickle.UnpicklingError) and foreign:
-            got = f"it holds {foreign[1]}, not only tensors and plain data, and reading that can run code"
-            advice = "if you trust where the file comes from, set weights.trust=true"
-            raise UserError(f"{path}: {got}: {advice}") from error
         raise UserError(f"{path}: not a readable checkpoint: {one_line(error)[:200]}") from error
+    if isinstance(content, unpickling.Placeholder):
+        got = f"a pickled object ({one_line(content.name)[:100]})"
+        raise UserError(f"{path}: holds {got}, wanted a dict of tensors: save its state_dict() instead")
     if not isinstance(content, dict):
         got = type(content).__name__
         raise UserError(f"{path}: holds a {got}, wanted a dict of tensors (a checkpoint or state dict)")

@@ -29,7 +29,7 @@ class LoadReport(NamedTuple):
         return {name: len(getattr(self, name)) for name in ("loaded", "new", "adapted", "ignored")}
 
 
-def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, trust=False):
+def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None):
     """Copy the weights in the file `path` into `model` and return a LoadReport; on any error the model is untouched.
 
     The file is one of ours (`model`), Lightning's (`state_dict`), SuPreM's (`net`) or a plain state dict. Prefixes that
@@ -55,7 +55,7 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
     """
     if stem not in ("repeat", "mean", "reinit"):
         raise ValueError(f"stem: got {stem!r}, wanted 'repeat', 'mean' or 'reinit'")
-    own, content = model.state_dict(), read(path, trust)
+    own, content = model.state_dict(), read(path)
     file, foreign = _find_tensors(content, own, path)
     allow_new = _may_be_new(model, file) if allow_new is None else allow_new
     allow_unused = getattr(model, "unused_prefixes", ()) if allow_unused is None else allow_unused

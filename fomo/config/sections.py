@@ -124,6 +124,12 @@ class Model:
     name: str = key("unet_b", "network")
     width: int | None = key(None, "channels of the first level (none: the network's own, 32 or 64)", low=1)
     deep_supervision: bool = key(False, "segmentation: losses on the coarser levels as well")
+    skips: bool = key(True, "resenc_unet pretraining: skip connections (false: as the FOMO26 baseline pretrains)")
+    skip_pooling: str = key(
+        "average",
+        "resenc_unet: how halving blocks pool what they skip; maximum: for classifiers of the FOMO26 baseline",
+        "average|maximum",
+    )
     dropout: float = key(0.0, "2D networks: dropout in front of the output layer", low=0, high=0.9)
     attention: str = key("none", "2D networks: attention on the feature maps, before pooling", "none|se|cbam")
     multiscale: bool = key(False, "2D networks: fuse the feature maps at 1/8, 1/16 and 1/32, not only read the last")

@@ -31,6 +31,7 @@ def build(name, in_channels, out_channels, mode="segmentation", width=None, **op
     width: channels of the first level; None: the network's own.
     options: `network.PLAIN` has their names and defaults.
         deep_supervision: segmentation also returns coarser logits while gradients are on.
+        skips, skip_pooling ("average", "maximum"): of the residual-encoder U-Nets, see `resenc.ResEncUNet`.
         dropout, attention ("none", "se", "cbam"), multiscale, pooling ("mean", "max", "mean_max"): of the 2D networks,
         see `resnet.ResNet`.
 

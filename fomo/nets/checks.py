@@ -17,6 +17,14 @@ def counts(**values):
             raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
 
 
+def fitting(size, stride):
+    """The smallest size (X, Y, Z) that holds `size` and that `volumes` takes."""
+    fit = [max(1, -(-n // stride)) * stride for n in size]
+    if max(fit) == stride:
+        fit[size.index(max(size))] = 2 * stride
+    return tuple(fit)
+
+
 def volumes(x, channels, stride):
     """x: (B, channels, X, Y, Z), for a U-Net whose bottleneck has one voxel for each `stride` voxels of an axis.
 
@@ -26,8 +34,8 @@ def volumes(x, channels, stride):
     if x.ndim != 5 or x.shape[1] != channels:
         raise ValueError(f"input: got shape {tuple(x.shape)}, wanted (B, {channels}, X, Y, Z)")
     if any(n % stride or n == 0 for n in size):
-        fit = tuple(max(1, -(-n // stride)) * stride for n in size)
-        raise ValueError(f"input: got size {size}, wanted multiples of {stride}: pad or crop, for example to {fit}")
+        advice = f"pad or crop, for example to {fitting(size, stride)}"
+        raise ValueError(f"input: got size {size}, wanted multiples of {stride}: {advice}")
     if size == (stride,) * 3:
-        wanted = f"at least one axis of {2 * stride}"
+        wanted = f"at least one axis of {2 * stride}: pad, for example to {fitting(size, stride)}"
         raise ValueError(f"input: got size {size}, which leaves one voxel at the bottleneck: wanted {wanted}")

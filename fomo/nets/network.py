@@ -7,7 +7,15 @@ from . import checks
 from .checks import MODES, WHOLE_CASE
 
 # the value of each option of `build` that leaves a network as it is
-PLAIN = dict(deep_supervision=False, dropout=0.0, attention="none", multiscale=False, pooling="mean")
+PLAIN = dict(
+    deep_supervision=False,
+    skips=True,
+    skip_pooling="average",
+    dropout=0.0,
+    attention="none",
+    multiscale=False,
+    pooling="mean",
+)
 _PREFIXES = ("head_prefixes", "encoder_prefixes", "new_prefixes", "unused_prefixes")
 _ATTRIBUTES = ("stem", *_PREFIXES, "stages", "saliency_layer")
 _HALVED = {2: "once", 4: "two times", 8: "three times", 16: "four times", 32: "five times"}

@@ -10,6 +10,8 @@ _VOLUME = dict(sees="volume", one_voxel=False)
 _UNET = dict(source=("unet", "UNet"), **_VOLUME, stride=16, mixes_batch=False, recomputes=True)
 _WHOLE = dict(modes=MODES, head="decoder.fc", options=("deep_supervision",))
 _LIGHT = dict(modes=("segmentation",), head=None, options=("deep_supervision",), lacks="the light decoder has no head")
+_RESENC = dict(source=("resenc", "ResEncUNet"), **_VOLUME, stride=32, mixes_batch=False, recomputes=True)
+_RESIDUAL = dict(modes=MODES, head="decoder.fc", options=("deep_supervision", "skips", "skip_pooling"))
 _READOUT = ("dropout", "attention", "multiscale", "pooling")
 _IMAGES = dict(sees="slice", stride=32, modes=WHOLE_CASE, one_voxel=False, mixes_batch=False, options=_READOUT)
 
@@ -18,6 +20,9 @@ NETWORKS = {
     "unet_xl": Network(**_UNET, **_WHOLE, arguments={"width": 64}),
     "unet_b_lw_dec": Network(**_UNET, **_LIGHT, arguments={"width": 32, "light_decoder": True}),
     "unet_xl_lw_dec": Network(**_UNET, **_LIGHT, arguments={"width": 64, "light_decoder": True}),
+    "resenc_unet_s": Network(**_RESENC, **_RESIDUAL, arguments={"width": 32, "blocks": (2,) * 6}),
+    "resenc_unet_b": Network(**_RESENC, **_RESIDUAL, arguments={"width": 32}),
+    "resenc_unet_l": Network(**_RESENC, **_RESIDUAL, arguments={"width": 64, "deepest": 9.6875}),
     "suprem_unet3d": Network(
         ("suprem", "SuPreM"), **_VOLUME, stride=8, modes=MODES, head="fc", mixes_batch=True, even_width=True
     ),

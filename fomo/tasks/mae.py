@@ -27,6 +27,7 @@ class MaskedAutoencoder(Task):
     stratum_kind = "class"
     pretrains = True
     keys = ("task.mask_ratio", "task.mask_cube", "task.mask_value", "task.mae_loss", "data.crop_position")
+    options = ("model.skips",)
     view = view.VIEW
 
     @classmethod

@@ -65,7 +65,7 @@ def build_network(config, task, number):
 
 def start_from(weights, task, network):
     """Fill the network with pretrained weights and return the checkpoint.LoadReport; weights: section of the config."""
-    load = functools.partial(checkpoint.load_weights, path=weights.path, stem=weights.stem, trust=weights.trust)
+    load = functools.partial(checkpoint.load_weights, path=weights.path, stem=weights.stem)
     return task.load(network, load)
 
 

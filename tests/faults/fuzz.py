@@ -1,6 +1,6 @@
 """Damaged and malicious inputs by the thousand: each is read, or refused with one line.
 
-  python tests/faults/fuzz.py                            10,000 each of config, nifti, array and table
+  python tests/faults/fuzz.py                            10,000 each of config, nifti, array, table and checkpoint
   python tests/faults/fuzz.py nifti --inputs 500 --seed 3
   python tests/faults/fuzz.py nifti --seed 3 --only 17   that input again; its files are kept in ./fuzz_nifti_3_17
 
@@ -31,7 +31,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 
 SECONDS, GIGABYTES, CHARACTERS = 10, 2, 2000
-KINDS = ("config", "nifti", "array", "table")
+KINDS = ("config", "nifti", "array", "table", "checkpoint")
 
 
 class TooSlow(BaseException):
@@ -202,7 +202,7 @@ class Watch:
             "os.startfile",
         ):
             self.seen.append(f"{event} {arguments}"[:300])
-        elif event.startswith(("socket.", "ctypes.dlopen", "webbrowser.", "shutil.move")):
+        elif event.startswith(("pickle.find_class", "socket.", "ctypes.dlopen", "webbrowser.", "shutil.move")):
             self.seen.append(f"{event} {arguments}"[:300])
 
     def note(self, event, path):

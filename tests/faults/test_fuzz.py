@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.parametrize("kind", ["config", "nifti", "array", "table"])
+@pytest.mark.parametrize("kind", ["config", "nifti", "array", "table", "checkpoint"])
 def test_damaged_and_malicious_inputs_are_read_or_refused(kind):
     command = [sys.executable, str(ROOT / "tests/faults/fuzz.py"), kind, "--inputs=120", "--seed=7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

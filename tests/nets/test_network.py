@@ -13,7 +13,15 @@ from fomo import nets
 
 torch.set_num_threads(1)
 NAMES = [*nets.NETWORKS, "tiny"]
-OTHER = {"deep_supervision": True, "dropout": 0.5, "attention": "se", "multiscale": True, "pooling": "max"}
+OTHER = {
+    "deep_supervision": True,
+    "skips": False,
+    "skip_pooling": "maximum",
+    "dropout": 0.5,
+    "attention": "se",
+    "multiscale": True,
+    "pooling": "max",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +103,13 @@ def test_the_stride_and_what_a_pass_mixes_are_as_declared(name):
         ("unet_b", (64, 64, 1), "multiples of 16 for model.name=unet_b (it halves each axis four times)"),
         ("unet_b", (0, 16, 32), "multiples of 16 for model.name=unet_b (it halves each axis four times)"),
         ("unet_xl", (16, 16, 16), "at least one axis of 32: one voxel at the bottleneck cannot be normalised"),
+        ("resenc_unet_b", (64, 32, 32), None),
+        (
+            "resenc_unet_b",
+            (96, 96, 80),
+            "multiples of 32 for model.name=resenc_unet_b (it halves each axis five times)",
+        ),
+        ("resenc_unet_s", (32, 32, 32), "at least one axis of 64: one voxel at the bottleneck cannot be normalised"),
         ("suprem_unet3d", (8, 8, 16), None),
         ("suprem_unet3d", (8, 8, 8), "at least one axis of 16: one voxel at the bottleneck cannot be normalised"),
         ("suprem_unet3d", (8, 8, 20), "multiples of 8 for model.name=suprem_unet3d (it halves each axis three times)"),
@@ -148,17 +163,20 @@ def test_other_problems_are_told_what_would_fit():
 
 def test_options_that_a_network_does_not_take_are_told_where_they_are():
     images = "resnet50, resnet101, efficientnet_b0"
+    residual = "resenc_unet_s, resenc_unet_b, resenc_unet_l"
+    unets = f"unet_b, unet_xl, unet_b_lw_dec, unet_xl_lw_dec, {residual}"
     assert not list(nets.NETWORKS["tiny"].option_problems("tiny", nets.PLAIN, nets.NETWORKS))
     assert list(nets.NETWORKS["tiny"].option_problems("tiny", OTHER, nets.NETWORKS)) == [
-        ("deep_supervision", "false for model.name=tiny: of unet_b, unet_xl, unet_b_lw_dec, unet_xl_lw_dec only"),
+        ("deep_supervision", f"false for model.name=tiny: of {unets} only"),
+        ("skips", f"true for model.name=tiny: of {residual} only"),
+        ("skip_pooling", f"average for model.name=tiny: of {residual} only"),
         ("dropout", f"0 for model.name=tiny: of {images} only"),
         ("attention", f"none for model.name=tiny: of {images} only"),
         ("multiscale", f"false for model.name=tiny: of {images} only"),
         ("pooling", f"mean for model.name=tiny: of {images} only"),
     ]
-    assert [option for option, _ in nets.NETWORKS["resnet50"].option_problems("resnet50", OTHER, nets.NETWORKS)] == [
-        "deep_supervision"
-    ]
+    refused = [option for option, _ in nets.NETWORKS["resnet50"].option_problems("resnet50", OTHER, nets.NETWORKS)]
+    assert refused == ["deep_supervision", "skips", "skip_pooling"]
 
 
 @pytest.mark.parametrize(
