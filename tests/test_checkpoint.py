@@ -1,5 +1,6 @@
 import argparse
 import os
+import pickle
 import subprocess
 import sys
 
@@ -177,7 +178,7 @@ def test_every_wrapping_loads_every_tensor(tmp_path, kind):
     model = net()
     state = randomized(model)
     report = checkpoint.load_weights(model, write(tmp_path, WRAPPED[kind](state)))
-    assert report.counts() == {"loaded": 82, "new": 0, "adapted": 0, "ignored": 0}
+    assert report.counts() == {"loaded": 82, "new": 0, "adapted": 0, "ignored": 0, "aliases": 0}
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
@@ -201,7 +202,7 @@ def test_the_pretraining_checkpoint_fills_all_but_the_head(tmp_path, mode, chann
     model = net(FULL, channels, classes, mode=mode)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = checkpoint.load_weights(model, write(tmp_path, lightning(state)))
-    assert tuple(report.counts().values()) == counts
+    assert tuple(report.counts().values()) == (*counts, 0)
     assert len(report.ignored) + len(report.loaded) + len(report.adapted) == len(state)
     assert {name.rsplit(".", 1)[0] for name in report.new if "conv2" not in name} == {
         n for n in new if "conv2" not in n
@@ -333,11 +334,11 @@ def test_a_declared_encoder_takes_its_stem_along(tmp_path):
     state = randomized(net())
     model = net(channels=3)
     report = checkpoint.load_weights(model, write(tmp_path, state), allow_new=("encoder.",))
-    assert report.counts() == {"loaded": 81, "new": 0, "adapted": 1, "ignored": 0}
+    assert report.counts() == {"loaded": 81, "new": 0, "adapted": 1, "ignored": 0, "aliases": 0}
     before = model.state_dict()[model.stem].clone()
     state["encoder.in_conv.conv1.conv.bias"] = torch.ones(5)
     report = checkpoint.load_weights(model, write(tmp_path, state), allow_new=("encoder.",))
-    assert report.counts() == {"loaded": 42, "new": 40, "adapted": 0, "ignored": 40}
+    assert report.counts() == {"loaded": 42, "new": 40, "adapted": 0, "ignored": 40, "aliases": 0}
     assert torch.equal(model.state_dict()[model.stem], before)
 
 
@@ -349,7 +350,7 @@ def test_half_precision_files_load(tmp_path):
 
 
 class Touch:
-    """Runs code when unpickled."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -358,16 +359,53 @@ class Touch:
         return (open, (self.path, "w"))
 
 
-def test_no_code_is_run_unless_trusted(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_never_runs_code_and_what_is_beside_the_tensors_is_no_matter(tmp_path, zipped):
     model = net()
-    content = lightning(randomized(model))
+    state = randomized(model)
+    content = lightning(state)
     content["hyper_parameters"]["args"] = argparse.Namespace(lr=1)
-    path = write(tmp_path, content)
-    with pytest.raises(UserError, match="argparse.Namespace.*weights.trust=true"):
-        checkpoint.load_weights(model, path)
-    assert len(checkpoint.load_weights(model, path, trust=True).loaded) == 82
-    evil = write(tmp_path, {**content, "x": Touch(str(tmp_path / "touched"))})
-    for read in (lambda: checkpoint.load_weights(model, evil), lambda: checkpoint.load(evil)):
-        with pytest.raises(UserError, match="run code"):
-            read()
+    content["x"] = Touch(str(tmp_path / "touched"))
+    path = str(tmp_path / "file.ckpt")
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert len(checkpoint.load_weights(model, path).loaded) == 82
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert not (tmp_path / "touched").exists()
+    torch.save(Touch(str(tmp_path / "touched")), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"holds a pickled object \(io.open\), wanted a dict of tensors"):
+        checkpoint.load_weights(model, path)
+    torch.save(model, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="holds a pickled object .*: save its state_dict"):
+        checkpoint.load_weights(model, path)
+    assert not (tmp_path / "touched").exists()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 1234567\n" % (b"0" * 64)
+OTHER_FILES = {
+    "is empty: the download or the copy went wrong": b"",
+    "is the pointer of Git LFS (132 bytes), not the file: run `git lfs pull`": POINTER,
+    "is a web page, no checkpoint": b"\n<!DOCTYPE html>\n<html><body>Log in</body></html>",
+    "is no file of torch.save: it begins with b'key: val'": b"key: value\n" * 20,
+    "is a pickle that torch.save did not write": pickle.dumps({"a": 1}),
+}
+
+
+@pytest.mark.parametrize("words", OTHER_FILES)
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, words):
+    path = tmp_path / "w.ckpt"
+    path.write_bytes(OTHER_FILES[words])
+    with pytest.raises(UserError) as caught:
+        checkpoint.load_weights(net(), path)
+    assert f"w.ckpt: {words}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 0.9999])
+def test_a_cut_file_is_called_cut(tmp_path, zipped, share):
+    path = tmp_path / "w.ckpt"
+    torch.save(randomized(net()), path, _use_new_zipfile_serialization=zipped)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match="is cut") as caught:
+        checkpoint.load_weights(net(), path)
+    assert "\n" not in str(caught.value)

@@ -154,7 +154,7 @@ def test_the_checkpoint_starts_unet_b_in_every_task(pretrained, tiny_config, tas
     crossval.run(config)
     folder = os.path.join(config.output, config.name)
     with open(os.path.join(folder, "log.txt")) as file:
-        assert f"weights fold=1 {COUNTS[task]} path={path}" in file.read()
+        assert f"weights fold=1 {COUNTS[task]} aliases=0 family=fomo part=none path={path}" in file.read()
     start, trained = checkpoint.load(path)["model"], checkpoint.load(os.path.join(folder, "fold_1", "best.pt"))["model"]
     assert torch.allclose(
         trained["encoder.encoder_conv4.conv2.conv.weight"], start["encoder.encoder_conv4.conv2.conv.weight"], atol=1e-7

@@ -1,12 +1,14 @@
 """Write a checkpoint for others to load, or make a model soup of a run's folds.
 
   python tools/export.py runs/task1/fold_1/best.pt --output weights.pt                 {name: tensor}, for plain PyTorch
-  python tools/export.py runs/task1/fold_1/best.pt --output weights.pt --prefix model. for the FOMO25 baseline
+  python tools/export.py runs/mae/fold_1/best.pt --output weights.ckpt --for baseline  for the FOMO25, FOMO26 baselines
   python tools/export.py runs/task1 --soup greedy --output soup.pt                     for tools/predict.py
 
-Names and shapes are those of the baseline's UNet-B; of a DINO run the teacher's backbone is written. A soup averages
-the folds' weights: `uniform` all of them, `greedy` those that do not lower the score on the validation cases. It needs
-folds that were fine-tuned from one weights.path.
+Names and shapes are those of the baselines' networks; of a DINO run the teacher's backbone is written. For a baseline
+they stand in `state_dict` behind `model.`, with the second names that the residual-encoder U-Net has there.
+
+A soup averages the folds' weights: `uniform` all of them, `greedy` those that do not lower the score on the validation
+cases. It needs folds that were fine-tuned from one weights.path.
 """
 
 import argparse
@@ -28,14 +30,15 @@ def main(arguments):
     parser.add_argument("source", metavar="CHECKPOINT_OR_RUN", help="best.pt, or with --soup a run folder")
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--prefix", default="", help="before every tensor's name, for example model.")
+    parser.add_argument("--for", dest="reader", choices=("plain", "baseline"), default="plain", help="who will load it")
     parser.add_argument("--soup", choices=("uniform", "greedy"), help="make one model of all folds")
     options = parser.parse_args(arguments)
     log = Log()
     if os.path.exists(options.output):
         raise UserError(f"--output: {options.output} exists: delete it, or choose another name")
+    if bool(options.soup) + bool(options.prefix) + (options.reader != "plain") > 1:
+        parser.error("--soup, --prefix, --for: wanted one of them (make a soup first, then export it)")
     if options.soup:
-        if options.prefix:
-            parser.error("--prefix and --soup: make the soup first, then export it")
         content = final.make_soup(options.source, options.soup, log)
         log("checkpoint", path=options.output, soup=content["soup"])
     else:
@@ -48,9 +51,12 @@ def main(arguments):
         if not isinstance(model, dict):
             raise UserError(f"{paths[0]}: no model in it, wanted a checkpoint that cv.py wrote (best.pt)")
         model = checkpoint.downstream(model)
-        content = {options.prefix + name: tensor for name, tensor in model.items()}
         parameters = sum(tensor.numel() for tensor in model.values())
+        if options.reader == "baseline":
+            model, options.prefix = checkpoint.with_aliases(model), "model."
+        content = {options.prefix + name: tensor for name, tensor in model.items()}
         log("checkpoint", path=options.output, tensors=len(content), parameters=parameters)
+        content = {"state_dict": content} if options.reader == "baseline" else content
     checkpoint.save(options.output, content)
 
 

@@ -1,8 +1,9 @@
 """Checkpoints: saved atomically, loaded as plain data; and weights of other runs, transferred by declaration.
 
-A file never runs code unless the caller says `trust`. No tensor is left out in silence: what does not fit, and was not
+Reading a file never runs code of it. No tensor is left out in silence: what does not fit, and was not
 declared, is an error that lists the names.
 """
 
+from .families import with_aliases
 from .saving import load, save
 from .transfer import LoadReport, downstream, load_weights, warn_of_known

@@ -5,13 +5,11 @@ from typing import NamedTuple
 import torch
 
 from ..config import UserError
+from . import families
+from .families import listed
 from .saving import read
 
-_STATE_KEYS = ("model", "state_dict", "net")  # our own files, Lightning, SuPreM and Models Genesis
-_PARTS = {"state_dict": "model.", "net": "backbone."}  # where the network is, in a file that holds more than one
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")  # DDP, torch.compile, LightningModule, SuPreM
 _TEACHER = "teacher.backbone."
-_TOWERS = ("visual.", "visual_transformer.", "image_encoder.", _TEACHER)  # CLIP, CT-CLIP; DINO: the part wanted
 _COUNTER = "num_batches_tracked"  # of a batch norm; files from before torch 0.4.1, as torchvision's, have none
 
 
@@ -22,26 +20,36 @@ class LoadReport(NamedTuple):
     new: tuple[str, ...]
     adapted: tuple[str, ...]
     ignored: tuple[str, ...]
+    aliases: tuple[str, ...]  # names in the file that say a tensor again
+    family: str  # where the file is from, see `families`
+    part: str  # the prefix that the file has before the network's names
     subjects: tuple[str, ...] = ()  # whom the file says it was trained on
 
     def counts(self):
-        """{"loaded": .., "new": .., "adapted": .., "ignored": ..}, as in the log's `weights` line."""
-        return {name: len(getattr(self, name)) for name in ("loaded", "new", "adapted", "ignored")}
+        """{"loaded": .., "new": .., "adapted": .., "ignored": .., "aliases": ..}, as in the log's `weights` line.
+
+        All but `new` add up to the number of tensors in the file.
+        """
+        return {name: len(getattr(self, name)) for name in ("loaded", "new", "adapted", "ignored", "aliases")}
+
+    def said(self):
+        """All that the `weights` line says of the file."""
+        return {**self.counts(), "family": self.family, "part": self.part or "none"}
 
 
-def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None):
+def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, part=None):
     """Copy the weights in the file `path` into `model` and return a LoadReport; on any error the model is untouched.
 
-    The file is one of ours (`model`), Lightning's (`state_dict`), SuPreM's (`net`) or a plain state dict. Prefixes that
-    all tensors share, as wrappers of the network leave them (`model.`, `module.`, `_orig_mod.`, `backbone.`, in any
-    nesting), are taken off. Of a file that holds more than the network, the other tensors are reported as ignored: the
-    network is the part below `model.` in a Lightning file, below `backbone.` in SuPreM's, below `visual.`,
-    `visual_transformer.` or `image_encoder.` in a model of images and text (CLIP), or the teacher's backbone of DINO.
+    The file is one of ours (`model`), Lightning's (`state_dict`), SuPreM's (`net`), nnU-Net's or OpenMind's
+    (`network_weights`) or a plain state dict, see `families`. The prefix before the network's names, as wrappers of the
+    network leave it, is taken off; tensors without it belong to other parts, and are reported as ignored.
+    part: where several prefixes would do, how the wanted one begins (config key weights.part; None: the teacher's).
 
     Every tensor of the model must be in the file, with its shape, except
     - allow_new: prefixes (None: model.new_prefixes) whose tensors may be missing or misshapen; such a prefix stays new
       as a whole. If only some of its tensors are missing, that is an error. By default also model.decoder_prefixes, if
-      the file has no tensor below any of them: it holds an encoder alone.
+      the file has no tensor below any of them (it holds an encoder alone) or one that does not fit, besides the head's
+      (its decoder is another one, as without skip connections).
     - the stem (model.stem), if only its number of input channels differs, K in the file and C here:
       "repeat": an image repeated in all channels activates as before: channel c gets the file's channel c mod K times
       K/C (exact if K divides C) or, with fewer channels than the file, the sum of its channels c, c + C, c + 2C ...;
@@ -50,14 +58,14 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None):
     Every tensor of the file must be used, except for the prefixes allow_unused (None: model.unused_prefixes).
 
     UserError for anything else missing, unexpected or misshapen, for numbers that are not finite, for weights that are
-    all zero, when nothing would be loaded, and for a file that holds more than tensors and plain data unless `trust`
-    (config key weights.trust) admits that reading it may run code.
+    all zero, and when nothing would be loaded. Reading a file never runs code of it, see `unpickling`.
     """
     if stem not in ("repeat", "mean", "reinit"):
         raise ValueError(f"stem: got {stem!r}, wanted 'repeat', 'mean' or 'reinit'")
     own, content = model.state_dict(), read(path)
-    file, foreign = _find_tensors(content, own, path)
-    allow_new = _may_be_new(model, file) if allow_new is None else allow_new
+    found = families.find(content, own, part, path)
+    file = found.tensors
+    allow_new = _may_be_new(model, own, file) if allow_new is None else allow_new
     allow_unused = getattr(model, "unused_prefixes", ()) if allow_unused is None else allow_unused
     adapted, drawn = _other_channels(getattr(model, "stem", None), file, own), _counters(file, own)
     if stem == "reinit":
@@ -69,45 +77,15 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None):
     _check(file, own, new, misshapen, unused, (*declared, *allow_unused, *new), path)
     loaded, adapted = _fill(own, file, new, adapted, stem, path)
     subjects = content["subjects"] if isinstance(content.get("subjects"), list) else ()
-    return LoadReport(loaded, tuple(new), adapted, (*foreign, *unused), tuple(subjects))
+    return LoadReport(loaded, tuple(new), adapted, (*found.foreign, *unused), *found[2:], tuple(subjects))
 
 
-def _find_tensors(content, own, path):
-    """({name: tensor} as the network names them, names of the tensors that belong to other parts of the file)."""
-    key = next((key for key in _STATE_KEYS if isinstance(content.get(key), dict)), None)
-    state, foreign = content[key] if key else content, []
-    _check_tensors(state, key, path)
-    while own.keys().isdisjoint(state):
-        prefix = _outermost(state, _PARTS.get(key))
-        if prefix is None:
-            names = f"it has {_listed(list(state), 3)}; wanted {_listed(list(own), 3)}"
-            raise UserError(f"{path}: none of its {len(state)} tensors is in the network: {names}")
-        foreign += [name for name in state if not name.startswith(prefix)]
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return state, foreign
-
-
-def _check_tensors(state, key, path):
-    wrong = [str(n) for n, value in state.items() if not (isinstance(n, str) and isinstance(value, torch.Tensor))]
-    if wrong or not state:
-        where = f"its '{key}'" if key else f"a file without {', '.join(_STATE_KEYS)}"
-        got = f"{len(wrong)} entries that are no tensors: {_listed(wrong)}" if wrong else "nothing in it"
-        raise UserError(f"{path}: {where} should be named tensors; got {got}")
-
-
-def _outermost(names, part):
-    """The prefix to take off next: the `part` that is the network, a wrapper of all names, or a tower; or None."""
-    if part and any(name.startswith(part) for name in names):
-        return part
-    wrapper = next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in names)), None)
-    return wrapper or next((tower for tower in _TOWERS if any(name.startswith(tower) for name in names)), None)
-
-
-def _may_be_new(model, file):
-    """The prefixes that the model declares: new_prefixes and, if the file holds an encoder alone, decoder_prefixes."""
-    decoder = tuple(getattr(model, "decoder_prefixes", ()))
-    encoder_alone = not any(name.startswith(decoder) for name in file)
-    return (*getattr(model, "new_prefixes", ()), *(decoder if encoder_alone else ()))
+def _may_be_new(model, own, file):
+    """The prefixes that the model declares: new_prefixes and, if the file has no such decoder, decoder_prefixes."""
+    decoder, new = (tuple(getattr(model, name, ())) for name in ("decoder_prefixes", "new_prefixes"))
+    below = [name for name in file if name.startswith(decoder)]
+    other = any(file[name].shape != own[name].shape for name in below if name in own and not name.startswith(new))
+    return (*new, *(decoder if not below or other else ()))
 
 
 def _other_channels(stem, file, own):
@@ -142,7 +120,7 @@ def _check(file, own, new, misshapen, unused, permitted, path):
         "misshapen": [shapes[name] for name in misshapen if name not in new],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
+        found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
         raise UserError(f"{path}: weights of another network: {found}. Check model.name, model.width and task.type")
 
 
@@ -183,11 +161,6 @@ def _adapt(weight, channels, rule):
     if channels < known:
         return torch.stack([weight[:, c::channels].sum(dim=1) for c in range(channels)], dim=1)
     return weight[:, torch.arange(channels) % known] * (known / channels)
-
-
-def _listed(names, limit=8):
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:limit]) + more
 
 
 def downstream(model):

@@ -355,7 +355,7 @@ def _strided(numbers, offset, size, stride):
     total = 1
     for length in size:
         total *= length
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride)) if total else offset - 1
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride)) if total else -1
     if last >= len(numbers) or total > max(len(numbers), _REPEATED) or max((offset, *size, *stride)) >= 2**62:
         raise Unreadable(f"is damaged: a tensor of {list(size)[:8]} reaches out of its {len(numbers)} numbers"[:300])
     return torch.as_strided(numbers, size, stride, offset) if total else numbers.new_empty(size)

@@ -140,7 +140,7 @@ class Model:
 class Weights:
     path: str | None = key(None, "pretrained checkpoint to start from (none: random)", path=True)
     stem: str = key("repeat", "rule for a first layer with other input channels", "repeat|mean|reinit")
-    trust: bool = key(False, "unpickle a file that holds more than tensors and plain data; it can run code")
+    part: str | None = key(None, "prefix of the names to take, if the file has several networks (none: the teacher's)")
 
 
 @dataclass(frozen=True)

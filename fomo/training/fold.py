@@ -28,7 +28,7 @@ def train_fold(config, parts, fold, log, progress=None):
     if config.weights.path is not None:
         report = dist.together(lambda: start_from(config.weights, task, network))
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
-        log("weights", **report.counts(), path=config.weights.path)
+        log("weights", **report.said(), path=config.weights.path)
         tested = {case.subject for case in parts.get("test", ())}
         checkpoint.warn_of_known(tested, report.subjects, config.weights.path, log)
     elif config.finetune.strategy != "full":
@@ -47,7 +47,17 @@ def load_fold(config, parts, fold, log):
     _, task, network = restore(best, path, config, needs=("subjects", "epoch"))
     optimization.lay_out(network, dist.device())
     checkpoint.warn_of_known({case.subject for case in parts["test"]}, best["subjects"], path, log)
-    log("weights", loaded=len(best["model"]), new=0, adapted=0, ignored=0, path=path)
+    log(
+        "weights",
+        loaded=len(best["model"]),
+        new=0,
+        adapted=0,
+        ignored=0,
+        aliases=0,
+        family="fomo",
+        part="none",
+        path=path,
+    )
     return task, _mirrored(config, network), best
 
 
@@ -65,7 +75,7 @@ def build_network(config, task, number):
 
 def start_from(weights, task, network):
     """Fill the network with pretrained weights and return the checkpoint.LoadReport; weights: section of the config."""
-    load = functools.partial(checkpoint.load_weights, path=weights.path, stem=weights.stem)
+    load = functools.partial(checkpoint.load_weights, path=weights.path, stem=weights.stem, part=weights.part)
     return task.load(network, load)
 
 

@@ -8,13 +8,25 @@ import pytest
 from conftest import ROOT
 
 
+def fuzz(kind, inputs, seed):
+    """(read, refused) of damaged inputs; none may fail."""
+    command = [sys.executable, str(ROOT / "tests/faults/fuzz.py"), kind, f"--inputs={inputs}", f"--seed={seed}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout
+    return tuple(map(int, re.search(r" read=(\d+) refused=(\d+) failures=0 ", done.stdout).groups()))
+
+
 @pytest.mark.parametrize("kind", ["config", "nifti", "array", "table", "checkpoint"])
 def test_damaged_and_malicious_inputs_are_read_or_refused(kind):
-    command = [sys.executable, str(ROOT / "tests/faults/fuzz.py"), kind, "--inputs=120", "--seed=7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
-    read, refused = map(int, re.search(r" read=(\d+) refused=(\d+) failures=0 ", done.stdout).groups())
-    assert read + refused == 120 and min(read, refused) > 1, "both sides of the checks are reached"
+    inputs = 400 if kind == "checkpoint" else 120
+    read, refused = fuzz(kind, inputs, seed=7)
+    assert read + refused == inputs and min(read, refused) > 1, "both sides of the checks are reached"
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_and_malicious_checkpoints_are_read_or_refused():
+    read, refused = fuzz("checkpoint", 10_000, seed=8)
+    assert read + refused == 10_000 and min(read, refused) > 100
 
 
 def test_the_fuzzer_notices_what_must_not_happen(tmp_path):
