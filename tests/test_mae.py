@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from fomo import checkpoint, kinds, tasks
 from fomo import config as config_module
@@ -39,6 +40,19 @@ def test_the_network_sees_the_rest_and_is_scored_on_all_or_on_what_was_hidden(ti
     assert set(cubes.unique().tolist()) == {0.0, 1.0} and cubes.flatten(1).sum(1).tolist() == [77, 77]  # of 128
     wanted = [((one if kind == "all" else one[mask]) - 0.5).square().mean() for one, mask in zip(image, hidden)]
     torch.testing.assert_close(task.loss(torch.full_like(image, 0.5), batch), torch.stack(wanted))
+
+
+def test_what_is_restored_may_be_clamped_and_what_is_seen_is_not(tiny_config):
+    task = build(tiny_config, mae_clamp=[-0.5, 0.25])
+    image = torch.rand(2, 4, 32, 16, 16) * 4 - 2
+    batch = task.prepare({"image": image, **task.draw(generators(2), {"image": image})})
+    seen = ~batch["masked"].expand_as(image)
+    assert torch.equal(batch["image"][seen], image[seen])
+    wanted = (image.clamp(-0.5, 0.25) - 3).square().flatten(1).mean(1)
+    torch.testing.assert_close(task.loss(torch.full_like(image, 3.0), batch), wanted)
+    case = fake_case()
+    row = task.predict(torch.zeros_like, case, WINDOWS).row
+    assert row["loss"] == pytest.approx(np.square(case.image().astype(float).clip(-0.5, 0.25)).mean(), rel=1e-5)
 
 
 def test_a_mask_is_the_slots_own_whatever_the_micro_batch(tiny_config, tmp_path):
@@ -167,6 +181,47 @@ def test_the_checkpoint_starts_unet_b_in_every_task(pretrained, tiny_config, tas
         )
 
 
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    """A run folder of the residual-encoder U-Net, pretrained as configs/mae_resenc.yaml says, on small patches."""
+    from fomo.data.phantoms import heads
+
+    place = tmp_path_factory.mktemp("mae_resenc")
+    heads.make(place / "heads", 3, 4, 24)
+    said = ["data.patch=[64,32,32]", "model.name=resenc_unet_s", "model.width=1", "data.prepare_workers=0"]
+    said += ["train.epochs=1", "train.steps_per_epoch=2", "train.batch_size=2", "train.micro_batch=1"]
+    said += ["train.workers=0", "cv.val_fraction=0.3", "augment.preset=none", "eval.bootstrap=20", f"output={place}"]
+    said += [f"data.root={place}/heads/preprocessed", f"data.cache={place}/cache"]
+    crossval.run(kinds.load(ROOT / "configs" / "mae_resenc.yaml", said), one_split=True)
+    return place / "mae_resenc" / "fold_1" / "best.pt"
+
+
+SECTIONS = {  # the regression has one channel, so that its first layer is not adapted
+    "classification": {"train": {"epochs": 1, "steps_per_epoch": 1, "checkpoint_activations": True}},
+    "regression": {"data": {"channels": ["t1"]}, "train": {"epochs": 1, "steps_per_epoch": 1}},
+    "segmentation": {
+        "model": {"deep_supervision": True},
+        "finetune": {"strategy": "decoder_first", "unfreeze_epoch": 2},
+        "train": {"epochs": 2, "steps_per_epoch": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("task", sorted(SECTIONS))
+def test_the_residual_encoder_starts_every_task(residual, tiny_config, task):
+    """All of its encoder is loaded; a decoder without skip connections is not."""
+    sections = {"weights": {"path": str(residual)}, "cv": {"folds_to_run": [1]}, **SECTIONS[task]}
+    sections["data"] = {**sections.get("data", {}), "patch": [64, 32, 32]}
+    sections["model"] = {**sections.get("model", {}), "name": "resenc_unet_s", "width": 1}
+    config = kinds.load(tiny_config(task, **sections))
+    crossval.run(config)
+    with open(os.path.join(config.output, config.name, "log.txt")) as file:
+        log = file.read()
+    adapted, new = int(task != "regression"), 42 if task == "segmentation" else 2
+    counts = f"loaded={112 - adapted} new={new} adapted={adapted} ignored=32 aliases=0 family=fomo part=none"
+    assert f"weights fold=1 {counts} path=" in log
+
+
 def test_a_pretrained_network_predicts_nothing(pretrained):
     with pytest.raises(config_module.UserError, match="task.type=mae predicts nothing"):
         members.load_members([str(pretrained / "fold_1" / "best.pt")], torch.device("cpu"))
@@ -180,7 +235,9 @@ def test_a_pretrained_network_predicts_nothing(pretrained):
         ({"task": {"type": "mae", "mask_ratio": 0}}, "task.mask_ratio"),
         ({"task": {"type": "mae", "mask_cube": 17}}, "task.mask_cube: got 17, wanted at most half"),
         ({"model": {"name": "resnet50"}, "data": {"patch": [64, 64, 1]}}, "model.name: got resnet50, wanted a U-Net"),
+        ({"task": {"type": "mae", "mae_clamp": [4, -2]}}, "task.mae_clamp: got .4,-2., wanted the lower one first"),
         ({"model": {"deep_supervision": True}}, "model.deep_supervision"),
+        ({"model": {"skips": False}}, "model.skips: got false, wanted true for model.name=unet_b"),
         (
             {"task": {"type": "mae", "targets": ["age"]}, "data": {"phantom_layout": "table"}},
             "task.targets: got .age., wanted none: no labels",

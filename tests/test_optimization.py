@@ -57,7 +57,7 @@ def test_layer_decay_slows_earlier_stages_and_norms_and_biases_do_not_decay(tiny
     assert decay["encoder.in_conv.conv1.conv.bias"] == decay["encoder.in_conv.conv1.norm.weight"] == 0
 
 
-@pytest.mark.parametrize("strategy", ["full", "gradual", "head_only"])
+@pytest.mark.parametrize("strategy", ["full", "gradual", "decoder_first", "frozen_encoder", "head_only"])
 def test_what_each_strategy_freezes(tiny_config, tmp_path, strategy):
     config = load(
         tiny_config,
@@ -71,7 +71,73 @@ def test_what_each_strategy_freezes(tiny_config, tmp_path, strategy):
         encoder = {p.requires_grad for p in network.encoder.parameters()}
         head = {p.requires_grad for p in network.decoder.fc.parameters()}
         assert head == {True}
-        assert encoder == {strategy == "full" or (strategy == "gradual" and epoch >= 2)}
+        assert encoder == {strategy == "full" or (strategy in ("gradual", "decoder_first") and epoch >= 2)}
+
+
+@pytest.mark.parametrize("strategy", ["decoder_first", "frozen_encoder"])
+def test_a_new_decoder_is_trained_on_a_frozen_encoder(tiny_config, tmp_path, strategy):
+    config = load(
+        tiny_config,
+        finetune={"strategy": strategy, "unfreeze_epoch": 3},
+        train={"epochs": 4},
+        weights={"path": str(tmp_path / "w.pt")},
+    )
+    network = nets.build("resenc_unet_s", 1, 2, width=1)
+    optimization.freeze(network, optimization.frozen_prefixes(config, network, 1))
+    assert all(p.requires_grad == name.startswith("decoder.") for name, p in network.named_parameters())
+
+
+def rates(tiny_config, **sections):
+    """The learning rate of each step of a training with 10 steps per epoch."""
+    config = load(tiny_config, **sections)
+    return [optimization.current_lr(config, step, 10, []) for step in range(10 * config.train.epochs)]
+
+
+def test_decoder_first_has_two_warm_ups_and_then_a_cosine(tiny_config):
+    """By the scheduler of the FOMO26 baseline, written with torch's."""
+    finetune, train = {"strategy": "decoder_first", "unfreeze_epoch": 4}, {"epochs": 9}
+    optim = {"lr": 1e-2, "warmup_epochs": 2, "cosine_stretch": 1, "min_lr": 0}
+    found = rates(tiny_config, finetune=finetune, train=train, optim=optim)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1e-2)
+    lr = torch.optim.lr_scheduler
+    alone = lr.LambdaLR(optimizer, lambda step: 0.001 + 0.999 * step / 30)
+    both = lr.LinearLR(optimizer, start_factor=0.001, total_iters=20)
+    schedule = lr.SequentialLR(optimizer, [alone, both, lr.CosineAnnealingLR(optimizer, T_max=40)], [30, 50])
+    wanted = []
+    for _ in range(90):
+        wanted.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert found[30] == pytest.approx(1e-5) and found[29] > 0.9e-2 and max(found[31:]) == found[50] == 1e-2
+
+
+def test_a_warm_up_by_share_is_one_of_so_many_epochs(tiny_config):
+    optim = {"lr": 1e-2, "cosine_stretch": 1}
+    by_share = rates(tiny_config, train={"epochs": 8}, optim={**optim, "warmup_share": 0.25})
+    assert by_share == rates(tiny_config, train={"epochs": 8}, optim={**optim, "warmup_epochs": 2})
+    assert by_share[0] == pytest.approx(1e-5) and by_share[20] == 1e-2 and by_share[19] < 1e-2
+
+
+def test_the_optimizer_and_its_averages_are_as_configured(tiny_config):
+    network = make_network()
+    adamw = optimization.build_optimizer(load(tiny_config, optim={"betas": [0.9, 0.98]}), network, CPU)
+    assert type(adamw) is torch.optim.AdamW and all(group["betas"] == (0.9, 0.98) for group in adamw.param_groups)
+    config = load(tiny_config, optim={"name": "sgd", "momentum": 0.9, "lr": 0.1, "weight_decay": 0.01})
+    optimizer = optimization.build_optimizer(config, network, CPU)
+    theirs = copy.deepcopy(network)
+    decayed = [p for p in theirs.parameters() if p.ndim > 1]
+    rest = [p for p in theirs.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": rest}]
+    wanted = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    for step in range(3):
+        image = torch.randn(2, 1, 32, 16, 16, generator=torch.Generator().manual_seed(step))
+        for each, by in ((network, optimizer), (theirs, wanted)):
+            by.zero_grad()
+            each(image).square().mean().backward()
+            by.step()
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), theirs.parameters()))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "unet_b"])

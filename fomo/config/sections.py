@@ -50,6 +50,7 @@ class Task:
     mask_cube: int = key(4, "edge of the cubes, in voxels", low=1)
     mask_value: float = key(0.0, "intensity in the hidden cubes")
     mae_loss: str = key("all", "squared error of all voxels, or of the hidden ones only", "all|masked")
+    mae_clamp: tuple[float, float] | None = key(None, "what is to be restored is clamped to these (none: as it is)")
     global_size: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) of the two global views")
     global_scale: tuple[float, float] = key((0.4, 1.0), "share of the patch that a global view shows", above=0, high=1)
     local_views: int = key(6, "number of local views", low=0)
@@ -145,11 +146,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Finetune:
-    strategy: str = key("full", "what is trained", "full|gradual|stagewise|head_only")
+    strategy: str = key(
+        "full",
+        "what is trained; decoder_first: as gradual, with a warm-up before the encoder is trained and one after it",
+        "full|gradual|decoder_first|stagewise|frozen_encoder|head_only",
+    )
     unfreeze_epoch: int = key(
         10,
-        "gradual: first epoch (from 1) in which the encoder is trained; stagewise: the stage before the head",
-        only="finetune.strategy=gradual|stagewise",
+        "first epoch (from 1) in which the encoder is trained; stagewise: the stage before the head",
+        only="finetune.strategy=gradual|decoder_first|stagewise",
         low=1,
     )
     unfreeze_every: int = key(2, "epochs until one more stage is trained", only="finetune.strategy=stagewise", low=1)
@@ -158,14 +163,17 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Optim:
-    lr: float = key(1e-4, "peak learning rate of AdamW", above=0)
-    weight_decay: float = key(3e-5, "decoupled weight decay; not on norms and biases", low=0)
+    name: str = key("adamw", "sgd: with Nesterov momentum, as nnU-Net", "adamw|sgd")
+    lr: float = key(1e-4, "peak learning rate", above=0)
+    weight_decay: float = key(3e-5, "weight decay (sgd: L2 penalty); not on norms and biases", low=0)
     weight_decay_end: float | None = key(
         None, "weight decay of the last step, on a half cosine (none: constant)", low=0
     )
-    betas: tuple[float, float] = key((0.9, 0.999), "AdamW's averaging factors", low=0, high=1)
+    betas: tuple[float, float] = key((0.9, 0.999), "averaging factors", only="optim.name=adamw", low=0, high=1)
+    momentum: float = key(0.99, "Nesterov momentum", only="optim.name=sgd", above=0, high=1)
     schedule: str = key("cosine", "learning rate over the steps", "cosine|plateau|constant")
     warmup_epochs: float = key(0.0, "linear warm-up", low=0)
+    warmup_share: float = key(0.0, "linear warm-up, as a share of all steps instead", low=0, high=1)
     cosine_stretch: float = key(
         1.15, "the cosine reaches min_lr after this multiple of the epochs", only="optim.schedule=cosine", low=1
     )

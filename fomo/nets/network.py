@@ -116,6 +116,11 @@ class Network:
             return f"at least one axis of {smallest}: one voxel at the bottleneck cannot be normalised"
         return None
 
+    def halved(self, patch):
+        """A patch that it takes, too, with about half the length along each axis that is not short already."""
+        unit = max(16, self.stride) if self.sees == "volume" else 16
+        return tuple(size if size < 4 * unit else size // (2 * unit) * unit for size in patch)
+
     @property
     def narrows(self):
         """How it comes from the input to the bottleneck, in words."""

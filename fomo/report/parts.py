@@ -127,7 +127,9 @@ def _curves(run):
     finetune, histories, name = run.config.finetune, run.histories, f"val_{run.headline}"
     best = {fold: row["epoch"] for fold in histories if (row := run.best_row(fold))}
     begun = max(map(len, histories.values())) >= finetune.unfreeze_epoch
-    unfreeze = finetune.unfreeze_epoch if finetune.strategy in ("gradual", "stagewise") and begun else None
+    unfreeze = (
+        finetune.unfreeze_epoch if finetune.strategy in ("gradual", "decoder_first", "stagewise") and begun else None
+    )
     options = {"best": best, "unfreeze": unfreeze}
     losses = curves(histories, [("train_loss", "--", "training"), ("val_loss", "-", "validation")], "loss", **options)
     shown, last_step = [page.figure(losses, "Loss.", "Dots: the selected epochs.")], "At each epoch's last step"

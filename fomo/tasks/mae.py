@@ -26,7 +26,14 @@ class MaskedAutoencoder(Task):
     select, higher_is_better = "reconstruction_mse", False
     stratum_kind = "class"
     pretrains = True
-    keys = ("task.mask_ratio", "task.mask_cube", "task.mask_value", "task.mae_loss", "data.crop_position")
+    keys = (
+        "task.mask_ratio",
+        "task.mask_cube",
+        "task.mask_value",
+        "task.mae_loss",
+        "task.mae_clamp",
+        "data.crop_position",
+    )
     options = ("model.skips",)
     view = view.VIEW
 
@@ -35,6 +42,8 @@ class MaskedAutoencoder(Task):
         cube, patch = config.task.mask_cube, config.data.patch
         if 2 * cube > min(patch):
             refuse("task.mask_cube", cube, f"at most half of the shortest axis of data.patch={show(patch)}")
+        if (clamp := config.task.mae_clamp) and clamp[0] >= clamp[1]:
+            refuse("task.mae_clamp", clamp, "the lower one first")
 
     def __init__(self, config):
         super().__init__(config)
@@ -47,10 +56,15 @@ class MaskedAutoencoder(Task):
 
     def prepare(self, batch):
         image, masked = self._mask(batch["image"], batch["cubes"])
-        return {**batch, "image": image, "original": batch["image"], "masked": masked}
+        return {**batch, "image": image, "original": self._target(batch["image"]), "masked": masked}
 
     def _mask(self, image, cubes):
         return masking.mask_image(image, cubes, self.config.task.mask_cube, self.config.task.mask_value)
+
+    def _target(self, image):
+        """What is to be restored: outliers would outweigh all else."""
+        limits = self.config.task.mae_clamp
+        return image if limits is None else image.clamp(*limits)
 
     def loss(self, outputs, batch):
         return losses.masked_mse(outputs, batch["original"], self._scored(batch["masked"]))
@@ -74,7 +88,7 @@ class MaskedAutoencoder(Task):
             self._pictures += 1
             volumes = {"original": original, "masked": image, "reconstructed": restored}
             _write_planes(fold.reconstruction(case.id, new=True), volumes)
-        return Answer.of(case, loss=float(losses.masked_mse(restored, original, self._scored(masked))))
+        return Answer.of(case, loss=float(losses.masked_mse(restored, self._target(original), self._scored(masked))))
 
     def score(self, results):
         return {"reconstruction_mse": float(np.mean(*results.arrays("loss")))}

@@ -9,7 +9,7 @@ import traceback
 
 import torch
 
-from .. import tasks
+from .. import nets, tasks
 from ..config import show
 from ..data import loader
 from .step import to_device
@@ -48,7 +48,7 @@ def _is_of_memory(error):
 def advise_training(training, cases):
     """The message for a step of a state.Training that has run out of memory: it says what was tried and fits."""
     config, samples, attempts = training.config, training.plan.micro_batch, []
-    half = tuple(size if size < 64 else size // 32 * 16 for size in config.data.patch)
+    half = nets.NETWORKS[config.model.name].halved(config.data.patch)
     said = f"{samples} samples of data.patch={show(config.data.patch)} at once do not fit; "
     if samples == 1 and half != config.data.patch and not training.task.pretrains:
         task = tasks.build(dataclasses.replace(config, data=dataclasses.replace(config.data, patch=half)))

@@ -10,7 +10,7 @@ from ..runtime import dist
 
 
 def build_optimizer(config, network, device):
-    """AdamW with two groups per stage, since norms and biases are not decayed; earlier stages have lower rates."""
+    """AdamW or SGD with two groups per stage: norms and biases are not decayed; earlier stages have lower rates."""
     optim, stages, members, groups = config.optim, network.stages, {}, []
     for name, parameter in network.named_parameters():
         depth = next(i for i, prefixes in enumerate(stages) if name.startswith(prefixes))
@@ -19,7 +19,10 @@ def build_optimizer(config, network, device):
         lr_scale, decay = config.finetune.layer_decay ** (len(stages) - 1 - depth), optim.weight_decay * decayed
         scales = {"lr_scale": lr_scale, "decay_scale": float(decayed)}
         groups.append({"params": parameters, **scales, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=device.type == "cuda")
+    fused = device.type == "cuda"
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 
 
 class Average:
@@ -104,7 +107,8 @@ def _doubtful(version):
 def frozen_prefixes(config, network, epoch):
     """Prefixes of the parameters that are not trained in an epoch, from 0."""
     finetune, stages = config.finetune, network.stages
-    if finetune.strategy == "gradual" and epoch + 1 < finetune.unfreeze_epoch:
+    late = finetune.strategy in ("gradual", "decoder_first") and epoch + 1 < finetune.unfreeze_epoch
+    if late or finetune.strategy == "frozen_encoder":
         return tuple(network.encoder_prefixes)
     if finetune.strategy == "stagewise":
         late = epoch + 1 - finetune.unfreeze_epoch
@@ -141,10 +145,21 @@ def wrap(network, compiled, device):
 
 
 def current_lr(config, step, steps_per_epoch, history):
-    """The learning rate of a step, before the factors of the stages."""
+    """The learning rate of a step, before the factors of the stages.
+
+    decoder_first: while the encoder is frozen one warm-up; then a schedule of its own, with the second one.
+    """
     optim, min_delta = config.optim, config.train.min_delta
-    steps = {"total_steps": config.train.epochs * steps_per_epoch}
-    steps["warmup_steps"] = round(optim.warmup_epochs * steps_per_epoch)
+    total = config.train.epochs * steps_per_epoch
+    steps = {"total_steps": total}
+    steps["warmup_steps"] = round(optim.warmup_epochs * steps_per_epoch + optim.warmup_share * total)
+    if config.finetune.strategy == "decoder_first":
+        alone = (config.finetune.unfreeze_epoch - 1) * steps_per_epoch
+        if step < alone:
+            return schedule.learning_rate(
+                step, peak=optim.lr, minimum=optim.min_lr, total_steps=alone, warmup_steps=alone
+            )
+        step, steps["total_steps"] = step - alone, total - alone
     shape = {"kind": "cosine" if optim.schedule == "cosine" else "constant", "stretch": optim.cosine_stretch}
     lr = schedule.learning_rate(step, peak=optim.lr, minimum=optim.min_lr, **steps, **shape)
     if optim.schedule == "plateau":
