@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from fomo import inference
+from fomo import inference, nets
 
 
 @pytest.mark.parametrize("shape", [(40, 33, 50), (20, 40, 16), (9, 10, 11)])
@@ -160,7 +160,7 @@ def test_peak_memory_stays_within_a_third_more_than_input_and_output(tmp_path):
 import re, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from fomo import inference
+from fomo import inference, nets
 torch.set_num_threads(1)
 def network(batch):
     return batch[:, :2] * 2
@@ -196,3 +196,20 @@ def test_a_tensor_is_read_like_an_array():
     volume = torch.randn(1, 20, 20, 20)
     blended = inference.sliding_window(lambda batch: batch, volume, (16, 16, 16))
     torch.testing.assert_close(blended, volume, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32, 16), (70, 40, 5), (1, 1, 1)])
+def test_a_volume_of_any_size_goes_through_a_network_that_halves_five_times(size):
+    """It is padded with the background to a patch, whose bottleneck has two voxels."""
+    torch.manual_seed(0)
+    network, patch = nets.build("resenc_unet_s", 1, 2, width=1).eval(), (64, 32, 32)
+    volume = torch.randn(1, *size)
+    found = inference.sliding_window(network, volume, patch, background=-3.0)
+    assert found.shape == (2, *size) and torch.isfinite(found).all()
+    if all(length <= most for length, most in zip(size, patch)):
+        padded = torch.full((1, 1, *patch), -3.0)
+        begin = [-((length - most) // 2) for length, most in zip(size, patch)]
+        inside = tuple(slice(first, first + length) for first, length in zip(begin, size))
+        padded[(0, 0, *inside)] = volume[0]
+        with torch.no_grad():
+            torch.testing.assert_close(found, network(padded)[(0, slice(None), *inside)], rtol=1e-3, atol=1e-4)
