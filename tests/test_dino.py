@@ -306,7 +306,7 @@ def test_the_last_epoch_is_kept_or_that_with_the_best_probe(write):
     "override, said",
     [
         ("task.local_size=[24,24,24]", "task.local_size: got [24,24,24], wanted multiples of 16"),
-        ("task.global_size=[16,16,16]", "task.global_size: got [16,16,16], wanted multiples of 16, at least one"),
+        ("task.global_size=[16,16,16]", "task.global_size: got [16,16,16], wanted at least one axis of 32"),
         ("task.local_scale=[0.4,0.1]", "task.local_scale: got [0.4,0.1], wanted the lower one first"),
         ("train.patience=3", "train.patience: got 3, wanted none for task.type=dino"),
         ("train.ema=0.9", "train.ema: got 0.9, wanted 0 for task.type=dino"),

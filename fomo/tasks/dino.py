@@ -16,6 +16,7 @@ from .. import losses, schedule
 from ..config import show
 from ..data import loader
 from ..metrics import auroc, macro_auroc, probe
+from ..nets import NETWORKS
 from ..nets.dino import Dino as Network
 from ..runtime import dist, seeds
 from ..space import patches
@@ -46,8 +47,8 @@ class Dino(Task):
     def check(cls, config, refuse):
         task, train = config.task, config.train
         for name, size in (("task.global_size", task.global_size), ("task.local_size", task.local_size)):
-            if any(n < 16 or n % 16 for n in size) or set(size) == {16}:
-                refuse(name, size, "multiples of 16, at least one of them 32 (the network halves each axis four times)")
+            if wanted := NETWORKS[config.model.name].patch_problem(config.model.name, size):
+                refuse(name, size, wanted)
         for name, scale in (("task.global_scale", task.global_scale), ("task.local_scale", task.local_scale)):
             if scale[0] > scale[1]:
                 refuse(name, scale, "the lower one first")
