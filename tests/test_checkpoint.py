@@ -372,7 +372,7 @@ def test_a_file_never_runs_code_and_what_is_beside_the_tensors_is_no_matter(tmp_
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert not (tmp_path / "touched").exists()
     torch.save(Touch(str(tmp_path / "touched")), path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"holds a pickled object \(io.open\), wanted a dict of tensors"):
+    with pytest.raises(UserError, match=r"holds a pickled object \('io.open'\), wanted a dict of tensors"):
         checkpoint.load_weights(model, path)
     torch.save(model, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="holds a pickled object .*: save its state_dict"):

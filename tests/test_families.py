@@ -92,7 +92,7 @@ def test_names_that_differ_where_they_should_be_one_tensor_are_an_error(tmp_path
     state[name] = state[name] + 1
     model = net(seed=1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(UserError, match=f"conv1.conv.weight and model.{name} should be one tensor, and they differ"):
+    with pytest.raises(UserError, match=f"conv1.conv.weight, model.{name} should be one tensor, and they differ"):
         checkpoint.load_weights(model, write(tmp_path, lightning(state)))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

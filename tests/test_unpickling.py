@@ -122,10 +122,13 @@ def test_a_tensor_may_use_its_storage_and_no_more(tmp_path):
     for bad in ((-1, (1,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,)), (0, (1.5,), (1,)), (0, (True,), (1,))):
         with pytest.raises(unpickling.Unreadable, match="no proper sizes and strides"):
             read(*bad)
-    for kind, words in ((b"QInt8Storage", "storage 'QInt8Storage'"), (b"DoubleStorage", "has 16 bytes, wanted 32")):
+    for kind, words in (
+        (b"QInt8Storage", "storage 'QInt8Storage'"),
+        (b"DoubleStorage", "has 16 bytes, wanted 32 bytes"),
+    ):
         with pytest.raises(unpickling.Unreadable, match=words):
             read(0, (4,), (1,), STORAGE.replace(b"FloatStorage", kind))
-    with pytest.raises(unpickling.Unreadable, match="data/1 has nothing, wanted 16 bytes"):
+    with pytest.raises(unpickling.Unreadable, match="data/1' has nothing, wanted 16 bytes"):
         read(0, (4,), (1,), STORAGE.replace(b"\x000X\3", b"\x001X\3"))
 
 

@@ -66,7 +66,7 @@ def find(content, own, part, path):
         own_name = renamed[name].removeprefix(prefix)
         if own_name in tensors:
             if not _same(value, tensors[own_name]):
-                raise UserError(f"{path}: {first[own_name]} and {name} should be one tensor, and they differ")
+                raise UserError(f"{path}: {listed([first[own_name], name])} should be one tensor, and they differ")
             aliases.append(name)
         else:
             tensors[own_name], first[own_name] = value, name

@@ -61,7 +61,7 @@ def read(path):
     except _UNREADABLE as error:
         raise UserError(f"{path}: not a readable checkpoint: {one_line(error)[:200]}") from error
     if isinstance(content, unpickling.Placeholder):
-        got = f"a pickled object ({one_line(content.name)[:100]})"
+        got = f"a pickled object ({ascii(content.name[:100])})"
         raise UserError(f"{path}: holds {got}, wanted a dict of tensors: save its state_dict() instead")
     if not isinstance(content, dict):
         got = type(content).__name__

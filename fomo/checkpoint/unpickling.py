@@ -101,7 +101,7 @@ def _read_zip(file, size):
         name = f"{folder}data/{key}"
         if name not in records or records[name].file_size < count:
             got = f"{records[name].file_size} bytes" if name in records else "nothing"
-            raise Unreadable(f"is damaged: its part data/{key} has {got}, wanted {count} bytes"[:300])
+            raise Unreadable(f"is damaged: its part {f'data/{key}'[:99]!r} has {got}, wanted {count} bytes")
         file.seek(_position(file, records[name], size))
         return _filled(torch.empty(count, dtype=torch.uint8), file)
 
@@ -289,10 +289,8 @@ class _Machine:
 
     def storage(self, name):
         """The numbers of a storage as a tensor (numel,); name: ("storage", type, key, device, numel[, part])."""
-        if isinstance(name, tuple) and name[:1] == (
-            "module",
-        ):  # a class with its source, in files before the zip format
-            return _named("torch", "nn.Module")
+        if isinstance(name, tuple) and name[:1] == ("module",):  # a class, with its source, in old files
+            return Placeholder("torch.nn.Module")
         whole = isinstance(name, tuple) and len(name) in (5, 6) and name[0] == "storage" and self.load is not None
         kind = getattr(name[1], "name", "").rpartition(".")[2] if whole else None
         if kind not in _STORAGES or type(name[2]) is not str or not _is_count(name[4]):
