@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by level: an import goes to a lower level only, and rooms of one level do not import each other.
 LEVELS = {
     0: ["config", "runtime"],
-    1: ["nets", "transforms", "metrics", "losses", "folds", "schedule", "space"],
+    1: ["nets", "transforms", "metrics", "losses", "folds", "ridge", "schedule", "space"],
     2: ["data", "checkpoint", "inference", "pages"],
     3: ["tasks"],
     4: ["kinds"],

@@ -32,26 +32,26 @@ def generators(count):
 @pytest.mark.parametrize("kind", ["all", "masked"])
 def test_the_network_sees_the_rest_and_is_scored_on_all_or_on_what_was_hidden(tiny_config, kind):
     task = build(tiny_config, mae_loss=kind, mask_value=-7.0)
-    image = torch.rand(2, 4, 32, 16, 16)
-    batch = task.prepare({"image": image, **task.draw(generators(2), {"image": image})})
-    hidden = batch["masked"].expand_as(image)
-    assert (batch["image"][hidden] == -7).all() and torch.equal(batch["image"][~hidden], image[~hidden])
-    cubes = batch["masked"][:, 0].unfold(1, 4, 4).unfold(2, 4, 4).unfold(3, 4, 4).flatten(-3).float().mean(-1)
-    assert set(cubes.unique().tolist()) == {0.0, 1.0} and cubes.flatten(1).sum(1).tolist() == [77, 77]  # of 128
-    wanted = [((one if kind == "all" else one[mask]) - 0.5).square().mean() for one, mask in zip(image, hidden)]
+    image, inside = torch.rand(2, 4, 32, 16, 16), torch.ones(2, 32, 16, 16, dtype=torch.uint8)
+    inside[1, :8] = 0  # the second patch sticks out of its volume
+    batch = task.prepare({"image": image, "mask": inside, **task.draw(generators(2), {"image": image})})
+    hidden = batch["image"] == -7
+    assert 0.4 < hidden.float().mean() < 0.8 and torch.equal(batch["image"][~hidden], image[~hidden])
+    counts = (inside[:, None] > 0) & (hidden if kind == "masked" else torch.ones_like(hidden))
+    wanted = [(one[mask] - 0.5).square().mean() for one, mask in zip(image, counts)]
     torch.testing.assert_close(task.loss(torch.full_like(image, 0.5), batch), torch.stack(wanted))
 
 
 def test_what_is_restored_may_be_clamped_and_what_is_seen_is_not(tiny_config):
     task = build(tiny_config, mae_clamp=[-0.5, 0.25])
-    image = torch.rand(2, 4, 32, 16, 16) * 4 - 2
-    batch = task.prepare({"image": image, **task.draw(generators(2), {"image": image})})
-    seen = ~batch["masked"].expand_as(image)
-    assert torch.equal(batch["image"][seen], image[seen])
+    image, inside = torch.rand(2, 4, 32, 16, 16) * 4 - 2, torch.ones(2, 32, 16, 16, dtype=torch.uint8)
+    batch = task.prepare({"image": image, "mask": inside, **task.draw(generators(2), {"image": image})})
+    seen = batch["image"] != 0
+    assert seen.any() and torch.equal(batch["image"][seen], image[seen])
     wanted = (image.clamp(-0.5, 0.25) - 3).square().flatten(1).mean(1)
     torch.testing.assert_close(task.loss(torch.full_like(image, 3.0), batch), wanted)
     case = fake_case()
-    row = task.predict(torch.zeros_like, case, WINDOWS).row
+    row = task.predict(torch.zeros_like, case, WHOLE).row
     assert row["loss"] == pytest.approx(np.square(case.image().astype(float).clip(-0.5, 0.25)).mean(), rel=1e-5)
 
 
@@ -64,6 +64,9 @@ def test_a_mask_is_the_slots_own_whatever_the_micro_batch(tiny_config, tmp_path)
     parts = [loader.read_batch(config, task, cases, 1, slots) for slots in ([0], [1, 2], [3])]
     assert torch.equal(whole["cubes"], torch.cat([part["cubes"] for part in parts]))
     assert not torch.equal(whole["cubes"][0], whole["cubes"][1]) and "target" not in whole
+    assert not torch.equal(whole["offsets"][0], whole["offsets"][1])
+    for mask in whole["mask"]:
+        assert 0 < int(mask.sum()) <= mask.numel() and set(mask.unique().tolist()) <= {0, 1}
 
 
 def fake_case(shape=(1, 20, 32, 17), id="a"):
@@ -73,6 +76,7 @@ def fake_case(shape=(1, 20, 32, 17), id="a"):
 
 
 WINDOWS = WindowOptions((16, 16, 16), overlap=0.0, windows=2, device=torch.device("cpu"))
+WHOLE = WindowOptions((32, 32, 32), device=torch.device("cpu"))  # a patch that sticks out of fake_case()
 
 
 def test_validation_masks_belong_to_the_case_and_the_planes_are_stored(tiny_config, tmp_path):
@@ -92,13 +96,15 @@ def test_validation_masks_belong_to_the_case_and_the_planes_are_stored(tiny_conf
     assert task.predict(network, fake_case(id="b"), WINDOWS).row["loss"] != row["loss"]
     planes = np.load(tmp_path / "reconstructions" / "a.npz")
     assert sorted(planes) == sorted(f"{n}_{axis}" for n in ("original", "masked", "reconstructed") for axis in range(3))
-    image = case.image()[0]
+    seen = [case.image()[0, x : x + 16, y : y + 16, z : z + 16] for x, y, z in np.ndindex(5, 17, 2)]
+    patch = next(one for one in seen if np.array_equal(planes["original_0"], one[8]))
     for axis in range(3):
-        np.testing.assert_array_equal(planes[f"original_{axis}"], image.take(image.shape[axis] // 2, axis))
+        np.testing.assert_array_equal(planes[f"original_{axis}"], patch.take(8, axis))
         assert not planes[f"reconstructed_{axis}"].any()
         hidden = planes[f"masked_{axis}"] != planes[f"original_{axis}"]
         assert 0.3 < hidden.mean() < 0.9 and not planes[f"masked_{axis}"][hidden].any()
-    everything = build(tiny_config).predict(network, case, WINDOWS).row["loss"]
+    row = task.predict(network, case, WHOLE).row
+    everything = build(tiny_config).predict(network, case, WHOLE).row["loss"]
     assert everything == pytest.approx(np.square(case.image().astype(float)).mean(), rel=1e-5)
     assert row["loss"] != pytest.approx(everything, rel=1e-4)
     assert task.score(Results([{"loss": 1.0}, {"loss": 2.0}])) == {"reconstruction_mse": 1.5}

@@ -113,8 +113,8 @@ def cases(batch, preset_name, seed):
         plan = mixing.draw(kind, np.random.default_rng(seed), 0, 2, patch, p=1.0, alpha=30.0)
         mixed = mixing.mix(batch["image"], batch["image"].flip(3), [plan])
         yield f"{kind}\nown share {plan['share']:.2f}", {"image": mixed}
-    cubes = masking.draw_cubes(np.random.default_rng(seed), 1, patch, ratio=0.6, cube=4)
-    masked, _ = masking.mask_image(batch["image"], cubes, cube=4, value=float(batch["image"].min()))
+    drawn = masking.draw_cubes(np.random.default_rng(seed), 1, patch, ratio=0.6, cube=4)
+    masked, _ = masking.mask_image(batch["image"], *drawn, cube=4, value=float(batch["image"].min()))
     yield "masking\n60% of cubes of 4 voxels", {"image": masked}
 
 

@@ -50,6 +50,7 @@ class Task:
     mask_cube: int = key(4, "edge of the cubes, in voxels", low=1)
     mask_value: float = key(0.0, "intensity in the hidden cubes")
     mae_loss: str = key("all", "squared error of all voxels, or of the hidden ones only", "all|masked")
+    keep_epoch: str = key("last", "which epoch is best.pt: the last, or that of the smallest error", "last|best")
     mae_clamp: tuple[float, float] | None = key(None, "what is to be restored is clamped to these (none: as it is)")
     global_size: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) of the two global views")
     global_scale: tuple[float, float] = key((0.4, 1.0), "share of the patch that a global view shows", above=0, high=1)
@@ -131,7 +132,18 @@ class Model:
         "resenc_unet: how halving blocks pool what they skip; maximum: for classifiers of the FOMO26 baseline",
         "average|maximum",
     )
-    dropout: float = key(0.0, "2D networks: dropout in front of the output layer", low=0, high=0.9)
+    head: str = key(
+        "auto",
+        "one output per case: from the mean of the bottleneck (linear, mlp), or from statistics of all stages, and a "
+        "ridge regression is its first answer (multistage); auto: multistage where the network has it",
+        "auto|linear|mlp|multistage",
+    )
+    fusion: str = key(
+        "early",
+        "late: each channel goes alone through an encoder of one channel, and the head reads all of them",
+        "early|late",
+    )
+    dropout: float = key(0.0, "dropout in front of the output layer of one output per case", low=0, high=0.9)
     attention: str = key("none", "2D networks: attention on the feature maps, before pooling", "none|se|cbam")
     multiscale: bool = key(False, "2D networks: fuse the feature maps at 1/8, 1/16 and 1/32, not only read the last")
     pooling: str = key("mean", "2D networks: how a feature map becomes one vector", "mean|max|mean_max")

@@ -53,6 +53,7 @@ class Wanted(NamedTuple):
     targets: tuple[str, ...] = ()  # columns of a table
     classes: int = 2  # of a mask, background included, or of a single target
     pretraining: bool = False  # labels may be missing, and layouts need not have any
+    inside: bool = False  # training samples have as their mask which of their voxels lie in the volume
 
     @property
     def masked(self):

@@ -127,6 +127,9 @@ class Samples(Dataset):
         sample = {"image": image, "id": case.id, "slot": slot}
         if self.wanted.masked:
             sample["mask"] = patches.read(mask, start, data.patch, 0)  # uint8 until the loss: less to move
+        elif self.wanted.inside:
+            inside = torch.ones(1, 1, 1, dtype=torch.uint8).expand(*case.shape)
+            sample["mask"] = patches.read(inside, start, data.patch, 0)
         elif not self.wanted.pretraining:
             sample["target"] = case.target
         return sample

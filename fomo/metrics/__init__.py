@@ -12,7 +12,15 @@ from .comparison import delong_test, paired_permutation
 from .intervals import Interval, bootstrap_ci, t_interval
 from .overlap import dice
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve
-from .regression import apply_bias_correction, fit_bias_correction, mae, pearson, r2, regression_metrics
+from .regression import (
+    apply_bias_correction,
+    bounded_bias_correction,
+    fit_bias_correction,
+    mae,
+    pearson,
+    r2,
+    regression_metrics,
+)
 from .summary import COUNTS, over_classes, summarize
 from .surface import (
     average_surface_distance,

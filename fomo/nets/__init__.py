@@ -14,11 +14,13 @@ stages          prefixes in order from input to output, one tuple per stage; tog
 saliency_layer  name of the module whose feature map (B, c, x, y[, z]) Grad-CAM reads: the last one of the encoder or,
                 where several are fused, the finest of them
 
-In the modes with one output per case it also has features(x) -> (B, F), the input of the output layer. A network that
-`recomputes` has checkpoint_activations(wanted), which trades time for memory.
+In the modes with one output per case it also has features(x) -> (B, F), the input of the output layer. A multistage
+head is an `image_head.ImageHead`, and its network has statistics(x) -> (B, F), which the head standardises. A network
+that `recomputes` has checkpoint_activations(wanted), which trades time for memory.
 """
 
 from . import checks
+from .checks import WHOLE_CASE
 from .network import PLAIN, Network
 from .registry import NETWORKS
 
@@ -32,8 +34,11 @@ def build(name, in_channels, out_channels, mode="segmentation", width=None, **op
     options: `network.PLAIN` has their names and defaults.
         deep_supervision: segmentation also returns coarser logits while gradients are on.
         skips, skip_pooling ("average", "maximum"): of the residual-encoder U-Nets, see `resenc.ResEncUNet`.
-        dropout, attention ("none", "se", "cbam"), multiscale, pooling ("mean", "max", "mean_max"): of the 2D networks,
-        see `resnet.ResNet`.
+        head ("linear", "mlp", "multistage"), fusion ("early", "late"): of the U-Nets with one output per case, see
+        `image_head`.
+        dropout: in front of the output layer of one output per case.
+        attention ("none", "se", "cbam"), multiscale, pooling ("mean", "max", "mean_max"): of the 2D networks, see
+        `resnet.ResNet`.
 
     Raises ValueError for an unknown name, mode or option, and for a combination that does not exist.
     """

@@ -2,6 +2,8 @@
 
 WHOLE_CASE = ("classification", "regression")  # modes with one output per case
 MODES = ("segmentation", *WHOLE_CASE)
+HEADS = ("linear", "mlp", "multistage")
+FUSIONS = ("early", "late")
 
 
 def choice(name, value, options):
@@ -15,6 +17,15 @@ def counts(**values):
     for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
+
+
+def image_head(mode, head, dropout, fusion):
+    """What a 3D network with an `image_head.ImageHead` takes; without one output per case it has none of them."""
+    choice("head", head, HEADS)
+    choice("fusion", fusion, FUSIONS)
+    for name, value, plain in (("head", head, "linear"), ("dropout", dropout, 0), ("fusion", fusion, "early")):
+        if mode not in WHOLE_CASE and value != plain:
+            raise ValueError(f"{name}: got {value!r} for mode {mode!r}, wanted {plain!r}: it has no output per case")
 
 
 def fitting(size, stride):

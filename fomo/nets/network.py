@@ -15,6 +15,8 @@ PLAIN = dict(
     attention="none",
     multiscale=False,
     pooling="mean",
+    head="linear",
+    fusion="early",
 )
 _PREFIXES = ("head_prefixes", "encoder_prefixes", "new_prefixes", "unused_prefixes")
 _ATTRIBUTES = ("stem", *_PREFIXES, "stages", "saliency_layer")
@@ -37,6 +39,7 @@ class Network:
     one_voxel: bool  # whether the bottleneck may be a single voxel
     mixes_batch: bool  # whether an output depends on the other samples of the forward pass, in evaluation too
     options: tuple[str, ...] = ()  # of those of `build`
+    best_head: str = "linear"  # the one that model.head=auto is
     recomputes: bool = False  # whether it has `checkpoint_activations`
     even_width: bool = False  # whether its width must be even
     arguments: dict = field(default_factory=dict)  # further ones of the class
@@ -138,8 +141,8 @@ class Network:
         return None
 
     def refuses(self, option, value):
-        """Whether it does not take this value of an option."""
-        return value != PLAIN[option] and option not in self.options
+        """Whether it does not take this value of an option; auto is for all."""
+        return value not in (PLAIN[option], "auto") and option not in self.options
 
     def option_problems(self, name, values, networks):
         """(option, what is wanted) for each of `values`, {option: value}, that this network does not take."""

@@ -8,10 +8,12 @@ from .network import Network
 
 _VOLUME = dict(sees="volume", one_voxel=False)
 _UNET = dict(source=("unet", "UNet"), **_VOLUME, stride=16, mixes_batch=False, recomputes=True)
-_WHOLE = dict(modes=MODES, head="decoder.fc", options=("deep_supervision",))
+_IMAGE_HEAD = dict(modes=MODES, head="decoder.fc", best_head="multistage")
+_HEAD_OPTIONS = ("head", "dropout", "fusion")
+_WHOLE = dict(**_IMAGE_HEAD, options=("deep_supervision", *_HEAD_OPTIONS))
 _LIGHT = dict(modes=("segmentation",), head=None, options=("deep_supervision",), lacks="the light decoder has no head")
 _RESENC = dict(source=("resenc", "ResEncUNet"), **_VOLUME, stride=32, mixes_batch=False, recomputes=True)
-_RESIDUAL = dict(modes=MODES, head="decoder.fc", options=("deep_supervision", "skips", "skip_pooling"))
+_RESIDUAL = dict(**_IMAGE_HEAD, options=("deep_supervision", "skips", "skip_pooling", *_HEAD_OPTIONS))
 _READOUT = ("dropout", "attention", "multiscale", "pooling")
 _IMAGES = dict(sees="slice", stride=32, modes=WHOLE_CASE, one_voxel=False, mixes_batch=False, options=_READOUT)
 

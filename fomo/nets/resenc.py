@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import checks, norm
 from .conv import Conv3d
+from .image_head import ImageHead, moments
 
 _STRIDE = 32  # the encoder halves each axis five times
 _STAGES = 6
@@ -27,6 +28,8 @@ class ResEncUNet(nn.Module):
     skips: segmentation has skip connections.
     skip_pooling: how a residual block that halves the axes pools what it skips, "average" or "maximum".
     deep_supervision: while gradients are enabled, segmentation gives a list, from full to 1/32 resolution.
+    head, dropout: of a whole-volume mode, see `image_head`.
+    fusion: "late", of a whole-volume mode: the encoder has one channel, and sees those of a case one by one.
     """
 
     stem = "encoder.stem.conv1.conv.weight"
@@ -44,6 +47,9 @@ class ResEncUNet(nn.Module):
         skips=True,
         skip_pooling="average",
         deep_supervision=False,
+        head="linear",
+        dropout=0.0,
+        fusion="early",
     ):
         super().__init__()
         checks.choice("mode", mode, checks.MODES)
@@ -53,7 +59,9 @@ class ResEncUNet(nn.Module):
             if mode != "segmentation" and value != plain:
                 raise ValueError(f"{option}: got {value} for mode {mode!r}, wanted {plain}: it has no decoder")
         widths = [factor * width for factor in (1, 2, 4, 8)] + [int(deepest * width)] * 2
-        self.encoder = _Encoder(in_channels, widths, blocks, skip_pooling)
+        checks.image_head(mode, head, dropout, fusion)
+        copies = in_channels if fusion == "late" else 1
+        self.encoder = _Encoder(in_channels // copies, widths, blocks, skip_pooling, copies)
         stages = [(f"encoder.stages.{i}.",) for i in range(_STAGES)]
         stages[0] = ("encoder.stem.", *stages[0])
         self.segments = mode == "segmentation"
@@ -66,13 +74,14 @@ class ResEncUNet(nn.Module):
             self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_convs.",)
             stages += [(f"decoder.upsample_layers.{i}.", f"decoder.decoder_convs.{i}.") for i in range(_STAGES - 1)]
         else:
-            self.decoder = nn.ModuleDict({"fc": nn.Linear(widths[-1], out_channels)})
-            self.head_prefixes = self.new_prefixes = ("decoder.fc",)
-            self.unused_prefixes = ("decoder.",)
+            read = [((count, count), count) for count in widths]
+            read[0] = (widths[:1] * 3, widths[0])  # and the stem
+            self.decoder = ImageHead(head, read, out_channels, copies, dropout)
+            self.head_prefixes = self.new_prefixes = self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
-        return self.decoder(self.encoder(x)) if self.segments else self.decoder["fc"](self.features(x))
+        return self.decoder(self.encoder(x)) if self.segments else self.decoder(*self._read(x))
 
     def checkpoint_activations(self, wanted):
         """Trade time for memory: keep only input and output of each block, and compute the rest again for gradients."""
@@ -81,8 +90,15 @@ class ResEncUNet(nn.Module):
                 module.recompute = wanted
 
     def features(self, x):
-        """(B, widths[-1]), the bottleneck's mean over all voxels: the output layer's input in a whole-volume mode."""
-        return self.encoder(x)[-1].mean(dim=(2, 3, 4))
+        """(B, F): the output layer's input in a whole-volume mode."""
+        return self.decoder.features(*self._read(x))
+
+    def statistics(self, x):
+        """(B, F): what a multistage head standardises."""
+        return self.decoder.statistics(*self._read(x))
+
+    def _read(self, x):
+        return self.encoder.with_moments(x, wanted=self.decoder.reads_moments)
 
 
 class _Convolution(nn.Module):
@@ -95,7 +111,17 @@ class _Convolution(nn.Module):
         self.activation = nn.LeakyReLU(0.01, inplace=True) if activated else nn.Identity()
 
     def forward(self, x):
-        return self.activation(self.norm_op(self.conv(x)))
+        return self.after(self.conv(x))
+
+    def after(self, x):
+        """The rest, behind the convolution."""
+        return self.activation(self.norm_op(x))
+
+    def with_moments(self, x):
+        """(output, `moments` of the convolution's output)."""
+        x = self.conv(x)
+        found = moments(x)
+        return self.after(x), found
 
 
 class _Single(nn.Module):
@@ -110,8 +136,16 @@ class _Single(nn.Module):
     def forward(self, *parts):
         return _maybe_again(self.recompute, self._together, *parts)
 
+    def with_moments(self, *parts):
+        """(output, [`moments`])."""
+        x, found = _maybe_again(self.recompute, self._together_with_moments, *parts)
+        return x, [found]
+
     def _together(self, *parts):
         return self.conv1(torch.cat(parts, dim=1))
+
+    def _together_with_moments(self, *parts):
+        return self.conv1.with_moments(torch.cat(parts, dim=1))
 
 
 class _Residual(nn.Module):
@@ -133,8 +167,18 @@ class _Residual(nn.Module):
     def forward(self, x):
         return _maybe_again(self.recompute, self._block, x)
 
+    def with_moments(self, x):
+        """(output, [`moments` of both convolutions])."""
+        x, *found = _maybe_again(self.recompute, self._block_with_moments, x)
+        return x, found
+
     def _block(self, x):
         return self.activation(self.conv2(self.conv1(x)) + self.skip(x))
+
+    def _block_with_moments(self, x):
+        inner, first = self.conv1.with_moments(x)
+        inner, second = self.conv2.with_moments(inner)
+        return self.activation(inner + self.skip(x)), first, second
 
 
 class _Stage(nn.Module):
@@ -149,23 +193,37 @@ class _Stage(nn.Module):
     def forward(self, x):
         return self.blocks(x)
 
+    def with_moments(self, x):
+        """(output, [`moments` of both convolutions of the last block])."""
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.blocks[-1].with_moments(x)
+
 
 class _Encoder(nn.Module):
-    """Features of the six stages, finest first."""
+    """Features of the six stages, finest first. copies: so many channels of a case go through it one by one."""
 
-    def __init__(self, in_channels, widths, blocks, pooling):
+    def __init__(self, in_channels, widths, blocks, pooling, copies=1):
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels, self.copies = in_channels, copies
         self.stem = _Single(in_channels, widths[0])
         sizes = zip((widths[0], *widths[:-1]), widths, blocks, (1, *[2] * (_STAGES - 1)), strict=True)
         self.stages = nn.ModuleList(_Stage(*size, pooling) for size in sizes)
 
     def forward(self, x):
-        checks.volumes(x, self.in_channels, _STRIDE)
-        features = [self.stem(x)]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        return features[1:]
+        return self.with_moments(x, wanted=False)[0]
+
+    def with_moments(self, x, wanted):
+        """(features, of each stage the `moments` of its last block, and first of the stem, or [])."""
+        checks.volumes(x, self.in_channels * self.copies, _STRIDE)
+        if self.copies > 1:
+            x = x.flatten(0, 1)[:, None]
+        features, found = [], []
+        for stage in (self.stem, *self.stages):
+            x, of_stage = stage.with_moments(x) if wanted else (stage(x), [])
+            features.append(x)
+            found.append(of_stage)
+        return features[1:], [found[0] + found[1], *found[2:]]
 
 
 class _Decoder(nn.Module):

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import checks, norm
 from .conv import Conv3d
+from .image_head import ImageHead, moments
 
 _STRIDE = 16  # the encoder halves each axis four times
 
@@ -22,6 +23,8 @@ class UNet(nn.Module):
     width: channels of the first level; each further level has twice as many.
     light_decoder: segmentation with one convolution per decoder level instead of two.
     deep_supervision: while gradients are enabled, segmentation gives a list, from full to 1/16 resolution.
+    head, dropout: of a whole-volume mode, see `image_head`.
+    fusion: "late", of a whole-volume mode: the encoder has one channel, and sees those of a case one by one.
     """
 
     stem = "encoder.in_conv.conv1.conv.weight"
@@ -29,14 +32,25 @@ class UNet(nn.Module):
     saliency_layer = "encoder.encoder_conv4"
 
     def __init__(
-        self, in_channels, out_channels, mode="segmentation", width=32, light_decoder=False, deep_supervision=False
+        self,
+        in_channels,
+        out_channels,
+        mode="segmentation",
+        width=32,
+        light_decoder=False,
+        deep_supervision=False,
+        head="linear",
+        dropout=0.0,
+        fusion="early",
     ):
         super().__init__()
         checks.choice("mode", mode, checks.MODES)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         if mode != "segmentation" and deep_supervision:
             raise ValueError(f"deep_supervision: got True for mode {mode!r}, wanted False: it has one output only")
-        self.encoder = _Encoder(in_channels, width)
+        checks.image_head(mode, head, dropout, fusion)
+        copies = in_channels if fusion == "late" else 1
+        self.encoder = _Encoder(in_channels // copies, width, copies)
         stages = [("encoder.in_conv",), *((f"encoder.encoder_conv{i}",) for i in range(1, 5))]
         self.segments = mode == "segmentation"
         if self.segments:
@@ -48,13 +62,13 @@ class UNet(nn.Module):
             self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_conv",)
             stages += [(f"decoder.upsample{i}", f"decoder.decoder_conv{i}") for i in range(1, 5)]
         else:
-            self.decoder = nn.ModuleDict({"fc": nn.Linear(16 * width, out_channels)})
-            self.head_prefixes = self.new_prefixes = ("decoder.fc",)
-            self.unused_prefixes = ("decoder.",)
+            stages_read = [((2**i * width,) * 2, 2**i * width) for i in range(5)]
+            self.decoder = ImageHead(head, stages_read, out_channels, copies, dropout)
+            self.head_prefixes = self.new_prefixes = self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
-        return self.decoder(self.encoder(x)) if self.segments else self.decoder["fc"](self.features(x))
+        return self.decoder(self.encoder(x)) if self.segments else self.decoder(*self._read(x))
 
     def checkpoint_activations(self, wanted):
         """Trade time for memory: keep only input and output of each level, and compute the rest again for gradients."""
@@ -63,8 +77,15 @@ class UNet(nn.Module):
                 module.recompute = wanted
 
     def features(self, x):
-        """(B, 16 width), the bottleneck's mean over all voxels: the output layer's input in a whole-volume mode."""
-        return self.encoder(x)[-1].mean(dim=(2, 3, 4))
+        """(B, F): the output layer's input in a whole-volume mode."""
+        return self.decoder.features(*self._read(x))
+
+    def statistics(self, x):
+        """(B, F): what a multistage head standardises."""
+        return self.decoder.statistics(*self._read(x))
+
+    def _read(self, x):
+        return self.encoder.with_moments(x, wanted=self.decoder.reads_moments)
 
 
 class _Level(nn.Sequential):
@@ -83,27 +104,48 @@ class _Level(nn.Sequential):
             channels_in = channels_out
 
     def forward(self, x):
+        return self.with_moments(x, wanted=False)[0]
+
+    def with_moments(self, x, wanted):
+        """(output, [`moments` of each convolution's output] or [])."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(super().forward, x, use_reentrant=False)
-        return super().forward(x)
+            return checkpoint(self._run, x, wanted, use_reentrant=False)
+        return self._run(x, wanted)
+
+    def _run(self, x, wanted):
+        found = []
+        for block in self:
+            x = block.conv(x)
+            if wanted:
+                found.append(moments(x))
+            x = block.activation(block.norm(x))
+        return x, found
 
 
 class _Encoder(nn.Module):
-    """Features of the five levels, finest first."""
+    """Features of the five levels, finest first. copies: so many channels of a case go through it one by one."""
 
-    def __init__(self, in_channels, width):
+    def __init__(self, in_channels, width, copies=1):
         super().__init__()
-        self.in_channels, self.pool = in_channels, nn.MaxPool3d(2)
+        self.in_channels, self.copies, self.pool = in_channels, copies, nn.MaxPool3d(2)
         self.in_conv = _Level(in_channels, width)
         for i in range(1, 5):
             self.add_module(f"encoder_conv{i}", _Level(2 ** (i - 1) * width, 2**i * width))
 
     def forward(self, x):
-        checks.volumes(x, self.in_channels, _STRIDE)
-        features = [self.in_conv(x)]
-        for i in range(1, 5):
-            features.append(getattr(self, f"encoder_conv{i}")(self.pool(features[-1])))
-        return features
+        return self.with_moments(x, wanted=False)[0]
+
+    def with_moments(self, x, wanted):
+        """(features, of each level the `moments` of its convolutions or [])."""
+        checks.volumes(x, self.in_channels * self.copies, _STRIDE)
+        if self.copies > 1:
+            x = x.flatten(0, 1)[:, None]
+        features, found = [], []
+        for level in (self.in_conv, *(getattr(self, f"encoder_conv{i}") for i in range(1, 5))):
+            x, of_level = level.with_moments(self.pool(x) if features else x, wanted)
+            features.append(x)
+            found.append(of_level)
+        return features, found
 
 
 class _Decoder(nn.Module):

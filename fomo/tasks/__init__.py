@@ -39,6 +39,9 @@ def build_network(config, task):
     """The network of a config, as its task needs it."""
     model, channels = config.model, (len(config.data.channels), task.out_channels)
     options = {option: getattr(model, option) for option in ("width", *nets.PLAIN)}
+    if model.head == "auto":
+        has_head = task.mode in nets.WHOLE_CASE and not task.pretrains
+        options["head"] = nets.NETWORKS[model.name].best_head if has_head else "linear"
     return task.wrap(nets.build(model.name, *channels, mode=task.mode, **options))
 
 

@@ -8,7 +8,7 @@ from ..metrics import auroc, average_precision, binary_metrics, choose_threshold
 from . import categories
 from .multitarget import Multitarget
 from .results import Answer, Output, Results
-from .task import ONE_OR_MORE, Task
+from .task import HEAD, ONE_OR_MORE, Task
 from .views import classification as view
 
 
@@ -21,7 +21,7 @@ class Classification(Task):
     training_state = ("class_weights",)
     binary = True
     keys = ("eval.pool_windows", "eval.threshold", "data.crop_position")
-    options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")
+    options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency", *HEAD)
     view = view.VIEW
     single = "probability"
     scored = ("probability", "decision")
@@ -63,6 +63,9 @@ class Classification(Task):
         if self.config.task.class_weights == "inverse_frequency":
             self.state["class_weights"] = categories.inverse_frequency(of_train).tolist()
         return ()
+
+    def head_targets(self, cases):
+        return np.eye(self.out_channels)[[int(case.target) for case in cases]]
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"].long())

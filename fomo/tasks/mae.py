@@ -1,8 +1,9 @@
 """Masked autoencoder: most cubes of a volume are hidden, and the network restores it; no labels are needed.
 
 He et al. (CVPR 2022), in 3D and with a U-Net as in AMAES (Munk et al. 2024), the pretraining of the FOMO25 baseline.
-The mask of a training patch is drawn by the sample's generator. That of a validation case depends on the case alone, so
-that it is the same in all epochs and on all ranks.
+The mask of a training patch is drawn by the sample's generator. Patch and mask of a validation case depend on the case
+alone, so that they are the same in all epochs and on all ranks. Training and validation see the same kind of patch, and
+neither scores what lies outside of the volume. The error says little of what has been learned: the last epoch is kept.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from .. import losses
 from ..config import show
 from ..runtime import seeds
+from ..space import patches
 from ..transforms import masking
 from .results import Answer
 from .task import Columns, Task
@@ -34,7 +36,7 @@ class MaskedAutoencoder(Task):
         "task.mae_clamp",
         "data.crop_position",
     )
-    options = ("model.skips",)
+    options = ("model.skips", "task.keep_epoch")
     view = view.VIEW
 
     @classmethod
@@ -50,16 +52,28 @@ class MaskedAutoencoder(Task):
         self.out_channels = len(config.data.channels)
         self._pictures = 0
 
+    @classmethod
+    def wanted(cls, section):
+        return super().wanted(section)._replace(inside=True)
+
+    @property
+    def is_best(self):
+        return (lambda row, history: True) if self.config.task.keep_epoch == "last" else None
+
     def draw(self, generators, batch):
         task, image = self.config.task, batch["image"]
-        return {"cubes": masking.draw_cubes(generators, len(image), image.shape[2:], task.mask_ratio, task.mask_cube)}
+        drawn = masking.draw_cubes(generators, len(image), image.shape[2:], task.mask_ratio, task.mask_cube)
+        return dict(zip(("cubes", "offsets"), drawn))
 
     def prepare(self, batch):
-        image, masked = self._mask(batch["image"], batch["cubes"])
-        return {**batch, "image": image, "original": self._target(batch["image"]), "masked": masked}
-
-    def _mask(self, image, cubes):
-        return masking.mask_image(image, cubes, self.config.task.mask_cube, self.config.task.mask_value)
+        """The masked image; `original`, what is restored; `scored`, which voxels count. `mask`: those in the volume."""
+        section, image = self.config.task, batch["image"]
+        masked_image, masked = masking.mask_image(
+            image, batch["cubes"], batch["offsets"], section.mask_cube, section.mask_value
+        )
+        inside = batch["mask"][:, None] > 0
+        scored = inside & masked if section.mae_loss == "masked" else inside
+        return {**batch, "image": masked_image, "original": self._target(image), "scored": scored}
 
     def _target(self, image):
         """What is to be restored: outliers would outweigh all else."""
@@ -67,28 +81,27 @@ class MaskedAutoencoder(Task):
         return image if limits is None else image.clamp(*limits)
 
     def loss(self, outputs, batch):
-        return losses.masked_mse(outputs, batch["original"], self._scored(batch["masked"]))
-
-    def _scored(self, masked):
-        return masked if self.config.task.mae_loss == "masked" else None
+        return losses.masked_mse(outputs, batch["original"], batch["scored"])
 
     def predict(self, network, case, windows, fold=None):
-        """The error over the whole case, restored window by window.
+        """The error over one patch of the case.
 
         With `fold`, the first cases' central planes are written to its `reconstruction`: original_0..2, masked_0..2 and
         reconstructed_0..2, across the three axes, float16, of the first channel.
         """
-        section = self.config.task
-        original = torch.from_numpy(np.array(case.image(), np.float32))[None]
-        generator = seeds.of_case(self.config.seed, case.id)
-        cubes = masking.draw_cubes([generator], 1, case.shape, section.mask_ratio, section.mask_cube)
-        image, masked = self._mask(original, cubes)
-        restored = windows.blend(network, image[0], case.background).cpu()[None]
+        generator, patch = seeds.of_case(self.config.seed, case.id), windows.patch
+        start = patches.draw_start(case.shape, patch, generator, self.config.data.crop_position)
+        image = patches.read(case.image(), start, patch, case.background).astype(np.float32)
+        inside = patches.read(np.ones(case.shape, np.uint8), start, patch, 0)
+        batch = {"image": torch.from_numpy(image)[None], "mask": torch.from_numpy(inside)[None]}
+        original = batch["image"]
+        batch = self.prepare({**batch, **self.draw([generator], batch)})
+        restored = windows.blend(network, batch["image"][0], case.background).cpu()[None]
         if fold is not None and self._pictures < _PICTURES:
             self._pictures += 1
-            volumes = {"original": original, "masked": image, "reconstructed": restored}
+            volumes = {"original": original, "masked": batch["image"], "reconstructed": restored}
             _write_planes(fold.reconstruction(case.id, new=True), volumes)
-        return Answer.of(case, loss=float(losses.masked_mse(restored, self._target(original), self._scored(masked))))
+        return Answer.of(case, loss=float(self.loss(restored, batch)))
 
     def score(self, results):
         return {"reconstruction_mse": float(np.mean(*results.arrays("loss")))}

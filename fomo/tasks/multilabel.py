@@ -16,7 +16,7 @@ from ..metrics import auroc, average_precision, brier, choose_threshold, ece, ma
 from ..metrics.checks import mean_of_defined
 from . import categories, pooling
 from .results import Answer, Output, Results
-from .task import ONE_OR_MORE, Task
+from .task import HEAD, ONE_OR_MORE, Task
 from .views import multilabel as view
 
 _EVAL_KEYS = ("eval.pool_windows", "eval.threshold", "eval.pool_slices", "eval.top_slices")
@@ -30,7 +30,7 @@ class Multilabel(Task):
     stratum_kind = "multilabel"
     training_state = ("pos_weight",)
     keys = ("task.focal_alpha", "data.crop_position", *_EVAL_KEYS)
-    options = ("task.class_weights", "task.label_smoothing", "augment.mix", "eval.saliency")
+    options = ("task.class_weights", "task.label_smoothing", "augment.mix", "eval.saliency", *HEAD)
     view = view.VIEW
 
     @classmethod
@@ -70,6 +70,9 @@ class Multilabel(Task):
         alike = np.flatnonzero(~_varies(positives, cases))
         names = ", ".join(f"{self.config.task.targets[k]} ({positives[k]:g})" for k in alike)
         return [f"labels that none or all of the {cases} {part} cases have: {names}: {effect}"] if names else ()
+
+    def head_targets(self, cases):
+        return [case.target for case in cases]
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"], self.config.task.label_smoothing)

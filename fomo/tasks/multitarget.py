@@ -12,7 +12,7 @@ from ..metrics import auroc, confusion_matrix, macro_auroc, multiclass_metrics
 from ..metrics.checks import mean_of_defined
 from . import categories
 from .results import Answer, Output
-from .task import ONE_OR_MORE, Task
+from .task import HEAD, ONE_OR_MORE, Task
 from .views import multitarget as view
 
 _OF_EACH_TARGET = ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")
@@ -26,7 +26,7 @@ class Multitarget(Task):
     stratum_kind = "multilabel"  # of one target "class"
     training_state = ("class_weights",)
     keys = ("eval.pool_windows", "data.crop_position")
-    options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency")
+    options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency", *HEAD)
     view = view.VIEW
 
     @classmethod
@@ -84,6 +84,11 @@ class Multitarget(Task):
     def _counts(self, cases, place):
         """(classes,) how many cases are of each class of a target."""
         return np.bincount([self._class_of(case, place) for case in cases], minlength=len(self.state["classes"][place]))
+
+    def head_targets(self, cases):
+        targets = np.array([np.atleast_1d(case.target) for case in cases], int)
+        each = (np.eye(len(classes))[column] for classes, column in zip(self.state["classes"], targets.T))
+        return np.concatenate(list(each), axis=1)
 
     def loss(self, outputs, batch):
         return self._mean_loss(outputs, batch["target"].long().reshape(len(outputs), -1))

@@ -5,12 +5,10 @@ import math
 import numpy as np
 
 from .. import losses
-from ..metrics import apply_bias_correction, fit_bias_correction, mae, pearson, r2, regression_metrics
+from ..metrics import apply_bias_correction, bounded_bias_correction, mae, pearson, r2, regression_metrics
 from .results import Answer, Results
-from .task import Columns, Task
+from .task import HEAD, Columns, Task
 from .views import regression as view
-
-_FEW, _FLAT = 10, 0.1  # validation cases, and slope, below which the bias correction is doubtful
 
 
 class Regression(Task):
@@ -22,6 +20,7 @@ class Regression(Task):
     training_state = ("training_mean", "mean", "scale")
     out_channels = 1
     keys = ("task.label_scaling", "eval.pool_windows", "data.crop_position")
+    options = HEAD
     view = view.VIEW
     single = "prediction"
     scored = ("prediction", "corrected")
@@ -40,6 +39,9 @@ class Regression(Task):
             self.state["scale"] = 1.0 if equal else float(targets.std())
         same = f"all {len(targets)} training targets are {targets[0]:g}"
         return [f"{same}: there is nothing to learn, and they are not scaled"] if equal else ()
+
+    def head_targets(self, cases):
+        return [[(case.target - self.state["mean"]) / self.state["scale"]] for case in cases]
 
     def loss(self, outputs, batch):
         return self._loss(outputs[:, 0], (batch["target"] - self.state["mean"]) / self.state["scale"])
@@ -72,18 +74,13 @@ class Regression(Task):
         return Answer.of(case, target=case.target, **said, loss=float(self._loss(scaled[None], target)))
 
     def calibrate(self, evaluate):
-        """Fit the line that undoes the pull towards the mean (age bias) on the inner validation cases."""
+        """Fit the line that undoes the pull towards the mean (age bias), as far as it is safe, on validation cases."""
         targets, predictions = evaluate().arrays("target", "prediction")
-        slope, _ = self.state["bias_correction"] = list(fit_bias_correction(targets, predictions))
-        if math.isnan(slope):
-            doubt = "their targets are all equal: `corrected` is undefined"
-        elif slope < _FLAT:
-            doubt = f"the predictions change by {slope:.3g} per unit of the target, and `corrected` divides by that"
-        elif len(targets) < _FEW:
-            doubt = f"wanted {_FEW} or more to trust `corrected`"
-        else:
+        line, reason = bounded_bias_correction(targets, predictions)
+        self.state["bias_correction"] = list(line)
+        if reason is None:
             return ()
-        return [f"age-bias correction from {len(targets)} validation cases: {doubt}"]
+        return [f"age-bias correction from {len(targets)} validation cases: off (`corrected` is the raw one): {reason}"]
 
     def finish(self, answers, fold=None):
         return Results(self._corrected([answer.row for answer in answers]))

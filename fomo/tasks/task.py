@@ -33,6 +33,7 @@ class Columns(NamedTuple):
     text: str
 
 
+HEAD = ("model.head", "model.fusion")  # options of the tasks with one output per case
 ONE_OR_MORE = Columns(1, math.inf, "at least one column")
 
 
@@ -158,6 +159,13 @@ class Task:
     def load(self, network, load):
         """Fill the network with pretrained weights; load(part) fills a part and returns the LoadReport."""
         return load(network)
+
+    def head_targets(self, cases):
+        """(n, out_channels): what a linear fit should say of labelled cases, to start a head; numbers, or 0 and 1.
+
+        Each row is what an ideal network would give: the scaled number of a regression, 1 for the right class.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no head_targets: set model.head=linear")
 
     def prepare(self, batch):
         """The batch as the network gets it, on its device, after augmentation."""

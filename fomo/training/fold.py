@@ -10,6 +10,7 @@ from ..config import UserError
 from ..runtime import dist, seeds
 from . import optimization, tracking
 from .evaluate import evaluate
+from .head import start_head
 from .loop import fit
 from .restore import restore
 
@@ -24,15 +25,18 @@ def train_fold(config, parts, fold, log, progress=None):
     inspect(task, [case for cases in parts.values() for case in cases])
     for message in dist.together(lambda: task.fit(parts["train"], parts["val"])):
         log.warn(message)
-    network = build_network(config, task, fold.number)
+    network, head_is_new = build_network(config, task, fold.number), True
     if config.weights.path is not None:
         report = dist.together(lambda: start_from(config.weights, task, network))
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
+        head_is_new = any(name.startswith(network.head_prefixes) for name in report.new)
         log("weights", **report.said(), path=config.weights.path)
         tested = {case.subject for case in parts.get("test", ())}
         checkpoint.warn_of_known(tested, report.subjects, config.weights.path, log)
     elif config.finetune.strategy != "full":
         log.warn(f"finetune.strategy={config.finetune.strategy} freezes random weights: weights.path is none")
+    if head_is_new and not dist.on_main(lambda: os.path.exists(fold.last) or os.path.exists(fold.previous)):
+        start_head(config, task, network, parts["train"], log)
     with tracking.event_files(config, fold) as sink:
         fit(config, task, network, parts["train"], parts["val"], fold, log.bind(sink=sink), progress)
     return task, *_calibrated(config, task, network, parts["val"], fold, log)

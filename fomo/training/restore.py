@@ -17,6 +17,7 @@ def restore(content, path, config=None, needs=()):
     if not content.get("calibrated"):
         wanted = "wanted best.pt of a fold that is trained to its end"
         raise UserError(f"{path}: nothing was fitted on validation cases for it yet, {wanted}")
+    content["config"]["model"].setdefault("head", "linear")  # all were, before there was a choice
     own = kinds.from_dict(content["config"], path)
     config = config or own
     task = _task(config, content)

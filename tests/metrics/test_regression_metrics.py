@@ -81,3 +81,25 @@ def test_bad_input():
             metric([1.0, 2.0], [1.0, np.nan])
         with pytest.raises(ValueError, match=r"predictions: got shape \(1,\), wanted \(2,\), the shape of targets"):
             metric([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("count", [8, 20, 40])
+@pytest.mark.parametrize("r, pull", [(0.04, 0.02), (0.4, 1.0), (0.8, 0.5), (0.8, 1.0), (0.95, 1.0), (0.9, 1.3)])
+def test_the_bounded_correction_does_not_make_errors_much_larger(count, r, pull):
+    rng, ratios = np.random.default_rng([count, int(100 * r)]), []
+
+    def draw(n):
+        ages = rng.uniform(20, 85, n)
+        ideal = r**2 * (ages - 52.5) + rng.normal(0, 18.8 * r * np.sqrt(1 - r**2), n)
+        return ages, 52.5 + pull * ideal
+
+    for _ in range(20):
+        (slope, intercept), _ = metrics.bounded_bias_correction(*draw(count))
+        ages, predictions = draw(400)
+        corrected = metrics.apply_bias_correction(predictions, (slope, intercept))
+        ratios.append(metrics.mae(ages, corrected) / metrics.mae(ages, predictions))
+    assert np.sort(ratios)[-2] <= 1.1 and max(ratios) <= 1.25
+    if (r, pull) == (0.8, 0.5) and count == 40:
+        assert np.mean(ratios) < 0.95, "where the pull is strong and known, it is undone"
+    if count == 8:
+        assert max(ratios) == 1

@@ -1,0 +1,127 @@
+"""How the 3D U-Nets come from the features of their encoder to one output per case.
+
+linear      the bottleneck's mean over all voxels, and a linear layer: the head of the FOMO baselines
+mlp         the same with one hidden layer
+multistage  statistics of every stage, and a linear layer. An instance norm gives each channel of each volume the mean 0
+            and the deviation 1, and so takes away how bright, wide or rough the volume is. Therefore mean and logarithm
+            of the deviation are read in front of the norms; mean and generalised mean are read behind the activations.
+            These numbers differ little between brains: they are standardised by the training cases, before training,
+            by a linear fit that also gives the layer its first weights (`adopt`).
+
+Needs torch only.
+"""
+
+import torch
+from torch import nn
+
+from . import checks
+
+_POWER = 3  # of the generalised mean: between the mean (1) and the maximum
+_BOUND = 4.0  # standard deviations beyond which a statistic counts no more; `adopt` expects a fit with the same one
+
+
+def moments(x):
+    """(2, B, C) float32: mean and logarithm of the deviation over the voxels of x (B, C, X, Y, Z)."""
+    planes = x.flatten(2)
+    mean = planes.sum(2, dtype=torch.float32) / planes.shape[2]
+    square = torch.linalg.vector_norm(planes, dim=2, dtype=torch.float32).square() / planes.shape[2]
+    return torch.stack([mean, 0.5 * torch.log((square - mean.square()).clamp(min=0) + 1e-6)])
+
+
+def means(x):
+    """(2, B, C) float32: mean and generalised mean of the positive values over the voxels of x (B, C, X, Y, Z)."""
+    planes, voxels = x.flatten(2), x[0, 0].numel()
+    power = torch.linalg.vector_norm(planes.clamp(min=0), _POWER, dim=2, dtype=torch.float32) / voxels ** (1 / _POWER)
+    return torch.stack([planes.sum(2, dtype=torch.float32) / voxels, power])
+
+
+class ImageHead(nn.Module):
+    """Features of an encoder -> outputs (B, out_channels).
+
+    stages: of each stage, finest first, the channels of what is read: (of the convolutions in front of a norm, of the
+        stage's own map).
+    copies: how many channels of a case went through the encoder one by one; their features stand side by side.
+    """
+
+    def __init__(self, kind, stages, out_channels, copies=1, dropout=0.0):
+        super().__init__()
+        checks.choice("head", kind, checks.HEADS)
+        self.kind, self.copies, self.reads_moments = kind, copies, kind == "multistage"
+        self.dropout = nn.Dropout(dropout)
+        width = copies * stages[-1][1]
+        if kind == "mlp":
+            self.hidden = nn.Linear(width, width)
+        if kind == "multistage":
+            self.groups, self.depths = _layout(stages, copies)
+            width = len(self.groups)
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("deviation", torch.ones(width))
+            self.register_buffer("share", torch.full((width,), width**-0.5))
+        self.fc = nn.Linear(width, out_channels)
+
+    def forward(self, maps, before_norm):
+        return self.fc(self.dropout(self.features(maps, before_norm)))
+
+    def features(self, maps, before_norm):
+        """(B, F), the input of the linear layer; see `statistics`."""
+        if self.kind == "multistage":
+            z = (self.statistics(maps, before_norm) - self.mean) / self.deviation
+            return _BOUND * torch.tanh(z / _BOUND) * self.share
+        pooled = self._side_by_side(maps[-1].mean(dim=(2, 3, 4)))
+        return nn.functional.gelu(self.hidden(pooled)) if self.kind == "mlp" else pooled
+
+    def statistics(self, maps, before_norm):
+        """(B, F) float32: what `features` standardises.
+
+        maps: of the stages, finest first. before_norm: of each stage a list of `moments`.
+        """
+        found = [value for stage in zip(before_norm, maps, strict=True) for value in (*stage[0], means(stage[1]))]
+        return self._side_by_side(torch.cat([pair.transpose(0, 1).flatten(1) for pair in found], dim=1))
+
+    def _side_by_side(self, features):
+        return features.unflatten(0, (-1, self.copies)).flatten(1)
+
+    @torch.no_grad()
+    def adopt(self, fit, weight, bias):
+        """Take over how a linear fit standardises, and its weight (K, F) and bias (K,).
+
+        fit: has mean, deviation and share (F,) of the `statistics`, each limited to 4 standard deviations.
+        """
+        for name in ("mean", "deviation", "share"):
+            getattr(self, name).copy_(torch.as_tensor(getattr(fit, name)))
+        self.fc.weight.copy_(torch.as_tensor(weight))
+        self.fc.bias.copy_(torch.as_tensor(bias))
+
+
+def scaled_alike(models, head):
+    """State dicts whose multistage heads, with the linear layer `head`, all standardise by the mean of how they did.
+
+    Each says what it said, except far from the mean, where statistics are limited. Other heads are left as they are.
+    """
+    parent = head.rpartition(".")[0]
+    names = [f"{parent}.{name}" for name in ("mean", "deviation", "share")]
+    if names[0] not in models[0]:
+        return models
+    mean, deviation, share = (torch.stack([model[name] for model in models]).mean(0) for name in names)
+    return [{**model, **_rescaled(model, head, names, (mean, deviation, share))} for model in models]
+
+
+def _rescaled(model, head, names, wanted):
+    (own_mean, own_deviation, own_share), (mean, deviation, share) = (model[name] for name in names), wanted
+    slope = model[f"{head}.weight"] * own_share / own_deviation
+    weight = torch.where(share > 0, slope * deviation / share.clamp(min=1e-30), 0)
+    bias = model[f"{head}.bias"] + slope @ (mean - own_mean)
+    return {f"{head}.weight": weight, f"{head}.bias": bias, **dict(zip(names, wanted))}
+
+
+def _layout(stages, copies):
+    """(groups, depths): of each statistic, in order, the number of its group and of its stage."""
+    groups, depths = [], []
+    for _ in range(copies):
+        for depth, (convolutions, channels) in enumerate(stages):
+            for size in (*convolutions, channels):
+                for _ in range(2):
+                    number = groups[-1] + 1 if groups else 0
+                    groups += [number] * size
+                    depths += [depth] * size
+    return tuple(groups), tuple(depths)

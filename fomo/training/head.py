@@ -1,0 +1,90 @@
+"""The start of a multistage head: one pass over the training cases, and a linear fit to what it saw.
+
+Fine-tuning then begins at the best linear answer from the features as they are, not at noise, whose gradients would
+distort them (Kumar et al., ICLR 2022). Nothing but the training cases is looked at.
+"""
+
+import numpy as np
+import torch
+
+from .. import ridge
+from ..config import UserError
+from ..nets.image_head import ImageHead
+from ..runtime import dist, seeds
+from . import optimization
+from .evaluate import windows_of
+
+_CASES = 500  # more of them change the fit little
+
+
+def start_head(config, task, network, train_cases, log):
+    """Fit the multistage head of a network, if it has one; collective."""
+    head = next((module for module in network.modules() if isinstance(module, ImageHead)), None)
+    if head is None or head.kind != "multistage":
+        return
+    optimization.lay_out(network, dist.device())
+    cases = _chosen(config, train_cases)
+    features, targets = _statistics(config, network, cases), np.asarray(task.head_targets(cases), float)
+    fit, slope, offset = dist.on_main(lambda: _fitted(task, head, features, targets, cases))
+    head.adopt(fit.scaling, slope * fit.weight, slope * fit.bias + offset)
+    error = np.mean((fit.left_out - targets) ** 2) / max(np.mean((targets - targets.mean(0)) ** 2), 1e-12)
+    found = {"decay": fit.decay, "strength": fit.strength, "left_out_r2": 1 - error}
+    log("head", kind=head.kind, cases=len(cases), features=features.shape[1], **found)
+
+
+def _chosen(config, cases):
+    """The cases, or as many of them as the fit needs, drawn by the seed."""
+    if len(cases) <= _CASES:
+        return cases
+    drawn = seeds.generator(config.seed, "head").permutation(len(cases))[:_CASES]
+    return [cases[index] for index in sorted(drawn)]
+
+
+def _statistics(config, network, cases):
+    """(n, F) float64: the mean over the windows that cover each case."""
+    windows = windows_of(config, dist.device())
+    network.eval()
+
+    def own_share():
+        for index in range(dist.rank(), len(cases), dist.world_size()):
+            case = cases[index]
+            each = windows.each(network.statistics, case.image(), case.background)
+            yield index, each.mean(0).double().cpu().numpy()
+
+    parts = dist.gather(dist.together(lambda: list(own_share())))
+    found = dict(pair for part in parts for pair in part)
+    return np.stack([found[index] for index in range(len(cases))])
+
+
+def _fitted(task, head, features, targets, cases):
+    """(the ridge.Ridge, slope, offset (K,)): the outputs are slope times its answers plus the offset."""
+    try:
+        fit = ridge.fit(features, targets, head.groups, head.depths, [case.subject for case in cases])
+    except ValueError as error:
+        raise UserError(f"model.head=multistage: the training cases cannot start it: {error}") from error
+    if task.mode == "regression":
+        return fit, 1.0, np.zeros(targets.shape[1])
+    return fit, *_as_logits(task, fit.left_out, [case.target for case in cases])
+
+
+def _as_logits(task, answers, targets):
+    """(slope, offset (K,)) that turn answers about unseen cases (n, K) into logits with the least loss of the task.
+
+    The slope is held near 4, where answers from 0 to 1 span logits from -2 to 2, so that few cases that happen to be
+    told apart do not make it infinite.
+    """
+    answers, batch = torch.as_tensor(answers), {"target": torch.tensor(targets, dtype=torch.float32)}
+    slope = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    offset = (-4.0 * answers.mean(0)).requires_grad_()
+    start = offset.detach().clone()
+    optimizer = torch.optim.LBFGS([slope, offset], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = task.loss(slope.abs() * answers + offset, batch).double().sum()
+        total = loss + 0.5 * ((slope - 4) / 4) ** 2 + 0.5 * ((offset - start) / 4).square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    return float(slope.detach().abs()), offset.detach().numpy()
