@@ -29,6 +29,8 @@ def train_fold(config, parts, fold, log, progress=None):
         report = dist.together(lambda: start_from(config.weights, task, network))
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
         log("weights", **report.said(), path=config.weights.path)
+        for message in report.doubts:
+            log.warn(message, path=config.weights.path)
         tested = {case.subject for case in parts.get("test", ())}
         checkpoint.warn_of_known(tested, report.subjects, config.weights.path, log)
     elif config.finetune.strategy != "full":
