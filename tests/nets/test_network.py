@@ -185,7 +185,7 @@ def test_options_that_a_network_does_not_take_are_told_where_they_are():
         ({"sees": "image"}, "sees: got 'image', wanted one of volume, slice"),
         ({"stride": 0}, "stride: got 0"),
         ({"modes": ("segmentation", "mae")}, "modes: got 'mae'"),
-        ({"options": ("droput",)}, "options: got 'droput', wanted one of deep_supervision, dropout"),
+        ({"options": ("droput",)}, "options: got 'droput', wanted one of deep_supervision, skips"),
         ({"head": None}, "head: got None for modes segmentation, classification, regression"),
         ({"modes": ("segmentation",)}, "head: got 'head' for modes segmentation, wanted .* or None"),
     ],
