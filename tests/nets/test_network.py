@@ -126,6 +126,19 @@ def test_a_patch_that_does_not_fit_is_told_what_would(name, patch, wanted):
 
 
 @pytest.mark.parametrize(
+    "name, patch, half",
+    [
+        ("unet_b", (160, 96, 48), (80, 48, 48)),
+        ("suprem_unet3d", (64, 63, 96), (32, 63, 48)),
+        ("resenc_unet_b", (160, 128, 96), (64, 64, 96)),
+        ("resnet50", (224, 224, 1), (112, 112, 1)),
+    ],
+)
+def test_half_a_patch_is_one_that_fits(name, patch, half):
+    assert nets.NETWORKS[name].halved(patch) == half
+
+
+@pytest.mark.parametrize(
     "stride, words",
     [(2, "halves each axis once"), (12, "divides each axis by 12"), (32, "halves each axis five times")],
 )
