@@ -116,6 +116,15 @@ def test_second_names_are_those_of_the_original(shared_data):
     assert checkpoint.with_aliases(plain).keys() == plain.keys()
 
 
+@pytest.mark.parametrize("pooling, warned", [("average", True), ("maximum", False)])
+def test_a_classifier_of_the_baseline_asks_for_its_own_pooling(tmp_path, pooling, warned):
+    state = checkpoint.with_aliases(state_of(net(mode="classification")))
+    path = write(tmp_path, lightning(state))
+    report = checkpoint.load_weights(net(mode="classification", seed=1, skip_pooling=pooling), path)
+    assert bool(report.doubts) == warned and total(report) == len(state) and not report.new
+    assert not checkpoint.load_weights(net(mode="classification"), PATH).doubts  # pretrained: by the average
+
+
 def test_an_export_for_the_baseline_fits_its_class_strictly(tmp_path, shared_data):
     """By the names, and by the names that say a tensor again, of the original at full size; here narrow."""
     pretrained = net("resenc_unet_b", classes=1, skips=False, seed=3)
@@ -276,6 +285,12 @@ def test_a_network_of_another_kind_is_refused_with_its_names(tmp_path):
     path = write(tmp_path, lightning({"backbone.blocks.0.attn.qkv.weight": torch.ones(3)}, ""))
     with pytest.raises(UserError, match="none of its 1 tensors is in the network: it has backbone.blocks.0.attn"):
         checkpoint.load_weights(net("resnet50", 3, 2, "classification", width=4), path)
+
+
+def test_subjects_that_are_no_names_are_left_out(tmp_path):
+    content = {"model": state_of(net()), "config": {}, "subjects": ["a", {"b": 1}, 3]}
+    report = checkpoint.load_weights(net(seed=1), write(tmp_path, content))
+    assert (report.family, report.subjects) == ("fomo", ("a",))
 
 
 def test_the_fixture_is_small():

@@ -24,6 +24,7 @@ class LoadReport(NamedTuple):
     family: str  # where the file is from, see `families`
     part: str  # the prefix that the file has before the network's names
     subjects: tuple[str, ...] = ()  # whom the file says it was trained on
+    doubts: tuple[str, ...] = ()  # messages about how the network should be built for these weights
 
     def counts(self):
         """{"loaded": .., "new": .., "adapted": .., "ignored": .., "aliases": ..}, as in the log's `weights` line.
@@ -76,8 +77,17 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
     unused = [name for name in file if name not in own or name in new]
     _check(file, own, new, misshapen, unused, (*declared, *allow_unused, *new), path)
     loaded, adapted = _fill(own, file, new, adapted, stem, path)
-    subjects = content["subjects"] if isinstance(content.get("subjects"), list) else ()
-    return LoadReport(loaded, tuple(new), adapted, (*found.foreign, *unused), *found[2:], tuple(subjects))
+    listed_subjects = content["subjects"] if isinstance(content.get("subjects"), list) else ()
+    subjects = tuple(name for name in listed_subjects if isinstance(name, str))
+    fates = loaded, tuple(new), adapted, (*found.foreign, *unused), found.aliases
+    return LoadReport(*fates, found.family, found.part, subjects, tuple(_doubts(model, found)))
+
+
+def _doubts(model, found):
+    """The FOMO26 baseline pretrains with average pooling, and its classifiers pool by the maximum."""
+    classifies = any(name.startswith("decoder.fc.") for name in found.tensors)
+    if found.family == "fomo26" and classifies and getattr(model, "skip_pooling", "maximum") != "maximum":
+        yield "a classifier of the FOMO26 baseline pools what it skips by the maximum: set model.skip_pooling=maximum"
 
 
 def _may_be_new(model, own, file):

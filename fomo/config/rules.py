@@ -11,6 +11,8 @@ def check(config, refuse):
         refuse("name", config.name, "letters, digits and . _ + - only: it names a folder")
     _check_data(config.data, refuse)
     _check_training(config, refuse)
+    _check_finetuning(config, refuse)
+    _check_optimizer(config, refuse)
     _check_folds(config, refuse)
     if len(set(config.eval.mirror_axes)) != len(config.eval.mirror_axes):
         refuse("eval.mirror_axes", config.eval.mirror_axes, "each axis once")
@@ -37,27 +39,9 @@ def _check_data(data, refuse):
 
 
 def _check_training(config, refuse):
-    train, optim, finetune = config.train, config.optim, config.finetune
-    unfreezes = finetune.strategy in ("gradual", "decoder_first", "stagewise")
-    if unfreezes and finetune.unfreeze_epoch > train.epochs:
-        refuse("finetune.unfreeze_epoch", finetune.unfreeze_epoch, f"at most train.epochs={train.epochs}")
-    if finetune.strategy in ("head_only", "frozen_encoder") and config.weights.path is None:
-        wanted = "full or gradual while weights.path is none: a random encoder would stay random"
-        refuse("finetune.strategy", finetune.strategy, wanted)
+    train = config.train
     if train.ema >= 1:
         refuse("train.ema", train.ema, "less than 1")
-    if max(optim.betas) >= 1:
-        refuse("optim.betas", optim.betas, "numbers less than 1")
-    if optim.momentum >= 1:
-        refuse("optim.momentum", optim.momentum, "less than 1")
-    if optim.min_lr > optim.lr:
-        refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
-    if optim.warmup_epochs > train.epochs:
-        refuse("optim.warmup_epochs", optim.warmup_epochs, f"at most train.epochs={train.epochs}")
-    if optim.warmup_epochs and optim.warmup_share:
-        refuse("optim.warmup_share", optim.warmup_share, "0 beside optim.warmup_epochs: one of them")
-    if finetune.strategy == "decoder_first":
-        _check_two_warmups(train, optim, finetune, refuse)
     if train.micro_batch and train.batch_size % train.micro_batch:
         refuse("train.micro_batch", train.micro_batch, f"a divisor of train.batch_size={train.batch_size}")
     if config.augment.mix != "none" and train.batch_size < 2:
@@ -70,15 +54,36 @@ def _check_training(config, refuse):
         refuse("weights.path", config.weights.path, "none beside train.checkpoint: one of them is what is evaluated")
 
 
-def _check_two_warmups(train, optim, finetune, refuse):
-    """The second warm-up must end before the training does."""
-    left = train.epochs - finetune.unfreeze_epoch + 1
+def _check_finetuning(config, refuse):
+    epochs, finetune = config.train.epochs, config.finetune
+    unfreezes = finetune.strategy in ("gradual", "decoder_first", "stagewise")
+    if unfreezes and finetune.unfreeze_epoch > epochs:
+        refuse("finetune.unfreeze_epoch", finetune.unfreeze_epoch, f"at most train.epochs={epochs}")
+    if finetune.strategy in ("head_only", "frozen_encoder") and config.weights.path is None:
+        wanted = "full or gradual while weights.path is none: a random encoder would stay random"
+        refuse("finetune.strategy", finetune.strategy, wanted)
+
+
+def _check_optimizer(config, refuse):
+    optim, epochs, finetune = config.optim, config.train.epochs, config.finetune
+    if max(optim.betas) >= 1:
+        refuse("optim.betas", optim.betas, "numbers less than 1")
+    if optim.momentum >= 1:
+        refuse("optim.momentum", optim.momentum, "less than 1")
+    if optim.min_lr > optim.lr:
+        refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
+    if optim.warmup_epochs and optim.warmup_share:
+        refuse("optim.warmup_share", optim.warmup_share, "0 beside optim.warmup_epochs: one of them")
+    left, since = epochs, f"train.epochs={epochs}"
+    if finetune.strategy == "decoder_first":  # its second warm-up is meant
+        left = epochs - finetune.unfreeze_epoch + 1
+        since = f"{left}: the epochs from finetune.unfreeze_epoch={finetune.unfreeze_epoch} on"
     if optim.warmup_epochs > left:
-        wanted = f"at most {left}: the epochs from finetune.unfreeze_epoch={finetune.unfreeze_epoch} on"
-        refuse("optim.warmup_epochs", optim.warmup_epochs, wanted)
-    if optim.warmup_share * train.epochs > left:
-        wanted = f"at most {show(left / train.epochs)}: the share from finetune.unfreeze_epoch on"
-        refuse("optim.warmup_share", optim.warmup_share, wanted)
+        refuse("optim.warmup_epochs", optim.warmup_epochs, f"at most {since}")
+    if optim.warmup_share * epochs > left:
+        refuse(
+            "optim.warmup_share", optim.warmup_share, f"at most {show(left / epochs)}, as a share of {epochs} epochs"
+        )
 
 
 def _check_folds(config, refuse):

@@ -52,6 +52,7 @@ class ResEncUNet(nn.Module):
         fusion="early",
     ):
         super().__init__()
+        self.skip_pooling = skip_pooling
         checks.choice("mode", mode, checks.MODES)
         checks.choice("skip_pooling", skip_pooling, _POOLING)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)

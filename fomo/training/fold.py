@@ -31,6 +31,8 @@ def train_fold(config, parts, fold, log, progress=None):
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
         head_is_new = any(name.startswith(network.head_prefixes) for name in report.new)
         log("weights", **report.said(), path=config.weights.path)
+        for message in report.doubts:
+            log.warn(message, path=config.weights.path)
         tested = {case.subject for case in parts.get("test", ())}
         checkpoint.warn_of_known(tested, report.subjects, config.weights.path, log)
     elif config.finetune.strategy != "full":

@@ -126,6 +126,19 @@ def test_a_patch_that_does_not_fit_is_told_what_would(name, patch, wanted):
 
 
 @pytest.mark.parametrize(
+    "name, patch, half",
+    [
+        ("unet_b", (160, 96, 48), (80, 48, 48)),
+        ("suprem_unet3d", (64, 63, 96), (32, 63, 48)),
+        ("resenc_unet_b", (160, 128, 96), (64, 64, 96)),
+        ("resnet50", (224, 224, 1), (112, 112, 1)),
+    ],
+)
+def test_half_a_patch_is_one_that_fits(name, patch, half):
+    assert nets.NETWORKS[name].halved(patch) == half
+
+
+@pytest.mark.parametrize(
     "stride, words",
     [(2, "halves each axis once"), (12, "divides each axis by 12"), (32, "halves each axis five times")],
 )
@@ -185,7 +198,7 @@ def test_options_that_a_network_does_not_take_are_told_where_they_are():
         ({"sees": "image"}, "sees: got 'image', wanted one of volume, slice"),
         ({"stride": 0}, "stride: got 0"),
         ({"modes": ("segmentation", "mae")}, "modes: got 'mae'"),
-        ({"options": ("droput",)}, "options: got 'droput', wanted one of deep_supervision, dropout"),
+        ({"options": ("droput",)}, "options: got 'droput', wanted one of deep_supervision, skips"),
         ({"head": None}, "head: got None for modes segmentation, classification, regression"),
         ({"modes": ("segmentation",)}, "head: got 'head' for modes segmentation, wanted .* or None"),
     ],
