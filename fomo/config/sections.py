@@ -30,6 +30,11 @@ class Task:
     type: str = key("classification", "what is learned")
     targets: tuple[str, ...] = key((), "source=table, slices: the columns to learn (segmentation: data.mask_column)")
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
+    evidence: str = key(
+        "none",
+        "classification of two classes: learn from masks of what makes class 1; auto: where cases have some",
+        "mask|none|auto",
+    )
     loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
     focal_gamma: float = key(2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal", low=0)
     focal_alpha: float = key(0.25, "weight of positives, 1 - alpha of negatives", only="task.loss=focal", low=0, high=1)
@@ -74,7 +79,7 @@ class Data:
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
     id_column: str = key("id", "column of the case's id")
     subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: one per line)")
-    mask_column: str = key("mask", "column of the mask's path")
+    mask_column: str = key("mask", "column of the mask's path (task.evidence: blank where there is none)")
     fold_column: str | None = key(
         "fold", "column of the fold, if it exists (none: unused); slices: fold, or else split"
     )

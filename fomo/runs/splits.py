@@ -51,7 +51,7 @@ def _columns(config, task, cases):
     elif config.cv.stratify:
         strata = task.strata(cases)
     else:
-        strata = [(0,) if task.stratum_kind == "multilabel" else 0] * len(cases)
+        strata = [{"multilabel": (0,), "class_and_number": (0, 0)}.get(task.stratum_kind, 0)] * len(cases)
     return [case.id for case in cases], [case.subject for case in cases], strata
 
 

@@ -4,6 +4,8 @@ Outputs are a softmax over the classes, or a sigmoid for each foreground class b
 of the background is 1 less the largest of them, so that a voxel is foreground if one of them is above 0.5.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -24,7 +26,7 @@ class Segmentation(Task):
     losses = ("dice_ce", "generalized_dice", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
     select, higher_is_better = "dice", True
-    stratum_kind = "class"
+    stratum_kind = "class_and_number"
     training_state = ("class_weights",)
     keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
     options = ("task.classes", "task.class_weights", "task.activation", "model.deep_supervision", "eval.postprocess")
@@ -47,9 +49,13 @@ class Segmentation(Task):
         self._candidates = ()  # of post-processing, while it is chosen
 
     def strata(self, cases):
-        """Whether there is foreground; empty masks are not spread over the parts if fewer subjects have one."""
+        """Whether there is foreground, and how much, on a scale on which large masks are not all that counts.
+
+        Empty masks are not spread over the parts if fewer subjects have one.
+        """
         few = len({case.subject for case in cases if not case.target}) < max(4, self.config.cv.folds)
-        return ["with foreground" if case.target or few else "without foreground" for case in cases]
+        present = ["with foreground" if case.target or few else "without foreground" for case in cases]
+        return [(one, math.log1p(case.foreground_mm3 or 0.0)) for one, case in zip(present, cases)]
 
     def fit(self, train, val):
         """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes."""
