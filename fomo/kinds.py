@@ -140,8 +140,12 @@ def _check_task(config, refuse):
         if _changed(config, name):
             refuse(name, _value(config, name), f"{show(_default(name))} for {named}{why}")
     data = config.data
-    if (data.train_folds or data.val_folds) and not data.test_folds and not task.pretrains:
-        refuse("data.test_folds", (), "the folds to test on, beside data.train_folds and data.val_folds")
+    untested = config.train.mode == "train"
+    if (data.train_folds or data.val_folds) and not (data.test_folds or untested or task.pretrains):
+        wanted = (
+            "the folds to test on, beside data.train_folds and data.val_folds, or train.mode=train, which tests none"
+        )
+        refuse("data.test_folds", (), wanted)
     task.check(config, refuse)
 
 

@@ -38,7 +38,10 @@ def _check_data(data, refuse):
 
 def _check_training(config, refuse):
     train, optim, finetune = config.train, config.optim, config.finetune
-    if finetune.strategy in ("gradual", "stagewise") and finetune.unfreeze_epoch > train.epochs:
+    if train.steps is not None and train.budget_s is not None:
+        refuse("train.budget_s", train.budget_s, f"none beside train.steps={train.steps}: one of them is the length")
+    by_epochs = train.steps is None and train.budget_s is None
+    if finetune.strategy in ("gradual", "stagewise") and by_epochs and finetune.unfreeze_epoch > train.epochs:
         refuse("finetune.unfreeze_epoch", finetune.unfreeze_epoch, f"at most train.epochs={train.epochs}")
     if finetune.strategy == "head_only" and config.weights.path is None:
         wanted = "full or gradual while weights.path is none: a random encoder would stay random"
@@ -49,7 +52,7 @@ def _check_training(config, refuse):
         refuse("optim.betas", optim.betas, "numbers less than 1")
     if optim.min_lr > optim.lr:
         refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
-    if optim.warmup_epochs > train.epochs:
+    if by_epochs and optim.warmup_epochs > train.epochs:
         refuse("optim.warmup_epochs", optim.warmup_epochs, f"at most train.epochs={train.epochs}")
     if train.micro_batch and train.batch_size % train.micro_batch:
         refuse("train.micro_batch", train.micro_batch, f"a divisor of train.batch_size={train.batch_size}")
@@ -77,5 +80,6 @@ def _check_folds(config, refuse):
     if cv.final == "soup" and config.weights.path is None:
         wanted = "ensemble or refit while weights.path is none: networks without a common start cannot be averaged"
         refuse("cv.final", "soup", wanted)
-    if cv.final != "none" and config.train.mode == "evaluate":
-        refuse("cv.final", cv.final, "none for train.mode=evaluate, which makes no model")
+    if cv.final == "refit" and config.optim.schedule == "plateau":
+        wanted = "another value for optim.schedule=plateau: a refit has no validation loss to follow"
+        refuse("cv.final", cv.final, wanted)

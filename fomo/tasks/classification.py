@@ -6,7 +6,7 @@ import torch
 from . import categories
 from .evidence import Evidence
 from .multitarget import Multitarget
-from .results import Answer, Output
+from .results import Answer
 from .task import Task
 from .two_classes import TwoClasses
 from .views import classification as view
@@ -18,6 +18,9 @@ class Classification(TwoClasses, Task):
     stratum_kind = "class"
     keys = ("eval.pool_windows", "eval.threshold", "data.crop_position")
     options = ("task.classes", "task.class_weights", "task.evidence", "train.balanced", "augment.mix", "eval.saliency")
+    if_constant = (
+        f"{Task.if_constant}; where cases have masks of the finding, let it learn from them: task.evidence=auto"
+    )
     view = view.VIEW
     variants = (Multitarget, Evidence)
 
@@ -63,9 +66,6 @@ class Classification(TwoClasses, Task):
         if self.config.eval.threshold != "half":
             self.choose_threshold(evaluate())
         return ()
-
-    def outputs(self):
-        return [Output(1, "probability", "target", 1, "class 1")]
 
     @staticmethod
     def merge(states):

@@ -30,6 +30,7 @@ class Segmentation(Task):
     training_state = ("class_weights",)
     keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
     options = ("task.classes", "task.class_weights", "task.activation", "model.deep_supervision", "eval.postprocess")
+    if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"
     view = view.VIEW
     volumes, optional_volumes = ("mask",), ("probabilities",)
     single = "mask"
@@ -128,7 +129,8 @@ class Segmentation(Task):
             logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
         prediction, labels = logits.argmax(0).cpu().numpy(), range(1, self.config.task.classes)
         found = _with_mean({c: {"dice": dice(reference == c, prediction == c)} for c in labels})
-        return {"predicted_voxels": int(np.count_nonzero(prediction)), **found}
+        voxels = {"predicted_voxels": prediction, "reference_voxels": reference}
+        return {**{name: int(np.count_nonzero(mask)) for name, mask in voxels.items()}, **found}
 
     def _in_native_space(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
@@ -143,6 +145,9 @@ class Segmentation(Task):
         cleaned = postprocess.apply(prediction, volume.spacing(affine), **candidate)
         values = [dice(reference == c, cleaned == c) for c in range(1, self.config.task.classes)]
         return float(np.mean([1.0 if np.isnan(value) else value for value in values]))
+
+    def spread(self, results):
+        return tuple(float(voxels.std()) for voxels in results.arrays("predicted_voxels", "reference_voxels"))
 
     def calibrate(self, evaluate):
         """Choose the post-processing with the best mean Dice on the inner validation cases; of equals the lesser."""

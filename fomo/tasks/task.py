@@ -7,6 +7,8 @@ subclass that lacks one of `_DECLARED`, `_METHODS` or (unless it pretrains) `_PR
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from ..config import check_declared
 from ..data import loader
 from ..data.cases import Wanted
@@ -75,6 +77,7 @@ class Task:
     predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
+    if_constant = "raise optim.lr, train longer, or start from weights.path"
     variants = ()  # the neighbours that `variant` may choose instead
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
 
@@ -179,6 +182,18 @@ class Task:
     def watch(self):
         """{name: number} for the `train` line, about the steps since the last call."""
         return {}
+
+    def spread(self, results):
+        """(of the outputs, of the targets): standard deviations over some cases, in one unit; None: it cannot be said.
+
+        A network whose outputs hardly vary has learned a constant; `if_constant` says what to do then.
+        """
+        outputs = self.outputs()
+        if not outputs:
+            return None
+        said = [results.arrays(output.column)[0].std() for output in outputs]
+        true = [(results.arrays(output.target)[0] == output.value).std() for output in outputs]
+        return float(np.mean(said)), float(np.mean(true))
 
     def warnings(self, row):
         """Messages about an epoch, from its row of the history."""

@@ -5,7 +5,7 @@ import numpy as np
 from ..config import UserError
 from ..metrics import auroc, average_precision, binary_metrics, choose_threshold
 from . import categories
-from .results import Results
+from .results import Output, Results
 from .task import ONE_OR_MORE
 
 
@@ -84,6 +84,9 @@ class TwoClasses:
 
     def finish(self, answers, fold=None):
         return Results([self.decided(answer.row) for answer in answers])
+
+    def outputs(self):
+        return [Output(1, "probability", "target", 1, "class 1")]
 
     def learned(self):
         return {"class_names": self.state["classes"]}

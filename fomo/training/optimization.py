@@ -140,11 +140,10 @@ def wrap(network, compiled, device):
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, process_group=dist.group())
 
 
-def current_lr(config, step, steps_per_epoch, history):
-    """The learning rate of a step, before the factors of the stages."""
+def current_lr(config, step, clock, history):
+    """The learning rate of a step, before the factors of the stages; clock: a Clock that was read at this step."""
     optim, min_delta = config.optim, config.train.min_delta
-    steps = {"total_steps": config.train.epochs * steps_per_epoch}
-    steps["warmup_steps"] = round(optim.warmup_epochs * steps_per_epoch)
+    steps = {"total_steps": clock.steps(step), "warmup_steps": clock.warmup(step)}
     shape = {"kind": "cosine" if optim.schedule == "cosine" else "constant", "stretch": optim.cosine_stretch}
     lr = schedule.learning_rate(step, peak=optim.lr, minimum=optim.min_lr, **steps, **shape)
     if optim.schedule == "plateau":
