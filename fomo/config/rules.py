@@ -10,6 +10,7 @@ def check(config, refuse):
     if not re.fullmatch(r"[\w.+-]+", config.name) or set(config.name) <= {"."}:
         refuse("name", config.name, "letters, digits and . _ + - only: it names a folder")
     _check_data(config.data, refuse)
+    _check_length(config, refuse)
     _check_training(config, refuse)
     _check_folds(config, refuse)
     if len(set(config.eval.mirror_axes)) != len(config.eval.mirror_axes):
@@ -38,11 +39,6 @@ def _check_data(data, refuse):
 
 def _check_training(config, refuse):
     train, optim, finetune = config.train, config.optim, config.finetune
-    if train.steps is not None and train.budget_s is not None:
-        refuse("train.budget_s", train.budget_s, f"none beside train.steps={train.steps}: one of them is the length")
-    by_epochs = train.steps is None and train.budget_s is None
-    if finetune.strategy in ("gradual", "stagewise") and by_epochs and finetune.unfreeze_epoch > train.epochs:
-        refuse("finetune.unfreeze_epoch", finetune.unfreeze_epoch, f"at most train.epochs={train.epochs}")
     if finetune.strategy == "head_only" and config.weights.path is None:
         wanted = "full or gradual while weights.path is none: a random encoder would stay random"
         refuse("finetune.strategy", "head_only", wanted)
@@ -52,8 +48,6 @@ def _check_training(config, refuse):
         refuse("optim.betas", optim.betas, "numbers less than 1")
     if optim.min_lr > optim.lr:
         refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
-    if by_epochs and optim.warmup_epochs > train.epochs:
-        refuse("optim.warmup_epochs", optim.warmup_epochs, f"at most train.epochs={train.epochs}")
     if train.micro_batch and train.batch_size % train.micro_batch:
         refuse("train.micro_batch", train.micro_batch, f"a divisor of train.batch_size={train.batch_size}")
     if config.augment.mix != "none" and train.batch_size < 2:
@@ -64,6 +58,18 @@ def _check_training(config, refuse):
         refuse("train.checkpoint", train.checkpoint, wanted)
     if train.checkpoint is not None and config.weights.path is not None:
         refuse("weights.path", config.weights.path, "none beside train.checkpoint: one of them is what is evaluated")
+
+
+def _check_length(config, refuse):
+    train, finetune, warmup = config.train, config.finetune, config.optim.warmup_epochs
+    if train.steps is not None and train.budget_s is not None:
+        refuse("train.budget_s", train.budget_s, f"none beside train.steps={train.steps}: one of them is the length")
+    if train.steps is not None or train.budget_s is not None:
+        return  # the number of epochs depends on the cases
+    if finetune.strategy in ("gradual", "stagewise") and finetune.unfreeze_epoch > train.epochs:
+        refuse("finetune.unfreeze_epoch", finetune.unfreeze_epoch, f"at most train.epochs={train.epochs}")
+    if warmup > train.epochs:
+        refuse("optim.warmup_epochs", warmup, f"at most train.epochs={train.epochs}")
 
 
 def _check_folds(config, refuse):

@@ -6,6 +6,8 @@ import time
 from ..config import UserError
 from ..runtime import dist
 
+_STATE = ("spent_s", "step_s", "validate_s")
+
 
 class Clock:
     """The length of a training and how much of it is over; on all ranks alike."""
@@ -13,27 +15,27 @@ class Clock:
     def __init__(self, config, steps_per_epoch):
         train, optim = config.train, config.optim
         self.budget_s, self.spent_s = train.budget_s, 0.0  # seconds; spent: by all processes of this training
-        self.validate_s = 0.0  # of the last validation: the one at the end must fit in, too
+        self.step_s = self.validate_s = 0.0  # of the fastest step and the last validation: one more of each must fit in
         self.warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
-        self._steps, self._step_s = train.steps or train.epochs * steps_per_epoch, 0.0
-        self._read = time.perf_counter()
+        self._steps, self._read = train.steps or train.epochs * steps_per_epoch, time.perf_counter()
         if self.budget_s is None and self.warmup_steps > self._steps:
             wanted = f"at most the {self._steps} steps of the training, of {steps_per_epoch} an epoch"
             raise UserError(f"optim.warmup_epochs: got {optim.warmup_epochs:g}, wanted {wanted}")
 
     def state(self):
         """What goes into last.pt."""
-        return {"spent_s": self.spent_s, "validate_s": self.validate_s}
+        return {name: getattr(self, name) for name in _STATE}
 
     def resume(self, state):
         """Go on after the time of an earlier process."""
-        self.spent_s, self.validate_s = state["spent_s"], state["validate_s"]
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def stepped(self):
         """Count the time of a step."""
         if self.budget_s is not None:
             took = self._passed()
-            self._step_s = min(self._step_s or took, took)
+            self.step_s = min(self.step_s or took, took)
 
     def validated(self, seconds):
         """Count the time of a validation, which took so many `seconds` on this rank, and of what came with it."""
@@ -58,7 +60,7 @@ class Clock:
         """Whether the training ends after so many steps: the next one and a validation would not fit in."""
         if self.budget_s is None:
             return step == self._steps
-        return step > 0 and self.spent_s + self._step_s + self.validate_s >= self.budget_s
+        return step > 0 and self.spent_s + self.step_s + self.validate_s >= self.budget_s
 
     def left_s(self):
         """Seconds that are left; None where steps are counted."""

@@ -47,19 +47,24 @@ def list_table(data, wanted, labels, log=None):
         subject = _filled(data.csv, row, data.subject_column) if data.subject_column in row.cells else id
         folded, hint = data.fold_column in row.cells, "; data.fold_column=none: no such column"
         fold = sys.intern(_filled(data.csv, row, data.fold_column, hint)) if folded else None
-        needed = wanted.kind == "mask" or (wanted.finding and row.cells.get(data.mask_column))
-        mask = _volume(data.csv, row, data.mask_column, look) if needed else None
-        size = None if mask is None else foreground_mm3(mask, id)
         target, names = _together(wanted.kind, [column[place] for column in columns])
-        if wanted.kind == "mask":
-            target = float(size > 0)
-        elif mask is not None and target != (size > 0):
-            got = f"{mask.path}, which {'has a' if size else 'has no'} voxel above 0"
-            _refuse(
-                data.csv, row, data.mask_column, got, f"one as the class '{names[0]}' in '{wanted.targets[0]}' says"
-            )
+        mask, size = _mask(data, wanted, row, id, target, look)
+        target = float(size > 0) if wanted.kind == "mask" else target
         cases.append(Case(id, subject, images, mask, target, None, fold, None, names, size))
     return cases
+
+
+def _mask(data, wanted, row, id, target, look):
+    """(the Volume, mm3 of its foreground), or (None, None) where none is wanted, or none is there of a finding."""
+    if not wanted.masked or (wanted.finding and not row.cells.get(data.mask_column)):
+        return None, None
+    mask = _volume(data.csv, row, data.mask_column, look)
+    size = foreground_mm3(mask, id)
+    if wanted.finding and target != (size > 0):
+        got = f"{mask.path}, which {'has a' if size else 'has no'} voxel above 0"
+        class_1 = "one with such voxels for class 1, the second of the target's two, and for no other case"
+        _refuse(data.csv, row, data.mask_column, got, class_1)
+    return mask, size
 
 
 def _read(data, wanted, labels):
