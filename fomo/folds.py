@@ -23,7 +23,7 @@ _SIZE_WEIGHT = 0.1  # of the sizes of the parts; the labels together weigh 1
 _MISSING_WEIGHT = 10.0  # of a part without a class: more than any imbalance
 _PARTNERS = 200  # groups that are tried for an exchange, so that large sets stay fast
 _BINS = 100  # of a number at most, of all classes together
-_MANY, _LEFT = 4000, 400  # groups: of more than so many all but _LEFT of the rarest and _LEFT others are dealt out
+_MANY, _LEFT = 4000, 300  # groups: of more than so many all but _LEFT of the rarest and _LEFT others are dealt out
 _KINDS = ("class", "class_and_number", "continuous", "multilabel")
 
 

@@ -1,8 +1,8 @@
 """The cache: every case preprocessed once, then read as memory maps.
 
     <cache>/<id>-<hash>/image.npy       (C, X, Y, Z) in data.cache_dtype
-                        mask.npy        (X, Y, Z) uint8, segmentation only
-                        foreground.npy  (N, 4) int16: x, y, z, class of foreground voxels, segmentation only
+                        mask.npy        (X, Y, Z) uint8, where masks are learned
+                        foreground.npy  (N, 4) int16: x, y, z, class of foreground voxels, likewise
                         case.json       geometry, background value of each channel, voxels of each class
 
     <cache>/index-<hash>.jsonl          the same facts of all entries of one preprocessing, see index.py
@@ -63,11 +63,11 @@ class CachedCase(Prepared):
         return _read_entry(self.folder, "image.npy", "r")
 
     def mask(self):
-        """(X, Y, Z) uint8, memory-mapped; segmentation only."""
+        """(X, Y, Z) uint8, memory-mapped; only where `class_voxels` has a mask's."""
         return _read_entry(self.folder, "mask.npy", "r")
 
     def foreground(self):
-        """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; segmentation only."""
+        """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; as `mask`."""
         return _read_entry(self.folder, "foreground.npy")
 
 

@@ -22,7 +22,7 @@ def make_final(config, folder, splits, by_id, log):
     by_id: {id: prepared case}.
     """
     kind, final = config.cv.final, folder.final
-    if kind == "none" or len(dist.on_main(folder.finished)) < len(splits):
+    if kind == "none" or config.train.mode == "evaluate" or len(dist.on_main(folder.finished)) < len(splits):
         return
     made = dist.on_main(final.made) or {"kind": kind, "finished": False}
     if made["kind"] != kind:

@@ -3,6 +3,8 @@
 import sys
 import time
 
+import torch
+
 from ..config import UserError
 from ..runtime import dist
 
@@ -38,16 +40,15 @@ class Clock:
             self.step_s = min(self.step_s or took, took)
 
     def validated(self, seconds):
-        """Count the time of a validation, which took so many `seconds` on this rank, and of what came with it."""
+        """Count the time of a validation, which took so many `seconds`, and of what came with it."""
         if self.budget_s is not None:
             self._passed()
-            self.validate_s = dist.gather(seconds)[0]
+            self.validate_s = _of_main(seconds)
 
     def _passed(self):
         """The seconds since the last count, by the clock of rank 0."""
         now = time.perf_counter()
-        passed = dist.gather(now - self._read)[0]
-        self._read = now
+        passed, self._read = _of_main(now - self._read), now
         self.spent_s += passed
         return passed
 
@@ -75,3 +76,10 @@ class Clock:
     def warmup(self, step):
         """Steps of the warm-up; by wall time a quarter of the training at most."""
         return self.warmup_steps if self.budget_s is None else min(self.warmup_steps, self.steps(step) / 4)
+
+
+def _of_main(seconds):
+    """The seconds that rank 0 has counted."""
+    value = torch.tensor(seconds, dtype=torch.float64)
+    dist.from_main([value])
+    return float(value)
