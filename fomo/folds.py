@@ -23,7 +23,7 @@ _SIZE_WEIGHT = 0.1  # of the sizes of the parts; the labels together weigh 1
 _MISSING_WEIGHT = 10.0  # of a part without a class: more than any imbalance
 _PARTNERS = 200  # groups that are tried for an exchange, so that large sets stay fast
 _BINS = 100  # of a number at most, of all classes together
-_MANY, _LEFT = 4000, 300  # groups: of more than so many all but _LEFT of the rarest and _LEFT others are dealt out
+_MANY, _LEFT = 4000, 600  # groups: of more than so many all but _LEFT of the rarest and _LEFT others are dealt out
 _KINDS = ("class", "class_and_number", "continuous", "multilabel")
 
 
@@ -257,11 +257,11 @@ def _place(counts, present, sizes, shares, rng):
     for p in range(len(shares)):
         excess[p] += z[part == p].sum(0)
         covered[p] += present[part == p].sum(0)
-    found, rounds = [], max(2, min(20, 20_000 // len(z)))
+    found, effort = [], (max(2, min(20, 20_000 // len(z))), _PARTNERS if len(z) <= _MANY else _PARTNERS // 2)
     for _ in range(max(1, min(4, 2000 // len(z)))):
         order = rng.permutation(len(left))
         order = order[np.argsort(-weight[left][order], kind="stable")]
-        found.append(_search(z[left], present[left], shares, order, (excess.copy(), covered.copy()), rounds, rng))
+        found.append(_search(z[left], present[left], shares, order, (excess.copy(), covered.copy()), effort, rng))
     part[left], (missing, _) = min(found, key=lambda search: search[1])
     return part, missing
 
@@ -296,12 +296,13 @@ def _dealt(counts, weight, shares, rng):
     return part
 
 
-def _search(z, present, shares, order, begun, rounds, rng):
+def _search(z, present, shares, order, begun, effort, rng):
     """(part of each group, (missing pairs, deviation)); values are rounded, so that all machines break ties alike.
 
     begun: (excess, covered) of each part in each stratum and class, before any of these groups is placed.
+    effort: how often all groups are looked at, and how many partners are tried for each.
     """
-    part, (excess, covered) = np.empty(len(z), int), begun
+    part, (excess, covered), (rounds, tried) = np.empty(len(z), int), begun, effort
     for g in order:
         gain = np.round((excess * z[g]).sum(1), 9)
         part[g] = rng.choice(np.flatnonzero(gain == gain.min()))
@@ -312,7 +313,7 @@ def _search(z, present, shares, order, begun, rounds, rng):
         changed = False
         for g in order:
             here = part[g]
-            partners = np.arange(len(z)) if len(z) <= _PARTNERS else rng.integers(len(z), size=_PARTNERS)
+            partners = np.arange(len(z)) if len(z) <= tried else rng.integers(len(z), size=tried)
             partners = partners[part[partners] != here]
             # exchange g with a partner, or give it to another part for nothing
             there = np.concatenate([part[partners], np.delete(np.arange(len(shares)), here)])
