@@ -128,7 +128,8 @@ def _check_network(config, refuse):
 
 def _check_task(config, refuse):
     section, task = config.task, kind(config)
-    named = f"task.type={section.type}" + (f" task.evidence={section.evidence}" if section.evidence != "none" else "")
+    shown = "task.evidence" in task.options and section.evidence != "none"
+    named = f"task.type={section.type}" + (f" task.evidence={section.evidence}" if shown else "")
     losses = ("auto", *task.losses)
     if section.loss not in losses:
         refuse("task.loss", section.loss, f"one of {', '.join(losses)} for {named}")

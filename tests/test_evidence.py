@@ -17,8 +17,10 @@ from fomo.config import UserError
 from fomo.data import sources
 from fomo.data.cases import Case
 from fomo.metrics import fit_logistic
+from fomo.prediction.single import predict_to_file
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
+from fomo.runtime.log import Log
 from fomo.tasks import evidence
 from fomo.tasks.evidence import TOPS, Evidence
 
@@ -161,6 +163,14 @@ def test_an_ensemble_averages_the_calibrated_probabilities(trained):
     assert volumes["probabilities"][1].max() == pytest.approx(0.25)
 
 
+def test_the_containers_answer_is_the_probability(trained, layout, tmp_path):
+    members, path = members_of(trained.path), layout / "preprocessed" / "sub_01" / "ses_1" / "flair.nii.gz"
+    row = predict_to_file(members, {"flair": str(path)}, str(tmp_path / "answer.txt"), Log(active=False))
+    assert float((tmp_path / "answer.txt").read_text()) == row["probability"] and 0 < row["probability"] < 1
+    with pytest.raises(UserError, match="--output: got .*mask.nii.gz, wanted a text file for one number"):
+        predict_to_file(members, {"flair": str(path)}, str(tmp_path / "mask.nii.gz"), Log(active=False))
+
+
 def _geometry(trained):
     config = trained.config()
     wanted = tasks.wanted(config)
@@ -299,7 +309,7 @@ def test_a_table_has_masks_of_some_cases(table, layout):
     "overrides, message",
     [
         (["task.type=segmentation", "task.evidence=mask"], "task.evidence: got mask, wanted none for"),
-        (["task.classes=3", "task.evidence=mask"], "task.classes|task.evidence"),
+        (["task.classes=3", "task.evidence=mask"], "task.evidence: got mask, wanted none: only one target of two"),
         (["task.evidence=mask", "eval.saliency=2"], "eval.saliency: got 2, wanted 0 for .* task.evidence=mask"),
         (["task.evidence=mask", "task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_ce"),
         (["task.evidence=mask", "augment.mix=mixup"], "augment.mix: got mixup, wanted none"),

@@ -184,7 +184,7 @@ class Train:
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     steps: int | None = key(None, "the length in optimizer steps, in place of epochs", low=1)
     budget_s: float | None = key(
-        None, "the length in seconds, validations included, in place of epochs: the schedule fits itself to it", above=0
+        None, "seconds of each fold's training and validation, in place of epochs: the schedule fits in them", above=0
     )
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
     micro_batch: int | None = free_key(None, "samples per forward pass of a rank (none: all); gradients add up", low=1)
