@@ -5,11 +5,14 @@ in exactly one fold. `val` is held back from the training part, grouped and stra
 
 The `kind` of labels says what is balanced:
   "class"       one label per id; every test, val and train part has every class, or it is an error
+  "class_and_number"  a pair per id: balanced as "class", and the groups of each class as "continuous"
   "continuous"  one number per id; groups are binned by the quantile of their mean, as finely as the parts allow
   "multilabel"  one row of 0/1 per id; each label is balanced, and so are ids without any; rare labels are spread out
 
 Method: the iterative stratification of Sechidis et al. 2011, of groups instead of cases. Groups are placed one by one,
-the largest and rarest first, in the part that needs their labels most, and then exchanged while that helps.
+the largest and rarest first, in the part that needs their labels most, and then exchanged while that helps. Of many
+groups most are dealt out first, neighbours in the order of their labels to different parts; those that are left, the
+rarest among them, make up for what is uneven.
 """
 
 from collections import Counter
@@ -19,6 +22,9 @@ import numpy as np
 _SIZE_WEIGHT = 0.1  # of the sizes of the parts; the labels together weigh 1
 _MISSING_WEIGHT = 10.0  # of a part without a class: more than any imbalance
 _PARTNERS = 200  # groups that are tried for an exchange, so that large sets stay fast
+_BINS = 100  # of a number at most, of all classes together
+_MANY, _LEFT = 4000, 600  # groups: of more than so many all but _LEFT of the rarest and _LEFT others are dealt out
+_KINDS = ("class", "class_and_number", "continuous", "multilabel")
 
 
 def kfold(ids, groups, labels, folds, val_fraction, seed, kind="class"):
@@ -123,15 +129,16 @@ def check(folds, group_of=None):
 def _check_fold(fold, tested, group_of):
     """tested: {id: 1} of the ids of all folds."""
     found = Counter(name for part in fold.values() for name in part)
-    if wrong := sorted(name for name in found | tested if found[name] != tested[name]):
+    if found != tested:
+        wrong = sorted(name for name in found | tested if found[name] != tested[name])
         raise ValueError(f"{_some(wrong)} not in exactly one of train, val and test")
     check_split(fold, group_of)
 
 
 def _sorted_cases(ids, groups, labels, val_fraction, kind):
     """[(id, group, label)] sorted by id, checked."""
-    if kind not in ("class", "continuous", "multilabel"):
-        raise ValueError(f"kind: got {kind!r}, wanted 'class', 'continuous' or 'multilabel'")
+    if kind not in _KINDS:
+        raise ValueError(f"kind: got {kind!r}, wanted one of {', '.join(_KINDS)}")
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction: got {val_fraction}, wanted more than 0 and less than 1")
     if not len(ids) == len(groups) == len(labels):
@@ -141,7 +148,7 @@ def _sorted_cases(ids, groups, labels, val_fraction, kind):
     if twice := [a[0] for a, b in zip(cases, cases[1:]) if a[0] == b[0]]:
         raise ValueError(f"ids: {_some(twice)} appears twice")
     for name, _, label in cases:
-        if kind == "continuous" and not np.isfinite(label):
+        if kind in ("continuous", "class_and_number") and not np.isfinite(label[1] if kind != "continuous" else label):
             raise ValueError(f"labels: got {label} for {name}, wanted a finite number")
         if kind == "multilabel" and not set(np.asarray(label).tolist()) <= {0, 1}:
             raise ValueError(f"labels: got {label} for {name}, wanted zeros and ones")
@@ -149,6 +156,8 @@ def _sorted_cases(ids, groups, labels, val_fraction, kind):
 
 
 def _classes(cases, kind):
+    if kind == "class_and_number":
+        return sorted({label[0] for _, _, label in cases}, key=str)
     return sorted({label for _, _, label in cases}, key=str) if kind == "class" else []
 
 
@@ -174,7 +183,8 @@ def _divide(cases, shares, kind, rng, what, classes):
         raise ValueError(f"{what}: got {len(members)} groups (subjects), wanted at least {len(shares)}")
     counts = _counts([case[2] for case in cases], list(members.values()), kind, classes, shares)
     present = counts > 0
-    if kind == "class":
+    if classes:
+        present = present[:, : len(classes)]  # bins may be empty
         for label, groups in zip(classes, present.sum(0)):
             if groups < len(shares):
                 got = f"class {label} is in {groups} groups (subjects)"
@@ -183,7 +193,7 @@ def _divide(cases, shares, kind, rng, what, classes):
         present = present[:, :0]  # bins may be empty
     sizes = np.array([len(rows) for rows in members.values()])
     part, missing = _place(counts, present, sizes, np.array(shares), rng)
-    if missing and kind == "class":
+    if missing and classes:
         every = ", ".join(map(str, classes))
         raise ValueError(f"{what}: no way found to give each part every class ({every}) with whole groups")
     divided = [[] for _ in shares]
@@ -194,17 +204,41 @@ def _divide(cases, shares, kind, rng, what, classes):
 
 def _counts(labels, members, kind, classes, shares):
     """(groups, strata): the number of ids of each group in each stratum."""
-    if kind == "class":
-        rows = np.array([[label == name for name in classes] for label in labels], dtype=float)
-    elif kind == "multilabel":
+    order = np.concatenate(members)
+    starts = np.cumsum([0, *map(len, members)])[:-1]
+
+    def of_groups(values):
+        return np.add.reduceat(values[order], starts, axis=0)
+
+    sizes = of_groups(np.ones(len(labels)))
+    if kind == "continuous":  # a group is in one bin, with all its ids
+        means = of_groups(np.asarray(labels, float)) / sizes
+        return _binned(means, np.arange(len(members)), shares) * sizes[:, None]
+    if kind == "multilabel":
         rows = np.asarray(labels, dtype=float).reshape(len(labels), -1)
-        rows = np.column_stack([rows, rows.sum(1) == 0])
-    else:  # a group is in one bin, with all its ids
-        means = np.array([np.mean([labels[i] for i in rows]) for rows in members])
-        bins = max(1, int(len(members) * min(shares)))
-        rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")
-        return np.eye(bins)[rank * bins // len(members)] * np.array([[len(rows)] for rows in members])
-    return np.array([rows[index].sum(0) for index in members])
+        return of_groups(np.column_stack([rows, rows.sum(1) == 0]))
+    names, numbers = zip(*labels) if kind == "class_and_number" else (labels, None)
+    place = {name: i for i, name in enumerate(classes)}
+    counts = of_groups(np.eye(len(classes))[[place[name] for name in names]])
+    if numbers is None:
+        return counts
+    means = of_groups(np.asarray(numbers, float)) / sizes
+    most = max(1, _BINS // len(classes))
+    finer = [_binned(means, np.flatnonzero(column), shares, most) * column[:, None] for column in counts.T]
+    return np.hstack([counts, *finer])
+
+
+def _binned(means, chosen, shares, most=_BINS):
+    """(groups, bins) of 0 and 1: the quantile of their mean in which the `chosen` groups, their numbers, are.
+
+    There are as many bins as give each part a group of each, and `most` at most.
+    """
+    least = 1 / min(shares)  # groups, of which each part can have one
+    bins = max(1, int(len(chosen) / least / max(1, np.ceil(len(chosen) / least / most))))
+    rank = np.argsort(np.argsort(means[chosen], kind="stable"), kind="stable")
+    found = np.zeros((len(means), bins))
+    found[chosen, rank * bins // max(1, len(chosen))] = 1
+    return found
 
 
 def _place(counts, present, sizes, shares, rng):
@@ -213,36 +247,73 @@ def _place(counts, present, sizes, shares, rng):
     A search minimises the squared deviation of each part from its share of each stratum and of the ids, relative to
     the stratum's total, so that rare strata weigh as much as common ones.
     """
-    totals = counts.sum(0)
-    used = totals > 0
-    strata = counts[:, used] / totals[used] / np.sqrt(used.sum())
-    z = np.column_stack([strata, sizes / sizes.sum() * np.sqrt(_SIZE_WEIGHT)])
+    z = np.column_stack([_weighed(counts, present.shape[1]), sizes / sizes.sum() * np.sqrt(_SIZE_WEIGHT)])
     present = np.column_stack([np.ones(len(z), bool), present]).astype(int)  # first: no part is empty
     weight = np.round(np.linalg.norm(z, axis=1), 9)
-    found = []
+    part = _dealt(counts, weight, shares, rng) if len(z) > _MANY else np.full(len(z), -1)
+    left = np.flatnonzero(part < 0)
+    excess = -np.outer(shares, z.sum(0))  # of each part in each stratum
+    covered = np.zeros((len(shares), present.shape[1]), int)
+    for p in range(len(shares)):
+        excess[p] += z[part == p].sum(0)
+        covered[p] += present[part == p].sum(0)
+    found, effort = [], (max(2, min(20, 20_000 // len(z))), _PARTNERS if len(z) <= _MANY else _PARTNERS // 2)
     for _ in range(max(1, min(4, 2000 // len(z)))):
-        order = rng.permutation(len(z))
-        order = order[np.argsort(-weight[order], kind="stable")]
-        found.append(_search(z, present, shares, order, rng))
-    part, (missing, _) = min(found, key=lambda search: search[1])
+        order = rng.permutation(len(left))
+        order = order[np.argsort(-weight[left][order], kind="stable")]
+        found.append(_search(z[left], present[left], shares, order, (excess.copy(), covered.copy()), effort, rng))
+    part[left], (missing, _) = min(found, key=lambda search: search[1])
     return part, missing
 
 
-def _search(z, present, shares, order, rng):
-    """(part of each group, (missing pairs, deviation)); values are rounded, so that all machines break ties alike."""
-    part = np.empty(len(z), int)
-    excess = -np.outer(shares, z.sum(0))  # of each part in each stratum
+def _weighed(counts, classes):
+    """The counts (groups, strata) relative to each stratum's total, so that the squares of all totals add up to 1.
+
+    Where strata stand behind those of the `classes`, they divide these, and weigh as much as they do in all.
+    """
+    totals = counts.sum(0)
+    used = totals > 0
+    if not 0 < classes < counts.shape[1]:
+        return counts[:, used] / totals[used] / np.sqrt(used.sum())
+    weights = np.where(np.arange(len(used)) < classes, used[:classes].sum(), used[classes:].sum())
+    return counts[:, used] / totals[used] / np.sqrt(2 * weights[used])
+
+
+def _dealt(counts, weight, shares, rng):
+    """The part of each group: neighbours in the order of their strata go to different ones; -1 for those left out.
+
+    These are the _LEFT with the largest weight and _LEFT others. Each part gets its share of every run of neighbours.
+    """
+    order = rng.permutation(len(weight))
+    order = order[np.argsort(-weight[order], kind="stable")][_LEFT:]
+    order = rng.permutation(order)[_LEFT:]
+    order = order[np.lexsort(counts[order].astype(np.int16).T)]
+    ends = np.round(np.cumsum(shares) * len(order)).astype(int)  # of each part's seats
+    seats = np.repeat(np.arange(len(shares)), np.diff(ends, prepend=0))
+    place = np.concatenate([(np.arange(count) + rng.random(count)) / count for count in np.bincount(seats)])
+    part = np.full(len(weight), -1)
+    part[order] = seats[np.argsort(place, kind="stable")]
+    return part
+
+
+def _search(z, present, shares, order, begun, effort, rng):
+    """(part of each group, (missing pairs, deviation)); values are rounded, so that all machines break ties alike.
+
+    begun: (excess, covered) of each part in each stratum and class, before any of these groups is placed.
+    effort: how often all groups are looked at, and how many partners are tried for each.
+    """
+    part, (excess, covered), (rounds, tried) = np.empty(len(z), int), begun, effort
     for g in order:
         gain = np.round((excess * z[g]).sum(1), 9)
         part[g] = rng.choice(np.flatnonzero(gain == gain.min()))
         excess[part[g]] += z[g]
-    covered = np.array([present[part == p].sum(0) for p in range(len(shares))])
+    covered += np.array([present[part == p].sum(0) for p in range(len(shares))])
     nothing = np.zeros((len(shares) - 1, 1), int)
-    for _ in range(max(2, min(20, 20_000 // len(z)))):
+    for _ in range(rounds):
         changed = False
         for g in order:
             here = part[g]
-            partners = np.arange(len(z)) if len(z) <= _PARTNERS else rng.integers(len(z), size=_PARTNERS)
+            partners = np.arange(len(z)) if len(z) <= tried else rng.integers(len(z), size=tried)
             partners = partners[part[partners] != here]
             # exchange g with a partner, or give it to another part for nothing
             there = np.concatenate([part[partners], np.delete(np.arange(len(shares)), here)])

@@ -38,6 +38,17 @@ def from_dict(values, where):
     return config
 
 
+def settle(config):
+    """(the config, facts for the log) in which the cases that it names have decided what is `auto`, see `Task.settle`.
+
+    Raises UserError for cases that cannot be listed, and for keys that do not fit what was decided.
+    """
+    settled, facts = kind(config).settle(config)
+    if settled is not config:
+        check(settled, "as the cases decide")
+    return settled, facts
+
+
 def check(config, where):
     """Raise UserError for a combination of keys that cannot work; where: what the config is from."""
 
@@ -117,7 +128,8 @@ def _check_network(config, refuse):
 
 def _check_task(config, refuse):
     section, task = config.task, kind(config)
-    named = f"task.type={section.type}"
+    shown = "task.evidence" in task.options and section.evidence != "none"
+    named = f"task.type={section.type}" + (f" task.evidence={section.evidence}" if shown else "")
     losses = ("auto", *task.losses)
     if section.loss not in losses:
         refuse("task.loss", section.loss, f"one of {', '.join(losses)} for {named}")
@@ -129,8 +141,12 @@ def _check_task(config, refuse):
         if _changed(config, name):
             refuse(name, _value(config, name), f"{show(_default(name))} for {named}{why}")
     data = config.data
-    if (data.train_folds or data.val_folds) and not data.test_folds and not task.pretrains:
-        refuse("data.test_folds", (), "the folds to test on, beside data.train_folds and data.val_folds")
+    untested = config.train.mode == "train"
+    if (data.train_folds or data.val_folds) and not (data.test_folds or untested or task.pretrains):
+        wanted = (
+            "the folds to test on, beside data.train_folds and data.val_folds, or train.mode=train, which tests none"
+        )
+        refuse("data.test_folds", (), wanted)
     task.check(config, refuse)
 
 
@@ -156,9 +172,11 @@ def _changed(config, name):
 def _readers():
     """{key: {"task.type": names, "data.source": names}} of the keys that not all tasks, or not all sources, read."""
     found = {}
-    for chooser, kinds in (("task.type", TASKS), ("data.source", SOURCES)):
-        for name, one in kinds.items():
-            for key in one.keys if chooser == "task.type" else one.own_keys:
+    of_tasks = {name: (key for task in (one, *one.variants) for key in task.keys) for name, one in TASKS.items()}
+    of_sources = {name: one.own_keys for name, one in SOURCES.items()}
+    for chooser, kinds in (("task.type", of_tasks), ("data.source", of_sources)):
+        for name, keys in kinds.items():
+            for key in dict.fromkeys(keys):
                 found.setdefault(key, {}).setdefault(chooser, []).append(name)
     return found
 

@@ -162,6 +162,10 @@ class FoldFolder:
         """The stored planes of a case that a masked autoencoder has restored; new: their folder is made."""
         return self._of_case("reconstructions", f"{id}.npz", new)
 
+    def evidence(self, id, new=False):
+        """The stored planes of a case and of what its probability was made of; new: their folder is made."""
+        return self._of_case("evidence", f"{id}.npz", new)
+
     def _of_case(self, folder, name, new):
         folder = os.path.join(self.path, folder)
         if new:

@@ -332,7 +332,6 @@ def test_splits_are_not_reused_for_other_cases(tiny_config):
         (["train.amp=fp16"], "fp16 on the CPU"),
         (["augment.parameters.rotate.degrees=[30,-30]"], "augment.parameters.rotate.degrees"),
         (["augment.parameters.resample=3"], "augment.parameters.resample: got 3"),
-        (["cv.final=ensemble", "train.mode=evaluate"], "cv.final: got ensemble, wanted none for train.mode=evaluate"),
         (["augment.device=gpu"], "augment.device"),
     ],
 )

@@ -4,11 +4,12 @@ import json
 import os
 import pathlib
 
+import numpy as np
 import pytest
 import torch
 from conftest import tool
 
-from fomo import checkpoint, kinds, nets
+from fomo import checkpoint, kinds, nets, tasks
 from fomo.config import UserError
 from fomo.prediction import members
 from fomo.run_folder import RunFolder
@@ -27,7 +28,12 @@ def test_final_is_what_the_config_asks_for(trained, tmp_path):
         assert {pathlib.Path(path).name for path in members.find_checkpoints(str(final))} == files
     assert set(os.listdir(trained("regression") / "final")) == {"best.pt", "final.json", "history.csv"}
     refit = checkpoint.load(trained("regression") / "final" / "best.pt")
-    assert refit["fold"] == 0 and refit["task"]["bias_correction"] is not None
+    folds = [checkpoint.load(trained("regression") / f"fold_{n}" / "best.pt") for n in (1, 2)]
+    assert refit["fold"] == 0 and refit["epoch"] == round(np.median([fold["epoch"] for fold in folds]))
+    merged = tasks.regression.Regression.merge([fold["task"] for fold in folds])
+    assert refit["task"]["bias_correction"] == merged["bias_correction"]
+    assert refit["subjects"] == sorted({subject for fold in folds for subject in fold["subjects"]})
+    assert refit["task"]["mean"] not in [fold["task"]["mean"] for fold in folds], "of all cases"
     config = kinds.load(trained("classification") / "config.yaml", ["cv.final=refit"])
     with pytest.raises(UserError, match="holds the soup: delete that folder"):
         make_final(config, RunFolder(trained("classification")), [{}], {}, Log(active=False))

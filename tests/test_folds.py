@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -45,13 +46,14 @@ def cohorts(draw):
     cohort=cohorts(),
     k=st.integers(2, 5),
     seed=st.integers(0, 99),
-    kind=st.sampled_from(["class", "continuous", "multilabel"]),
+    kind=st.sampled_from(["class", "class_and_number", "continuous", "multilabel"]),
 )
 @settings(max_examples=30, deadline=None)
 def test_properties(cohort, k, seed, kind):
     ids, groups, rng = cohort
     labels = {
         "class": rng.integers(0, 2, len(ids)).tolist(),
+        "class_and_number": list(zip(rng.integers(0, 2, len(ids)).tolist(), rng.lognormal(5, 2, len(ids)).tolist())),
         "continuous": rng.normal(50, 15, len(ids)).tolist(),
         "multilabel": (rng.random((len(ids), 4)) < [0.5, 0.3, 0.1, 0.02]).astype(int).tolist(),
     }[kind]
@@ -68,6 +70,8 @@ def test_properties(cohort, k, seed, kind):
         )
         if kind == "class":
             assert all(set(labels_in(fold[p], ids, labels)) == {0, 1} for p in PARTS)
+        if kind == "class_and_number":
+            assert all({name for name, _ in labels_in(fold[p], ids, labels)} == {0, 1} for p in PARTS)
     order = rng.permutation(len(ids))
     shuffled = [[values[i] for i in order] for values in (ids, groups, labels)]
     assert kfold(*shuffled, k, 0.25, seed, kind) == made
@@ -225,3 +229,48 @@ def test_check_finds_every_overlap():
         check(good, {"a": 1, "d": 2, "b": 1, "c": 4})
     with pytest.raises(ValueError, match="test parts: e not in both"):
         check(good, {"a": 1, "d": 2, "b": 3, "c": 4, "e": 5})
+
+
+def test_numbers_are_spread_within_each_class():
+    """Of 40 of a class each quarter of the sizes is in each test part equally often, or once more."""
+    rng = np.random.default_rng(0)
+    sizes = rng.permutation(np.concatenate([np.arange(40.0), 1000 + np.arange(20.0)]))
+    labels = [("large" if size >= 1000 else "small", size) for size in sizes.tolist()]
+    ids = names(60)
+    for seed in range(3):
+        for fold in kfold(ids, ids, labels, 5, 0.25, seed, "class_and_number"):
+            tested = labels_in(fold["test"], ids, labels)
+            small = sorted(size for name, size in tested if name == "small")
+            large = sorted(size - 1000 for name, size in tested if name == "large")
+            assert len(small) == 8 and len(large) == 4
+            assert (np.histogram(small, 4, (0, 40))[0] == 2).all() and (np.histogram(large, 4, (0, 20))[0] == 1).all()
+
+
+MANY = {
+    "class": lambda rng, n: rng.integers(0, 3, n).tolist(),
+    "class_and_number": lambda rng, n: list(zip(rng.integers(0, 2, n).tolist(), rng.lognormal(5, 2, n).tolist())),
+    "continuous": lambda rng, n: rng.normal(50, 15, n).tolist(),
+    "multilabel": lambda rng, n: (rng.random((n, 18)) < np.linspace(0.001, 0.5, 18)).astype(int).tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_many_subjects_are_divided_fast_and_evenly(kind):
+    count, rng = 60_000, np.random.default_rng(0)
+    ids, labels = [f"c{i:05}" for i in range(count)], MANY[kind](rng, count)
+    groups = [f"s{i}" for i in rng.integers(0, count * 3 // 4, count)]
+    begun = time.process_time()
+    made = kfold(ids, groups, labels, 5, 0.2, 0, kind)
+    assert time.process_time() - begun < 20, "some 3 s; what grows with the square of the subjects takes minutes"
+    values = np.array(labels, float).reshape(count, -1)
+    place = {name: i for i, name in enumerate(ids)}
+    for fold in made:
+        for part, share in (("test", 0.2), ("val", 0.16)):
+            chosen = values[[place[name] for name in fold[part]]]
+            assert len(chosen) == pytest.approx(share * count, rel=0.005)
+            if kind == "multilabel":
+                assert chosen.sum(0) == pytest.approx(share * values.sum(0), rel=0.005, abs=1)
+            else:
+                low = np.array([(column <= np.median(column)).mean() for column in values.T])
+                found = (chosen <= np.median(values, axis=0)).mean(axis=0)
+                assert found == pytest.approx(low, abs=0.01)

@@ -18,7 +18,7 @@ from fomo.runtime.progress import Progress, duration
 def test_estimates_by_hand():
     progress = Progress()
     progress.folds_after = 2
-    progress.begin_training(epochs=4, steps_per_epoch=10)
+    progress.begin_training(40, steps_per_epoch=10)
     progress.step_took(30.0)
     assert progress.fold_s(1) == 39 * 30
     for _ in range(5):
@@ -30,7 +30,7 @@ def test_estimates_by_hand():
     progress.test_s = 5.0
     assert progress.run_s(11) == 29 * 2 + 3 * 7 + 2 * (40 * 2 + 4 * 7) + 3 * 5
     progress.folds_after = 0
-    progress.begin_training(epochs=4, steps_per_epoch=10)
+    progress.begin_training(40, steps_per_epoch=10)
     progress.step_took(1.0)
     assert progress.run_s(40) == 7 + 5  # what is left after the last step: one validation, one test
     assert progress.line(3, 40) == "7 s left in fold 3, 12 s in all; epoch 4/4, step 40/40"

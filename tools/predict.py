@@ -62,7 +62,7 @@ def main(arguments):
         help="average over flips of these axes; default: the checkpoint's eval.mirror_axes",
     )
     parser.add_argument(
-        "--probabilities", action="store_true", help="segmentation: write probabilities/*.nii.gz as well"
+        "--probabilities", action="store_true", help="where voxels have some: write probabilities/*.nii.gz as well"
     )
     parser.add_argument("--overwrite", action="store_true", help="predict cases again that are in --output already")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: the first GPU, else the CPU")

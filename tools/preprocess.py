@@ -9,14 +9,17 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, tasks
+from fomo import cli, kinds, tasks
 from fomo.data import listing, sources
 from fomo.runtime.log import Log
 
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
+    config, decided = kinds.settle(config)
     log, wanted = Log(), tasks.wanted(config)
+    if decided:
+        log("data", **decided)
     cases = sources.list_cases(config.data, wanted, log=log)
     listing.describe(config, wanted, cases, log)
     if not dry_run:

@@ -10,9 +10,10 @@ def check(config, refuse):
     if not re.fullmatch(r"[\w.+-]+", config.name) or set(config.name) <= {"."}:
         refuse("name", config.name, "letters, digits and . _ + - only: it names a folder")
     _check_data(config.data, refuse)
+    _check_length(config, refuse)
     _check_training(config, refuse)
     _check_finetuning(config, refuse)
-    _check_optimizer(config, refuse)
+    _check_optimizer(config.optim, refuse)
     _check_folds(config, refuse)
     if len(set(config.eval.mirror_axes)) != len(config.eval.mirror_axes):
         refuse("eval.mirror_axes", config.eval.mirror_axes, "each axis once")
@@ -55,17 +56,13 @@ def _check_training(config, refuse):
 
 
 def _check_finetuning(config, refuse):
-    epochs, finetune = config.train.epochs, config.finetune
-    unfreezes = finetune.strategy in ("gradual", "decoder_first", "stagewise")
-    if unfreezes and finetune.unfreeze_epoch > epochs:
-        refuse("finetune.unfreeze_epoch", finetune.unfreeze_epoch, f"at most train.epochs={epochs}")
-    if finetune.strategy in ("head_only", "frozen_encoder") and config.weights.path is None:
+    strategy = config.finetune.strategy
+    if strategy in ("head_only", "frozen_encoder") and config.weights.path is None:
         wanted = "full or gradual while weights.path is none: a random encoder would stay random"
-        refuse("finetune.strategy", finetune.strategy, wanted)
+        refuse("finetune.strategy", strategy, wanted)
 
 
-def _check_optimizer(config, refuse):
-    optim, epochs, finetune = config.optim, config.train.epochs, config.finetune
+def _check_optimizer(optim, refuse):
     if max(optim.betas) >= 1:
         refuse("optim.betas", optim.betas, "numbers less than 1")
     if optim.momentum >= 1:
@@ -74,16 +71,26 @@ def _check_optimizer(config, refuse):
         refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
     if optim.warmup_epochs and optim.warmup_share:
         refuse("optim.warmup_share", optim.warmup_share, "0 beside optim.warmup_epochs: one of them")
+
+
+def _check_length(config, refuse):
+    train, finetune, optim = config.train, config.finetune, config.optim
+    if train.steps is not None and train.budget_s is not None:
+        refuse("train.budget_s", train.budget_s, f"none beside train.steps={train.steps}: one of them is the length")
+    if train.steps is not None or train.budget_s is not None:
+        return  # the number of epochs depends on the cases
+    epochs, late = train.epochs, finetune.unfreeze_epoch
+    if finetune.strategy in ("gradual", "decoder_first", "stagewise") and late > epochs:
+        refuse("finetune.unfreeze_epoch", late, f"at most train.epochs={epochs}")
     left, since = epochs, f"train.epochs={epochs}"
     if finetune.strategy == "decoder_first":  # its second warm-up is meant
-        left = epochs - finetune.unfreeze_epoch + 1
-        since = f"{left}: the epochs from finetune.unfreeze_epoch={finetune.unfreeze_epoch} on"
+        left = epochs - late + 1
+        since = f"{left}: the epochs from finetune.unfreeze_epoch={late} on"
     if optim.warmup_epochs > left:
         refuse("optim.warmup_epochs", optim.warmup_epochs, f"at most {since}")
     if optim.warmup_share * epochs > left:
-        refuse(
-            "optim.warmup_share", optim.warmup_share, f"at most {show(left / epochs)}, as a share of {epochs} epochs"
-        )
+        wanted = f"at most {show(left / epochs)}, as a share of {epochs} epochs"
+        refuse("optim.warmup_share", optim.warmup_share, wanted)
 
 
 def _check_folds(config, refuse):
@@ -100,5 +107,6 @@ def _check_folds(config, refuse):
     if cv.final == "soup" and config.weights.path is None:
         wanted = "ensemble or refit while weights.path is none: networks without a common start cannot be averaged"
         refuse("cv.final", "soup", wanted)
-    if cv.final != "none" and config.train.mode == "evaluate":
-        refuse("cv.final", cv.final, "none for train.mode=evaluate, which makes no model")
+    if cv.final == "refit" and config.optim.schedule == "plateau":
+        wanted = "another value for optim.schedule=plateau: a refit has no validation loss to follow"
+        refuse("cv.final", cv.final, wanted)

@@ -30,6 +30,11 @@ class Task:
     type: str = key("classification", "what is learned")
     targets: tuple[str, ...] = key((), "source=table, slices: the columns to learn (segmentation: data.mask_column)")
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
+    evidence: str = key(
+        "none",
+        "classification of two classes: learn from masks of what makes class 1; auto: where cases have some",
+        "mask|none|auto",
+    )
     loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
     focal_gamma: float = key(2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal", low=0)
     focal_alpha: float = key(0.25, "weight of positives, 1 - alpha of negatives", only="task.loss=focal", low=0, high=1)
@@ -76,7 +81,7 @@ class Data:
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
     id_column: str = key("id", "column of the case's id")
     subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: one per line)")
-    mask_column: str = key("mask", "column of the mask's path")
+    mask_column: str = key("mask", "column of the mask's path (task.evidence: blank where there is none)")
     fold_column: str | None = key(
         "fold", "column of the fold, if it exists (none: unused); slices: fold, or else split"
     )
@@ -203,6 +208,10 @@ class Train:
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
     keep_best: int = key(1, "number of best epochs whose checkpoint is kept: best.pt (tested), best_2.pt, ...", low=1)
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
+    steps: int | None = key(None, "the length in optimizer steps, in place of epochs", low=1)
+    budget_s: float | None = key(
+        None, "seconds of each fold's training and validation, in place of epochs: the schedule fits in them", above=0
+    )
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
     micro_batch: int | None = free_key(None, "samples per forward pass of a rank (none: all); gradients add up", low=1)
     steps_per_epoch: int | None = key(None, "optimizer steps per epoch (none: as many as see every case once)", low=1)
@@ -212,7 +221,7 @@ class Train:
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)
     balanced: bool = key(False, "classification: draw the classes equally often")
     ema: float = key(0.0, "decay of a moving average of the weights, used for evaluation (0: off)", low=0, high=1)
-    patience: int | None = key(10, "stop after this many epochs without a better val_loss (none: never)", low=1)
+    patience: int | None = key(None, "stop after this many epochs without a better val_loss (none: never)", low=1)
     min_delta: float = key(0.001, "smallest improvement of val_loss that counts for patience", low=0)
     log_every: int = free_key(10, "steps between train lines", low=1)
     save_every_s: int = free_key(600, "seconds between saves within an epoch", low=1)
@@ -247,6 +256,7 @@ class Cv:
         "none",
         "model for new cases, in <run>/final: all folds together, their mean weights, or one trained on all cases",
         "none|ensemble|soup|refit",
+        only="train.mode=train|both",
     )
 
 
@@ -304,6 +314,13 @@ def check_declared(who, keys):
     unknown = set(keys) - {name for name, _, _ in fields(Config())}
     if unknown or isinstance(keys, str):
         raise ValueError(f"{who}: got the keys {keys!r}, wanted dotted names of fomo/config/sections.py")
+
+
+def length(train):
+    """How long a training is, in words; train: the section."""
+    if train.budget_s is not None:
+        return f"{train.budget_s:g} s"
+    return f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
 
 
 def show(value):

@@ -1,8 +1,8 @@
 """The cache: every case preprocessed once, then read as memory maps.
 
     <cache>/<id>-<hash>/image.npy       (C, X, Y, Z) in data.cache_dtype
-                        mask.npy        (X, Y, Z) uint8, segmentation only
-                        foreground.npy  (N, 4) int16: x, y, z, class of foreground voxels, segmentation only
+                        mask.npy        (X, Y, Z) uint8, where masks are learned
+                        foreground.npy  (N, 4) int16: x, y, z, class of foreground voxels, likewise
                         case.json       geometry, background value of each channel, voxels of each class
 
     <cache>/index-<hash>.jsonl          the same facts of all entries of one preprocessing, see index.py
@@ -63,11 +63,11 @@ class CachedCase(Prepared):
         return _read_entry(self.folder, "image.npy", "r")
 
     def mask(self):
-        """(X, Y, Z) uint8, memory-mapped; segmentation only."""
+        """(X, Y, Z) uint8, memory-mapped; only where `class_voxels` has a mask's."""
         return _read_entry(self.folder, "mask.npy", "r")
 
     def foreground(self):
-        """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; segmentation only."""
+        """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; as `mask`."""
         return _read_entry(self.folder, "foreground.npy")
 
 
@@ -167,6 +167,8 @@ def _settings(data, wanted):
         "dtype": data.cache_dtype,
         "classes": wanted.classes if wanted.masked else None,
     }
+    if wanted.finding:
+        used["finding"] = True
     if limits := {"percentile": "percentiles", "window": "window"}.get(data.normalize):
         used[limits] = list(getattr(data, limits))
     return used
@@ -253,7 +255,9 @@ def load(case, data, wanted):
 def _preprocess(case, settings):
     """(image, mask or None, Geometry, warning or None)."""
     arrays, affine, native_mask = _read(case, settings)
-    options = {name: value for name, value in settings.items() if name not in ("version", "dtype", "classes")}
+    options = {
+        name: value for name, value in settings.items() if name not in ("version", "dtype", "classes", "finding")
+    }
     paths = [source.path for source in case.images]
     image, mask, geometry = volume.preprocess(arrays, affine, mask=native_mask, names=paths, **options)
     warning = None if mask is None else _lost(native_mask, mask, geometry, settings["classes"])
@@ -297,6 +301,8 @@ def _read(case, settings):
             raise ValueError(f"{source.path} lies up to {distance:.3g} mm off {first.path}, {wanted}")
         if source is case.mask:
             mask = rounded(array)
+            if settings.get("finding"):  # whatever its numbers tell apart
+                mask = (mask > 0).astype(array.dtype)
             _check_classes(source.path, mask, settings["classes"])
         else:
             arrays.append(array)

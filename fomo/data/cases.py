@@ -44,6 +44,7 @@ class Case:
     fold: str | None = None  # text of the table's fold column
     scan: str | None = None  # what a slice is from
     labels: tuple[str, ...] = ()  # text of each target as the table has it: the names of classes
+    foreground_mm3: float | None = None  # what its mask holds, in the space of its file; None: no mask was looked at
 
 
 class Wanted(NamedTuple):
@@ -54,10 +55,11 @@ class Wanted(NamedTuple):
     classes: int = 2  # of a mask, background included, or of a single target
     pretraining: bool = False  # labels may be missing, and layouts need not have any
     inside: bool = False  # training samples have as their mask which of their voxels lie in the volume
+    finding: bool = False  # of a class: also the masks of what class 1 stands for, of those cases that have one
 
     @property
     def masked(self):
-        return self.kind == "mask"
+        return self.kind == "mask" or self.finding
 
 
 class Prepared:
@@ -100,14 +102,18 @@ def read_volume(source, like=None):
     return (array, affine) if like is None else volume.to_axes_of(like, array, affine)
 
 
-def any_foreground(mask, case):
-    """Whether the Volume `mask` has a voxel above 0. Raises UserError unless it holds whole numbers; case: its id."""
+def foreground_mm3(mask, case):
+    """Cubic millimetres of the voxels above 0 in the Volume `mask` (of a .npy: voxels).
+
+    Raises UserError unless it holds whole numbers; case: its id.
+    """
     with as_user_error(f"case {case}: mask", ValueError):
-        array = rounded(read_volume(mask)[0])
+        array, affine = read_volume(mask)
+        array = rounded(array)
     broken = array[array != np.rint(array)]
     if broken.size:
         raise UserError(f"case {case}: mask: {mask.path}: got the value {digits(broken[0])}, wanted whole numbers")
-    return bool((array > 0).any())
+    return float(np.count_nonzero(array > 0) * np.prod(volume.spacing(affine)))
 
 
 def stated_number(path, case):

@@ -89,6 +89,9 @@ def _open(case, masked):
 class Samples(Dataset):
     """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}.
 
+    Of a class with masks of the finding (Wanted.finding) it has both, and `known`: whether the mask is right. It is
+    empty for a case of class 0, and for one of class 1 without a mask, of which it is not known.
+
     With augment.mix also `mix`, a plan or None; with a plan `partner`, the sample of another slot of the same step,
     whichever rank has it.
     """
@@ -113,7 +116,7 @@ class Samples(Dataset):
         case, data = self.cases[self.order[slot]], self.config.data
         if case.is_patch:
             return {"image": torch.from_numpy(case.distinct()), "id": case.id, "slot": slot, "target": case.target}
-        image, mask, foreground = _open(case, self.wanted.masked)
+        image, mask, foreground = _open(case, self.wanted.masked and bool(case.class_voxels))
         generator = seeds.generator(self.config.seed, "crop", self.fold, slot)
         position, voxel = data.crop_position, None
         if self.wanted.masked:
@@ -125,12 +128,16 @@ class Samples(Dataset):
         start = patches.draw_start(case.shape, data.patch, generator, position, voxel)
         image = patches.read(image, start, data.patch, case.background, torch.float32)
         sample = {"image": image, "id": case.id, "slot": slot}
-        if self.wanted.masked:
+        if mask is not None:
             sample["mask"] = patches.read(mask, start, data.patch, 0)  # uint8 until the loss: less to move
         elif self.wanted.inside:
             inside = torch.ones(1, 1, 1, dtype=torch.uint8).expand(*case.shape)
             sample["mask"] = patches.read(inside, start, data.patch, 0)
-        elif not self.wanted.pretraining:
+        elif self.wanted.masked:
+            sample["mask"] = torch.zeros(data.patch, dtype=torch.uint8)
+        if self.wanted.finding:
+            sample["known"] = mask is not None or case.target == 0
+        if self.wanted.kind != "mask" and not self.wanted.pretraining:
             sample["target"] = case.target
         return sample
 
@@ -170,6 +177,8 @@ class Collate:
         batch.update({name: torch.stack(batch[name]) for name in ("image", "mask") if name in batch})
         if "target" in batch:
             batch["target"] = torch.tensor(batch["target"], dtype=torch.float32)
+        if "known" in batch:
+            batch["known"] = torch.tensor(batch["known"])
         if self.draw is not None:
             batch.update(self.draw(self._generators("task", batch["slot"]), batch))
         slots = batch["slot"] + (_add_partners(batch, samples) if "mix" in batch else [])
@@ -220,7 +229,9 @@ def check_shared_memory(config, task, plan, folder="/dev/shm"):
     if not workers or not os.path.isdir(folder):
         return
     on_gpu = augments_on_gpu(config)
-    sample = task.sample_voxels(augmented=not on_gpu) * (4 * len(config.data.channels) + (task.reads == "mask"))
+    sample = task.sample_voxels(augmented=not on_gpu) * (
+        4 * len(config.data.channels) + task.wanted(config.task).masked
+    )
     if on_gpu and config.augment.mix != "none":
         sample *= 2  # partners come along
     needed = (2 * workers + 1) * plan.micro_batch * sample  # two batches ahead per worker, and the one in use

@@ -11,6 +11,7 @@ from ..runtime import files
 from ..runtime.log import Log
 
 _TABLES = (TABLES["scans"], TABLES["rows"])  # of a folder of predictions and of a run; the first that is there counts
+_SETTINGS = "settings.json"  # of a folder of predictions
 
 
 class Columns(NamedTuple):
@@ -90,7 +91,7 @@ def known_of(place):
         untested = frozenset(cases).difference(*(fold["test"] for fold in recorded["folds"]))
         classes = section.classes if kind.reads == "mask" else None
         return Known(section.type, section.targets, classes, tuple(kind.class_names(cases)), untested)
-    path = os.path.join(folder, "settings.json")
+    path = os.path.join(folder, _SETTINGS)
     with as_user_error(f"cannot read {path}", OSError):
         said = files.read_json(path) if os.path.exists(path) else {}
     task, targets, names = (said.get(name) for name in ("task", "targets", "class_names"))
@@ -102,7 +103,10 @@ def known_of(place):
 def masks_of(place):
     """{case id: File} of the predicted masks in a folder, or in all folds of a run folder."""
     run, found = RunFolder(place), {}
-    for folder in [fold.masks for fold in run.folds()] if run.is_run else [place]:
+    # predictions have their masks in a folder of that name, and beside it what is no mask, such as probabilities
+    predicted = os.path.isfile(os.path.join(place, _SETTINGS))
+    one = os.path.join(place, "masks") if predicted else place
+    for folder in [fold.masks for fold in run.folds()] if run.is_run else [one]:
         new = masks_in(folder)
         for id in sorted(found.keys() & new):
             raise UserError(f"{place}: two masks of the case {id}: {found[id].path} and {new[id].path}")

@@ -5,7 +5,7 @@ import re
 
 from ..config import UserError
 from ..data import spreadsheet
-from ..data.cases import Volume, any_foreground, stated_number
+from ..data.cases import Volume, foreground_mm3, stated_number
 from . import places
 
 _SEGMENTATIONS = ("seg.nii.gz", "seg_masked.nii.gz")  # of the layouts: what may stand for a label
@@ -81,7 +81,7 @@ def _stated(place, ids, masks):
         for id in sessions or [name]:
             state(id, value, file)
     for id, file in places.files_in(place, _SEGMENTATIONS.__contains__).items() if masks else ():
-        state(id, float(any_foreground(Volume(file.path), id)), file)
+        state(id, float(foreground_mm3(Volume(file.path), id) > 0), file)
     return found
 
 

@@ -6,7 +6,7 @@ in, plain numbers come out; the reference comes before the prediction. An undefi
 ValueError, which names the argument, what was got and what was wanted.
 """
 
-from .calibration import brier, ece, log_loss
+from .calibration import brier, ece, fit_logistic, log_loss
 from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
 from .comparison import delong_test, paired_permutation
 from .intervals import Interval, bootstrap_ci, t_interval

@@ -63,3 +63,29 @@ def ece(labels, probabilities, bins=15):
     edges = np.linspace(0, 1, bins + 1)
     index = np.minimum(np.searchsorted(edges, confidence, "right") - 1, bins - 1)
     return float(np.abs(np.bincount(index, outcome - confidence.astype(np.float64), bins)).sum() / len(outcome))
+
+
+def fit_logistic(labels, scores):
+    """(slope, intercept) of the line whose sigmoid turns scores (n,) into probabilities of class 1 (Platt 1999).
+
+    It works with few cases, and with scores that part the classes: as Platt does, the n1 cases of class 1 are taken for
+    (n1 + 1) / (n1 + 2) of one, and the others for 1 / (n0 + 2). Besides, slope and intercept of the standardised scores
+    are drawn to 1 and 0, as by one standard normal observation each, and the slope is positive, so that the order of
+    the scores stays.
+    """
+    from scipy.optimize import minimize
+
+    labels, scores = checks.labels_and_scores(labels, scores)
+    positives = np.count_nonzero(labels)
+    wanted = np.where(labels, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+    centre, scale = scores.mean(), scores.std() or 1.0
+    standard = (scores - centre) / scale
+
+    def cost(line):
+        logits = line[0] * standard + line[1]
+        off = 1 / (1 + np.exp(-np.clip(logits, -500, 500))) - wanted
+        value = (np.logaddexp(0, logits) - wanted * logits).sum() + ((line[0] - 1) ** 2 + line[1] ** 2) / 2
+        return value, np.array([(off * standard).sum() + line[0] - 1, off.sum() + line[1]])
+
+    slope, intercept = minimize(cost, [1.0, 0.0], jac=True, bounds=[(0.01, None), (None, None)]).x
+    return float(slope / scale), float(intercept - slope * centre / scale)

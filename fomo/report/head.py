@@ -2,6 +2,7 @@
 
 import math
 
+from ..config import length
 from ..pages import page
 from ..pages.page import label, number, tag
 from ..run_folder import LOG
@@ -40,8 +41,8 @@ def _open_folds(run):
     if run.complete:
         return []
     left = [n for n in range(1, len(run.splits) + 1) if n not in run.finished]
-    epochs, most = {n: len(run.histories[n]) for n in left if n in run.histories}, run.config.train.epochs
-    begun = "; ".join(f"fold {n} after epoch {epoch} of {most}" for n, epoch in epochs.items())
+    epochs, most = {n: len(run.histories[n]) for n in left if n in run.histories}, length(run.config.train)
+    begun = "; ".join(f"fold {n} after epoch {epoch} of {most.removesuffix(' epochs')}" for n, epoch in epochs.items())
     which = f"fold {left[0]} is" if len(left) == 1 else f"folds {', '.join(map(str, left))} are"
     return [f"The run is not finished: {which} open{f' ({begun})' if begun else ''}."]
 

@@ -174,7 +174,7 @@ def about(run):
         ("pretrained weights", config.weights.path or "none"),
         ("fine-tuning", None if run.task.pretrains else config.finetune.strategy),
         ("learning rate", f"{config.optim.lr:g}, {config.optim.schedule}"),
-        ("epochs", f"at most {config.train.epochs}, patience {config_module.show(config.train.patience).lower()}"),
+        ("length", config_module.length(config.train) + _patience(config.train.patience)),
         ("batch", f"{config.train.batch_size}"),
         ("augmentation", config.augment.preset + (f", with {replaced}" if replaced else "")),
         ("folds", f"{len(run.splits)}, {config.cv.kind}" if len(run.splits) > 1 else "one split"),
@@ -186,6 +186,10 @@ def about(run):
     ]
     lines = "\n".join(f"{name}: {config_module.show(value)}" for name, _, value in config_module.fields(config))
     return [page.definitions(pairs), page.details("Every key of the config", tag("pre", lines, tabindex=0))]
+
+
+def _patience(epochs):
+    return "" if epochs is None else f" at most: {epochs} without a better loss end it"
 
 
 def _duration(run):

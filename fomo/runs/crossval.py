@@ -38,10 +38,13 @@ def run(config, dry_run=False, one_split=False):
     folder = RunFolder(os.path.join(config.output, config.name))
     log, alone = Log(active=dist.is_main()), False
     try:
+        config, decided = dist.on_main(lambda: kinds.settle(config))  # before the folder takes it for its own
         if not dry_run:
             held = []  # the folder, by the main rank, until this call ends
             dist.on_main(lambda: held.append(folder.claim(config, log)))
             log = Log(folder.log_path, active=dist.is_main())
+        if decided:
+            log("data", **decided)
         _run(config, folder, log, dry_run, one_split)
     except interrupt.Interrupted as error:
         log.warn(f"{error}: everything is saved, the same command continues")

@@ -1,5 +1,8 @@
 """The final model of a finished run, for prediction: all its folds, their soup, or one more training."""
 
+import statistics
+from dataclasses import replace
+
 from .. import checkpoint, tasks
 from ..config import UserError
 from ..data import sources
@@ -7,18 +10,19 @@ from ..run_folder import RunFolder
 from ..runtime import dist
 from ..training import optimization
 from ..training.evaluate import evaluate
-from ..training.fold import build_network, train_fold
+from ..training.fold import build_network, train_on_all
 from . import soup
 
 
 def make_final(config, folder, splits, by_id, log):
     """Make the final model that cv.final asks for in a RunFolder, once all folds are finished.
 
-    ensemble: every fold's best.pt. soup: the mean of their weights. refit: one more training, on all cases but the
-    first fold's test part, which chooses the epoch. by_id: {id: prepared case}.
+    ensemble: every fold's best.pt. soup: the mean of their weights. refit: one more training, on all cases, for the
+    median of the folds' best epochs; what the folds have fitted on validation cases is merged, as for a soup.
+    by_id: {id: prepared case}.
     """
     kind, final = config.cv.final, folder.final
-    if kind == "none" or len(dist.on_main(folder.finished)) < len(splits):
+    if kind == "none" or config.train.mode == "evaluate" or len(dist.on_main(folder.finished)) < len(splits):
         return
     made = dist.on_main(final.made) or {"kind": kind, "finished": False}
     if made["kind"] != kind:
@@ -27,14 +31,27 @@ def make_final(config, folder, splits, by_id, log):
         return
     dist.on_main(lambda: final.begin(kind))
     if kind == "refit":
-        ids = {"train": sorted(splits[0]["train"] + splits[0]["val"]), "val": splits[0]["test"]}
-        parts = {part: [by_id[case_id] for case_id in ids[part]] for part in ids}
-        log("fold", fold=0, final=kind, **{part: len(cases) for part, cases in parts.items()})
-        train_fold(config, parts, final, log.bind(fold=0))
+        ids = sorted(case_id for part in splits[0].values() for case_id in part)
+        _refit(config, [by_id[case_id] for case_id in ids], folder.all_folds(), final, log)
     else:
         dist.on_main(lambda: _put_together(kind, folder.all_folds(), final))
     dist.on_main(lambda: final.finish(kind))
     log("fold", finished=True, final=kind, path=final.path)
+
+
+def _refit(config, cases, folds, final, log):
+    best = dist.on_main(lambda: [_without_weights(checkpoint.load(fold.best)) for fold in folds])
+    merged = soup.merged(tasks.kind(config), [content["task"] for content in best])
+    epochs = max(1, round(statistics.median(content["epoch"] for content in best)))
+    length = {"epochs": epochs, "steps": None, "budget_s": None, "patience": None}
+    warmup = min(config.optim.warmup_epochs, epochs)
+    optim, train = replace(config.optim, warmup_epochs=warmup), replace(config.train, **length)
+    log("fold", fold=0, final="refit", epochs=epochs, train=len(cases))
+    train_on_all(replace(config, optim=optim, train=train), cases, merged, final, log.bind(fold=0))
+
+
+def _without_weights(content):
+    return {name: content[name] for name in ("task", "epoch")}
 
 
 def _put_together(kind, folds, final):

@@ -31,7 +31,7 @@ def average(checkpoints):
         values = torch.stack([model[name] for model in models])
         mean[name] = values.double().mean(0).to(value.dtype) if value.is_floating_point() else value
     content = {"model": mean, "config": first["config"], "fold": 0, "step": 0, "epoch": 0, "scores": {}}
-    content["task"] = _merged(task, states)
+    content["task"] = merged(task, states)
     content["subjects"] = sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]})
     content["calibrated"] = all(checkpoint.get("calibrated", False) for checkpoint in checkpoints)
     return content | {"soup": [checkpoint["fold"] for checkpoint in checkpoints]}
@@ -59,13 +59,14 @@ def _check_alike(first, others):
         raise UserError("soup: the folds started from different random weights (weights.path=none): use an ensemble")
 
 
-def _merged(task, states):
-    merged = task.merge(states)
+def merged(task, states):
+    """The state of one network for those of several, of which only training's own keys may differ; task: its class."""
+    own = task.merge(states)
     for key, value in states[0].items():
-        if key not in (*merged, *task.training_state) and any(state[key] != value for state in states):
+        if key not in (*own, *task.training_state) and any(state[key] != value for state in states):
             why = f"the folds have learned other values of '{key}', and {task.__name__}.merge does not say their mean"
-            raise UserError(f"soup: {why}: use an ensemble (cv.final=ensemble)")
-    return {**states[0], **merged}
+            raise UserError(f"cv.final, soup: {why}: use an ensemble (cv.final=ensemble)")
+    return {**states[0], **own}
 
 
 def _in_units(model, head, own, wanted):

@@ -16,7 +16,7 @@ def _names_folds(config):
 
 def make_splits(config, task, cases):
     """[{train, val, test} of ids per fold]: stratified, grouped by subject, checked for overlap."""
-    cv, seed, kind = config.cv, config.seed, task.stratum_kind
+    cv, seed, kind = config.cv, config.seed, _kind(config, task)
     try:
         if has_one_split(config):
             return [_one_split(config, task, cases)]
@@ -55,6 +55,12 @@ def _columns(config, task, cases):
     return [case.id for case in cases], [case.subject for case in cases], strata
 
 
+def _kind(config, task):
+    """The kind of the strata of `_columns`."""
+    numbered = task.stratum_kind == "class_and_number"
+    return "class" if numbered and not config.cv.stratify else task.stratum_kind
+
+
 def _one_split(config, task, cases):
     data, parts = config.data, {"val": (), "test": ()}
     if _names_folds(config):
@@ -69,7 +75,7 @@ def _one_split(config, task, cases):
         if data.train_folds:  # cases of folds that are named nowhere are left out
             cases = [case for case in cases if any(case.fold in folds for folds in asked.values())]
     columns = _columns(config, task, cases)
-    return folds_module.holdout(*columns, config.cv.val_fraction, config.seed, kind=task.stratum_kind, **parts)
+    return folds_module.holdout(*columns, config.cv.val_fraction, config.seed, kind=_kind(config, task), **parts)
 
 
 def _fold_values(config, cases):

@@ -26,12 +26,23 @@ class Multitarget(Task):
     stratum_kind = "multilabel"  # of one target "class"
     training_state = ("class_weights",)
     keys = ("eval.pool_windows", "data.crop_position")
-    options = ("task.classes", "task.class_weights", "train.balanced", "augment.mix", "eval.saliency", *HEAD)
+    options = (
+        "task.classes",
+        "task.class_weights",
+        "task.evidence",
+        "train.balanced",
+        "augment.mix",
+        "eval.saliency",
+        *HEAD,
+    )
     view = view.VIEW
 
     @classmethod
     def check(cls, config, refuse):
         task = config.task
+        if task.evidence != "none":
+            wanted = "none: only one target of two classes learns from masks (task.targets, task.classes)"
+            refuse("task.evidence", task.evidence, wanted)
         if task.classes != 2 and len(task.targets) != 1:
             wanted = "2 (the default): other numbers are for segmentation and for classification of one of task.targets"
             refuse("task.classes", task.classes, wanted)

@@ -73,6 +73,9 @@ class Regression(Task):
         said = {"prediction": self._in_unit(scaled), "training_mean": self.state["training_mean"]}
         return Answer.of(case, target=case.target, **said, loss=float(self._loss(scaled[None], target)))
 
+    def spread(self, results):
+        return tuple(float(values.std()) for values in results.arrays("prediction", "target"))
+
     def calibrate(self, evaluate):
         """Fit the line that undoes the pull towards the mean (age bias), as far as it is safe, on validation cases."""
         targets, predictions = evaluate().arrays("target", "prediction")

@@ -4,6 +4,8 @@ Outputs are a softmax over the classes, or a sigmoid for each foreground class b
 of the background is 1 less the largest of them, so that a voxel is foreground if one of them is above 0.5.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -24,10 +26,11 @@ class Segmentation(Task):
     losses = ("dice_ce", "generalized_dice", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
     select, higher_is_better = "dice", True
-    stratum_kind = "class"
+    stratum_kind = "class_and_number"
     training_state = ("class_weights",)
     keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
     options = ("task.classes", "task.class_weights", "task.activation", "model.deep_supervision", "eval.postprocess")
+    if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"
     view = view.VIEW
     volumes, optional_volumes = ("mask",), ("probabilities",)
     single = "mask"
@@ -47,9 +50,13 @@ class Segmentation(Task):
         self._candidates = ()  # of post-processing, while it is chosen
 
     def strata(self, cases):
-        """Whether there is foreground; empty masks are not spread over the parts if fewer subjects have one."""
+        """Whether there is foreground, and how much, on a scale on which large masks are not all that counts.
+
+        Empty masks are not spread over the parts if fewer subjects have one.
+        """
         few = len({case.subject for case in cases if not case.target}) < max(4, self.config.cv.folds)
-        return ["with foreground" if case.target or few else "without foreground" for case in cases]
+        present = ["with foreground" if case.target or few else "without foreground" for case in cases]
+        return [(one, math.log1p(case.foreground_mm3 or 0.0)) for one, case in zip(present, cases)]
 
     def fit(self, train, val):
         """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes."""
@@ -122,7 +129,8 @@ class Segmentation(Task):
             logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
         prediction, labels = logits.argmax(0).cpu().numpy(), range(1, self.config.task.classes)
         found = _with_mean({c: {"dice": dice(reference == c, prediction == c)} for c in labels})
-        return {"predicted_voxels": int(np.count_nonzero(prediction)), **found}
+        voxels = {"predicted_voxels": prediction, "reference_voxels": reference}
+        return {**{name: int(np.count_nonzero(mask)) for name, mask in voxels.items()}, **found}
 
     def _in_native_space(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
@@ -137,6 +145,9 @@ class Segmentation(Task):
         cleaned = postprocess.apply(prediction, volume.spacing(affine), **candidate)
         values = [dice(reference == c, cleaned == c) for c in range(1, self.config.task.classes)]
         return float(np.mean([1.0 if np.isnan(value) else value for value in values]))
+
+    def spread(self, results):
+        return tuple(float(voxels.std()) for voxels in results.arrays("predicted_voxels", "reference_voxels"))
 
     def calibrate(self, evaluate):
         """Choose the post-processing with the best mean Dice on the inner validation cases; of equals the lesser."""

@@ -7,6 +7,8 @@ subclass that lacks one of `_DECLARED`, `_METHODS` or (unless it pretrains) `_PR
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from ..config import check_declared
 from ..data import loader
 from ..data.cases import Wanted
@@ -20,7 +22,7 @@ _CHOICES = {
     "mode": ("segmentation", "classification", "regression"),
     "reads": ("class", "number", "flags", "mask", "nothing"),
     "higher_is_better": (True, False),
-    "stratum_kind": ("class", "continuous", "multilabel"),
+    "stratum_kind": ("class", "class_and_number", "continuous", "multilabel"),
 }
 _NAMES = ("losses", "keys", "options", "volumes", "optional_volumes", "scored", "training_state")
 
@@ -48,7 +50,7 @@ class Task:
     - columns: how many columns of a table it learns;
     - select, higher_is_better: the validation metric that chooses the epoch (ties go to the lower val_loss), which is
       also the headline of a report;
-    - stratum_kind: how folds are stratified by `strata`, "class", "continuous" or "multilabel";
+    - stratum_kind: how folds are stratified by `strata`, "class", "class_and_number", "continuous" or "multilabel";
     and has
     - state: plain values fitted on training or validation cases, stored with the checkpoint;
     - loss(outputs, batch): (B,) float32, one per sample, so that accumulation and ranks average exactly;
@@ -76,6 +78,8 @@ class Task:
     predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
+    if_constant = "raise optim.lr, train longer, or start from weights.path"
+    variants = ()  # the neighbours that `variant` may choose instead
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
 
     def __init_subclass__(cls):
@@ -107,6 +111,11 @@ class Task:
         return cls
 
     @classmethod
+    def settle(cls, config):
+        """(the config, facts for the log) in which the cases have decided what they decide, as `auto` may say."""
+        return config, {}
+
+    @classmethod
     def check(cls, config, refuse):
         """Rules of its own about the config; refuse(key, got, wanted) raises the user's error."""
 
@@ -126,7 +135,7 @@ class Task:
         return []
 
     def strata(self, cases):
-        """What the parts of a split shall have equal shares of: of each case a class, a number, or a row of 0/1."""
+        """What the parts of a split shall have equal shares of: a class, a number, both, or a row of 0/1."""
         return [case.target for case in cases]
 
     def augmentation(self):
@@ -182,6 +191,18 @@ class Task:
         """{name: number} for the `train` line, about the steps since the last call."""
         return {}
 
+    def spread(self, results):
+        """(of the outputs, of the targets): standard deviations over some cases, in one unit; None: it cannot be said.
+
+        A network whose outputs hardly vary has learned a constant; `if_constant` says what to do then.
+        """
+        outputs = self.outputs()
+        if not outputs:
+            return None
+        said = [results.arrays(output.column)[0].std() for output in outputs]
+        true = [(results.arrays(output.target)[0] == output.value).std() for output in outputs]
+        return float(np.mean(said)), float(np.mean(true))
+
     def warnings(self, row):
         """Messages about an epoch, from its row of the history."""
         return ()
@@ -216,7 +237,7 @@ class Task:
 
     def meaning(self):
         """{key: value} of what its outputs mean, which all that is used together or continued must share."""
-        names = ("type", "targets", "classes", "activation")
+        names = ("type", "targets", "classes", "activation", "evidence")
         found = {f"task.{name}": getattr(self.config.task, name) for name in names}
         return {**found, "task.classes": self.state.get("classes", found["task.classes"])}
 

@@ -21,9 +21,29 @@ def train_fold(config, parts, fold, log, progress=None):
     parts: of prepared cases; of parts["test"] only the subjects matter.
     fold: its FoldFolder. progress: the clock of the run.
     """
+    task, network = _trained(config, parts, fold, log, progress)
+    return task, *_calibrated(config, task, network, parts["val"], fold, log)
+
+
+def train_on_all(config, cases, merged, fold, log):
+    """Train for all epochs on all prepared cases, none of which is held back; the last epoch is best.pt of `fold`.
+
+    merged: {key: value} of the task's state in the place of what would be fitted on validation cases.
+    """
+    task, _ = _trained(config, {"train": cases, "val": []}, fold, log)
+    own = {name: task.state[name] for name in task.training_state}
+
+    def finish():
+        checkpoint.save(fold.best, {**checkpoint.load(fold.best), "task": {**merged, **own}, "calibrated": True})
+
+    dist.on_main(finish)
+
+
+def _trained(config, parts, fold, log, progress=None):
+    """(task, network) of a training whose best epoch is in best.pt: without validation cases the last one."""
     task = tasks.build(config)
     inspect(task, [case for cases in parts.values() for case in cases])
-    for message in dist.together(lambda: task.fit(parts["train"], parts["val"])):
+    for message in dist.together(lambda: task.fit(parts["train"], parts["val"] or parts["train"])):
         log.warn(message)
     network, head_is_new = build_network(config, task, fold.number), True
     if config.weights.path is not None:
@@ -41,7 +61,7 @@ def train_fold(config, parts, fold, log, progress=None):
         start_head(config, task, network, parts["train"], log)
     with tracking.event_files(config, fold) as sink:
         fit(config, task, network, parts["train"], parts["val"], fold, log.bind(sink=sink), progress)
-    return task, *_calibrated(config, task, network, parts["val"], fold, log)
+    return task, network
 
 
 def load_fold(config, parts, fold, log):

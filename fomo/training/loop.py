@@ -5,6 +5,7 @@ it. A training that was stopped therefore goes on when the same command is run a
 """
 
 import contextlib
+import math
 import os
 import time
 
@@ -23,32 +24,34 @@ from .step import to_device, train_step
 def fit(config, task, network, train_cases, val_cases, fold, log, progress=None):
     """Train `network` on train_cases and select on val_cases; leaves best.pt, last.pt and history.csv in the folder.
 
-    Every rank calls it, and has the same weights in the end. fold: the FoldFolder; progress: the clock of the run.
+    Every rank calls it, and has the same weights in the end. Without val_cases the last epoch is the best.
+    fold: the FoldFolder; progress: the clock of the run.
     """
     # ---- what is trained, from the start or from where it was left
     train, progress = config.train, progress or Progress()
     training = Training(config, task, network, train_cases, val_cases, fold)
-    progress.begin_training(train.epochs, training.steps_per_epoch)
+    clock = training.clock
+    progress.begin_training(clock.last_step, training.steps_per_epoch, clock.left_s, clock.budget_s)
     loader.check_shared_memory(config, task, training.plan)
     training.resume(log)
-    to_do, pinned = (training.step, training.last_step), training.device.type == "cuda"
+    to_do, pinned = (training.step, clock.last_step), training.device.type == "cuda"
     batches = loader.batches(config, task, train_cases, fold.number, training.plan, *to_do, pin_memory=pinned)
 
     times = []  # of each step since the last `train` line: (seconds it waited for its batches, seconds in all)
-    epoch_begun = clock = saved = time.perf_counter()  # clock: the end of the step before
+    epoch_begun = step_ended = saved = time.perf_counter()
     with contextlib.closing(batches), saved_when_stopped(training, log):
         while True:
             # ---- the end of an epoch: validate, select, save
             if training.epoch_is_over:
                 end_epoch(training, val_cases, epoch_begun, log, progress)
-                epoch_begun = clock = saved = time.perf_counter()
-            if training.step == training.last_step or selection.stop_early(train, training.history):
+                epoch_begun = step_ended = saved = time.perf_counter()
+            if training.is_over or selection.stop_early(train, training.history):
                 break
 
             # ---- what is trained in this epoch, and at which rates
             compiling = training.freeze(log) and train.compile
-            lr = optimization.current_lr(config, training.step, training.steps_per_epoch, training.history)
-            optimization.set_rates(training.optimizer, config.optim, lr, training.step, training.last_step)
+            lr = optimization.current_lr(config, training.step, clock, training.history)
+            optimization.set_rates(training.optimizer, config.optim, lr, training.step, clock.steps(training.step))
 
             # ---- step; then the loss of the one before is read, while the device works on this one
             with memory.explained(lambda: memory.advise_training(training, train_cases)):
@@ -56,7 +59,7 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
             training.advance(step)
             logged = training.epoch_is_over or training.step % train.log_every == 0
             training.read_losses(keep=0 if logged else 1)
-            clock, step_s = time.perf_counter(), time.perf_counter() - clock
+            step_ended, step_s = time.perf_counter(), time.perf_counter() - step_ended
 
             # ---- log; save now and then
             times.append((data_s, step_s))
@@ -67,7 +70,7 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
             if logged:
                 log_steps(training, times, lr, log, progress)
                 times = []
-                if dist.is_main() and clock - saved > train.save_every_s:
+                if dist.is_main() and step_ended - saved > train.save_every_s:
                     training.save()
                     saved = time.perf_counter()
 
@@ -94,19 +97,17 @@ def end_epoch(training, val_cases, begun, log, progress):
     """Validate the epoch, add it to the history, keep it if it is one of the best, and save; begun: its start."""
     config, task, fold = training.config, training.task, training.fold
     dist.from_main(training.evaluated.buffers())  # each rank's batch norms have seen its own samples
-    validating = time.perf_counter()
-    results = evaluate(config, task, training.evaluated, val_cases)
-    progress.validate_s = time.perf_counter() - validating
-    lr = optimization.current_lr(config, training.step - 1, training.steps_per_epoch, training.history)
-    row = {"epoch": training.epoch, "step": training.step, "lr": lr}
+    row = {"epoch": training.epoch, "step": training.step, "lr": training.optimizer.param_groups[-1]["lr"]}
     row["train_loss"] = sum(training.epoch_losses) / len(training.epoch_losses)
-    row["val_loss"] = sum(case["loss"] for case in results.rows) / len(results.rows)
-    row |= {f"val_{name}": value for name, value in task.score(results).items()}
-    place = selection.place_of(task, row, training.history)
+    if val_cases:
+        row |= validate(training, val_cases, progress)
+        place = selection.place_of(task, row, training.history)
+    else:
+        place = 1 if training.is_over else math.inf
     training.history.append(row)
     training.epoch_losses = []
     log("epoch", **row, best=place == 1, seconds=time.perf_counter() - begun)
-    for message in task.warnings(row):
+    for message in (*task.warnings(row), *selection.collapse(task, training.history)):
         log.warn(message, epoch=row["epoch"])
     if dist.is_main():
         if place <= config.train.keep_best:
@@ -115,6 +116,19 @@ def end_epoch(training, val_cases, begun, log, progress):
             log("checkpoint", epoch=row["epoch"], path=path)
         training.save()
         fold.write_history(training.history)
+
+
+def validate(training, val_cases, progress):
+    """{name: value} of the validation cases, for the row of an epoch."""
+    config, task, begun = training.config, training.task, time.perf_counter()
+    results = evaluate(config, task, training.evaluated, val_cases)
+    progress.validate_s = time.perf_counter() - begun
+    training.clock.validated(progress.validate_s)
+    loss = sum(case["loss"] for case in results.rows) / len(results.rows)
+    scores = {f"val_{name}": value for name, value in task.score(results).items()}
+    outputs, targets = task.spread(results) or (math.nan, math.nan)
+    spread = {"val_spread": outputs / targets} if targets > 0 else {}
+    return {"val_loss": loss, **scores, **spread}
 
 
 def take_step(training, batches):
@@ -149,9 +163,9 @@ def log_steps(training, times, lr, log, progress):
 def check_end(training, log):
     """Log an early stop. Raise UserError where no epoch was the best, or the file of the best one is gone."""
     task, history, fold = training.task, training.history, training.fold
-    if training.step < training.last_step:
+    if not training.is_over:
         log("early_stop", epoch=len(history), step=training.step, patience=training.config.train.patience)
-    if selection.best_row(task, history) is None:
+    if "val_loss" in history[-1] and selection.best_row(task, history) is None:
         why = "so no best epoch exists; its validation cases lack a class: raise cv.val_fraction or lower cv.folds"
         raise UserError(f"{fold.path}: val_{task.select} was undefined in every epoch, {why}")
     if dist.on_main(lambda: not os.path.exists(fold.best)):

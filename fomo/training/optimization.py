@@ -144,22 +144,19 @@ def wrap(network, compiled, device):
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, process_group=dist.group())
 
 
-def current_lr(config, step, steps_per_epoch, history):
-    """The learning rate of a step, before the factors of the stages.
+def current_lr(config, step, clock, history):
+    """The learning rate of a step, before the factors of the stages; clock: a Clock that was read at this step.
 
     decoder_first: while the encoder is frozen one warm-up; then a schedule of its own, with the second one.
     """
     optim, min_delta = config.optim, config.train.min_delta
-    total = config.train.epochs * steps_per_epoch
-    steps = {"total_steps": total}
-    steps["warmup_steps"] = round(optim.warmup_epochs * steps_per_epoch + optim.warmup_share * total)
+    steps = {"total_steps": clock.steps(step), "warmup_steps": clock.warmup(step)}
     if config.finetune.strategy == "decoder_first":
-        alone = (config.finetune.unfreeze_epoch - 1) * steps_per_epoch
+        alone = clock.steps_of_epochs(config.finetune.unfreeze_epoch - 1)
         if step < alone:
-            return schedule.learning_rate(
-                step, peak=optim.lr, minimum=optim.min_lr, total_steps=alone, warmup_steps=alone
-            )
-        step, steps["total_steps"] = step - alone, total - alone
+            shape = {"peak": optim.lr, "minimum": optim.min_lr}
+            return schedule.learning_rate(step, **shape, total_steps=alone, warmup_steps=alone)
+        step, steps["total_steps"] = step - alone, max(1, steps["total_steps"] - alone)
     shape = {"kind": "cosine" if optim.schedule == "cosine" else "constant", "stretch": optim.cosine_stretch}
     lr = schedule.learning_rate(step, peak=optim.lr, minimum=optim.min_lr, **steps, **shape)
     if optim.schedule == "plateau":

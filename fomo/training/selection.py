@@ -1,9 +1,11 @@
-"""Which epochs are kept, and when training stops early. Both follow from the history alone."""
+"""Which epochs are kept, when training stops early, and whether it learns. All follow from the history alone."""
 
 import math
 import os
 
 from .. import schedule
+
+_CONSTANT, _FLAT = 3, 0.05  # epochs, and spread of outputs over that of targets, below which nothing is learned
 
 
 def place_of(task, row, history):
@@ -60,6 +62,15 @@ def forget_after(paths, epoch, epoch_of):
         os.remove(path)
     for source, target in zip(kept, paths):
         os.replace(source, target)
+
+
+def collapse(task, history):
+    """Messages: that the outputs have hardly varied for some epochs, after the last of them."""
+    spread = [row.get("val_spread", math.nan) for row in history[-_CONSTANT - 1 :]]
+    flat = [value < _FLAT for value in spread]
+    if flat[-_CONSTANT:] == [True] * _CONSTANT and flat[:-_CONSTANT] != [True]:  # and once only
+        share = f"{100 * spread[-1]:.2g}% of what the targets of the validation cases do"
+        yield f"the answers vary by {share}: the network answers much the same whatever it sees: {task.if_constant}"
 
 
 def stop_early(train, history):

@@ -8,6 +8,7 @@ from .. import checkpoint
 from ..config import UserError, to_dict
 from ..runtime import dist
 from . import optimization, selection
+from .clock import Clock
 from .step import make_plan
 
 
@@ -19,7 +20,7 @@ class Training:
         self.config, self.task, self.network, self.fold = config, task, network, fold
         self.subjects = sorted({case.subject for case in (*train_cases, *val_cases)})  # no later test may be of them
         self.steps_per_epoch = train.steps_per_epoch or math.ceil(len(train_cases) / train.batch_size)
-        self.last_step = train.epochs * self.steps_per_epoch
+        self.clock = Clock(config, self.steps_per_epoch)
         self.plan, self.device = make_plan(config), dist.device()
         self.layout = optimization.lay_out(network, self.device)
         if train.checkpoint_activations:
@@ -47,7 +48,12 @@ class Training:
 
     @property
     def epoch_is_over(self):
-        return self.step == self.epoch * self.steps_per_epoch
+        of_epoch = self.step - (self.history[-1]["step"] if self.history else 0)
+        return of_epoch == self.steps_per_epoch or (of_epoch > 0 and self.is_over)
+
+    @property
+    def is_over(self):
+        return self.clock.is_over(self.step)
 
     def resume(self, log):
         """Go on from last.pt, if there is one."""
@@ -60,6 +66,8 @@ class Training:
             if saved[name]:  # a scaler that does nothing has an empty state
                 part.load_state_dict(saved[name])
         self.step, self.history, self.epoch_losses = saved["step"], saved["history"], saved["epoch_losses"]
+        if "clock" in saved:  # not in those of older versions, which counted steps
+            self.clock.resume(saved["clock"])
         if self.average is not None:
             self.average.begun = self.step > 0
         kept, done = self.fold.kept(self.config.train.keep_best), len(self.history)
@@ -82,7 +90,7 @@ class Training:
     def save(self):
         """Write last.pt; the one before stays beside it."""
         content = {**self._content(self.network), **{name: part.state_dict() for name, part in self.parts.items()}}
-        content.update(history=self.history, epoch_losses=self.epoch_losses)
+        content.update(history=self.history, epoch_losses=self.epoch_losses, clock=self.clock.state())
         checkpoint.save(self.fold.last, content, previous=self.fold.previous)
 
     def keep(self, path, scores):
@@ -114,7 +122,8 @@ class Training:
         if self.average is not None:
             self.average.update(self.network)
         self.step += 1
-        self.task.after_step(self.network, self.step, self.last_step)
+        self.clock.stepped()
+        self.task.after_step(self.network, self.step, self.clock.steps(self.step))
 
     def read_losses(self, keep):
         """Read the losses of the pending steps, except for the last `keep`."""

@@ -9,7 +9,7 @@ import os
 import re
 
 from ...config import UserError
-from ..cases import Case, Volume, any_foreground, stated_number
+from ..cases import Case, Volume, foreground_mm3, stated_number
 from ..npy import count_volumes
 from .source import Source
 from .subjects import warn_of_beginnings
@@ -33,13 +33,14 @@ def _sessions(data, wanted, labels, log=None, *, folders, masks):
     for subject, session in chosen:
         name = f"{subject}_{session}"
         images = tuple(_channel(os.path.join(base, subject, session), prefix, text, name) for text in data.channels)
-        mask, target = None, None
+        mask, target, size = None, None, None
         if labels and not wanted.pretraining:
             paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
             mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
             texts = [f"labels/{subject}/{session}/label.txt", f"labels/{subject}/label.txt"]
-            target = _target(wanted.kind, name, mask, paths, [os.path.join(data.root, text) for text in texts])
-        cases.append(Case(name, subject, images, mask, target))
+            size = _size(wanted.kind, name, mask)
+            target = _target(wanted.kind, name, mask, size, paths, [os.path.join(data.root, text) for text in texts])
+        cases.append(Case(name, subject, images, mask, target, foreground_mm3=size))
     return cases
 
 
@@ -75,9 +76,10 @@ def _arrays(data, wanted, labels, folder):
             wanted_count = f"{channels + 1} (data.channels, then the mask)"
             raise UserError(f"case {id}: {path}: got {count} volumes, wanted {wanted_count}")
         mask = Volume(path, channels) if labels else None
-        target = _target(wanted.kind, id, mask, [path], []) if labels else None
+        size = _size(wanted.kind, id, mask)
+        target = _target(wanted.kind, id, mask, size, [path], []) if labels else None
         images = tuple(Volume(path, index) for index in range(channels))
-        cases.append(Case(id, _SESSION.sub("", id), images, mask, target))
+        cases.append(Case(id, _SESSION.sub("", id), images, mask, target, foreground_mm3=size))
     return cases
 
 
@@ -109,19 +111,27 @@ def fomo2(data, wanted, labels, log=None):
     return _sessions(data, wanted, labels, folders=(("preprocessed", ""),), masks=_MASKS[1:])
 
 
-def _target(kind, case, mask, masks, texts):
-    """The label of a case from its `mask` and the files `texts`, which must agree. masks: its paths, for errors."""
+def _size(kind, case, mask):
+    """The foreground of a case's mask, if there is one and the kind of label depends on it."""
+    return foreground_mm3(mask, case) if mask is not None and kind in ("class", "mask") else None
+
+
+def _target(kind, case, mask, size, masks, texts):
+    """The label of a case from its `mask` with `size` mm3 of foreground and the files `texts`, which must agree.
+
+    masks: the paths where it may lie, for errors.
+    """
     if kind == "mask":
         if mask is None:
             raise UserError(f"case {case}: no mask, wanted {' or '.join(masks) or _ELSEWHERE}")
-        return float(any_foreground(mask, case))
+        return float(size > 0)
     values = [(stated_number(path, case), path) for path in texts if os.path.exists(path)]
     if kind == "class":
         for value, path in values:
             if value not in (0, 1):
                 raise UserError(f"case {case}: {path}: got the label {value:g}, wanted 0 or 1")
         if mask is not None:
-            values.append((float(any_foreground(mask, case)), mask.path))
+            values.append((float(size > 0), mask.path))
     if not values:
         wanted = masks * (kind == "class") + texts
         raise UserError(f"case {case}: no label, wanted {' or '.join(wanted) or _ELSEWHERE}")

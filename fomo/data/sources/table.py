@@ -17,7 +17,7 @@ import sys
 from dataclasses import replace
 
 from ...config import UserError
-from ..cases import ID_WANTED, Case, Volume, Wanted, any_foreground, looks_at_files, names_a_file
+from ..cases import ID_WANTED, Case, Volume, Wanted, foreground_mm3, looks_at_files, names_a_file
 from ..spreadsheet import NUMBER, check_columns, number, read_rows
 from .source import VOLUME_LABELS, Source
 from .subjects import warn_of_beginnings
@@ -47,12 +47,24 @@ def list_table(data, wanted, labels, log=None):
         subject = _filled(data.csv, row, data.subject_column) if data.subject_column in row.cells else id
         folded, hint = data.fold_column in row.cells, "; data.fold_column=none: no such column"
         fold = sys.intern(_filled(data.csv, row, data.fold_column, hint)) if folded else None
-        mask = _volume(data.csv, row, data.mask_column, look) if wanted.masked else None
         target, names = _together(wanted.kind, [column[place] for column in columns])
-        if wanted.masked:
-            target = float(any_foreground(mask, id))
-        cases.append(Case(id, subject, images, mask, target, None, fold, None, names))
+        mask, size = _mask(data, wanted, row, id, target, look)
+        target = float(size > 0) if wanted.kind == "mask" else target
+        cases.append(Case(id, subject, images, mask, target, None, fold, None, names, size))
     return cases
+
+
+def _mask(data, wanted, row, id, target, look):
+    """(the Volume, mm3 of its foreground), or (None, None) where none is wanted, or none is there of a finding."""
+    if not wanted.masked or (wanted.finding and not row.cells.get(data.mask_column)):
+        return None, None
+    mask = _volume(data.csv, row, data.mask_column, look)
+    size = foreground_mm3(mask, id)
+    if wanted.finding and target != (size > 0):
+        got = f"{mask.path}, which {'has a' if size else 'has no'} voxel above 0"
+        class_1 = "one with such voxels for class 1, the second of the target's two, and for no other case"
+        _refuse(data.csv, row, data.mask_column, got, class_1)
+    return mask, size
 
 
 def _read(data, wanted, labels):
@@ -60,7 +72,7 @@ def _read(data, wanted, labels):
     if labels and data.subject_column is not None:
         required["data.subject_column, or none: each line is its own subject"] = data.subject_column
     required.update({f"data.channels: {text}": text for text in data.channels if "|" not in text})
-    if wanted.masked:
+    if wanted.kind == "mask":
         required["data.mask_column"] = data.mask_column
     required.update({f"task.targets: {name}": name for name in wanted.targets})
     rows = read_rows(data.csv, required, "data.csv")

@@ -1,0 +1,92 @@
+"""What all tasks share that tell two classes apart by one probability, however the network comes to it."""
+
+import numpy as np
+
+from ..config import UserError
+from ..metrics import auroc, average_precision, binary_metrics, choose_threshold
+from . import categories
+from .results import Output, Results
+from .task import ONE_OR_MORE
+
+
+class TwoClasses:
+    """A part of such a task, beside `Task`: its rows have `target`, `probability` (of class 1) and `decision`.
+
+    Its `state` has classes (their names), class_weights and threshold.
+    """
+
+    reads, columns = "class", ONE_OR_MORE
+    select, higher_is_better = "auroc", True
+    training_state = ("class_weights",)
+    binary = True
+    single = "probability"
+    scored = ("probability", "decision")
+
+    @classmethod
+    def class_names(cls, recorded):
+        return categories.class_names(recorded)
+
+    def begin_state(self):
+        """The state before anything is fitted."""
+        return {"classes": ["0", "1"], "class_weights": [1.0, 1.0], "threshold": 0.5}
+
+    def inspect(self, cases):
+        unknown = sorted({case.target for case in cases} - {0, 1})
+        if unknown:
+            wanted = "wanted 2: set task.classes to their number"
+            raise UserError(f"target: got {unknown[0] + 1:g} classes or more, {wanted}")
+        found = dict(map(categories.class_of, cases))
+        if len(found) < 2:
+            got = f"got the class {', '.join(found.values())} in all {len(cases)} labelled cases"
+            raise UserError(f"target: {got}, wanted two classes")
+        self.state["classes"] = [found.get(number, str(number)) for number in (0, 1)]
+
+    def fit(self, train, val):
+        """Fit inverse-frequency class weights, whose mean over the training cases is 1."""
+        of_train, of_val = (np.bincount([int(case.target) for case in cases], minlength=2) for cases in (train, val))
+        for part, cases, counts in (("training", train, of_train), ("validation", val, of_val)):
+            if not counts.all():
+                categories.refuse(part, cases, f"of class {cases[0].target:g} only, wanted both classes")
+        if self.config.task.class_weights == "inverse_frequency":
+            self.state["class_weights"] = categories.inverse_frequency(of_train).tolist()
+        return ()
+
+    def decided(self, row):
+        """A row with the decision by its probability."""
+        return {**row, "decision": int(row["probability"] >= self.state["threshold"])}
+
+    @staticmethod
+    def decided_together(tasks, probabilities):
+        """The row of a case: the mean of the networks' probabilities, decided at the mean of their thresholds."""
+        probability, threshold = float(np.mean(probabilities)), np.mean([task.state["threshold"] for task in tasks])
+        return {"probability": probability, "decision": int(probability >= threshold)}
+
+    def choose_threshold(self, results):
+        """Put the decision threshold that is best on these cases into `state`."""
+        if self.config.eval.threshold != "half":
+            labels, scores = results.arrays("target", "probability")
+            self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
+
+    def score(self, results):
+        labels, scores, decisions = results.arrays("target", "probability", "decision")
+        return binary_metrics(labels, scores, decisions=decisions)
+
+    def intervals(self, results, resamples, seed):
+        """Of the ranking metrics, and of the shares of right decisions among all cases, class 1 and class 0."""
+        interval = results.bootstrap(resamples, seed)
+        labels, scores, decisions, subjects = results.arrays("target", "probability", "decision", "subject")
+        right = (decisions == labels).astype(float)
+        result = {metric.__name__: interval(metric, labels, scores) for metric in (auroc, average_precision)}
+        for name, chosen in (("accuracy", labels >= 0), ("recall", labels == 1), ("specificity", labels == 0)):
+            if chosen.any():
+                result[name] = interval(np.mean, right[chosen], groups=subjects[chosen])
+        return result
+
+    def finish(self, answers, fold=None):
+        return Results([self.decided(answer.row) for answer in answers])
+
+    def outputs(self):
+        return [Output(1, "probability", "target", 1, "class 1")]
+
+    def learned(self):
+        return {"class_names": self.state["classes"]}
