@@ -12,7 +12,7 @@ from conftest import run_command
 from fomo import config
 from fomo.data import ct, extract, slice_files
 from fomo.runtime.log import Log
-from fomo.space import volume
+from fomo.space import nifti
 
 SMALL = ct.Settings(slices=4, size=32)
 
@@ -280,7 +280,7 @@ def test_a_real_ct(shared_data, tmp_path):
     if not paths:
         pytest.skip("no CT there")
     for path in paths:
-        array, affine = volume.read_nifti(path)
+        array, affine = nifti.read_nifti(path)
         if array.min() > -900:
             continue  # a mask
         taken = ct.take_slices(array, affine, ct.Settings(slices=6, size=64))

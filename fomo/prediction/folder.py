@@ -21,7 +21,7 @@ from ..config import UserError, as_user_error
 from ..data import cache
 from ..run_folder import TABLES
 from ..runtime import files
-from ..space import volume
+from ..space import nifti
 
 _TOP = 5  # findings of a scan that stand in predictions.json, whatever their probability
 _REST = 20  # times the duration of a writing of the tables pass until the next, so that many cases are not slow
@@ -173,4 +173,4 @@ def write_volume(path, array, case, geometry):
     first = case.images[0].path
     like = first if first.lower().endswith((".nii", ".nii.gz")) else None
     with as_user_error(f"cannot write {path}", OSError):
-        volume.write_nifti(path, array, np.array(geometry.native_affine), like)
+        nifti.write_nifti(path, array, np.array(geometry.native_affine), like)

@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -116,7 +117,7 @@ def new_folder(path, mode=0o755):
     """A folder to fill, which gets the name `path` at the end; FileExistsError where that has content by then."""
     parent, name = os.path.split(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=f".{name}-", dir=parent)
+    temporary = tempfile.mkdtemp(prefix=f".{name}-{os.getpid()}-", dir=parent)
     try:
         os.chmod(temporary, mode)
         yield temporary
@@ -128,6 +129,13 @@ def new_folder(path, mode=0o755):
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left_by(pid, parent):
+    """Remove the folders in `parent` that a killed process was filling, see `new_folder`."""
+    for entry in os.scandir(parent):
+        if re.fullmatch(rf"\..+-{pid}-\w{{8}}", entry.name):
+            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _plain(value):

@@ -98,7 +98,7 @@ def test_processes_give_the_same_entries(data, monkeypatch):
     for case, content in zip(parallel, contents):
         np.testing.assert_array_equal(case.image(), content)
     assert log.lines[0] == ("data", {"cases": 3, "cached": 0, "unseen": 0, "cache": data.cache + "2"})
-    assert log.lines[-1][1]["prepared"] == 3 and log.lines[-1][1]["of"] == 3
+    assert log.lines[1][1]["prepared"] == 3 and log.lines[1][1]["of"] == 3
 
 
 def test_changed_settings_or_files_make_new_entries(data):
@@ -218,7 +218,7 @@ def test_another_process_made_the_entry_meanwhile(data, monkeypatch):
     case = sources.list_cases(data, SEGMENTATION)[0]
     settings = cache._settings(data, SEGMENTATION)
     os.makedirs(data.cache)
-    assert cache._prepare((case, os.path.join(data.cache, "entry"), settings)) == (case, None, None)
+    assert cache._prepare((case, os.path.join(data.cache, "entry"), settings)) == cache._Outcome(case.id)
     assert os.listdir(data.cache) == ["entry"]
 
 
@@ -331,7 +331,7 @@ def test_a_lesion_that_vanishes_is_a_warning(data):
     log = Log()
     cases = prepare(dataclasses.replace(data, spacing_mm=(5.0, 5.0, 5.0)), log=log)
     assert cases[0].class_voxels[1] == 0 and cases[0].foreground().shape == (0, 4)
-    (warning,) = [values for event, values in log.lines if event == "warn"]
+    (warning,) = [values for event, values in log.lines if event == "warn" and "case" in values]
     assert warning == {
         "message": "the mask's class 1 is smaller than a voxel of data.spacing_mm and vanished",
         "case": "a_ses_1",
