@@ -189,7 +189,7 @@ def test_segmentation_takes_the_mask_and_its_presence(folder):
     refused(
         ["line 2", "'mask'", "blank"],
         folder,
-        A.replace(",images/a.nii.gz,mild", ",,mild"),
+        A.replace(",images/mask.nii.gz,mild", ",,mild"),
         kind="segmentation",
         targets=(),
     )

@@ -21,6 +21,7 @@ import zlib
 
 from ...config import UserError, as_user_error
 from ..cases import ID_BYTES, Case, Volume, looks_at_files
+from ..dicom import is_dicom
 from .source import Source
 
 _SUFFIX = re.compile(r"\.(nii|nii\.gz|npy)\Z", re.IGNORECASE)
@@ -68,10 +69,7 @@ def _holds_dicom(folder, names):
     if any(name.lower().endswith(_DICOM) for name in names):
         return True
     plain = [name for name in names if name != "DICOMDIR" and ("." not in name or name.rpartition(".")[2].isdigit())]
-    if not plain:
-        return False
-    with open(os.path.join(folder, min(plain)), "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    return any(is_dicom(os.path.join(folder, name)) for name in sorted(plain))
 
 
 def _from_list(data):
