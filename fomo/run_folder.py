@@ -14,6 +14,7 @@ import yaml
 
 from . import kinds
 from .config import UserError, as_user_error, identity, to_dict
+from .data.cases import ID_WANTED, names_a_file
 from .runtime import files
 from .tasks import Results
 
@@ -99,7 +100,7 @@ class RunFolder:
     def folds(self):
         """The FoldFolders that are there, in order."""
         names = [name[5:] for name in self._inside() if name.startswith("fold_")]
-        return [self.fold(number) for number in sorted(int(name) for name in names if name.isdigit())]
+        return [self.fold(number) for number in sorted(int(name) for name in names if name.isdecimal())]
 
     def finished(self):
         """Numbers of the finished folds of the run."""
@@ -148,11 +149,11 @@ class FoldFolder:
 
     def mask(self, id, new=False):
         """The predicted mask of a case; new: its folder is made."""
-        return self._of_case(_MASKS, f"{id}.nii.gz", new)
+        return self._of_case(_MASKS, id, ".nii.gz", new)
 
     def saliency(self, id, new=False):
         """The stored maps of where the network looks in a case; new: their folder is made."""
-        return self._of_case("saliency", f"{id}.npz", new)
+        return self._of_case("saliency", id, ".npz", new)
 
     def saliencies(self):
         """The paths of all stored maps."""
@@ -160,20 +161,21 @@ class FoldFolder:
 
     def reconstruction(self, id, new=False):
         """The stored planes of a case that a masked autoencoder has restored; new: their folder is made."""
-        return self._of_case("reconstructions", f"{id}.npz", new)
+        return self._of_case("reconstructions", id, ".npz", new)
 
-    def _of_case(self, folder, name, new):
+    def _of_case(self, folder, id, ending, new):
+        check_id(self.path, id)
         folder = os.path.join(self.path, folder)
         if new:
             os.makedirs(folder, exist_ok=True)
-        return os.path.join(folder, name)
+        return os.path.join(folder, id + ending)
 
     def write_history(self, rows):
         files.write_csv(self._history, rows)
 
     def history(self):
         """A row per epoch; [] before the first."""
-        return _rows(self._history)
+        return _rows(self._history, self._remedy)
 
     def write_results(self, results, tables, scores):
         """Write the tables of a tested fold; results.csv comes last and says that the fold is finished."""
@@ -182,11 +184,15 @@ class FoldFolder:
 
     def results(self):
         """The Results of a finished fold."""
-        return Results(files.read_numbers(self.rows_path), _rows(self._scans_path))
+        return Results(files.read_numbers(self.rows_path, self._remedy), _rows(self._scans_path, self._remedy))
 
     def scores(self):
         """{metric: value} of a finished fold."""
-        return {row["metric"]: row["value"] for row in files.read_numbers(self._scores)}
+        return {row["metric"]: row["value"] for row in files.read_numbers(self._scores, self._remedy)}
+
+    @property
+    def _remedy(self):
+        return f"restore it, or delete {self.path} and run again"
 
 
 class FinalFolder(FoldFolder):
@@ -223,6 +229,12 @@ class FinalFolder(FoldFolder):
         return [self.best] if os.path.exists(self.best) else _found(self.path, "*.pt")
 
 
+def check_id(place, id):
+    """Raise Damaged unless an id from a table in a folder, which anyone can edit, names a file and no other place."""
+    if not names_a_file(id):
+        raise files.Damaged(place, f"the id {id[:80]!r}, wanted {ID_WANTED}")
+
+
 def joined(parts):
     """One Results of the rows and scans of several, in their order."""
     return Results(*([row for part in parts for row in getattr(part, name)] for name in TABLES))
@@ -238,8 +250,8 @@ def _write_results(folder, results, tables):
         files.write_csv(os.path.join(folder, name), rows)
 
 
-def _rows(path):
-    return files.read_numbers(path) if os.path.exists(path) else []
+def _rows(path, remedy):
+    return files.read_numbers(path, remedy) if os.path.exists(path) else []
 
 
 def _found(folder, pattern):

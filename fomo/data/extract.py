@@ -78,6 +78,8 @@ def _find(root):
     for name, path in scans_below(root):
         name = os.path.basename(name)
         key = stem(name)
+        if not cases.names_a_file(key):
+            raise UserError(f"{path!r}: got the name {key!r}, wanted {cases.ID_WANTED}; rename it")
         if key in found:
             raise UserError(f"{root}: two volumes are called {key}: {found[key][1]} and {path}; rename one")
         found[key] = (name, path)

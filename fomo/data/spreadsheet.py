@@ -4,12 +4,10 @@ import csv
 import difflib
 import itertools
 import math
-import re
 from typing import NamedTuple
 
 from ..config import UserError, as_user_error
-
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+from ..runtime.files import NUMBER, plain_text
 
 
 class Row(NamedTuple):
@@ -33,11 +31,11 @@ def read_rows(path, required, key):
         _check_separator(path, first)
         reader = csv.reader(itertools.chain([first], file), strict=True)
         try:
-            header = [name.strip() for name in next(reader, ())]
+            header = [plain_text(name.strip()) for name in next(reader, ())]
             columns = header[: max((place for place, name in enumerate(header, start=1) if name), default=0)]
             check_columns(path, columns, required)
             for cells in reader:
-                cells = [cell.strip() for cell in cells]
+                cells = [plain_text(cell.strip()) for cell in cells]
                 if any(cells):
                     _check_cells(f"{path}: line {reader.line_num}", cells, header, cells[len(columns) :])
                     rows.append(Row(reader.line_num, dict(zip(columns, cells))))
