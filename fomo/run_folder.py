@@ -2,7 +2,7 @@
 
 config.yaml  splits.json  log.txt  report.html
 predictions.csv  predictions_volumes.csv  fold_results.csv  aggregated_results.csv  summary.json
-fold_K/      best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predictions.csv ...  masks/ID.nii.gz
+fold_K/      split.json  best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predictions.csv ...  masks/ID.nii.gz
 final/       the final model, with final.json
 """
 
@@ -48,6 +48,12 @@ class RunFolder:
             raise UserError(f"{self.path}: got no config.yaml in it, wanted the folder of a run, <output>/<name>")
         if not self.has_splits:
             raise UserError(f"{self.path}: got no splits.json in it, so the run has not begun: wait for its first fold")
+
+    def check_free(self):
+        """Raise UserError if another process holds the folder, see `claim`; where there is no lock, nothing is made."""
+        if os.path.exists(os.path.join(self.path, _LOCK)):
+            with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):
+                _lock(self.path, None).close()
 
     def claim(self, config, log):
         """Create the folder, or accept one that was begun by the same config; any other is left alone.
@@ -131,12 +137,22 @@ class FoldFolder:
         self.best, self.last, self.previous = inside("best.pt"), inside("last.pt"), inside("last.previous.pt")
         self.log_path, self.tensorboard, self.masks = inside(LOG), inside("tensorboard"), inside(_MASKS)
         self.rows_path, self._scans_path = inside(TABLES["rows"]), inside(TABLES["scans"])
-        self._history, self._scores = inside(_HISTORY), inside(_SCORES)
+        self._history, self._scores, self._split = inside(_HISTORY), inside(_SCORES), inside("split.json")
         self.neighbours = inside("neighbours.npz")
 
     def make(self):
         """Create the folder where it is missing."""
         os.makedirs(self.path, exist_ok=True)
+
+    def start(self, split):
+        """Create the folder of a fold, and keep what its parts are, {part: ids}."""
+        self.make()
+        if self.split() is None:
+            files.write_json(self._split, split)
+
+    def split(self):
+        """The parts with which the fold has begun; None before it."""
+        return files.read_json(self._split) if os.path.exists(self._split) else None
 
     @property
     def is_finished(self):
@@ -270,5 +286,6 @@ def _lock(folder, log):
         remedy = f"wait for it, or stop it (if it was on a machine that died, delete {path})"
         raise UserError(f"{folder}: another process is training into it: {remedy}") from error
     except (ImportError, OSError) as error:
-        log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")
+        if log is not None:
+            log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")
     return file

@@ -11,16 +11,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli, tasks
 from fomo.data import listing, sources
+from fomo.runtime import interrupt
 from fomo.runtime.log import Log
 
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
     log, wanted = Log(), tasks.wanted(config)
-    cases = sources.list_cases(config.data, wanted, log=log)
-    listing.describe(config, wanted, cases, log)
-    if not dry_run:
-        sources.prepare(cases, config.data, wanted, log)
+    with interrupt.graceful():
+        cases = sources.list_cases(config.data, wanted, log=log)
+        listing.describe(config, wanted, cases, log)
+        if not dry_run:
+            sources.prepare(cases, config.data, wanted, log)
 
 
 if __name__ == "__main__":

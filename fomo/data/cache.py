@@ -292,7 +292,8 @@ def _write(case, folder, settings):
                 facts["class_voxels"] = np.bincount(mask.ravel(), minlength=settings["classes"]).tolist()
                 np.save(os.path.join(temporary, "mask.npy"), mask)
                 np.save(os.path.join(temporary, "foreground.npy"), foreground_voxels(mask, settings["classes"]))
-            files.write_json(os.path.join(temporary, "case.json"), facts)
+            with open(os.path.join(temporary, "case.json"), "w", encoding="utf-8") as file:
+                json.dump(facts, file, indent=1)
             for name in os.listdir(temporary):  # onto the disk: else a power cut leaves an entry of empty files
                 with open(os.path.join(temporary, name), "r+b") as file:
                     os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import UserError, as_user_error
+from ..runtime import interrupt
 from ..space import nifti, volume
 from . import dicom, npy, spreadsheet
 
@@ -113,6 +114,7 @@ def unoriented(images):
 
 def any_foreground(mask, case):
     """Whether the Volume `mask` has a voxel above 0. Raises UserError unless it holds whole numbers; case: its id."""
+    interrupt.stop_if_requested()  # reading all of them may take a while
     with as_user_error(f"case {case}: mask", ValueError):
         array = rounded(read_volume(mask)[0])
     broken = array[array != np.rint(array)]

@@ -91,7 +91,10 @@ class PredictionFolder:
         if self._by_slices and self.rows:
             for row in files.read_csv(self._path(TABLES["rows"]), "id", "scan", remedy=remedy):
                 self._slices.setdefault(row["scan"], []).append(row)
-        gone = there.keys() - self.rows.keys()
+        self._forget(there.keys() - self.rows.keys())
+
+    def _forget(self, gone):
+        """Remove the volumes of the ids that are `gone`, and their rows."""
         kinds = () if self._by_slices else tasks.TASKS.values()  # a scan that is cut into slices has no volumes
         names = {name for task in kinds for name in (*task.volumes, *task.optional_volumes)}
         for path in (self.volume(name, id) for id in gone for name in names):
