@@ -125,7 +125,7 @@ def any_foreground(mask, case):
 
 def stated_number(path, case):
     """The number in a label.txt. Raises UserError for any other text; case: the id of the case."""
-    with as_user_error(f"case {case}: cannot read the label {path}"), open(path, encoding="utf-8-sig") as file:
+    with spreadsheet.opened(path, f"case {case}: cannot read the label {path}") as file:
         text = file.read().strip()
     value = spreadsheet.number(text)
     if value is None:

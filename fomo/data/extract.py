@@ -43,7 +43,7 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
     """
     if workers < 0:
         raise UserError(f"workers: got {workers}, wanted 0 (this process) or more")
-    found = _find(root)
+    found = _find(root, log)
     rows = {} if labels is None else read_labels(labels)
     columns = list(next(iter(rows.values()), ()))
     _check_columns(labels, columns, {"split": split, "patient": patients})
@@ -81,12 +81,12 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
         raise ExtractionFailed(f"{said}: {failed[min(failed)]}")
 
 
-def _find(root):
+def _find(root, log):
     """{name without suffix: (volume name, path)} of the volumes below `root`, sorted."""
     if not os.path.isdir(root):
         raise UserError(f"got {root}, which is no folder, wanted the folder of the volumes")
     found = {}
-    for name, path in scans_below(root):
+    for name, path in scans_below(root, log):
         name = os.path.basename(name)
         key = stem(name)
         if not cases.names_a_file(key):

@@ -6,6 +6,10 @@ import numpy as np
 
 from . import sources
 
+_FEW_NUMBERS = 8
+_FAR = 3.0  # quartile ranges beyond the quartiles
+_RARE = 0.2  # a larger share of the cases is no exception
+
 
 def describe(config, wanted, listed, log):
     """Log the `data` line of the cases `listed`: how many are of each class, or the range of the target."""
@@ -19,6 +23,24 @@ def describe(config, wanted, listed, log):
     if sources.of(config.data).geometry:
         warn_without_geometry(listed, log)
     _warn_of_unused_folds(config, wanted, listed, log)
+    if wanted.kind == "number":
+        _warn_of_codes([case for case in listed if case.target is not None], log)
+
+
+def _warn_of_codes(cases, log):
+    """Warn of numbers that stand for a missing one, as -9 and 999 do: apart from the others, by sign or by size."""
+    targets = np.array([case.target for case in cases])
+    if len(targets) < _FEW_NUMBERS:
+        return
+    low, high = np.percentile(targets, (25, 75))
+    far = (high > low) & (np.maximum(low - targets, targets - high) > _FAR * (high - low))
+    if (targets < 0).sum() <= _RARE * len(targets):
+        far |= targets < 0
+    if 0 < far.sum() <= _RARE * len(targets):
+        values = sorted(set(targets[far].tolist()))[:5]
+        example = cases[int(np.argmax(far))].id
+        said = "targets lie far from all others: if they are codes for a missing value, leave these cases out"
+        log.warn(said, cases=int(far.sum()), values=values, example=example)
 
 
 def _warn_of_unused_folds(config, wanted, cases, log):

@@ -130,7 +130,7 @@ def _raw_header(file, path):
     """nibabel's header as it stands in the file, for one file with voxels from a place behind it."""
     start = file.read(nibabel.Nifti2Header.sizeof_hdr + 4)
     for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-        if len(start) < kind.sizeof_hdr + 4 or not kind.may_contain_header(start):
+        if len(start) < kind.sizeof_hdr or not kind.may_contain_header(start):
             continue
         header = kind(start[: kind.sizeof_hdr], check=False)
         if header["magic"].item() != kind.single_magic:
@@ -138,7 +138,7 @@ def _raw_header(file, path):
         offset, least = float(header["vox_offset"]), kind.single_vox_offset
         if not (offset >= least and offset.is_integer()):
             raise ValueError(f"{path}: got voxels from byte {offset:g} on (vox_offset), wanted {least} or more")
-        if start[kind.sizeof_hdr]:
+        if start[kind.sizeof_hdr :][:1] > b"\0":
             _check_extensions(file, path, header, kind.sizeof_hdr + 4)
         return header
     raise ValueError(f"{path}: cannot read it as NIfTI: it does not begin with the header of one")

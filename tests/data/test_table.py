@@ -293,6 +293,14 @@ def test_a_wrong_header_is_named(folder):
     refused(["'age' twice"], folder, A, header=HEADER.replace("fold", "age"))
     refused(["no lines"], folder)
     refused(["cannot read"], folder, 'b,"open quote')
+    for name, content, said in (
+        ("latin.csv", "id,größe\n".encode("latin-1"), "it is no UTF-8 .*Latin-1 or another 8-bit code.*'CSV UTF-8'"),
+        ("utf16.csv", "id,age\n".encode("utf-16"), "it is no UTF-8 .*UTF-16.*'CSV UTF-8'"),
+        ("bare16.csv", "id,age\n".encode("utf-16-le"), "zeros between the letters, which is UTF-16: save it as"),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(config.UserError, match=f"{name}.*{said}"):
+            spreadsheet.read_rows(str(folder / name), {}, "data.csv")
     (folder / "latin.csv").write_bytes(b"id,\xff\n")
     with pytest.raises(config.UserError, match="cannot read"):
         spreadsheet.read_rows(str(folder / "latin.csv"), {}, "data.csv")

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from ...config import UserError
 from ..cases import ID_WANTED, Case, Volume, looks_at_files, names_a_file
-from ..spreadsheet import read_rows
+from ..spreadsheet import lost_zeros, read_rows
 from .phantom import PHANTOM
 from .sessions import FOMO1, FOMO2, FOMO3
 from .slices import SLICES
@@ -67,7 +67,9 @@ def list_cases(data, wanted, labels=True, log=None):
         groups = _read_groups(data.groups)
         for case in cases:
             if case.subject not in groups:
-                raise UserError(f"{data.groups}: no line for subject '{case.subject}', wanted every subject's group")
+                hint = lost_zeros([case.subject], groups)
+                got = f"{data.groups}: no line for subject '{case.subject}'"
+                raise UserError(f"{got}, wanted every subject's group{hint}")
         cases = [replace(case, group=groups[case.subject]) for case in cases]
     if log is not None:
         if data.root is not None and not source.reads_root:

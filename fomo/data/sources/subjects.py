@@ -4,9 +4,9 @@ import re
 import unicodedata
 
 from ...config import UserError
+from ..spreadsheet import without_zeros
 
 _SUBJECT = re.compile(r".*?sub[_-][0-9a-z]+", re.ASCII | re.IGNORECASE)
-_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|\.0+$", re.ASCII)  # in front of a number, and those that make 1 a 1.0
 _SEPARATORS = re.compile(r"[\s_-]+")
 _BEFORE_NUMBER = re.compile(r"(?<=[^\W\d_])_(?=\d)")  # sub_1, which is perhaps sub1
 _SHOWN = 5  # pairs of subjects that a warning names
@@ -54,4 +54,4 @@ def _visible(text):
 def _essence(subject):
     """What is left of a subject without that in which people and programs write it differently."""
     text = unicodedata.normalize("NFKC", _visible(subject)).strip().casefold()
-    return _ZEROS.sub("", _BEFORE_NUMBER.sub("", _SEPARATORS.sub("_", text)))
+    return without_zeros(_BEFORE_NUMBER.sub("", _SEPARATORS.sub("_", text)))
