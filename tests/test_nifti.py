@@ -198,7 +198,7 @@ def test_a_grid_that_collapses_or_explodes_is_refused():
     array = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
     with pytest.raises(ValueError, match=r"20x20x20 voxels of 0.1x0.1x0.1 mm, which would be 2x2x2 voxels of 1"):
         volume.preprocess([array], np.diag([0.1, 0.1, 0.1, 1.0]), spacing_mm=(1.0, 1.0, 1.0))
-    with pytest.raises(ValueError, match="which would be 20000x20000x20000 voxels"):
+    with pytest.raises(ValueError, match="which would be 2e.04x2e.04x2e.04 voxels"):
         volume.preprocess([array], np.diag([100.0, 100.0, 100.0, 1.0]), spacing_mm=(0.1, 0.1, 0.1))
     image, _, _ = volume.preprocess([array[:3, :3, :3]], np.eye(4), spacing_mm=(2.0, 2.0, 2.0))
     assert image.shape == (1, 2, 2, 2), "a small one stays small"

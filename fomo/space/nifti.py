@@ -64,8 +64,7 @@ def read_nifti(path):
     """
     with _opened(path) as file:
         header = _header(file, path)
-        with np.errstate(all="ignore"):  # a number beyond float32 becomes infinite, which is refused below
-            array = np.asarray(ArrayProxy(file, header.raw), dtype=np.float32).reshape(header.shape)
+        array = np.asarray(ArrayProxy(file, header.raw), dtype=np.float32).reshape(header.shape)
         _read_on(file, path)
     if bad := array.size - np.count_nonzero(np.isfinite(array)):
         raise ValueError(f"{path}: got {bad} voxels that are NaN or infinite, wanted numbers")
@@ -93,7 +92,8 @@ def _opened(path):
         raise ValueError(f"{path}: got {got}, wanted .nii, .nii.gz, a 3D .npy or a folder of DICOM files")
     try:
         with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as file:
-            yield file
+            with np.errstate(all="ignore"):  # what it would warn of is infinite, and refused
+                yield file
     except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot read it as NIfTI: {' '.join(str(error).split())}") from error
 
@@ -101,7 +101,12 @@ def _opened(path):
 def _header(file, path):
     """The Header at the start of an open file."""
     raw = _raw_header(file, path)
-    shape, dtype = raw.get_data_shape(), raw.get_data_dtype()
+    try:
+        shape, dtype = raw.get_data_shape(), raw.get_data_dtype()
+    except KeyError:
+        raise ValueError(
+            f"{path}: got voxels of the unknown type {int(raw['datatype'])}, wanted real numbers"
+        ) from None
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
         raise ValueError(f"{path}: got shape {_by(shape)}, wanted one 3D volume (x, y, z)")
     if dtype.kind not in "iufb":
@@ -208,7 +213,8 @@ def write_nifti(path, array, affine, like=None):
     header = read_header(like) if like else None
     if header and header.unit_mm != 1:
         affine = np.diag([1 / header.unit_mm] * 3 + [1.0]) @ affine
-    image = nibabel.Nifti1Image(array, affine, header and header.raw)
+    with np.errstate(all="ignore"):  # of header fields that NIfTI-1 has fewer bits for, and nothing reads
+        image = nibabel.Nifti1Image(array, affine, header and _silently(nibabel.Nifti1Header, header.raw))
     image.set_data_dtype(array.dtype)
     image.header["cal_min"] = image.header["cal_max"] = 0  # display range of the other file
     temporary = os.path.join(folder, f".{os.getpid()}.{name}")
@@ -218,6 +224,13 @@ def write_nifti(path, array, affine, like=None):
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _silently(kind, raw):
+    """A header as one of this kind, NIfTI-1 or 2."""
+    header = kind.from_header(raw, check=False)
+    header.check_fix(logger=_SILENT, error_level=100)
+    return header
 
 
 def _by(shape):

@@ -25,7 +25,8 @@ def check_affine(affine, where):
     Its edges must have VOXEL_MM, and meet at right angles: a sheared volume (an uncorrected gantry tilt, an affine
     registration in a header) has no voxel size, by which distances are measured and grids resampled.
     """
-    sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0
+    with np.errstate(all="ignore"):
+        sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0
     # NaN: an axis that is too short beside the others
     if not sound or np.isnan(orientations.io_orientation(affine)).any():
         raise ValueError(f"{where}: got the affine {np.asarray(affine).tolist()}, wanted an invertible (4, 4) matrix")
