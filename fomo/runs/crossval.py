@@ -44,7 +44,8 @@ def run(config, dry_run=False, one_split=False):
             held = []  # the folder, by the main rank, until this call ends
             dist.on_main(lambda: held.append(folder.claim(config, log)))
             log = Log(folder.log_path, active=dist.is_main())
-        _run(config, folder, log, dry_run, one_split)
+        with loader.explained():
+            _run(config, folder, log, dry_run, one_split)
     except interrupt.Interrupted as error:
         log.warn(f"{error}: everything is saved, the same command continues")
         if not getattr(error, "collective", False):  # else all know of it, and none saves
@@ -199,7 +200,8 @@ def run_folds(config, numbers, splits, by_id, folder, log):
         log = log.bind(fold=fold.number)
         progress.folds_after = math.ceil((len(open_folds) - 1 - open_folds.index(fold.number)) / lanes)
         try:
-            run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
+            with loader.explained():
+                run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
             if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise
