@@ -20,6 +20,7 @@ from ..config import Config, UserError
 from ..runtime import interrupt, seeds
 from ..space import patches
 from ..transforms import build, mixing
+from . import sources
 from .cases import Wanted
 
 _OPEN_CASES = 32  # that a process keeps mapped, since mapping again takes time; each is one or two open files
@@ -140,7 +141,8 @@ class Samples(Dataset):
 
 def augmentation(config, build=build):
     """The augmentation of a config, by a function `build` like that of `transforms`. UserError for wrong parameters."""
-    parameters, spacing_mm = dict(config.augment.parameters or {}), config.data.spacing_mm
+    parameters = dict(config.augment.parameters or {})
+    spacing_mm = config.data.spacing_mm if sources.of(config.data).geometry else None
     resample = parameters.get("resample", {})
     if spacing_mm is not None and isinstance(resample, dict):  # angles are those of space
         parameters["resample"] = {"spacing_mm": spacing_mm, **resample}

@@ -109,6 +109,11 @@ class Network:
         return None
 
     @property
+    def flat_axes(self):
+        """Axes of the input along which it sees one voxel."""
+        return (2,) if self.sees == "slice" else ()
+
+    @property
     def narrows(self):
         """How it comes from the input to the bottleneck, in words."""
         times = _HALVED.get(self.stride)

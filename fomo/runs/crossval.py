@@ -107,6 +107,7 @@ def _run(config, folder, log, dry_run, one_split):
         numbers = _numbers(config, splits, len(listed), one_split, log)
         dist.on_main(lambda: warn_of_changed_code(folder, code, log))
         cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
+        _warn_of_windows(config, cases, log)
         by_id = {case.id: case for case in cases}
         dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
         failures = run_folds(config, numbers, splits, by_id, folder, log)
@@ -134,6 +135,14 @@ def _announce(config, folder, log):
     if unread:
         log.warn("keys that this run does not read: --help says what they are for", keys=unread)
     return code
+
+
+def _warn_of_windows(config, cases, log):
+    """Warn of keys that say how windows are put together where there is one."""
+    if all(loader.in_one_window(case, config.data.patch) for case in cases):
+        before = kinds.unread(config)
+        if more := [name for name in kinds.unread(config, windows="one") if name not in before]:
+            log.warn("keys that this run does not read: one window holds every case", keys=more)
 
 
 def code_version():

@@ -213,13 +213,13 @@ def write_nifti(path, array, affine, like=None):
     header = read_header(like) if like else None
     if header and header.unit_mm != 1:
         affine = np.diag([1 / header.unit_mm] * 3 + [1.0]) @ affine
-    with np.errstate(all="ignore"):  # of header fields that NIfTI-1 has fewer bits for, and nothing reads
-        image = nibabel.Nifti1Image(array, affine, header and _silently(nibabel.Nifti1Header, header.raw))
-    image.set_data_dtype(array.dtype)
-    image.header["cal_min"] = image.header["cal_max"] = 0  # display range of the other file
     temporary = os.path.join(folder, f".{os.getpid()}.{name}")
     try:
-        nibabel.save(image, temporary)
+        with np.errstate(all="ignore"):  # of header fields that NIfTI-1 has fewer bits for, and nothing reads
+            image = nibabel.Nifti1Image(array, affine, header and _silently(nibabel.Nifti1Header, header.raw))
+            image.set_data_dtype(array.dtype)
+            image.header["cal_min"] = image.header["cal_max"] = 0  # display range of the other file
+            nibabel.save(image, temporary)
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
@@ -229,6 +229,8 @@ def write_nifti(path, array, affine, like=None):
 def _silently(kind, raw):
     """A header as one of this kind, NIfTI-1 or 2."""
     header = kind.from_header(raw, check=False)
+    if header["vox_offset"] % 16:  # which nibabel would speak of
+        header["vox_offset"] = 0  # where the header ends
     header.check_fix(logger=_SILENT, error_level=100)
     return header
 
