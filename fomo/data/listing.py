@@ -1,10 +1,12 @@
 """What was found: one `data` line in the log, which shows a wrong folder or column before anything is trained."""
 
+import contextlib
 import re
 
 import numpy as np
 
 from . import sources
+from .cases import NOT_ORIENTED, unoriented
 
 _FEW_NUMBERS = 8
 _FAR = 3.0  # quartile ranges beyond the quartiles
@@ -54,6 +56,16 @@ def _warn_of_unused_folds(config, wanted, cases, log):
         said = "the table's folds are not used, new ones are made (cv.kind=kfold)"
         advice = "cv.kind=fold_column tests on each of them, data.fold_column=none leaves them out"
         log.warn(f"{said}: {advice}", column=data.fold_column, folds=len(folds))
+
+
+def warn_not_oriented(cases, log):
+    """Warn of NIfTI files that do not say how their axes lie; it reads their headers."""
+    found = []
+    for case in cases:
+        with contextlib.suppress(ValueError, OSError):  # of a file that cannot be read, which is said when it is
+            found += unoriented(case.images)
+    if found:
+        log.warn(NOT_ORIENTED, files=len(found), example=found[0])
 
 
 def warn_without_geometry(cases, log):

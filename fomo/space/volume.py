@@ -234,7 +234,7 @@ def _resampled(shape, before_mm, after_mm, name):
     """
     sizes = [n * old / new for n, old, new in zip(shape, before_mm, after_mm)]
     explodes = max(sizes) > max(_LARGEST_AXIS, *shape) or math.prod(sizes) > max(_LARGEST, 64 * math.prod(shape))
-    if explodes or max(sizes) < min(_SMALLEST_AXIS, max(shape)):
+    if explodes or max(sizes) < _SMALLEST_AXIS <= max(shape):
         got = f"{_by(shape)} voxels of {_by(f'{size:.4g}' for size in before_mm)} mm"
         made = f"{_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm"
         wanted = "wanted a voxel size (of the file, or spacing_mm) that fits"
