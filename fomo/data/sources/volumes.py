@@ -51,17 +51,9 @@ def scans_below(root, log=None):
     """
     if not os.path.isdir(root):
         raise UserError(f"data.root: got {root}, which is not a folder, wanted the folder of the scans")
-    found, others, open_folders = [], [], [("", (os.path.realpath(root),))]
+    found, others = [], []
     try:
-        while open_folders:
-            below, parents = open_folders.pop()  # parents: the real paths of the folders from the root down to this one
-            with os.scandir(os.path.join(root, below)) as entries:
-                visible = [entry for entry in entries if not entry.name.startswith(".")]
-            names = [entry.name for entry in visible if not entry.is_dir()]
-            for entry in (entry for entry in visible if entry.is_dir()):
-                real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
-                if real not in parents:  # else a cycle: what is in it is listed already
-                    open_folders.append((os.path.join(below, entry.name), (*parents, real)))
+        for below, names in _folders_below(root):
             found += [os.path.join(below, name) for name in names if _SUFFIX.search(name)]
             others += [os.path.join(below, name) for name in names if other_format(name)]
             if _holds_dicom(os.path.join(root, below), names):
@@ -72,6 +64,20 @@ def scans_below(root, log=None):
         said = "files of formats that are not read are left out"
         log.warn(said, files=len(others), example=min(others), format=other_format(min(others)))
     return [(name or os.path.basename(os.path.abspath(root)), os.path.join(root, name)) for name in sorted(found)]
+
+
+def _folders_below(root):
+    """Yield (path below the root, names of its files) of every folder of the tree, and of the root."""
+    open_folders = [("", (os.path.realpath(root),))]
+    while open_folders:
+        below, parents = open_folders.pop()  # parents: the real paths of the folders from the root down to this one
+        with os.scandir(os.path.join(root, below)) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in (entry for entry in visible if entry.is_dir()):
+            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
+            if real not in parents:  # else a cycle: what is in it is listed already
+                open_folders.append((os.path.join(below, entry.name), (*parents, real)))
+        yield below, [entry.name for entry in visible if not entry.is_dir()]
 
 
 def _holds_dicom(folder, names):
