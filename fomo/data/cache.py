@@ -38,6 +38,7 @@ from .cases import NOT_ORIENTED, Case, Prepared, digits, looks_at_files, read_vo
 _VERSION = 2  # raise it when preprocessing changes its results
 _FOREGROUND_VOXELS = 10_000  # kept per class
 _SHOWN = 20  # failed cases that an error names
+_COLUMNS = 512  # of the numbers that a checksum adds up
 _FEW = 8  # cases: starting processes takes longer
 
 
@@ -116,8 +117,18 @@ def _checksums(array):
 
 
 def checksum(array):
-    """16 characters that two arrays share if all of their values and their types are equal, and else never."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]
+    """16 characters that two arrays share if their values, shapes and types are equal, and else practically never.
+
+    The bytes are a table of numbers of 8 bytes, and the sums of its rows and columns are hashed: to hash the bytes
+    themselves takes three times as long, a twentieth of all that is done with a volume.
+    """
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    rows = len(content) // (8 * _COLUMNS)
+    table = content[: rows * 8 * _COLUMNS].view(np.uint64).reshape(rows, _COLUMNS)
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    for part in (table.sum(axis=0), table.sum(axis=1), content[table.nbytes :]):
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def prepare(cases, data, wanted, log=None, workers=None):
@@ -273,7 +284,8 @@ def _prepare(job):
     case, folder, settings = job
     try:
         warning = _write(case, folder, settings)
-        return _Outcome(case.id, warning=warning, unoriented=unoriented(case.images))
+        # the first says it for all, which lie on its grid
+        return _Outcome(case.id, warning=warning, unoriented=unoriented(case.images[:1]))
     except (ValueError, OSError) as error:  # UserError is a ValueError; OSError: the disk is full or not ours
         return _Outcome(case.id, str(error))
     except MemoryError as error:
