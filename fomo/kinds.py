@@ -172,7 +172,7 @@ def _changed(config, name):
 def _readers():
     """{key: {"task.type": names, "data.source": names}} of the keys that not all tasks, or not all sources, read."""
     found = {}
-    of_tasks = {name: (key for task in (one, *one.variants) for key in task.keys) for name, one in TASKS.items()}
+    of_tasks = {name: (key for task in (one, *one.variants) for key in task.own_keys()) for name, one in TASKS.items()}
     of_sources = {name: one.own_keys for name, one in SOURCES.items()}
     for chooser, kinds in (("task.type", of_tasks), ("data.source", of_sources)):
         for name, keys in kinds.items():
@@ -187,14 +187,19 @@ def _condition(chooser, names, all_of_them):
     return f"{chooser}!={others[0]}" if len(others) == 1 else f"{chooser}={'|'.join(names)}"
 
 
-def unread(config):
-    """Names of the keys that differ from their default and that nothing reads, given the other keys."""
-    read = {"task.type": kind(config).keys, "data.source": SOURCES[config.data.source].own_keys}
-    left = set(config_module.unread(config))
+def unread(config, windows="several"):
+    """Names of the keys that differ from their default and that nothing reads, given the other keys.
+
+    Of a list that is read in part: the key, and what of it is not. windows: "one" where one holds every case.
+    """
+    read = {"task.type": kind(config).own_keys(), "data.source": SOURCES[config.data.source].own_keys}
+    left = set(config_module.unread(config, windows))
     for name, choosers in _readers().items():
         if _changed(config, name) and any(name not in read[chooser] for chooser in choosers):
             left.add(name)
-    return [name for name, _, _ in fields(config) if name in left]
+    flat = NETWORKS[config.model.name].flat_axes
+    in_vain = [f"eval.mirror_axes={axis}" for axis in config.eval.mirror_axes if axis in flat]
+    return [name for name, _, _ in fields(config) if name in left] + in_vain
 
 
 def describe_keys():

@@ -2,7 +2,7 @@
 
 config.yaml  splits.json  log.txt  report.html
 predictions.csv  predictions_volumes.csv  fold_results.csv  aggregated_results.csv  summary.json
-fold_K/      best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predictions.csv ...  masks/ID.nii.gz
+fold_K/      split.json  best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predictions.csv ...  masks/ID.nii.gz
 final/       the final model, with final.json
 """
 
@@ -14,6 +14,7 @@ import yaml
 
 from . import kinds
 from .config import UserError, as_user_error, identity, to_dict
+from .data.cases import ID_WANTED, names_a_file
 from .runtime import files
 from .tasks import Results
 
@@ -47,6 +48,12 @@ class RunFolder:
             raise UserError(f"{self.path}: got no config.yaml in it, wanted the folder of a run, <output>/<name>")
         if not self.has_splits:
             raise UserError(f"{self.path}: got no splits.json in it, so the run has not begun: wait for its first fold")
+
+    def check_free(self):
+        """Raise UserError if another process holds the folder, see `claim`; where there is no lock, nothing is made."""
+        if os.path.exists(os.path.join(self.path, _LOCK)):
+            with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):
+                _lock(self.path, None).close()
 
     def claim(self, config, log):
         """Create the folder, or accept one that was begun by the same config; any other is left alone.
@@ -99,7 +106,7 @@ class RunFolder:
     def folds(self):
         """The FoldFolders that are there, in order."""
         names = [name[5:] for name in self._inside() if name.startswith("fold_")]
-        return [self.fold(number) for number in sorted(int(name) for name in names if name.isdigit())]
+        return [self.fold(number) for number in sorted(int(name) for name in names if name.isdecimal())]
 
     def finished(self):
         """Numbers of the finished folds of the run."""
@@ -130,12 +137,22 @@ class FoldFolder:
         self.best, self.last, self.previous = inside("best.pt"), inside("last.pt"), inside("last.previous.pt")
         self.log_path, self.tensorboard, self.masks = inside(LOG), inside("tensorboard"), inside(_MASKS)
         self.rows_path, self._scans_path = inside(TABLES["rows"]), inside(TABLES["scans"])
-        self._history, self._scores = inside(_HISTORY), inside(_SCORES)
+        self._history, self._scores, self._split = inside(_HISTORY), inside(_SCORES), inside("split.json")
         self.neighbours = inside("neighbours.npz")
 
     def make(self):
         """Create the folder where it is missing."""
         os.makedirs(self.path, exist_ok=True)
+
+    def start(self, split):
+        """Create the folder of a fold, and keep what its parts are, {part: ids}."""
+        self.make()
+        if self.split() is None:
+            files.write_json(self._split, split)
+
+    def split(self):
+        """The parts with which the fold has begun; None before it."""
+        return files.read_json(self._split) if os.path.exists(self._split) else None
 
     @property
     def is_finished(self):
@@ -148,11 +165,11 @@ class FoldFolder:
 
     def mask(self, id, new=False):
         """The predicted mask of a case; new: its folder is made."""
-        return self._of_case(_MASKS, f"{id}.nii.gz", new)
+        return self._of_case(_MASKS, id, ".nii.gz", new)
 
     def saliency(self, id, new=False):
         """The stored maps of where the network looks in a case; new: their folder is made."""
-        return self._of_case("saliency", f"{id}.npz", new)
+        return self._of_case("saliency", id, ".npz", new)
 
     def saliencies(self):
         """The paths of all stored maps."""
@@ -160,24 +177,25 @@ class FoldFolder:
 
     def reconstruction(self, id, new=False):
         """The stored planes of a case that a masked autoencoder has restored; new: their folder is made."""
-        return self._of_case("reconstructions", f"{id}.npz", new)
+        return self._of_case("reconstructions", id, ".npz", new)
 
     def evidence(self, id, new=False):
         """The stored planes of a case and of what its probability was made of; new: their folder is made."""
-        return self._of_case("evidence", f"{id}.npz", new)
+        return self._of_case("evidence", id, ".npz", new)
 
-    def _of_case(self, folder, name, new):
+    def _of_case(self, folder, id, ending, new):
+        check_id(self.path, id)
         folder = os.path.join(self.path, folder)
         if new:
             os.makedirs(folder, exist_ok=True)
-        return os.path.join(folder, name)
+        return os.path.join(folder, id + ending)
 
     def write_history(self, rows):
         files.write_csv(self._history, rows)
 
     def history(self):
         """A row per epoch; [] before the first."""
-        return _rows(self._history)
+        return _rows(self._history, self._remedy)
 
     def write_results(self, results, tables, scores):
         """Write the tables of a tested fold; results.csv comes last and says that the fold is finished."""
@@ -186,11 +204,15 @@ class FoldFolder:
 
     def results(self):
         """The Results of a finished fold."""
-        return Results(files.read_numbers(self.rows_path), _rows(self._scans_path))
+        return Results(files.read_numbers(self.rows_path, self._remedy), _rows(self._scans_path, self._remedy))
 
     def scores(self):
         """{metric: value} of a finished fold."""
-        return {row["metric"]: row["value"] for row in files.read_numbers(self._scores)}
+        return {row["metric"]: row["value"] for row in files.read_numbers(self._scores, self._remedy)}
+
+    @property
+    def _remedy(self):
+        return f"restore it, or delete {self.path} and run again"
 
 
 class FinalFolder(FoldFolder):
@@ -227,6 +249,12 @@ class FinalFolder(FoldFolder):
         return [self.best] if os.path.exists(self.best) else _found(self.path, "*.pt")
 
 
+def check_id(place, id):
+    """Raise Damaged unless an id from a table in a folder, which anyone can edit, names a file and no other place."""
+    if not names_a_file(id):
+        raise files.Damaged(place, f"the id {id[:80]!r}, wanted {ID_WANTED}")
+
+
 def joined(parts):
     """One Results of the rows and scans of several, in their order."""
     return Results(*([row for part in parts for row in getattr(part, name)] for name in TABLES))
@@ -242,8 +270,8 @@ def _write_results(folder, results, tables):
         files.write_csv(os.path.join(folder, name), rows)
 
 
-def _rows(path):
-    return files.read_numbers(path) if os.path.exists(path) else []
+def _rows(path, remedy):
+    return files.read_numbers(path, remedy) if os.path.exists(path) else []
 
 
 def _found(folder, pattern):
@@ -262,5 +290,6 @@ def _lock(folder, log):
         remedy = f"wait for it, or stop it (if it was on a machine that died, delete {path})"
         raise UserError(f"{folder}: another process is training into it: {remedy}") from error
     except (ImportError, OSError) as error:
-        log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")
+        if log is not None:
+            log.warn(f"{path}: no locks here ({error}): do not start this run twice at once")
     return file

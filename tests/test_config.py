@@ -292,6 +292,55 @@ eval: {threshold: half, surface_tolerance_mm: 2}
     ]
 
 
+ONE_SPLIT = ["data.fold_column=part", "data.test_folds=[b]"]
+OF_SLICES = ["data.source=slices", "data.patch=[64,64,1]", "data.normalize=none", "model.name=resnet50"]
+LABELS = ["task.type=multilabel", "task.targets=[p,q]", *OF_SLICES]
+
+
+@pytest.mark.parametrize(
+    "given, values, unread",
+    [
+        ([], ["weights.stem=mean", "weights.trust=true"], ["weights.stem", "weights.trust"]),
+        (["weights.path=w.pt"], ["weights.stem=mean", "weights.trust=true"], []),
+        (["optim.schedule=constant"], ["optim.min_lr=1e-6"], ["optim.min_lr"]),
+        (["optim.schedule=constant", "optim.warmup_epochs=1"], ["optim.min_lr=1e-6"], []),
+        (["optim.schedule=plateau"], ["optim.min_lr=1e-6"], []),
+        (["train.patience=none"], ["train.min_delta=0.1"], ["train.min_delta"]),
+        (["train.patience=none", "optim.schedule=plateau"], ["train.min_delta=0.1"], []),
+        (["cv.kind=fold_column"], ["cv.folds=3"], ["cv.folds"]),
+        (["cv.kind=leave_one_group_out", "data.groups=g.csv"], ["cv.folds=3"], ["cv.folds"]),
+        (ONE_SPLIT, ["cv.folds=3", "cv.kind=fold_column"], ["cv.kind", "cv.folds"]),
+        (ONE_SPLIT, ["cv.val_fraction=0.3", "cv.stratify=false"], []),
+        (
+            [*ONE_SPLIT, "data.val_folds=[a]"],
+            ["cv.val_fraction=0.3", "cv.stratify=false"],
+            ["cv.val_fraction", "cv.stratify"],
+        ),
+        (["task.type=mae", "task.targets=[]"], ["cv.folds=3", "cv.stratify=false"], ["cv.folds", "cv.stratify"]),
+        (LABELS, ["data.spacing_mm=[2,2,2]", "data.prepare_workers=0"], ["data.spacing_mm", "data.prepare_workers"]),
+        (LABELS, ["eval.mirror_axes=[0,2]"], ["eval.mirror_axes=2"]),
+        ([], ["eval.mirror_axes=[0,2]"], []),
+    ],
+)
+def test_keys_are_read_or_not_by_the_values_of_others(write, given, values, unread):
+    path = write("data: {channels: [t1], source: table, csv: a.csv}\ntask: {type: regression, targets: [age]}\n")
+    assert kinds.unread(kinds.load(path, given)) == []
+    assert kinds.unread(kinds.load(path, given + values)) == unread
+
+
+def test_keys_of_a_table_that_phantoms_make_themselves_are_not_read(write):
+    path = write("data: {channels: [t1], source: phantom, phantom_layout: table}\ntask: {targets: [gender]}\n")
+    columns = ["data.id_column", "data.subject_column", "data.fold_column"]
+    assert kinds.unread(kinds.load(path, [f"{name}=other" for name in columns])) == columns
+
+
+def test_windows_are_read_of_where_a_case_needs_several(write):
+    path = write("data: {channels: [t1], source: table, csv: a.csv}\ntask: {type: regression, targets: [age]}\n")
+    loaded = kinds.load(path, ["eval.overlap=0.1", "eval.pool_windows=max", "train.patience=none"])
+    assert kinds.unread(loaded) == []
+    assert kinds.unread(loaded, windows="one") == ["eval.overlap", "eval.pool_windows"]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_set_nothing_that_they_do_not_read(path):
     assert not list(kinds.unread(kinds.load(path)))
@@ -301,9 +350,13 @@ def test_what_a_key_is_for_names_keys_and_values():
     values = {name: (field, value) for name, field, value in config.fields(config.Config())}
     choices = kinds.choices()
     for name, (field, _) in values.items():
-        for condition in field.metadata["only"].split():
-            other, wanted = condition.split("=")
+        for condition in field.metadata["only"].replace(" or ", " ").split():
+            other, wanted = condition.replace("!=", "=").split("=")
+            if other == "windows":
+                assert wanted == "several"
+                continue
             known = choices.get(other) or values[other][0].metadata["choices"]
-            assert set(wanted.split("|")) < set(known), f"{name}: {condition}"
+            plain = {"none", "0", "[]"}  # of keys that may have any value
+            assert set(wanted.split("|")) < set(known) if known else wanted in plain, f"{name}: {condition}"
     for kind in (*tasks.TASKS.values(), *sources.SOURCES.values()):
         assert {*kind.keys, *kind.options} <= set(values), kind

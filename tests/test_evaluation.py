@@ -434,3 +434,42 @@ def test_the_command_writes_and_logs(masks, capsys):
     tool("evaluate", "--predictions", masks[0], "--references", masks[1], "--bootstrap", 50)
     assert re.search(r" evaluate metric=dice value=0.333333 ", capsys.readouterr().out)
     assert {"evaluation.csv", "evaluation_cases.csv", "evaluation.json"} <= set(os.listdir(masks[0]))
+
+
+@pytest.mark.parametrize(
+    "predicted, wanted, sides",
+    [
+        ((1, 3), (1, 4), "predictions=3 references=4"),
+        ((1, 2), (1, 2), None),
+        ((1,), (1, 4), "predictions=none references=4"),
+    ],
+)
+def test_classes_that_one_side_has_are_warned_of(tmp_path, capsys, predicted, wanted, sides):
+    for folder, (first, *other) in (("p", predicted), ("r", wanted)):
+        mask = np.zeros((12, 10, 8), np.uint8)
+        mask[:3] = first
+        mask[6:9] = other[0] if other else 0
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(mask, AFFINE), tmp_path / folder / "a.nii.gz")
+    tool("evaluate", "--predictions", tmp_path / "p", "--references", tmp_path / "r", "--bootstrap", 0)
+    found = [line for line in capsys.readouterr().out.splitlines() if "only one side has" in line]
+    assert [line.partition('?" ')[2] for line in found] == ([sides] if sides else [])
+
+
+def test_units_of_metres_give_distances_in_mm(tmp_path):
+    for folder, z in (("p", 5), ("r", 2)):
+        mask = np.zeros((12, 10, 8), np.uint8)
+        mask[5, 5, z] = 1
+        image = nibabel.Nifti1Image(mask, np.diag([0.0015, 0.0015, 0.004, 1.0]))
+        image.header.set_xyzt_units("meter")
+        (tmp_path / folder).mkdir()
+        nibabel.save(image, tmp_path / folder / "a.nii.gz")
+    _, rows, _ = evaluate.evaluate(str(tmp_path / "p"), str(tmp_path / "r"), resamples=0)
+    assert rows[0]["hd95"] == pytest.approx(12, abs=1e-4) and rows[0]["surface_dice"] == 0
+
+
+def test_zeros_that_a_spreadsheet_has_dropped_are_recognised(tmp_path):
+    found = write_table(tmp_path / "p.csv", [{"id": id, "probability": 0.1} for id in ("007", "012")])
+    references = write_table(tmp_path / "r.csv", [{"id": id, "target": 0} for id in ("7", "12")])
+    with pytest.raises(UserError, match="missing: 12, 7; there is '012' for '12': a spreadsheet has changed numbers"):
+        evaluate.evaluate(found, references)

@@ -12,7 +12,7 @@ from conftest import run_command
 from fomo import config
 from fomo.data import ct, extract, slice_files
 from fomo.runtime.log import Log
-from fomo.space import volume
+from fomo.space import nifti
 
 SMALL = ct.Settings(slices=4, size=32)
 
@@ -146,8 +146,8 @@ def test_units_are_detected_and_corrected():
 
 def test_a_command_extracts_resumes_and_reports_bad_volumes(tmp_path):
     array, affine = chest()
-    for name in ("train_1_a_1", "train_1_b_1", "valid_2_a_1"):
-        save(tmp_path / "ct" / name[:7] / f"{name}.nii.gz", array, affine)
+    for name in ("train_1_a_1", "train_1_b_1", "valid_2_a_1"):  # two of a patient's may be the same
+        save(tmp_path / "ct" / name[:7] / f"{name}.nii.gz", array + name.startswith("valid"), affine)
     save(tmp_path / "ct" / "train_3_a_1.nii.gz", array + 1024, affine)
     (tmp_path / "ct" / "train_4_a_1.nii.gz").write_bytes(b"no NIfTI")
     labels = tmp_path / "labels.csv"
@@ -172,7 +172,7 @@ def test_a_command_extracts_resumes_and_reports_bad_volumes(tmp_path):
     # again: nothing that is done is done again; what has been corrected is
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "slices").rglob("*.npy")}
     arguments += ["--workers", "0"]
-    save(tmp_path / "ct" / "train_3_a_1.nii.gz", array, affine)
+    save(tmp_path / "ct" / "train_3_a_1.nii.gz", array + 2, affine)
     (tmp_path / "ct" / "train_4_a_1.nii.gz").unlink()
     done = run_command("tools/extract_slices.py", *arguments)
     assert done.returncode == 0, done.stderr
@@ -186,8 +186,8 @@ def test_a_command_extracts_resumes_and_reports_bad_volumes(tmp_path):
 
 def test_splits_and_patients_from_names_or_columns(tmp_path):
     array, affine = chest()
-    for name in ("x", "y", "z"):
-        save(tmp_path / "ct" / f"{name}.nii", array, affine)
+    for place, name in enumerate(("x", "y", "z")):
+        save(tmp_path / "ct" / f"{name}.nii", array + place, affine)
     labels = tmp_path / "labels.csv"
     labels.write_text("VolumeName,part,who\nx,train,p\ny.nii.gz,valid,q\nz.nii,valid,q\n")
 
@@ -221,6 +221,41 @@ def test_splits_and_patients_from_names_or_columns(tmp_path):
         run(**given)
 
 
+def test_one_volume_of_two_patients_is_refused(tmp_path):
+    array, affine = chest()
+    save(tmp_path / "ct" / "train_1_a_1.nii.gz", array, affine)
+    save(tmp_path / "ct" / "valid_2_a_1.nii", array.astype(np.float64), affine)
+
+    def run(**options):
+        extract.extract(tmp_path / "ct", tmp_path / "out", SMALL, Log(active=False), workers=0, **options)
+
+    wanted = "two volumes have the same voxels: got .*train_1_a_1.nii.gz of patient train_1 and .*valid_2_a_1.nii of"
+    for _ in range(2):
+        with pytest.raises(config.UserError, match=wanted):
+            run()
+    save(tmp_path / "ct" / "valid_2_a_1.nii", array + 1, affine)
+    run()
+
+
+def test_a_volume_whose_process_is_killed_is_named(tmp_path, monkeypatch):
+    array, affine = chest()
+    for place, name in enumerate(("train_1_a_1", "train_2_a_1")):
+        save(tmp_path / "ct" / f"{name}.nii", array + place, affine)
+    real = extract.jobs.run
+
+    def run(function, todo, workers, report):
+        for job, done in zip(todo, real(function, todo, 0, report)):
+            yield extract.jobs.Killed(job, 123456, -9) if done.key == "train_2_a_1" else done
+
+    monkeypatch.setattr(extract.jobs, "run", run)
+    wanted = (
+        "1 of 2 volumes failed, the others are done: train_2_a_1.nii: its process was killed by signal 9, .*--workers"
+    )
+    with pytest.raises(extract.ExtractionFailed, match=wanted):
+        extract.extract(tmp_path / "ct", tmp_path / "out", SMALL, Log(active=False), workers=0)
+    assert len(rows_of(tmp_path / "out" / "splits" / "train_slices.csv")) == 4
+
+
 def test_what_is_gone_changed_or_damaged_is_not_taken_for_done(tmp_path, monkeypatch):
     array, affine = chest()
     for name in ("train_1_a_1", "valid_2_a_1"):
@@ -228,7 +263,9 @@ def test_what_is_gone_changed_or_damaged_is_not_taken_for_done(tmp_path, monkeyp
         (tmp_path / "ct" / name / "1.dcm").write_bytes(b"as it was")
     read = []
     monkeypatch.setattr(
-        extract.cases, "read_volume", lambda source: read.append(os.path.basename(source.path)) or (array, affine)
+        extract.cases,
+        "read_volume",
+        lambda source: read.append(os.path.basename(source.path)) or (array + ("valid" in read[-1]), affine),
     )
 
     def run():
@@ -280,7 +317,7 @@ def test_a_real_ct(shared_data, tmp_path):
     if not paths:
         pytest.skip("no CT there")
     for path in paths:
-        array, affine = volume.read_nifti(path)
+        array, affine = nifti.read_nifti(path)
         if array.min() > -900:
             continue  # a mask
         taken = ct.take_slices(array, affine, ct.Settings(slices=6, size=64))

@@ -85,3 +85,21 @@ def test_files_without_geometry_are_said_and_counted():
     _, [(message, values)] = described("regression", [1.0, 2.0, 3.0], suffix=".npy")
     assert "taken as RAS with 1 mm voxels" in message and values == {"cases": 3}
     assert described("regression", [1.0, 2.0, 3.0], source="slices", suffix=".npy")[1] == []
+
+
+AGES = [20.0 + 3 * i for i in range(20)]
+
+
+@pytest.mark.parametrize("codes", [[999.0], [-9.0], [-9.0, 999.0], [9999.0, 9999.0], [-1.0]])
+def test_codes_for_a_missing_number_are_warned_of(codes):
+    _, [(message, values)] = described("regression", AGES + codes)
+    assert message.startswith("targets lie far from all others") and values["cases"] == len(codes)
+    assert values["values"] == sorted(set(codes)) and values["example"] == "c20"
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [AGES, AGES + [95.0, 0.0], [1.0] * 20 + [2.0], AGES[:6] + [999.0], [-x for x in AGES], AGES[:8] + [-5.0] * 8],
+)
+def test_numbers_that_may_be_as_they_are_are_not(targets):
+    assert described("regression", targets)[1] == []

@@ -7,7 +7,9 @@ import pytest
 from fomo import config, tasks
 from fomo.config import UserError
 from fomo.data.cases import Case
+from fomo.prediction import inputs
 from fomo.prediction.folder import PredictionFolder
+from fomo.run_folder import RunFolder
 from fomo.runtime import files
 
 
@@ -90,3 +92,34 @@ def test_tables_are_written_at_once_and_then_when_that_takes_little_of_the_time(
     assert len(files.read_csv(tmp_path / "predictions.csv")) == 1
     folder.save()
     assert len(files.read_csv(tmp_path / "predictions.csv")) == 2
+
+
+@pytest.mark.parametrize("id", ["../../victim", "/tmp/victim", "a/b", "..", "", ".hidden", "a\\b", "a\nb"])
+def test_an_id_in_an_edited_table_deletes_nothing(tmp_path, id):
+    """masks/../../victim.nii.gz would lie outside of the folder."""
+    answers = tmp_path / "deep" / "answers"
+    PredictionFolder(answers, [member_of("one")]).begin([])
+    (answers / "masks").mkdir()
+    for victim in (tmp_path / "victim.nii.gz", tmp_path / "deep" / "victim.nii.gz", answers / "masks" / "a.nii.gz"):
+        victim.write_bytes(b"precious")
+    files.write_csv(str(answers / "predictions.csv"), [{"id": "a"}, {"id": id}])
+    before = sorted(tmp_path.rglob("*"))
+    for sha256 in ("one", "two"):
+        with pytest.raises(files.Damaged, match="predictions.csv .the id .*, wanted printable text without /"):
+            PredictionFolder(answers, [member_of(sha256)]).begin([case("a")], overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("id", ["../../victim", "..", "a/b"])
+def test_an_id_in_a_table_of_a_run_names_no_file_elsewhere(tmp_path, id):
+    fold = RunFolder(tmp_path / "run").fold(1)
+    for place in (fold.mask, fold.saliency, fold.reconstruction):
+        with pytest.raises(files.Damaged, match="the id"):
+            place(id, new=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [".nii.gz", "..nii.gz", f"{'x' * 200}.nii.gz"])
+def test_the_name_of_a_file_is_an_id_only_if_it_can_be_one(name):
+    with pytest.raises(UserError, match="got the id .*, wanted printable text"):
+        inputs.case_from_channels(["t1"], {"t1": f"scans/{name}"})

@@ -8,7 +8,7 @@ from report_runs import make_run, needs_figures, read, shown, verdict
 
 from fomo.data.cases import Case, Volume
 from fomo.report import run
-from fomo.space import volume
+from fomo.space import nifti
 from fomo.tasks import views
 
 
@@ -65,7 +65,7 @@ def test_pictures_of_the_best_median_and_worst_case(tmp_path):
     plain, lesion = rng.normal(5, 1, shape).astype(np.float32), (rng.normal(5, 1, shape) + 9 * mask).astype(np.float32)
     paths = {name: str(tmp_path / f"{name}.nii.gz") for name in ("t1", "flair", "mask", "predicted")}
     for path, array in zip(paths.values(), (plain, lesion, mask, np.zeros_like(mask))):
-        volume.write_nifti(path, array, affine)
+        nifti.write_nifti(path, array, affine)
     case = Case("a", "a", (Volume(paths["t1"]), Volume(paths["flair"])), Volume(paths["mask"]), 1.0, None)
     channel, found = views.segmentation.planes(case, ("t1", "flair"), paths["predicted"])
     assert channel == "flair"
@@ -73,7 +73,7 @@ def test_pictures_of_the_best_median_and_worst_case(tmp_path):
     assert all(picture.text.startswith('<img src="data:image/png;base64,') for _, picture in found)
     turned = np.diag([1.0, 1.0, 2.0, 1.0])
     turned[0, 3] = 1 - shape[0]  # the same place, left to right
-    volume.write_nifti(paths["mask"], mask[::-1], turned)
+    nifti.write_nifti(paths["mask"], mask[::-1], turned)
     again = views.segmentation.planes(case, ("t1", "flair"), paths["predicted"])
     assert [(plane, picture.text) for plane, picture in again[1]] == [(plane, picture.text) for plane, picture in found]
 

@@ -114,3 +114,55 @@ def test_splits_are_not_reused_for_other_folds_or_groups(tmp_path, kind, column)
     else:
         with pytest.raises(UserError, match=r"made for other cases \(1 differ: x0\)"):
             splits_module.read_or_make_splits(config, task, cases("x0"), folder)
+
+
+def test_a_held_folder_is_known_before_anything_waits(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.check_free()
+    assert not (tmp_path / "run").exists(), "looking makes nothing"
+    file = opened(tmp_path)
+    script = f"import sys; sys.path[:0] = {[str(ROOT)]!r}\n"
+    script += f"from fomo.run_folder import RunFolder; RunFolder({str(tmp_path)!r}).check_free()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode and "another process is training into it" in done.stderr
+    file.close()
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_the_splits_of_a_fold_that_has_begun_stay(tmp_path):
+    config = kinds.from_dict({"data": {"root": "here", "channels": ["t1"]}, "cv": {"folds": 2}}, "here")
+    cases = [Case(f"c{i}", f"s{i}", (Volume(f"{i}.nii"),), None, float(i % 2)) for i in range(12)]
+    folder, task = RunFolder(tmp_path), tasks.build(config)
+    splits = splits_module.read_or_make_splits(config, task, cases, folder)
+    folder.fold(2).start(splits[1])
+    recorded = json.loads((tmp_path / "splits.json").read_text())
+
+    def edit(fold):
+        """Exchange a training and a validation case of the same class."""
+        edited = json.loads(json.dumps(recorded))
+        train, val = edited["folds"][fold]["train"], edited["folds"][fold]["val"]
+        place = next(i for i, id in enumerate(train) if (int(id[1:]) - int(val[0][1:])) % 2 == 0)
+        train[place], val[0] = val[0], train[place]
+        (tmp_path / "splits.json").write_text(json.dumps(edited))
+
+    edit(0)
+    assert splits_module.read_or_make_splits(config, task, cases, folder) != splits, "its fold has not begun"
+    edit(1)
+    with pytest.raises(UserError, match="splits.json: fold 2 has begun with other cases in train and val: restore"):
+        splits_module.read_or_make_splits(config, task, cases, folder)
+    (tmp_path / "fold_2" / "split.json").unlink()
+    splits_module.read_or_make_splits(config, task, cases, folder)
+    folder.fold(2).start(splits[1])
+    (tmp_path / "splits.json").write_text(json.dumps(recorded))
+    assert splits_module.read_or_make_splits(config, task, cases, folder) == splits
+
+
+def test_another_version_of_the_code_is_a_warning(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.record(cases={}, folds=[])
+    for code, begun, warned in (("a", False, 0), ("b", False, 0), ("a", True, 0), ("b", True, 1)):
+        if begun:
+            folder.fold(1).make()
+        splits_module.warn_of_changed_code(folder, code, Log())
+        found = warnings(capsys)
+        assert len(found) == warned and all("then=a now=b" in line for line in found)

@@ -20,7 +20,7 @@ from fomo.run_folder import FoldFolder
 from fomo.runs import crossval
 from fomo.runs import splits as splits_module
 from fomo.runtime import files
-from fomo.space import volume
+from fomo.space import nifti, volume
 from fomo.tasks import Answer, Results, categories, segmentation
 
 
@@ -291,12 +291,12 @@ def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_conf
     flipped = np.diag([-1.0, 1.0, 1.0, 1.0])
     flipped[0, 3] = shape[0] - 1
     for name, array, affine in (("same", mask, np.eye(4)), ("flipped", mask[::-1], flipped)):
-        volume.write_nifti(tmp_path / f"{name}.nii.gz", array, affine)
+        nifti.write_nifti(tmp_path / f"{name}.nii.gz", array, affine)
         case.native_mask = Volume(str(tmp_path / f"{name}.nii.gz"))
         rows.append(
             task.predict(lambda x: torch.cat([1 - perfect, perfect], 1), case, windows, FoldFolder(tmp_path, 1)).row
         )
-        written, own = volume.read_nifti(str(tmp_path / "masks" / "a.nii.gz"))
+        written, own = nifti.read_nifti(str(tmp_path / "masks" / "a.nii.gz"))
         assert np.array_equal(own, np.eye(4)) and np.array_equal(written, mask)
     assert rows[0] == rows[1] and rows[0]["dice"] == 1
 
@@ -330,7 +330,7 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
     row = max(rows, key=lambda row: float(row["predicted_voxels"]))
     image, background, geometry = cache.load(listed[row["id"]], config.data, tasks.wanted(config))
     answered, volumes = answer(members, infer(members, listed[row["id"]], image, background), geometry)
-    stored, _ = volume.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
+    stored, _ = nifti.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
     assert answered["predicted_voxels"] == int(float(row["predicted_voxels"])) > 0
     assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]) == 2
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel import orientations
 
-from fomo.space import volume
+from fomo.space import nifti, volume
 
 IDENTITY = np.eye(4)
 
@@ -50,7 +50,7 @@ def test_scaling_is_applied_once_and_big_endian_is_read(tmp_path):
     image.header.set_slope_inter(2, -1000)
     nibabel.save(image, tmp_path / "a.nii")
     raw = nibabel.load(tmp_path / "a.nii").dataobj.get_unscaled()
-    array, affine = volume.read_nifti(tmp_path / "a.nii")
+    array, affine = nifti.read_nifti(tmp_path / "a.nii")
     assert array.dtype == np.float32 and raw.dtype.byteorder == ">"
     np.testing.assert_allclose(array, raw.astype(float) * 2 - 1000)
     np.testing.assert_array_equal(affine, np.diag([2, 3, 4, 1]))
@@ -58,9 +58,9 @@ def test_scaling_is_applied_once_and_big_endian_is_read(tmp_path):
 
 def test_a_trailing_axis_of_one_is_dropped_and_4d_is_refused(tmp_path):
     one = save(tmp_path / "one.nii.gz", np.ones((2, 3, 4, 1), np.float32))
-    assert volume.read_nifti(one)[0].shape == (2, 3, 4)
+    assert nifti.read_nifti(one)[0].shape == (2, 3, 4)
     with pytest.raises(ValueError, match="two.nii.gz: got shape 2x3x4x2, wanted one 3D volume"):
-        volume.read_nifti(save(tmp_path / "two.nii.gz", np.ones((2, 3, 4, 2), np.float32)))
+        nifti.read_nifti(save(tmp_path / "two.nii.gz", np.ones((2, 3, 4, 2), np.float32)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -68,7 +68,7 @@ def test_non_finite_voxels_are_counted(tmp_path, value):
     array = np.ones((3, 3, 3), np.float32)
     array[0, :2, 0] = value
     with pytest.raises(ValueError, match="a.nii.gz: got 2 voxels that are NaN or infinite"):
-        volume.read_nifti(save(tmp_path / "a.nii.gz", array))
+        nifti.read_nifti(save(tmp_path / "a.nii.gz", array))
 
 
 def test_unreadable_files_are_value_errors(tmp_path):
@@ -85,7 +85,7 @@ def test_unreadable_files_are_value_errors(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in (*contents, "absent.nii.gz"):
         with pytest.raises(ValueError, match=name):
-            volume.read_nifti(str(tmp_path / name))
+            nifti.read_nifti(str(tmp_path / name))
 
 
 def test_a_singular_affine_and_complex_voxels_are_refused(tmp_path):
@@ -94,9 +94,9 @@ def test_a_singular_affine_and_complex_voxels_are_refused(tmp_path):
     content[312:328] = bytes(16)  # srow_z
     flat.write_bytes(content)
     with pytest.raises(ValueError, match="flat.nii.*invertible"):
-        volume.read_nifti(str(flat))
+        nifti.read_nifti(str(flat))
     with pytest.raises(ValueError, match="real numbers"):
-        volume.read_nifti(save(tmp_path / "complex.nii.gz", np.ones((2, 2, 2), np.complex64)))
+        nifti.read_nifti(save(tmp_path / "complex.nii.gz", np.ones((2, 2, 2), np.complex64)))
 
 
 def test_written_masks_are_uint8_with_slope_1_and_the_header_of_the_input(tmp_path):
@@ -106,7 +106,7 @@ def test_written_masks_are_uint8_with_slope_1_and_the_header_of_the_input(tmp_pa
     )
     mask = np.zeros((4, 5, 6), np.uint8)
     mask[1, 2, 3] = 1
-    volume.write_nifti(tmp_path / "out.nii.gz", mask, affine, like=source)
+    nifti.write_nifti(tmp_path / "out.nii.gz", mask, affine, like=source)
     image = nibabel.load(tmp_path / "out.nii.gz")
     assert image.get_data_dtype() == np.uint8 and image.dataobj.slope == 1 and image.dataobj.inter == 0
     assert bytes(image.header["descrip"]).startswith(b"scanner") and int(image.header["sform_code"]) == 1
@@ -117,7 +117,7 @@ def test_written_masks_are_uint8_with_slope_1_and_the_header_of_the_input(tmp_pa
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.nii.gz"
-    volume.write_nifti(path, np.ones((2, 2, 2), np.uint8), np.eye(4))
+    nifti.write_nifti(path, np.ones((2, 2, 2), np.uint8), np.eye(4))
     before = path.read_bytes()
 
     def full_disk(image, name):
@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     monkeypatch.setattr(nibabel, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        volume.write_nifti(path, np.zeros((2, 2, 2), np.uint8), np.eye(4))
+        nifti.write_nifti(path, np.zeros((2, 2, 2), np.uint8), np.eye(4))
     assert [file.name for file in tmp_path.iterdir()] == ["a.nii.gz"] and path.read_bytes() == before
 
 
@@ -364,8 +364,8 @@ def test_grid_distance_is_that_of_the_worst_corner():
     ],
 )
 def test_real_masks_there_and_back(shared_data, name, label, target_mm):
-    image, affine = volume.read_nifti(str(shared_data / name))
-    mask, mask_affine = volume.read_nifti(str(shared_data / label))
+    image, affine = nifti.read_nifti(str(shared_data / name))
+    mask, mask_affine = nifti.read_nifti(str(shared_data / label))
     assert volume.grid_distance(image.shape, affine, mask_affine) < 0.05
     classes = np.unique(mask)
     _, forward, geometry = volume.preprocess([image], affine, spacing_mm=(target_mm,) * 3, mask=mask)
@@ -376,4 +376,4 @@ def test_real_masks_there_and_back(shared_data, name, label, target_mm):
 
 def test_a_real_4d_file_is_refused(shared_data):
     with pytest.raises(ValueError, match="52x68x20x10"):
-        volume.read_nifti(str(shared_data / "niivue/pcasl.nii.gz"))
+        nifti.read_nifti(str(shared_data / "niivue/pcasl.nii.gz"))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli
 from fomo.config import UserError
-from fomo.space import patches, volume
+from fomo.space import nifti, patches, volume
 from fomo.transforms import PRESETS, TRANSFORMS, build, masking, mixing, resolve
 
 
@@ -55,8 +55,8 @@ _SMALLEST = 8  # voxels along an axis: what is hidden are cubes of 4
 
 def read(paths, mask_path):
     """Image (C, X, Y, Z), standardised per channel, and mask (X, Y, Z), in RAS+."""
-    images = [volume.to_ras(*volume.read_nifti(path))[0] for path in paths]
-    mask = volume.to_ras(*volume.read_nifti(mask_path))[0] if mask_path else np.zeros_like(images[0])
+    images = [volume.to_ras(*nifti.read_nifti(path))[0] for path in paths]
+    mask = volume.to_ras(*nifti.read_nifti(mask_path))[0] if mask_path else np.zeros_like(images[0])
     for path, image in zip(paths, images):
         if image.shape != mask.shape:
             raise ValueError(f"{path}: got shape {image.shape}, wanted that of {mask_path or paths[0]}, {mask.shape}")

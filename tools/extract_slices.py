@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli
 from fomo.data import ct, extract
+from fomo.runtime import interrupt
 from fomo.runtime.log import Log
 
 
@@ -59,7 +60,8 @@ def main(arguments):
     options = vars(parser.parse_args(arguments))
     options["window"] = tuple(options["window"])
     settings = ct.Settings(**{name: options.pop(name) for name in vars(default)})
-    extract.extract(options.pop("volumes"), options.pop("output"), settings, Log(), **options)
+    with interrupt.graceful():
+        extract.extract(options.pop("volumes"), options.pop("output"), settings, Log(), **options)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from fomo import cli, tasks
 from fomo.config import UserError
 from fomo.data.sources import SOURCES
+from fomo.data.spreadsheet import lost_zeros
 from fomo.prediction import inputs, loop, readers
 from fomo.prediction.folder import PredictionFolder
 from fomo.prediction.members import choose_device, find_checkpoints, load_members
@@ -116,7 +117,8 @@ def _cases(config, options):
     if options.ids:
         unknown = sorted(set(options.ids) - {case.id for case in listed})
         if unknown:
-            raise UserError(f"--ids: {', '.join(unknown)} not among the {len(listed)} cases")
+            hint = lost_zeros(unknown, [case.id for case in listed])
+            raise UserError(f"--ids: {', '.join(unknown)} not among the {len(listed)} cases{hint}")
         listed = [case for case in listed if case.id in options.ids]
     return listed
 

@@ -11,6 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli, kinds, tasks
 from fomo.data import listing, sources
+from fomo.runtime import interrupt
 from fomo.runtime.log import Log
 
 
@@ -20,10 +21,11 @@ def main(arguments):
     log, wanted = Log(), tasks.wanted(config)
     if decided:
         log("data", **decided)
-    cases = sources.list_cases(config.data, wanted, log=log)
-    listing.describe(config, wanted, cases, log)
-    if not dry_run:
-        sources.prepare(cases, config.data, wanted, log)
+    with interrupt.graceful():
+        cases = sources.list_cases(config.data, wanted, log=log)
+        listing.describe(config, wanted, cases, log)
+        if not dry_run:
+            sources.prepare(cases, config.data, wanted, log)
 
 
 if __name__ == "__main__":

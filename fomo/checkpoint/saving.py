@@ -29,7 +29,7 @@ def save(path, content, previous=None):
         raise TypeError(f"content: got {type(content).__name__}, wanted dict")
     _check_plain(content, "content")
     try:
-        with files.replacing(os.path.abspath(path), durable=True, previous=previous) as file:
+        with files.replacing(os.path.abspath(path), large=True, previous=previous) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's writer
         why = one_line(error)[:200]

@@ -19,13 +19,23 @@ def check(config, refuse):
         refuse("eval.mirror_axes", config.eval.mirror_axes, "each axis once")
 
 
-def unread(config):
-    """Names of the keys that differ from their default and that nothing reads, because of the values of other keys."""
-    values = {name: value for name, _, value in fields(config)}
+def unread(config, windows="several"):
+    """Names of the keys that differ from their default and that nothing reads, because of the values of other keys.
+
+    windows: "one" where a window is known to hold every case.
+    """
+    values = {name: "none" if value is None else show(value) for name, _, value in fields(config)}
+    values["windows"] = windows
     for name, field, value in fields(config):
-        conditions = [condition.split("=") for condition in field.metadata["only"].split()]  # key=a|b
-        if value != field.default and any(values[key] not in wanted.split("|") for key, wanted in conditions):
+        only = field.metadata["only"]
+        if value != field.default and only and not any(_holds(all_of, values) for all_of in only.split(" or ")):
             yield name
+
+
+def _holds(conditions, values):
+    """Whether all conditions hold, key=a|b or key!=a, with blanks between them."""
+    pairs = (re.fullmatch(r"([\w.]+)(!?=)(.*)", condition).groups() for condition in conditions.split())
+    return all((values[key] in wanted.split("|")) == (sign == "=") for key, sign, wanted in pairs)
 
 
 def _check_data(data, refuse):

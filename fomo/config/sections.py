@@ -11,7 +11,8 @@ def key(default, help, choices="", *, only="", low=None, high=None, above=None, 
     """A field of a section.
 
     choices: the allowed values (of each element of a tuple), as "softmax|sigmoid".
-    only: what other keys must be for this one to be read, as "task.loss=focal cv.parallel=folds|auto".
+    only: what other keys must be for this one to be read, as "task.loss=focal cv.parallel=folds|auto" (all of these),
+        "weights.path!=none" or "a=b or c=d"; "windows=several": a case must be larger than a window.
     low, high: inclusive limits; above: exclusive lower limit.
     path: relative values start from the file that names them.
     identity: whether the value changes what a run computes.
@@ -157,8 +158,14 @@ class Model:
 @dataclass(frozen=True)
 class Weights:
     path: str | None = key(None, "pretrained checkpoint to start from (none: random)", path=True)
-    stem: str = key("repeat", "rule for a first layer with other input channels", "repeat|mean|reinit")
-    part: str | None = key(None, "prefix of the names to take, if the file has several networks (none: the teacher's)")
+    stem: str = key(
+        "repeat", "rule for a first layer with other input channels", "repeat|mean|reinit", only="weights.path!=none"
+    )
+    part: str | None = key(
+        None,
+        "prefix of the names to take, if the file has several networks (none: the teacher's)",
+        only="weights.path!=none",
+    )
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,9 @@ class Optim:
     cosine_stretch: float = key(
         1.15, "the cosine reaches min_lr after this multiple of the epochs", only="optim.schedule=cosine", low=1
     )
-    min_lr: float = key(1e-9, "lowest learning rate", low=0)
+    min_lr: float = key(
+        1e-9, "lowest learning rate", only="optim.schedule=cosine|plateau or optim.warmup_epochs!=0", low=0
+    )
     plateau_factor: float = key(
         0.5, "factor after plateau_patience epochs without improvement", only="optim.schedule=plateau", above=0, high=1
     )
@@ -222,7 +231,12 @@ class Train:
     balanced: bool = key(False, "classification: draw the classes equally often")
     ema: float = key(0.0, "decay of a moving average of the weights, used for evaluation (0: off)", low=0, high=1)
     patience: int | None = key(None, "stop after this many epochs without a better val_loss (none: never)", low=1)
-    min_delta: float = key(0.001, "smallest improvement of val_loss that counts for patience", low=0)
+    min_delta: float = key(
+        0.001,
+        "smallest improvement of val_loss that counts for patience",
+        only="train.patience!=none or optim.schedule=plateau",
+        low=0,
+    )
     log_every: int = free_key(10, "steps between train lines", low=1)
     save_every_s: int = free_key(600, "seconds between saves within an epoch", low=1)
     timeout_s: int = free_key(3600, "longest wait for another rank, as while rank 0 preprocesses", low=1)
@@ -242,11 +256,22 @@ class Augment:
 @dataclass(frozen=True)
 class Cv:
     kind: str = key(
-        "kfold", "k folds, one per group of data.groups, or the column's own", "kfold|leave_one_group_out|fold_column"
+        "kfold",
+        "k folds, one per group of data.groups, or the column's own",
+        "kfold|leave_one_group_out|fold_column",
+        only="data.test_folds=[]",
     )
-    folds: int = key(5, "number of folds (cv.kind=kfold)", low=2)
-    val_fraction: float = key(0.2, "share of each fold's training subjects held back to select on", above=0, high=0.9)
-    stratify: bool = key(True, "equal shares of each class (or of the range of the target) in all folds")
+    folds: int = key(5, "number of folds", only="cv.kind=kfold data.test_folds=[]", low=2)
+    val_fraction: float = key(
+        0.2,
+        "share of each fold's training subjects held back to select on",
+        only="data.val_folds=[]",
+        above=0,
+        high=0.9,
+    )
+    stratify: bool = key(
+        True, "equal shares of each class (or of the range of the target) in all folds", only="data.val_folds=[]"
+    )
     parallel: str = free_key(
         "ddp", "ddp: all ranks share each fold; folds: each has its own; auto: chosen and logged", "ddp|folds|auto"
     )
@@ -262,9 +287,15 @@ class Cv:
 
 @dataclass(frozen=True)
 class Eval:
-    overlap: float = key(0.5, "overlap of neighbouring windows, when a case is larger than the patch", low=0, high=0.95)
+    overlap: float = key(
+        0.5,
+        "overlap of neighbouring windows, when a case is larger than the patch",
+        only="windows=several",
+        low=0,
+        high=0.95,
+    )
     windows: int = free_key(2, "windows per forward pass (cases of one window: as in training, if more)", low=1)
-    pool_windows: str = key("mean", "how the windows of one case are pooled", "mean|max")
+    pool_windows: str = key("mean", "how the windows of one case are pooled", "mean|max", only="windows=several")
     threshold: str = key("youden", "decision threshold: 0.5, or the best on inner validation", "half|youden|f1")
     pool_slices: str = key(
         "auto", "how the slices of a scan are pooled; auto: by inner validation", "auto|mean|max|topk|noisy_or"

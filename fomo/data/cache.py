@@ -3,7 +3,7 @@
     <cache>/<id>-<hash>/image.npy       (C, X, Y, Z) in data.cache_dtype
                         mask.npy        (X, Y, Z) uint8, where masks are learned
                         foreground.npy  (N, 4) int16: x, y, z, class of foreground voxels, likewise
-                        case.json       geometry, background value of each channel, voxels of each class
+                        case.json       geometry, background value of each channel, voxels of each class, checksums
 
     <cache>/index-<hash>.jsonl          the same facts of all entries of one preprocessing, see index.py
 
@@ -13,25 +13,32 @@ target), so that a change makes a new entry. An entry appears by a rename, whole
 A start looks at every source file, unless there are many cases (data.rescan). Then a case whose paths are in the index
 is taken from there. New, renamed and removed cases are noticed all the same. A file that was changed in place is
 noticed when its case is read, and that ends the run.
+
+The checksums are of the voxels, of each channel and of the mask. By them scans are found that stand in the cases of
+several subjects, whatever their files are called. Unless there are many cases, each process compares them with the
+entry when it first reads it.
 """
 
+import functools
 import hashlib
 import json
 import os
 import stat
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..config import UserError, as_user_error, fingerprint, one_line
 from ..runtime import files
 from ..space import volume
-from . import index, jobs
-from .cases import Case, Prepared, digits, looks_at_files, read_volume, rounded
+from . import copies, index, jobs
+from .cases import NOT_ORIENTED, Case, Prepared, digits, looks_at_files, read_volume, rounded, unoriented
 
-_VERSION = 1  # raise it when preprocessing changes its results
+_VERSION = 2  # raise it when preprocessing changes its results
 _FOREGROUND_VOXELS = 10_000  # kept per class
 _SHOWN = 20  # failed cases that an error names
+_COLUMNS = 512  # of the numbers that a checksum adds up
 _FEW = 8  # cases: starting processes takes longer
 
 
@@ -42,6 +49,7 @@ class CachedCase(Prepared):
     shape: tuple[int, int, int]  # (X, Y, Z)
     background: tuple[float, ...]  # per channel: what lies outside the volume
     class_voxels: tuple[int, ...]  # per class, in the cached mask; empty without a mask
+    checksums: tuple[str, ...]  # of each channel, and of the mask
     unseen: str | None  # hash of the settings, where the start has not looked at the sources
 
     @property
@@ -54,17 +62,27 @@ class CachedCase(Prepared):
         return volume.Geometry.from_dict(_read_entry(self.folder, "case.json")["geometry"])
 
     def image(self):
-        """(C, X, Y, Z), memory-mapped. UserError when the sources have changed since, or the entry is gone."""
+        """(C, X, Y, Z), memory-mapped. UserError when the sources have changed since, or the entry is damaged."""
         if self.unseen is not None:
             sources = _sources(self.case, masked=bool(self.class_voxels))
             if _entry(self.case, sources, self.unseen) != self.entry:
                 changed = f"{sources[0].path} or a file beside it has changed since it was preprocessed"
                 raise UserError(f"case {self.id}: {changed}: run again with data.rescan=always")
-        return _read_entry(self.folder, "image.npy", "r")
+        return self._read("image.npy", self._channels)
 
     def mask(self):
         """(X, Y, Z) uint8, memory-mapped; only where `class_voxels` has a mask's."""
-        return _read_entry(self.folder, "mask.npy", "r")
+        return self._read("mask.npy", self.checksums[len(self._channels) :])
+
+    @property
+    def _channels(self):
+        """The checksums of the channels."""
+        return self.checksums[: len(self.background)]
+
+    def _read(self, name, checksums):
+        if self.unseen is None:
+            _compare(self.folder, name, checksums)
+        return _read_entry(self.folder, name, "r")
 
     def foreground(self):
         """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; as `mask`."""
@@ -82,6 +100,35 @@ def _read_entry(folder, name, mmap_mode=None):
     except (OSError, ValueError, EOFError) as error:  # gone, damaged, empty
         said = f"cannot read {path} ({one_line(error)})"
         raise UserError(f"case {id}: {said}: delete that folder and run again") from error
+
+
+@functools.lru_cache(maxsize=None)  # once in a process
+def _compare(folder, name, checksums):
+    """Raise UserError unless the array in an entry has its checksums, one for each channel of an image."""
+    array = _read_entry(folder, name, "r")
+    if _checksums(array) != checksums:
+        path, id = os.path.join(folder, name), os.path.basename(folder).rpartition("-")[0]
+        raise UserError(f"case {id}: {path} is not as it was written: delete that folder and run again")
+
+
+def _checksums(array):
+    """Of (C, X, Y, Z) one for each channel, of (X, Y, Z) one."""
+    return tuple(checksum(part) for part in (array if array.ndim == 4 else [array]))
+
+
+def checksum(array):
+    """16 characters that two arrays share if their values, shapes and types are equal, and else practically never.
+
+    The bytes are a table of numbers of 8 bytes, and the sums of its rows and columns are hashed: to hash the bytes
+    themselves takes three times as long, a twentieth of all that is done with a volume.
+    """
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    rows = len(content) // (8 * _COLUMNS)
+    table = content[: rows * 8 * _COLUMNS].view(np.uint64).reshape(rows, _COLUMNS)
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    for part in (table.sum(axis=0), table.sum(axis=1), content[table.nbytes :]):
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def prepare(cases, data, wanted, log=None, workers=None):
@@ -116,7 +163,9 @@ def prepare(cases, data, wanted, log=None, workers=None):
     _preprocess_all(todo, data.prepare_workers if workers is None else workers, log)
     known = _updated(index_path, known, there, dict(zip(keys, entries)))
     rows = zip(cases, places, (known[key][1:] for key in keys), unseen)
-    return [CachedCase(case, place, *facts, unlooked) for case, place, facts, unlooked in rows]
+    prepared = [CachedCase(case, place, *facts, unlooked) for case, place, facts, unlooked in rows]
+    copies.check(prepared, wanted.pretraining, log)
+    return prepared
 
 
 def _updated(path, known, there, entries):
@@ -133,7 +182,7 @@ def _updated(path, known, there, entries):
 
 def _facts(cache, entry):
     facts = _read_entry(os.path.join(cache, entry), "case.json")
-    values = facts["geometry"]["shape"], facts["background"], facts.get("class_voxels", ())
+    values = facts["geometry"]["shape"], facts["background"], facts.get("class_voxels", ()), facts["checksums"]
     return index.Facts(entry, *map(tuple, values))
 
 
@@ -144,12 +193,19 @@ def _preprocess_all(todo, workers, log):
         if log:
             log("data", prepared=done, of=len(todo), eta_s=left_s)
 
-    failures = []
-    for case, failure, warning in jobs.run(_prepare, todo, min(workers, len(todo) // _FEW), report):
-        if failure:
-            failures.append((case.id, failure))
-        if log and warning:
-            log.warn(warning, case=case.id)
+    failures, unoriented = [], []
+    for done in jobs.run(_prepare, todo, min(workers, len(todo) // _FEW), report):
+        if isinstance(done, jobs.Killed):
+            case, folder, _ = done.job
+            files.remove_left_by(done.pid, os.path.dirname(folder))
+            done = _Outcome(case.id, f"{done}: lower data.prepare_workers, and run again")
+        if done.failure:
+            failures.append((done.id, done.failure))
+        if log and done.warning:
+            log.warn(done.warning, case=done.id)
+        unoriented += done.unoriented
+    if log and unoriented:
+        log.warn(NOT_ORIENTED, files=len(unoriented), example=unoriented[0])
     if failures:
         failures.sort()
         ids = ", ".join(id for id, _ in failures[1:_SHOWN]) + (", ..." if len(failures) > _SHOWN else "")
@@ -216,19 +272,33 @@ def _sources(case, masked):
     return (*case.images, case.mask) if masked and case.mask is not None else case.images
 
 
+class _Outcome(NamedTuple):
+    """What came of preparing a case."""
+
+    id: str
+    failure: str | None = None
+    warning: str | None = None
+    unoriented: tuple[str, ...] = ()  # paths of files that do not say how their axes lie
+
+
 def _prepare(job):
-    """(case, failure or None, warning or None)."""
+    """The _Outcome of a case."""
     case, folder, settings = job
     try:
-        return case, None, _write(case, folder, settings)
+        warning = _write(case, folder, settings)
+        # the first says it for all, which lie on its grid
+        return _Outcome(case.id, warning=warning, unoriented=unoriented(case.images[:1]))
     except (ValueError, OSError) as error:  # UserError is a ValueError; OSError: the disk is full or not ours
-        return case, str(error), None
+        return _Outcome(case.id, str(error))
+    except MemoryError as error:
+        return _Outcome(case.id, f"{case.images[0].path}: out of memory ({error}): lower data.prepare_workers")
 
 
 def _write(case, folder, settings):
     """Make the entry `folder`; returns a warning, or None."""
     image, mask, geometry, warning = _preprocess(case, settings)
     facts = {"geometry": geometry.to_dict(), "background": image.min(axis=(1, 2, 3)).tolist()}
+    facts["checksums"] = (*_checksums(image), *(() if mask is None else _checksums(mask)))
     try:
         with files.new_folder(folder, mode=0o700) as temporary:
             np.save(os.path.join(temporary, "image.npy"), image)
@@ -236,7 +306,8 @@ def _write(case, folder, settings):
                 facts["class_voxels"] = np.bincount(mask.ravel(), minlength=settings["classes"]).tolist()
                 np.save(os.path.join(temporary, "mask.npy"), mask)
                 np.save(os.path.join(temporary, "foreground.npy"), foreground_voxels(mask, settings["classes"]))
-            files.write_json(os.path.join(temporary, "case.json"), facts)
+            with open(os.path.join(temporary, "case.json"), "w", encoding="utf-8") as file:
+                json.dump(facts, file, indent=1)
             for name in os.listdir(temporary):  # onto the disk: else a power cut leaves an entry of empty files
                 with open(os.path.join(temporary, name), "r+b") as file:
                     os.fsync(file.fileno())

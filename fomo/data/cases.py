@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import UserError, as_user_error
-from ..space import volume
+from ..runtime import interrupt
+from ..space import nifti, volume
 from . import dicom, npy, spreadsheet
 
+NOT_ORIENTED = "files do not say how they lie (no sform, no qform): taken as stored, x to the left, y ahead, z up"
 MANY = 2000  # cases: above, data.rescan=auto trusts the index
 ID_BYTES = 150  # of a case's id: with the names around it, what any file system takes
 ROUNDING = 1e-4  # how far a resampling, or the scale factor of a header, moves the whole numbers of a mask
@@ -95,11 +97,22 @@ def read_volume(source, like=None):
     """
     if not source.has_geometry:
         array, affine = npy.read_npy(source.path, source.index), np.eye(4)
-    elif source.path.lower().endswith(".dcm") or os.path.isdir(source.path):
-        array, affine = dicom.read_dicom(source.path)
     else:
-        array, affine = volume.read_nifti(source.path)
+        array, affine = _reader(source)(source.path)
     return (array, affine) if like is None else volume.to_axes_of(like, array, affine)
+
+
+def _reader(source):
+    """The function that reads a Volume which lies in space."""
+    if source.path.lower().endswith(".dcm") or os.path.isdir(source.path):
+        return dicom.read_dicom
+    return nifti.read_nifti
+
+
+def unoriented(images):
+    """Paths of those of the Volumes `images` that are NIfTI files which do not say how their axes lie."""
+    paths = [image.path for image in images if image.has_geometry and _reader(image) is nifti.read_nifti]
+    return tuple(path for path in paths if not nifti.read_header(path).oriented)
 
 
 def foreground_mm3(mask, case):
@@ -107,6 +120,7 @@ def foreground_mm3(mask, case):
 
     Raises UserError unless it holds whole numbers; case: its id.
     """
+    interrupt.stop_if_requested()  # reading all of them may take a while
     with as_user_error(f"case {case}: mask", ValueError):
         array, affine = read_volume(mask)
         array = rounded(array)
@@ -118,7 +132,7 @@ def foreground_mm3(mask, case):
 
 def stated_number(path, case):
     """The number in a label.txt. Raises UserError for any other text; case: the id of the case."""
-    with as_user_error(f"case {case}: cannot read the label {path}"), open(path, encoding="utf-8-sig") as file:
+    with spreadsheet.opened(path, f"case {case}: cannot read the label {path}") as file:
         text = file.read().strip()
     value = spreadsheet.number(text)
     if value is None:

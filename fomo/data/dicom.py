@@ -3,7 +3,8 @@
 The files are one series of parallel slices. A file has one slice, or many if it is multi-frame ("enhanced"). Whatever
 would have to be guessed is an error: several series, slices that are missing, doubled or unevenly spaced, a tilted
 gantry (a sheared volume), mosaics, colours. A value is the stored value * RescaleSlope + RescaleIntercept, each slice
-with its own. CT must have both: its values are Hounsfield units.
+with its own. CT must have both: its values are Hounsfield units. Stored values may begin at any bit (HighBit). Files of
+old archives may lack the preamble by which DICOM is known: they begin with a data element of the group 2 or 8.
 """
 
 import os
@@ -13,8 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..space import volume
+
 _GRID = 0.1  # how far, in slice distances, a slice may lie off the regular grid
 _PARALLEL = 1e-3  # how much direction cosines may differ
+_FIRST_ELEMENT, _FIRST_BYTES = 0x20, 1024  # of the number and of the length of a file's first data element
 # RuntimeError: a compression that pydicom has no decoder for
 _MALFORMED = OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError
 
@@ -49,7 +53,27 @@ def read_dicom(folder):
     array = np.stack([part.values.T for part in slices], axis=-1)
     if not np.isfinite(array).all():
         _refuse(folder, "voxels that are NaN or infinite", "numbers")
-    return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    volume.check_affine(affine, folder)
+    return array, affine
+
+
+def is_dicom(path):
+    """Whether a file begins as DICOM does, with the preamble or without. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        start = file.read(132)
+    return start[128:] == b"DICM" or _begins_bare(start)
+
+
+def _begins_bare(start):
+    """Whether the bytes are a first data element: little-endian as nearly always, or big-endian."""
+    for order in "<>":
+        group, element, length = struct.unpack(f"{order}HHI", start[:8].ljust(8, b"\0"))
+        named = start[4:6].isalpha() and start[4:6].isupper()  # its type, for example CS
+        implicit = order == "<" and length % 2 == 0 and length <= _FIRST_BYTES
+        if group in (0x0002, 0x0008) and element <= _FIRST_ELEMENT and (named or implicit):
+            return True
+    return False
 
 
 def _refuse(path, got, wanted):
@@ -77,10 +101,12 @@ def _read(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd values in fields that are not used here
-            data = pydicom.dcmread(path)
+            data = pydicom.dcmread(path, force=is_dicom(path))
             _check_kind(path, data)
+            if "TransferSyntaxUID" not in data.file_meta:  # without a preamble there is none
+                data.file_meta.TransferSyntaxUID = _syntax(pydicom, data)
             frames = int(data.get("NumberOfFrames") or 1)
-            stored = np.reshape(data.pixel_array, (frames, data.Rows, data.Columns))
+            stored = np.reshape(_stored_values(path, data), (frames, data.Rows, data.Columns))
             return [_slice(path, data, frame, stored[frame]) for frame in range(frames)]
     except pydicom.errors.InvalidDicomError as error:
         wanted = "nothing but the files of one series in the folder"
@@ -88,6 +114,29 @@ def _read(path):
     except (*_MALFORMED, struct.error) as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(path) else f"{path}: cannot read it as DICOM: {text[:300]}") from error
+
+
+def _syntax(pydicom, data):
+    """The uncompressed transfer syntax in which a data set was found to be written."""
+    found = getattr(data, "original_encoding", None) or (data.is_implicit_VR, data.is_little_endian)  # pydicom 3, or 2
+    if not found[1]:
+        return pydicom.uid.ExplicitVRBigEndian
+    return pydicom.uid.ImplicitVRLittleEndian if found[0] else pydicom.uid.ExplicitVRLittleEndian
+
+
+def _stored_values(path, data):
+    """The pixels of a file, of its BitsStored below and at HighBit."""
+    allocated, stored, high = int(data.BitsAllocated), int(data.BitsStored), int(data.HighBit)
+    compressed = data.file_meta.TransferSyntaxUID.is_compressed
+    if not 0 < stored <= high + 1 <= allocated or (compressed and high != stored - 1):
+        _refuse(path, f"BitsStored {stored} and HighBit {high} of {allocated} bits", "HighBit to be BitsStored - 1")
+    if compressed:
+        return data.pixel_array
+    data.BitsStored, data.HighBit = allocated, allocated - 1  # pydicom 3 would shift by itself, whatever HighBit is
+    array = data.pixel_array
+    if np.bitwise_and(array, (1 << (high + 1 - stored)) - 1).any():
+        _refuse(path, f"bits that are set below the stored ones (BitsStored {stored}, HighBit {high})", "none")
+    return np.right_shift(np.left_shift(array, allocated - 1 - high), allocated - stored)  # keeps the sign
 
 
 def _check_kind(path, data):

@@ -10,6 +10,7 @@ What a slice is, and which are taken: ct.py.
 
 import os
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,12 +38,12 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
     patients: `names` (train_12 of train_12_a_1.nii.gz), `volumes` (each its own) or a column of the labels.
     workers: processes; 0: this one.
 
-    Volumes that are done are not done again. Raises ExtractionFailed at the end when a volume could not be used, and
-    UserError for what concerns all of them.
+    Volumes that are done are not done again. Raises ExtractionFailed at the end when a volume could not be used,
+    UserError for what concerns all of them, and interrupt.Interrupted where a signal has stopped it.
     """
     if workers < 0:
         raise UserError(f"workers: got {workers}, wanted 0 (this process) or more")
-    found = _find(root)
+    found = _find(root, log)
     rows = {} if labels is None else read_labels(labels)
     columns = list(next(iter(rows.values()), ()))
     _check_columns(labels, columns, {"split": split, "patient": patients})
@@ -53,31 +54,43 @@ def extract(root, output, settings, log, *, labels=None, split="names", patients
     volumes = [(key, path, os.path.join(output, "slices", key), settings) for key, (_, path) in found.items()]
     todo = [volume for volume in volumes if not _is_done(volume)]
     log("extract", volumes=len(volumes), done=len(volumes) - len(todo), output=output)
-    failed = set()
+    failed, unoriented = {}, []  # failed: {key: why}
 
     def report(done, left_s):
         log("extract", extracted=done, of=len(todo), failed=len(failed), eta_s=left_s)
 
-    for key, failure in jobs.run(_extract_one, todo, min(workers, len(todo)), report):
-        if failure:
-            failed.add(key)
-            log.warn(failure, volume=found[key][0])
+    for done in jobs.run(_extract_one, todo, min(workers, len(todo)), report):
+        if isinstance(done, jobs.Killed):
+            key, _, folder, _ = done.job
+            files.remove_left_by(done.pid, os.path.dirname(folder))
+            done = _Outcome(key, f"{done}: lower --workers, and run again")
+        if done.failure:
+            failed[done.key] = done.failure
+            log.warn(done.failure, volume=found[done.key][0])
+        unoriented += done.unoriented
+    if unoriented:
+        log.warn(cases.NOT_ORIENTED, files=len(unoriented), example=unoriented[0])
     names = {key: name for key, (name, _) in found.items() if key not in failed}
     with as_user_error(f"cannot write to {output}"):
-        _write_splits(output, names, facts, rows, columns, log)
+        records = {key: files.read_json(_record(output, key)) for key in names}
+        _check_copies(records, {key: patient for key, (_, patient) in facts.items()}, found)
+        _write_splits(output, names, records, facts, rows, columns, log)
     if failed:
         bad = ", ".join(found[key][0] for key in sorted(failed))
-        raise ExtractionFailed(f"{len(failed)} of {len(volumes)} volumes failed, the others are done: {bad}")
+        said = f"{len(failed)} of {len(volumes)} volumes failed, the others are done: {bad}"
+        raise ExtractionFailed(f"{said}: {failed[min(failed)]}")
 
 
-def _find(root):
+def _find(root, log):
     """{name without suffix: (volume name, path)} of the volumes below `root`, sorted."""
     if not os.path.isdir(root):
         raise UserError(f"got {root}, which is no folder, wanted the folder of the volumes")
     found = {}
-    for name, path in scans_below(root):
+    for name, path in scans_below(root, log):
         name = os.path.basename(name)
         key = stem(name)
+        if not cases.names_a_file(key):
+            raise UserError(f"{path!r}: got the name {key!r}, wanted {cases.ID_WANTED}; rename it")
         if key in found:
             raise UserError(f"{root}: two volumes are called {key}: {found[key][1]} and {path}; rename one")
         found[key] = (name, path)
@@ -160,8 +173,31 @@ def _is_done(volume):
         return False
 
 
+def _record(output, key):
+    return os.path.join(output, "slices", key, "slices.json")
+
+
+def _check_copies(records, patients, found):
+    """Refuse volumes of the same voxels under two patients; records: {key: content of slices.json}."""
+    first = {}
+    for key, record in records.items():
+        other = first.setdefault(record.get("checksum", key), key)  # without: of an earlier version
+        if patients[other] != patients[key]:
+            got = " and ".join(f"{found[one][1]} of patient {patients[one]}" for one in (other, key))
+            wanted = "wanted every scan once: remove a copy, or give both the same patient (--patients)"
+            raise UserError(f"two volumes have the same voxels: got {got}, {wanted}")
+
+
+class _Outcome(NamedTuple):
+    """What came of a volume."""
+
+    key: str
+    failure: str | None = None
+    unoriented: tuple[str, ...] = ()  # its path, if it does not say how its axes lie
+
+
 def _extract_one(volume):
-    """(key, failure or None)."""
+    """The _Outcome of a volume."""
     key, path, folder, settings = volume
     try:
         with files.new_folder(folder) as temporary:
@@ -171,20 +207,23 @@ def _extract_one(volume):
             for index, _, pixels in taken:
                 np.save(os.path.join(temporary, f"{key}_{index:04d}.npy"), pixels)
             rows = [[index, position] for index, position, _ in taken]
-            files.write_json(os.path.join(temporary, "slices.json"), {"source": source, "slices": rows})
+            record = {"source": source, "checksum": cache.checksum(array), "slices": rows}
+            files.write_json(os.path.join(temporary, "slices.json"), record)
             shutil.rmtree(folder, ignore_errors=True)  # of a file that has changed since
     except (ValueError, OSError) as error:  # UserError is a ValueError; OSError: unreadable, or the disk is full
         text = str(error)
-        return key, text if path in text else f"{path}: {text}"
-    return key, None
+        return _Outcome(key, text if path in text else f"{path}: {text}")
+    except MemoryError as error:
+        return _Outcome(key, f"{path}: out of memory ({error}): lower --workers")
+    return _Outcome(key, unoriented=cases.unoriented([cases.Volume(path)]))
 
 
-def _write_splits(output, names, facts, rows, columns, log):
-    """Write the tables of the slices of all volumes, {key: name}, that are done."""
+def _write_splits(output, names, records, facts, rows, columns, log):
+    """Write the tables of the slices of all volumes, {key: name}, that are done; records: of their slices.json."""
     lines = []
     for key, name in names.items():
         labels = rows.get(key, dict.fromkeys(columns, ""))
-        for index, position in files.read_json(os.path.join(output, "slices", key, "slices.json"))["slices"]:
+        for index, position in records[key]["slices"]:
             id = f"{key}_{index:04d}"
             own = (id, name, index, f"{position:.4f}", f"../slices/{key}/{id}.npy", *facts[key])
             lines.append({**dict(zip(COLUMNS, own)), **labels})

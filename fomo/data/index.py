@@ -1,6 +1,7 @@
 """The index of a cache: one file with what a start needs of the case.json of all entries.
 
-It has a line per entry: [key, entry, shape, background, class_voxels]; the key stands for the paths of the sources. If
+It has a line per entry: [key, entry, shape, background, class_voxels, checksums]; the key stands for the paths of the
+sources. If
 two processes write it, the last one stays, and the entries of the other are looked up again.
 """
 
@@ -15,6 +16,7 @@ class Facts(NamedTuple):
     shape: tuple[int, int, int]
     background: tuple[float, ...]
     class_voxels: tuple[int, ...]
+    checksums: tuple[str, ...]  # of the voxels of each channel, and then of the mask
 
 
 def read(path, log=None):
@@ -23,8 +25,8 @@ def read(path, log=None):
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                key, entry, shape, background, class_voxels = json.loads(line)
-                found[key] = Facts(entry, tuple(shape), tuple(background), tuple(class_voxels))
+                key, entry, *values = json.loads(line)
+                found[key] = Facts(entry, *map(tuple, values))
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:

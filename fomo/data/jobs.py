@@ -1,20 +1,42 @@
-"""Many jobs in several processes."""
+"""Many jobs in several processes. A process that is killed, as where memory is short, takes only its job along."""
 
-import concurrent.futures
+import contextlib
 import multiprocessing
+import multiprocessing.connection
+import signal
 import time
+from multiprocessing.pool import ExceptionWithTraceback
+from typing import NamedTuple
+
+from ..runtime import interrupt
 
 _EVERY_S = 10.0  # between reports
+_LOOK_S = 0.2  # between looks whether a stop was asked for
+_PATIENCE_S = 10.0  # until a process that is asked to stop has tidied up
+
+
+class Killed(NamedTuple):
+    """Instead of a result: the process that did the job is gone."""
+
+    job: object
+    pid: int
+    exitcode: int  # negative: the number of a signal
+
+    def __str__(self):
+        how = f"killed by signal {-self.exitcode}" if self.exitcode < 0 else f"ended with code {self.exitcode}"
+        return f"its process was {how}, as happens where memory is short"
 
 
 def run(function, jobs, workers, report):
-    """Yield function(job) of each of the list `jobs` as it finishes.
+    """Yield function(job) of each of the list `jobs` as it finishes, or Killed.
 
     workers: processes; 0: this one, in order.
     report: function (jobs done, seconds left), called now and then and after the last.
+    Raises interrupt.Interrupted when a stop is asked for; the jobs that are done stay done.
     """
     begin = shown = time.monotonic()
-    for done, result in enumerate(_results(function, jobs, workers), start=1):
+    results = _in_processes(function, jobs, workers) if workers else _in_this_one(function, jobs)
+    for done, result in enumerate(results, start=1):
         yield result
         now = time.monotonic()
         if done == len(jobs) or now > shown + _EVERY_S:
@@ -22,20 +44,83 @@ def run(function, jobs, workers, report):
             report(done, (now - begin) / done * (len(jobs) - done))
 
 
-def _results(function, jobs, workers):
-    if workers == 0:
-        yield from map(function, jobs)
-        return
+def _in_this_one(function, jobs):
+    for job in jobs:
+        interrupt.stop_if_requested()
+        yield function(job)
+
+
+def _in_processes(function, jobs, workers):
+    left, busy, idle = iter(jobs), {}, []  # busy: {connection: (process, its job)}
+
+    def give(connection, process):
+        """Give the next job to a process, or let it end."""
+        job = next(left, idle)
+        if job is idle:
+            connection.close()  # which ends it
+            idle.append(process)
+        else:
+            with contextlib.suppress(OSError):  # of one that is gone: it is found below
+                connection.send(job)
+            busy[connection] = process, job
+
+    try:
+        for _ in range(min(workers, len(jobs))):
+            give(*_start(function))
+        while busy:
+            for connection in multiprocessing.connection.wait(list(busy), timeout=_LOOK_S):
+                process, job = busy.pop(connection)
+                try:
+                    ok, result = connection.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    if process.exitcode == interrupt.Interrupted.exit_code:  # the signal was for all of us
+                        raise interrupt.Interrupted("stopped by a signal") from None
+                    yield Killed(job, process.pid, process.exitcode)
+                    connection, process = _start(function)
+                else:
+                    if not ok:
+                        raise result
+                    yield result
+                give(connection, process)
+            interrupt.stop_if_requested()
+    finally:
+        _stop([*(process for process, _ in busy.values()), *idle])
+
+
+def _start(function):
+    """(connection, process) of a new worker."""
     # spawn: the parent may hold threads (BLAS, a process group) that a fork would break
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            pending = set()
-            for job in jobs:
-                pending.add(pool.submit(function, job))
-                if len(pending) > 4 * workers:  # no more at once: each holds its job
-                    done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in concurrent.futures.as_completed(pending))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    mine, its = context.Pipe()
+    process = context.Process(target=_work, args=(function, its), daemon=True)
+    with interrupt.shielded():
+        process.start()
+    its.close()
+    return mine, process
+
+
+def _work(function, connection):
+    """Do jobs until there are none; a SIGTERM ends it by an exception, so that nothing half done stays behind."""
+    signal.signal(signal.SIGTERM, interrupt.leave)
+    interrupt.unshield()
+    try:
+        while True:
+            job = connection.recv()
+            try:
+                answer = True, function(job)
+            except Exception as error:  # any: it is raised again in the process that asked
+                answer = False, ExceptionWithTraceback(error, error.__traceback__)
+            connection.send(answer)
+    except (EOFError, OSError):  # no more jobs, or nobody who asks
+        pass
+
+
+def _stop(processes):
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _PATIENCE_S
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+        process.kill()
+        process.join()

@@ -1,10 +1,16 @@
 """What was found: one `data` line in the log, which shows a wrong folder or column before anything is trained."""
 
+import contextlib
 import re
 
 import numpy as np
 
 from . import sources
+from .cases import NOT_ORIENTED, unoriented
+
+_FEW_NUMBERS = 8
+_FAR = 3.0  # quartile ranges beyond the quartiles
+_RARE = 0.2  # a larger share of the cases is no exception
 
 
 def describe(config, wanted, listed, log):
@@ -19,6 +25,24 @@ def describe(config, wanted, listed, log):
     if sources.of(config.data).geometry:
         warn_without_geometry(listed, log)
     _warn_of_unused_folds(config, wanted, listed, log)
+    if wanted.kind == "number":
+        _warn_of_codes([case for case in listed if case.target is not None], log)
+
+
+def _warn_of_codes(cases, log):
+    """Warn of numbers that stand for a missing one, as -9 and 999 do: apart from the others, by sign or by size."""
+    targets = np.array([case.target for case in cases])
+    if len(targets) < _FEW_NUMBERS:
+        return
+    low, high = np.percentile(targets, (25, 75))
+    far = (high > low) & (np.maximum(low - targets, targets - high) > _FAR * (high - low))
+    if (targets < 0).sum() <= _RARE * len(targets):
+        far |= targets < 0
+    if 0 < far.sum() <= _RARE * len(targets):
+        values = sorted(set(targets[far].tolist()))[:5]
+        example = cases[int(np.argmax(far))].id
+        said = "targets lie far from all others: if they are codes for a missing value, leave these cases out"
+        log.warn(said, cases=int(far.sum()), values=values, example=example)
 
 
 def _warn_of_unused_folds(config, wanted, cases, log):
@@ -32,6 +56,16 @@ def _warn_of_unused_folds(config, wanted, cases, log):
         said = "the table's folds are not used, new ones are made (cv.kind=kfold)"
         advice = "cv.kind=fold_column tests on each of them, data.fold_column=none leaves them out"
         log.warn(f"{said}: {advice}", column=data.fold_column, folds=len(folds))
+
+
+def warn_not_oriented(cases, log):
+    """Warn of NIfTI files that do not say how their axes lie; it reads their headers."""
+    found = []
+    for case in cases:
+        with contextlib.suppress(ValueError, OSError):  # of a file that cannot be read, which is said when it is
+            found += unoriented(case.images)
+    if found:
+        log.warn(NOT_ORIENTED, files=len(found), example=found[0])
 
 
 def warn_without_geometry(cases, log):

@@ -4,6 +4,8 @@ Slot s of a run is sample s % batch_size of step s // batch_size, whatever the r
 about it is addressed by (seed, fold, s).
 """
 
+import collections
+import contextlib
 import functools
 import os
 import shutil
@@ -18,6 +20,7 @@ from ..config import Config, UserError
 from ..runtime import interrupt, seeds
 from ..space import patches
 from ..transforms import build, mixing
+from . import sources
 from .cases import Wanted
 
 _OPEN_CASES = 32  # that a process keeps mapped, since mapping again takes time; each is one or two open files
@@ -112,6 +115,10 @@ class Samples(Dataset):
                 sample["partner"] = self._read(slot - place + plan["partner"])
         return sample
 
+    def ids(self, slots):
+        """The ids of the cases of some slots."""
+        return [self.cases[self.order[slot]].id for slot in slots]
+
     def _read(self, slot):
         case, data = self.cases[self.order[slot]], self.config.data
         if case.is_patch:
@@ -144,7 +151,8 @@ class Samples(Dataset):
 
 def augmentation(config, build=build):
     """The augmentation of a config, by a function `build` like that of `transforms`. UserError for wrong parameters."""
-    parameters, spacing_mm = dict(config.augment.parameters or {}), config.data.spacing_mm
+    parameters = dict(config.augment.parameters or {})
+    spacing_mm = config.data.spacing_mm if sources.of(config.data).geometry else None
     resample = parameters.get("resample", {})
     if spacing_mm is not None and isinstance(resample, dict):  # angles are those of space
         parameters["resample"] = {"spacing_mm": spacing_mm, **resample}
@@ -262,14 +270,52 @@ def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=F
     return _read_ahead(*_reading(config, task, cases, fold), slots, workers, pin_memory)
 
 
+class WorkerKilled(RuntimeError):
+    exit_code = 1
+
+    def __init__(self, ids=()):
+        while_read = f" while it read one of {', '.join(ids)}" if ids else ""
+        advice = "lower train.workers, or give the machine more memory; the same command continues"
+        super().__init__(f"a process that reads batches was killed{while_read}, as where memory is short: {advice}")
+
+
+@contextlib.contextmanager
+def explained():
+    """One line for a worker that was killed: torch raises it wherever this process is at that moment."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise WorkerKilled from error
+
+
 def _read_ahead(data_set, collate, batches, workers, pin_memory):
     """Yield the `batches` of indices of a data set, collated, in order."""
+    ahead = collections.deque()  # the batches that were asked for and have not come
+
+    def asked():
+        for batch in batches:
+            ahead.append(batch)
+            yield batch
+
     options = dict(num_workers=workers, pin_memory=pin_memory, worker_init_fn=interrupt.ignore_in_worker)
-    loader = iter(DataLoader(data_set, batch_sampler=batches, collate_fn=collate, **options))
+    loader = iter(DataLoader(data_set, batch_sampler=asked(), collate_fn=collate, **options))
+    come = 0
     try:
-        yield from loader
+        for batch in loader:
+            ahead.popleft()
+            come += 1
+            yield batch
     except UserError as error:  # without the traceback that torch puts around it in a worker
         raise UserError(str(error).rstrip().rpartition(f"{UserError.__name__}: ")[2]) from None
+    except (RuntimeError, OSError, EOFError) as error:
+        dead = [number for number, worker in enumerate(getattr(loader, "_workers", ())) if not worker.is_alive()]
+        if not dead:
+            raise
+        # batches go to the workers in turn
+        lost = [batch for number in dead for batch in list(ahead)[(number - come) % workers :: workers]]
+        raise WorkerKilled(sorted({id for batch in lost for id in data_set.ids(batch)})) from error
     finally:  # torch's frames of an error hold the iterator until the process ends, which would wait for its workers
         if hasattr(loader, "_shutdown_workers"):
             loader._shutdown_workers()
@@ -292,6 +338,9 @@ class WholeCases(Dataset):
         image, _, _ = _open(case, False)
         start = patches.draw_start(case.shape, self.patch, None, "center")
         return patches.read(image, start, self.patch, case.background, torch.float32)
+
+    def ids(self, indices):
+        return [self.cases[index].id for index in indices]
 
 
 def whole_cases(config, cases, batches, pin_memory=False):

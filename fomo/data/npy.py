@@ -16,6 +16,7 @@ _NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, OverflowE
 _NO_ARRAY = (OSError, EOFError, pickle.UnpicklingError, AttributeError, LookupError, ImportError, AssertionError)
 
 
+@np.errstate(all="ignore")  # what it would warn of is infinite, and refused
 def read_npy(path, index=None):
     """float32 (X, Y, Z): the volume of a .npy file, or the one at `index` of several; else ValueError with the path."""
     stack = _load_array(path, 3 if index is None else 4)

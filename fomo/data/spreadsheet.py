@@ -1,5 +1,6 @@
 """CSVs that users write: rows of text, each with its line. Every mistake is a UserError with file, line and column."""
 
+import contextlib
 import csv
 import difflib
 import itertools
@@ -7,9 +8,39 @@ import math
 import re
 from typing import NamedTuple
 
-from ..config import UserError, as_user_error
+from ..config import UserError
+from ..runtime.files import NUMBER, plain_text
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_SAVE = "save it as 'CSV UTF-8'"
+
+
+@contextlib.contextmanager
+def opened(path, said):
+    """A text file of the user's, to read; UserError, beginning with `said`, where it is not there or no UTF-8."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1 or another 8-bit code"
+        raise UserError(f"{said}: it is no UTF-8 ({error.reason} at byte {error.start}; {kind}?): {_SAVE}") from error
+    except OSError as error:
+        raise UserError(f"{said}: {error}") from error
+
+
+def lost_zeros(lacking, there):
+    """To end an error with: which of the texts `lacking` are in `there` but for zeros in front, or a .0; else ""."""
+    known = {without_zeros(text): text for text in there}
+    found = [(text, known[without_zeros(text)]) for text in lacking if without_zeros(text) in known]
+    if not found:
+        return ""
+    text, other = found[0]
+    advice = "a spreadsheet has changed numbers in one of the files: format its column as text"
+    return f"; there is {other!r} for {text!r}: {advice}"
+
+
+def without_zeros(text):
+    """A text without the zeros in front of its numbers, and without those that make 1 a 1.0."""
+    return re.sub(r"(?<![\d.])0+(?=\d)|\.0+$", "", text, flags=re.ASCII)
 
 
 class Row(NamedTuple):
@@ -28,16 +59,16 @@ def read_rows(path, required, key):
     cells must be blank.
     """
     rows = []
-    with as_user_error(f"{key}: cannot read {path}"), open(path, newline="", encoding="utf-8-sig") as file:
+    with opened(path, f"{key}: cannot read {path}") as file:
         first = next(file, "")
         _check_separator(path, first)
         reader = csv.reader(itertools.chain([first], file), strict=True)
         try:
-            header = [name.strip() for name in next(reader, ())]
+            header = [plain_text(name.strip()) for name in next(reader, ())]
             columns = header[: max((place for place, name in enumerate(header, start=1) if name), default=0)]
             check_columns(path, columns, required)
             for cells in reader:
-                cells = [cell.strip() for cell in cells]
+                cells = [plain_text(cell.strip()) for cell in cells]
                 if any(cells):
                     _check_cells(f"{path}: line {reader.line_num}", cells, header, cells[len(columns) :])
                     rows.append(Row(reader.line_num, dict(zip(columns, cells))))
@@ -50,6 +81,8 @@ def read_rows(path, required, key):
 
 def _check_separator(path, header):
     """Refuse a header that is separated otherwise. With quotes the reader would only call it a broken CSV."""
+    if "\0" in header:
+        raise UserError(f"{path}: line 1: got zeros between the letters, which is UTF-16: {_SAVE}")
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
         if mark in header and "," not in header:
             wanted = "wanted commas: save it as comma-separated CSV"

@@ -32,6 +32,9 @@ def pair(masks, table, request):
         got, other = (", ".join(map(str, sorted(labels)[:5])) for labels in (wanted, predicted))
         said = f"got masks of the labels {got}, and those of {request.predictions} have {other}"
         raise UserError(f"{request.references}: {said}: wanted the same classes")
+    if predicted ^ wanted:
+        sides = {"predictions": sorted(predicted - wanted), "references": sorted(wanted - predicted)}
+        request.log.warn("classes of the masks that only one side has: do both number them alike?", **sides)
     nothing = np.zeros((8, 8, 8), bool)
     absent = metrics.segmentation_metrics(nothing, nothing, (1.0, 1.0, 1.0), request.tolerance_mm)
     for k in sorted(predicted | wanted) or [1]:

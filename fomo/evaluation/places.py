@@ -60,7 +60,8 @@ class Request(NamedTuple):
         for ids, text in ((missing, "of {} are missing"), (extra, "are not in {}")):
             if ids:
                 said = f"{len(ids)} cases {text.format(self.references)}: {', '.join(sorted(ids)[:5])}"
-                raise UserError(f"{self.predictions}: {said}")
+                hint = spreadsheet.lost_zeros(sorted(ids), wanted if ids is extra else found)
+                raise UserError(f"{self.predictions}: {said}{hint}")
 
     def begin_rows(self, ids, of_predictions, of_references, *others):
         """[{id, subject}] of `ids`, with the subjects of the first {id: subject} that knows all.

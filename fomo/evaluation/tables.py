@@ -161,5 +161,6 @@ def _by_id(references, table):
     unknown = [id for volume, id in ids.items() if volume not in references.cells]
     if unknown:
         more = f"(and for {len(unknown) - 1} more)"
-        raise UserError(f"{references.place}: no line for {unknown[0]} of {table.place} {more}")
+        hint = spreadsheet.lost_zeros(unknown, references.cells)
+        raise UserError(f"{references.place}: no line for {unknown[0]} of {table.place} {more}{hint}")
     return {id: references.cells[volume] for volume, id in ids.items()}

@@ -125,6 +125,11 @@ class Network:
         return tuple(size if size < 4 * unit else size // (2 * unit) * unit for size in patch)
 
     @property
+    def flat_axes(self):
+        """Axes of the input along which it sees one voxel."""
+        return (2,) if self.sees == "slice" else ()
+
+    @property
     def narrows(self):
         """How it comes from the input to the bottleneck, in words."""
         times = _HALVED.get(self.stride)

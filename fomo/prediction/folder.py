@@ -19,9 +19,9 @@ import numpy as np
 from .. import tasks
 from ..config import UserError, as_user_error
 from ..data import cache
-from ..run_folder import TABLES
+from ..run_folder import TABLES, check_id
 from ..runtime import files
-from ..space import volume
+from ..space import nifti
 
 _TOP = 5  # findings of a scan that stand in predictions.json, whatever their probability
 _REST = 20  # times the duration of a writing of the tables pass until the next, so that many cases are not slow
@@ -65,7 +65,7 @@ class PredictionFolder:
         there = [item for item in items if item.id in self.rows]
         self._check_files(there)
         for name in volumes:
-            os.makedirs(os.path.dirname(self.volume(name, "")), exist_ok=True)
+            os.makedirs(self._place(name), exist_ok=True)
         ids = {item.id for item in there if all(os.path.exists(self.volume(name, item.id)) for name in volumes)}
         return [item for item in items if item.id not in ids]
 
@@ -79,17 +79,24 @@ class PredictionFolder:
 
     def _keep(self, same, overwrite):
         """Read the rows that stay; the others go, with their volumes. same: whether the checkpoints are the same."""
-        there = {row["id"]: row for row in files.read_csv(self._path(self._table))}
+        remedy, table = "restore it, or delete it and run again", self._path(self._table)
+        there = {row["id"]: row for row in files.read_csv(table, "id", remedy=remedy)}
+        for id in there if not self._by_slices else ():  # which has no files by the name of its scans
+            check_id(table, id)
         if same:
             self.rows = {id: row for id, row in there.items() if not (overwrite and id in self._keys)}
         elif not overwrite:
             got = "holds predictions of other checkpoints or options"
             raise UserError(f"{self.path} {got}: choose another --output, or --overwrite")
         if self._by_slices and self.rows:
-            for row in files.read_csv(self._path(TABLES["rows"])):
+            for row in files.read_csv(self._path(TABLES["rows"]), "id", "scan", remedy=remedy):
                 self._slices.setdefault(row["scan"], []).append(row)
-        gone = there.keys() - self.rows.keys()
-        names = {name for task in tasks.TASKS.values() for name in (*task.volumes, *task.optional_volumes)}
+        self._forget(there.keys() - self.rows.keys())
+
+    def _forget(self, gone):
+        """Remove the volumes of the ids that are `gone`, and their rows."""
+        kinds = () if self._by_slices else tasks.TASKS.values()  # a scan that is cut into slices has no volumes
+        names = {name for task in kinds for name in (*task.volumes, *task.optional_volumes)}
         for path in (self.volume(name, id) for id in gone for name in names):
             if os.path.exists(path):  # it would be taken for an answer of the new checkpoints
                 os.remove(path)
@@ -105,7 +112,11 @@ class PredictionFolder:
 
     def volume(self, name, id):
         """The path of a volume of a case, by the name that its task gives it."""
-        return os.path.join(self._path({"mask": "masks"}.get(name, name)), f"{id}.nii.gz")
+        check_id(self.path, id)
+        return os.path.join(self._place(name), f"{id}.nii.gz")
+
+    def _place(self, name):
+        return self._path({"mask": "masks"}.get(name, name))
 
     def add(self, id, row, slices=()):
         """Take in the row of a case or scan, and those of its slices; `save` brings the last ones to the disk."""
@@ -173,4 +184,4 @@ def write_volume(path, array, case, geometry):
     first = case.images[0].path
     like = first if first.lower().endswith((".nii", ".nii.gz")) else None
     with as_user_error(f"cannot write {path}", OSError):
-        volume.write_nifti(path, array, np.array(geometry.native_affine), like)
+        nifti.write_nifti(path, array, np.array(geometry.native_affine), like)

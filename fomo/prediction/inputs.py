@@ -19,8 +19,6 @@ def case_from_channels(channels, given, id=None, subject=None):
     id: names the output files; None: as the first channel's file.
     subject: None: the id.
     """
-    if id is not None and not names_a_file(id):
-        raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
     wanted = ", ".join(text.replace("|", " or ") for text in channels)
     unknown = sorted(set(given) - _names(channels))
     if unknown:
@@ -34,6 +32,8 @@ def case_from_channels(channels, given, id=None, subject=None):
         paths.append(os.path.normpath(given[there[0]]))
     if id is None:
         id = os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
+    if not names_a_file(id):
+        raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
     return Case(id, subject or id, tuple(map(Volume, paths)), None, None, None)
 
 

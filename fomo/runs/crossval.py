@@ -21,7 +21,7 @@ from ..training.fold import build_network, inspect, load_fold, start_from, train
 from ..training.step import make_plan
 from . import maps, pooled
 from .final import make_final
-from .splits import has_one_split, make_splits, read_or_make_splits, warn_of_changed_images
+from .splits import has_one_split, make_splits, read_or_make_splits, warn_of_changed_code, warn_of_changed_images
 
 _SAVING_S = 25  # torchrun kills 30 s after it was told to stop
 _ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
@@ -34,8 +34,10 @@ def run(config, dry_run=False, one_split=False):
     dry_run: list cases and folds, train nothing.
     """
     _check(config, one_split)
-    dist.init(config.train.timeout_s)
     folder = RunFolder(os.path.join(config.output, config.name))
+    if dist.is_main() and not dry_run:
+        folder.check_free()  # before this process waits for others: they may be those of the run that goes on
+    dist.init(config.train.timeout_s)
     log, alone = Log(active=dist.is_main()), False
     try:
         config, decided = dist.on_main(lambda: kinds.settle(config))  # before the folder takes it for its own
@@ -45,12 +47,14 @@ def run(config, dry_run=False, one_split=False):
             log = Log(folder.log_path, active=dist.is_main())
         if decided:
             log("data", **decided)
-        _run(config, folder, log, dry_run, one_split)
+        with loader.explained():
+            _run(config, folder, log, dry_run, one_split)
     except interrupt.Interrupted as error:
         log.warn(f"{error}: everything is saved, the same command continues")
-        # torchrun ends all ranks at the first exit: not while another is still saving
-        deadline = time.monotonic() + _SAVING_S
-        dist.wait_for_all("stopped", stop=lambda: time.monotonic() > deadline)
+        if not getattr(error, "collective", False):  # else all know of it, and none saves
+            # torchrun ends all ranks at the first exit: not while another is still saving
+            deadline = time.monotonic() + _SAVING_S
+            dist.wait_for_all("stopped", stop=lambda: time.monotonic() > deadline)
         raise
     except Exception as error:  # whatever ends the run stands in its log, once
         alone = dist.world_size() > 1 and not getattr(error, "collective", False)
@@ -88,25 +92,27 @@ def _check(config, one_split):
 
 
 def _run(config, folder, log, dry_run, one_split):
-    _announce(config, folder, log)
+    code = _announce(config, folder, log)
     task, wanted = tasks.build(config), tasks.wanted(config)
-    listed = dist.on_main(lambda: sources.list_cases(config.data, wanted, log=log))
-    listing.describe(config, wanted, listed, log)
-    trains = config.train.mode != "evaluate"
-    if dry_run or trains:  # what is tested knows its classes
-        inspect(task, listed)
-    if config.weights.path is not None and trains:  # before all the scans are prepared
-        counts = dist.on_main(lambda: start_from(config.weights, task, build_network(config, task, 0)).counts())
-        if dry_run:
-            log("weights", **counts, path=config.weights.path)
-    if dry_run:
-        return _dry_run(config, task, listed, log)
-    splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, folder))
-    numbers = _numbers(config, splits, len(listed), one_split, log)
-    cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
-    by_id = {case.id: case for case in cases}
-    dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
     with interrupt.graceful():
+        listed = dist.on_main(lambda: sources.list_cases(config.data, wanted, log=log))
+        listing.describe(config, wanted, listed, log)
+        trains = config.train.mode != "evaluate"
+        if dry_run or trains:  # what is tested knows its classes
+            inspect(task, listed)
+        if config.weights.path is not None and trains:  # before all the scans are prepared
+            counts = dist.on_main(lambda: start_from(config.weights, task, build_network(config, task, 0)).counts())
+            if dry_run:
+                log("weights", **counts, path=config.weights.path)
+        if dry_run:
+            return _dry_run(config, task, listed, log)
+        splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, folder))
+        numbers = _numbers(config, splits, len(listed), one_split, log)
+        dist.on_main(lambda: warn_of_changed_code(folder, code, log))
+        cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
+        _warn_of_windows(config, cases, log)
+        by_id = {case.id: case for case in cases}
+        dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
         failures = run_folds(config, numbers, splits, by_id, folder, log)
     if dist.on_main(folder.finished):
         dist.on_main(lambda: pooled.aggregate(config, folder, log))
@@ -119,7 +125,7 @@ def _run(config, folder, log, dry_run, one_split):
 
 
 def _announce(config, folder, log):
-    """The `run` line, and what is doubtful about the machine or in vain in the config."""
+    """The `run` line, and what is doubtful about the machine or in vain in the config; returns the code's version."""
     code, device = code_version(), dist.device()
     check_ranks_agree(config, code)
     what = {"name": config.name, "task": config.task.type, "folder": folder.path}
@@ -131,6 +137,15 @@ def _announce(config, folder, log):
     unread = kinds.unread(config)
     if unread:
         log.warn("keys that this run does not read: --help says what they are for", keys=unread)
+    return code
+
+
+def _warn_of_windows(config, cases, log):
+    """Warn of keys that say how windows are put together where there is one."""
+    if all(loader.in_one_window(case, config.data.patch) for case in cases):
+        before = kinds.unread(config)
+        if more := [name for name in kinds.unread(config, windows="one") if name not in before]:
+            log.warn("keys that this run does not read: one window holds every case", keys=more)
 
 
 def code_version():
@@ -197,7 +212,8 @@ def run_folds(config, numbers, splits, by_id, folder, log):
         log = log.bind(fold=fold.number)
         progress.folds_after = math.ceil((len(open_folds) - 1 - open_folds.index(fold.number)) / lanes)
         try:
-            run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
+            with loader.explained():
+                run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
             if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise
@@ -253,7 +269,7 @@ def run_fold(config, split, by_id, fold, log, progress):
     start = time.perf_counter()
     parts = {part: [by_id[case_id] for case_id in ids] for part, ids in split.items()}
     log("fold", finished=False, **{part: len(cases) for part, cases in parts.items()})
-    dist.on_main(fold.make)
+    dist.on_main(lambda: fold.start(split))
     if config.train.mode == "evaluate":
         task, network, best = load_fold(config, parts, fold, log)
     else:

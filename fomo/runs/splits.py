@@ -91,6 +91,7 @@ def read_or_make_splits(config, task, cases, folder):
     now = {case.id: _facts(config, case) for case in cases}
     if not folder.has_splits:
         splits = make_splits(config, task, cases)
+        _check_begun(folder, splits)
         folder.record(cases=now, folds=splits)
         return splits
     saved = folder.recorded()
@@ -104,7 +105,18 @@ def read_or_make_splits(config, task, cases, folder):
         raise UserError(f"{folder.splits_path} was made for other cases ({differ}): {remedy}")
     with as_user_error(folder.splits_path, ValueError):
         check_splits(config, saved["folds"], cases)
+    _check_begun(folder, saved["folds"])
     return saved["folds"]
+
+
+def _check_begun(folder, splits):
+    """Refuse splits that are not those with which the folds have begun that are in a RunFolder."""
+    for fold in (fold for fold in folder.folds() if 0 < fold.number <= len(splits)):
+        begun, split = fold.split(), splits[fold.number - 1]
+        changed = [] if begun is None else [part for part in split if begun.get(part) != split[part]]
+        if changed:
+            got = f"{folder.splits_path}: fold {fold.number} has begun with other cases in {' and '.join(changed)}"
+            raise UserError(f"{got}: restore the file to continue, or delete {fold.path} to train it anew")
 
 
 def _facts(config, case):
@@ -118,6 +130,16 @@ def _facts(config, case):
     if config.cv.kind == "fold_column" or _names_folds(config):
         facts["fold"] = case.fold
     return facts
+
+
+def warn_of_changed_code(folder, code, log):
+    """Warn where a run that has begun goes on with another version of the code."""
+    saved = folder.recorded()
+    if "code" not in saved:
+        folder.record(**saved, code=code)
+    elif saved["code"] != code and folder.folds():
+        said = "the code has changed since this run began: its folds are of different versions"
+        log.warn(said, then=saved["code"], now=code)
 
 
 def warn_of_changed_images(folder, cases, log):

@@ -2,12 +2,17 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import uuid
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how cells begin that a spreadsheet may run, behind quotes of ours or not
 
 
 class Damaged(ValueError):
@@ -15,34 +20,64 @@ class Damaged(ValueError):
 
     exit_code = 2
 
-    def __init__(self, path, why):
+    def __init__(self, path, why, remedy="restore it"):
         why = getattr(why, "strerror", None) or why
-        super().__init__(f"cannot read {path} ({why}), wanted it as it was written: restore it")
+        super().__init__(f"cannot read {path} ({why}), wanted it as it was written: {remedy}")
 
 
 def write_csv(path, rows):
-    """Write rows (dicts) below all their keys, in order of appearance; missing values stay empty."""
+    """Write rows (dicts) below all their keys, in order of appearance; missing values stay empty.
+
+    A text that a spreadsheet would run as a formula gets a single quote in front, see `plain_text`.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with replacing(path) as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(_cell, columns))
+        writer.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
 
 
-def read_csv(path):
-    """The rows, as dicts of text."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _cell(value):
+    """A value as it is written: numbers, also as text, are no formulas."""
+    runs = isinstance(value, str) and _FORMULA.match(value) and not NUMBER.fullmatch(value.replace("inf", "0"))
+    return f"'{value}" if runs else value
 
 
-def read_numbers(path):
+def plain_text(cell):
+    """A cell without the quote that `write_csv` has put in front of it."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
+def read_csv(path, *columns, remedy="restore it"):
+    """The rows, as dicts of text. Raises Damaged for a file that was cut or lacks one of `columns`."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            content = file.read()
+        lines = [list(map(plain_text, cells)) for cells in csv.reader(io.StringIO(content), strict=True)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise Damaged(path, error, remedy) from error
+    if not lines:
+        raise Damaged(path, "it is empty", remedy)
+    header, *rows = lines
+    lacking = [name for name in columns if name not in header]
+    if lacking or not content.endswith("\n"):
+        raise Damaged(path, f"it has no column {lacking[0]}" if lacking else "it is cut at its end", remedy)
+    for line, cells in enumerate(rows, start=2):
+        if len(cells) != len(header):
+            raise Damaged(path, f"line {line} has {len(cells)} cells and the header {len(header)}", remedy)
+    return [dict(zip(header, cells)) for cells in rows]
+
+
+def read_numbers(path, remedy="restore it"):
     """The rows of a CSV that was written here, with numbers (an empty field: NaN). Raises Damaged for other files."""
     try:
-        rows = [{name: _value(name, text) for name, text in row.items()} for row in read_csv(path)]
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise Damaged(path, error) from error
+        rows = [{name: _value(name, text) for name, text in row.items()} for row in read_csv(path, remedy=remedy)]
+    except Damaged:
+        raise
+    except ValueError as error:
+        raise Damaged(path, error, remedy) from error
     if not rows:
-        raise Damaged(path, "it has no lines below a header")
+        raise Damaged(path, "it has no lines below a header", remedy)
     return rows
 
 
@@ -82,25 +117,26 @@ def write_text(path, text):
 
 
 @contextlib.contextmanager
-def replacing(path, durable=False, previous=None):
+def replacing(path, large=False, previous=None):
     """A file to write text to, which takes the place of `path` at the end; another process may write the same file.
 
-    durable: bytes, for a large file that only this process writes. It is on the disk before it takes the place, and the
-        temporary name is always the same, so that the next write replaces what a kill leaves behind.
+    It is on the disk before it takes the place: after a crash there is the old file or the new one.
+
+    large: bytes, for a file that only this process writes. The temporary name is always the same, so that the next
+        write replaces what a kill leaves behind.
     previous: where the file that was at `path` is kept; a crash may then leave only that one.
     """
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{'tmp' if durable else uuid.uuid4().hex[:8]}")
+    temporary = os.path.join(folder, f".{name}.{'tmp' if large else uuid.uuid4().hex[:8]}")
     try:
-        with open(temporary, "wb") if durable else open(temporary, "x", newline="", encoding="utf-8") as file:
+        with open(temporary, "wb") if large else open(temporary, "x", newline="", encoding="utf-8") as file:
             yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         if previous is not None and os.path.exists(path):
             os.replace(path, previous)
         os.replace(temporary, path)
-        if durable and os.name == "posix":  # the new name must be on the disk, too
+        if os.name == "posix":  # the new name must be on the disk, too
             descriptor = os.open(folder or ".", os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -116,7 +152,7 @@ def new_folder(path, mode=0o755):
     """A folder to fill, which gets the name `path` at the end; FileExistsError where that has content by then."""
     parent, name = os.path.split(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=f".{name}-", dir=parent)
+    temporary = tempfile.mkdtemp(prefix=f".{name}-{os.getpid()}-", dir=parent)
     try:
         os.chmod(temporary, mode)
         yield temporary
@@ -128,6 +164,13 @@ def new_folder(path, mode=0o755):
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left_by(pid, parent):
+    """Remove the folders in `parent` that a killed process was filling, see `new_folder`."""
+    for entry in os.scandir(parent):
+        if re.fullmatch(rf"\..+-{pid}-\w{{8}}", entry.name):
+            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _plain(value):

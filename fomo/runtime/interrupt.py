@@ -32,6 +32,37 @@ def requested():
     return bool(_received)
 
 
+def stop_if_requested():
+    """Raise Interrupted where a stop was asked for."""
+    if requested():
+        raise Interrupted("stopped by a signal")
+
+
+@contextlib.contextmanager
+def shielded():
+    """While this lasts, signals wait; processes that are started meanwhile get none of them until they `unshield`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unshield():
+    """Let SIGTERM come through again, in a process that was started shielded; the others are its parent's."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def leave(number, frame):
+    """A handler: end this process by an exception, so that what is open is tidied up."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(Interrupted.exit_code)
+
+
 def ignore_in_worker(worker_id):
     """Leave a signal to the training process; for the processes of a loader, which get it too."""
     for number in _SIGNALS:

@@ -1,4 +1,4 @@
-"""Volumes: NIfTI in and out, orientation, resampling, normalisation, and the way back to the native grid.
+"""Volumes: orientation, resampling, normalisation, and the way back to the native grid.
 
 Arrays are (X, Y, Z), or (C, X, Y, Z) where said. Affines are (4, 4), from voxel indices to world mm, RAS+ as in
 nibabel. `preprocess` is the one path from a scan to what a network sees; `to_native` is the way back.
@@ -6,9 +6,6 @@ nibabel. `preprocess` is the one path from a scan to what a network sees; `to_na
 
 import functools
 import math
-import os
-import struct
-import zlib
 from dataclasses import asdict, dataclass
 
 import nibabel
@@ -16,87 +13,32 @@ import numpy as np
 import scipy.ndimage
 from nibabel import orientations
 
-_INFLATION = 1032  # gzip makes nothing smaller than by this
-_EXTENSION_BYTES = 2**26
 _LARGEST_AXIS, _LARGEST = 8192, 2**26  # voxels that a volume may be resampled to, however small it is
-_DAMAGED = nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError
-_UNREADABLE = (OSError, EOFError, OverflowError, MemoryError, zlib.error, *_DAMAGED)
-
-
-def read_nifti(path):
-    """(array float32 (X, Y, Z), affine float64 (4, 4)) of a 3D NIfTI file, scaled by its own slope and intercept.
-
-    A fourth axis of length 1 is dropped. ValueError for a file that is missing, damaged, not 3D or not of real numbers,
-    for NaN and infinity, and for an affine that cannot be inverted.
-    """
-    try:
-        _check_extensions(path)
-        image = nibabel.load(path)
-        shape, dtype = image.shape, image.get_data_dtype()
-        if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-            raise ValueError(f"{path}: got shape {_by(shape)}, wanted one 3D volume (x, y, z)")
-        if dtype.kind not in "iufb":
-            raise ValueError(f"{path}: got voxels of type {dtype}, wanted real numbers")
-        size, inflation = os.path.getsize(path), _INFLATION if str(path).lower().endswith(".gz") else 1
-        if math.prod(shape) * dtype.itemsize > size * inflation:  # before it is allocated
-            lacking = f"which cannot hold the header's {_by(shape)} voxels of type {dtype}"
-            raise ValueError(f"{path}: got {size} bytes, {lacking}")
-        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape[:3])
-        affine = np.array(image.affine, dtype=np.float64)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot read it as NIfTI: {' '.join(str(error).split())}") from error
-    if bad := array.size - np.count_nonzero(np.isfinite(array)):
-        raise ValueError(f"{path}: got {bad} voxels that are NaN or infinite, wanted numbers")
-    check_affine(affine, path)
-    return array, affine
-
-
-def _check_extensions(path):
-    """Raise ValueError for a header's extensions that are too large: nibabel reads them whole."""
-    with nibabel.openers.ImageOpener(path) as file:
-        start = file.read(nibabel.Nifti2Header.sizeof_hdr + 4)
-        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-            if len(start) < kind.sizeof_hdr + 4 or not kind.may_contain_header(start):
-                continue
-            header, place = kind(start[: kind.sizeof_hdr], check=False), kind.sizeof_hdr + 4
-            end = header["vox_offset"] or math.inf  # 0: nibabel reads on to the end of the file
-            while start[kind.sizeof_hdr] and place + 16 <= end:
-                file.seek(place)
-                length = struct.unpack(header.endianness + "i", file.read(4).ljust(4, b"\0"))[0]
-                if not 8 <= length <= _EXTENSION_BYTES:
-                    raise ValueError(f"{path}: got a header extension of {length} bytes, which is damaged")
-                place += length
-            return
-
-
-def write_nifti(path, array, affine, like=None):
-    """Write `array` (X, Y, Z) in its own dtype, with slope 1, under a temporary name that is then renamed to `path`.
-
-    like: path of a NIfTI file whose header (units, qform and sform codes, description) is kept. Raises OSError when the
-    disk refuses, and then leaves nothing behind.
-    """
-    folder, name = os.path.split(os.path.abspath(path))
-    if not name.endswith((".nii", ".nii.gz")):
-        raise ValueError(f"path: got {path}, wanted a name that ends in .nii or .nii.gz")
-    header = nibabel.load(like).header if like else None
-    image = nibabel.Nifti1Image(array, affine, header)
-    image.set_data_dtype(array.dtype)
-    image.header["cal_min"] = image.header["cal_max"] = 0  # display range of the other file
-    temporary = os.path.join(folder, f".{os.getpid()}.{name}")
-    try:
-        nibabel.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+_SMALLEST_AXIS = 4  # voxels that its longest axis must keep
+VOXEL_MM = 0.01, 100.0  # edges of a voxel of a body, from its smallest animal's to a thick slice
+_SHEAR_DEGREES = 1.0
 
 
 def check_affine(affine, where):
-    """Raise ValueError unless `affine` is a finite, invertible (4, 4) matrix."""
-    sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
+    """Raise ValueError unless `affine` is a finite, invertible (4, 4) matrix of a box of plausible voxels.
+
+    Its edges must have VOXEL_MM, and meet at right angles: a sheared volume (an uncorrected gantry tilt, an affine
+    registration in a header) has no voxel size, by which distances are measured and grids resampled.
+    """
+    with np.errstate(all="ignore"):
+        sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0
     # NaN: an axis that is too short beside the others
     if not sound or np.isnan(orientations.io_orientation(affine)).any():
         raise ValueError(f"{where}: got the affine {np.asarray(affine).tolist()}, wanted an invertible (4, 4) matrix")
+    sizes = spacing(affine)
+    if not VOXEL_MM[0] <= min(sizes) <= max(sizes) <= VOXEL_MM[1]:
+        got, limits = _by(f"{size:.4g}" for size in sizes), "{:g} to {:g} mm".format(*VOXEL_MM)
+        raise ValueError(f"{where}: got voxels of {got} mm, wanted {limits}: is the unit of its header right?")
+    axes = affine[:3, :3] / sizes
+    shear = math.degrees(math.asin(min(1, np.abs(axes.T @ axes - np.eye(3)).max())))
+    if shear > _SHEAR_DEGREES:
+        got = f"axes that are {shear:.3g} degrees off right angles (gantry tilt? a registration in the header?)"
+        raise ValueError(f"{where}: got {got}, wanted a box: resample it onto one")
 
 
 def spacing(affine):
@@ -286,12 +228,17 @@ def preprocess(arrays, affine, *, spacing_mm=None, crop=True, mask=None, names=N
 
 
 def _resampled(shape, before_mm, after_mm, name):
-    """The shape of a volume with other voxel sizes. ValueError for a huge one: a header may have a wrong voxel size."""
+    """The shape of a volume with other voxel sizes.
+
+    ValueError for a huge one, and for one of which nothing is left: a header may have a wrong voxel size.
+    """
     sizes = [n * old / new for n, old, new in zip(shape, before_mm, after_mm)]
-    if not (max(sizes) <= max(_LARGEST_AXIS, *shape) and math.prod(sizes) <= max(_LARGEST, 64 * math.prod(shape))):
+    explodes = max(sizes) > max(_LARGEST_AXIS, *shape) or math.prod(sizes) > max(_LARGEST, 64 * math.prod(shape))
+    if explodes or max(sizes) < _SMALLEST_AXIS <= max(shape):
         got = f"{_by(shape)} voxels of {_by(f'{size:.4g}' for size in before_mm)} mm"
-        huge = f"{_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm"
-        raise ValueError(f"{name}: spacing_mm: got {got}, which would be {huge}")
+        made = f"{_by(f'{n:.4g}' for n in sizes)} voxels of {_by(after_mm)} mm"
+        wanted = "wanted a voxel size (of the file, or spacing_mm) that fits"
+        raise ValueError(f"{name}: spacing_mm: got {got}, which would be {made}, {wanted}")
     return tuple(max(1, round(n)) for n in sizes)
 
 

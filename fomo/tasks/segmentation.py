@@ -12,7 +12,7 @@ import torch
 from .. import losses
 from ..data.cases import read_volume, rounded
 from ..metrics import COUNTS, dice, over_classes, segmentation_metrics_per_class, summarize
-from ..space import postprocess, volume
+from ..space import nifti, postprocess, volume
 from . import categories
 from .results import Answer, Results
 from .task import Columns, Task
@@ -121,7 +121,7 @@ class Segmentation(Task):
         if self._candidates:
             found = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
             return Answer.of(case, found, loss=loss)
-        volume.write_nifti(fold.mask(case.id, new=True), prediction, affine)
+        nifti.write_nifti(fold.mask(case.id, new=True), prediction, affine)
         return Answer.of(case, loss=loss, **self._in_native_space(reference, prediction, volume.spacing(affine)))
 
     def _on_grid(self, logits, reference):

@@ -27,6 +27,9 @@ _CHOICES = {
 _NAMES = ("losses", "keys", "options", "volumes", "optional_volumes", "scored", "training_state")
 
 
+_TESTING = ("cv.kind", "cv.folds", "cv.stratify")  # keys of all tasks whose runs have a test part
+
+
 class Columns(NamedTuple):
     """How many columns of a table a task learns (task.targets), and how an error says so."""
 
@@ -104,6 +107,11 @@ class Task:
     def __init__(self, config):
         self.config = config
         self.state = {}
+
+    @classmethod
+    def own_keys(cls):
+        """Every key of the config that it reads and that some other task does not."""
+        return cls.keys + (() if cls.pretrains else _TESTING)
 
     @classmethod
     def variant(cls, section):

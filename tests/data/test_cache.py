@@ -98,7 +98,7 @@ def test_processes_give_the_same_entries(data, monkeypatch):
     for case, content in zip(parallel, contents):
         np.testing.assert_array_equal(case.image(), content)
     assert log.lines[0] == ("data", {"cases": 3, "cached": 0, "unseen": 0, "cache": data.cache + "2"})
-    assert log.lines[-1][1]["prepared"] == 3 and log.lines[-1][1]["of"] == 3
+    assert log.lines[1][1]["prepared"] == 3 and log.lines[1][1]["of"] == 3
 
 
 def test_changed_settings_or_files_make_new_entries(data):
@@ -218,7 +218,7 @@ def test_another_process_made_the_entry_meanwhile(data, monkeypatch):
     case = sources.list_cases(data, SEGMENTATION)[0]
     settings = cache._settings(data, SEGMENTATION)
     os.makedirs(data.cache)
-    assert cache._prepare((case, os.path.join(data.cache, "entry"), settings)) == (case, None, None)
+    assert cache._prepare((case, os.path.join(data.cache, "entry"), settings)) == cache._Outcome(case.id)
     assert os.listdir(data.cache) == ["entry"]
 
 
@@ -331,7 +331,7 @@ def test_a_lesion_that_vanishes_is_a_warning(data):
     log = Log()
     cases = prepare(dataclasses.replace(data, spacing_mm=(5.0, 5.0, 5.0)), log=log)
     assert cases[0].class_voxels[1] == 0 and cases[0].foreground().shape == (0, 4)
-    (warning,) = [values for event, values in log.lines if event == "warn"]
+    (warning,) = [values for event, values in log.lines if event == "warn" and "case" in values]
     assert warning == {
         "message": "the mask's class 1 is smaller than a voxel of data.spacing_mm and vanished",
         "case": "a_ses_1",
@@ -376,3 +376,124 @@ def test_arrays_without_geometry(data, tmp_path):
     (case,) = prepare(dataclasses.replace(data, spacing_mm=(1.0, 1.0, 1.0)))
     assert case.shape == (9, 9, 9) and case.geometry.spacing_mm == (1, 1, 1)
     np.testing.assert_array_equal(case.mask(), stack[2])
+
+
+# ------------------------------------------------------------------------------ copies and damage
+
+
+def copied(data, names, subjects=("a", "b")):
+    """Give one subject the files of another, in other bytes: packed anew, as a float, with another description."""
+    for name in names:
+        image = nibabel.load(file_of(data, subjects[0], name))
+        copy = nibabel.Nifti1Image(np.asarray(image.dataobj).astype(np.float64), image.affine)
+        copy.header["descrip"] = b"a copy"
+        nibabel.save(copy, file_of(data, subjects[1], name))
+
+
+@pytest.mark.parametrize("names", [["flair", "swi"], ["swi"]])
+def test_one_scan_of_two_subjects_is_refused_whatever_its_bytes_are(data, names):
+    copied(data, names)
+    with pytest.raises(config.UserError) as caught:
+        prepare(data)
+    for words in ("case a_ses_1 of subject 'a' and case b_ses_1 of subject 'b'", "of the same voxels", "remove a copy"):
+        assert words in str(caught.value)
+    assert len([name for name in os.listdir(data.cache) if name[0] in "abc"]) == 3, "all are prepared"
+    with pytest.raises(config.UserError, match="of the same voxels"):
+        prepare(data)
+
+
+def test_of_a_pretraining_and_of_masks_it_is_a_warning(data):
+    copied(data, ["flair", "swi"])
+    log, task = Log(), wanted(type="mae")
+    cache.prepare(sources.list_cases(data, task), data, task, log, workers=0)
+    [message] = [v for event, v in log.lines if event == "warn"]
+    assert message["message"].startswith("images of different subjects") and message["example"] == [
+        "a_ses_1",
+        "b_ses_1",
+    ]
+
+
+def test_equal_masks_channels_and_sessions_are_warnings(data):
+    log = Log()
+    prepare(data, log=log)
+    said = [values["message"] for event, values in log.lines if event == "warn"]
+    assert said == ["masks of different subjects have the same voxels: copies of one mask?"]
+    write(file_of(data, "a", "swi"), np.asarray(nibabel.load(file_of(data, "a", "flair")).dataobj) * 2)
+    shutil.copytree(pathlib.Path(data.root) / "preprocessed/c/ses_1", pathlib.Path(data.root) / "preprocessed/c/ses_2")
+    shutil.copytree(pathlib.Path(data.root) / "labels/c/ses_1", pathlib.Path(data.root) / "labels/c/ses_2")
+    log = Log()
+    prepare(data, log=log)
+    said = {values["message"][:20]: values["example"] for event, values in log.lines if event == "warn"}
+    assert said["channels of a case h"] == ["a_ses_1"] and said["images of one subjec"] == ["c_ses_1", "c_ses_2"]
+
+
+@pytest.mark.parametrize("name", ["image.npy", "mask.npy"])
+def test_a_flipped_bit_in_an_entry_is_noticed_when_it_is_first_read(data, name):
+    cases = prepare(data)
+    path = pathlib.Path(cases[1].folder, name)
+    content = bytearray(path.read_bytes())
+    content[-77] ^= 16
+    path.write_bytes(content)
+    read = {"image.npy": "image", "mask.npy": "mask"}[name]
+    getattr(cases[0], read)()
+    for case in (cases[1], prepare(data)[1]):
+        with pytest.raises(config.UserError, match=f"case b_ses_1: .*{name} is not as it was written: delete that"):
+            getattr(case, read)()
+    shutil.rmtree(cases[1].folder)
+    getattr(prepare(data)[1], read)()
+    unseen = prepare(dataclasses.replace(data, rescan="never"))[0]
+    damaged = pathlib.Path(unseen.folder, name)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    getattr(unseen, read)()  # of many cases none is read whole
+
+
+def test_the_checksum_tells_values_shapes_and_types_apart():
+    array = np.random.default_rng(0).normal(size=(9, 31, 30)).astype(np.float32)
+    same = [array, array.copy(), np.asfortranarray(array), array[::-1][::-1]]
+    other = [array.reshape(9, 30, 31), array.astype(np.float64), array[:, ::-1], array[::-1], array.view(np.int32)]
+    for place in (0, 4000, -1):
+        flipped = array.copy()
+        flipped.reshape(-1).view(np.uint32)[place] ^= 1
+        other.append(flipped)
+    assert len({cache.checksum(one) for one in same}) == 1
+    assert len({cache.checksum(one) for one in [array, *other]}) == 1 + len(other)
+
+
+def test_a_killed_process_is_named_and_the_rest_is_prepared(data, monkeypatch):
+    real = cache.jobs.run
+
+    def run(function, todo, workers, report):
+        for job, done in zip(todo, real(function, todo, 0, report)):
+            yield cache.jobs.Killed(job, 123456, -9) if done.id == "b_ses_1" else done
+
+    monkeypatch.setattr(cache.jobs, "run", run)
+    wanted_words = "case b_ses_1: its process was killed by signal 9, as .*memory is short: lower data.prepare_workers"
+    with pytest.raises(config.UserError, match=wanted_words):
+        prepare(data)
+
+
+def test_memory_that_is_short_is_one_line(data, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("Unable to allocate 5.2 GiB")
+
+    monkeypatch.setattr(cache.volume, "preprocess", full)
+    with pytest.raises(config.UserError, match="flair.nii.gz: out of memory .*5.2 GiB.*: lower data.prepare_workers"):
+        prepare(data)
+
+
+def test_files_that_do_not_say_how_they_lie_are_counted(data):
+    for subject in "ab":
+        image = nibabel.load(file_of(data, subject, "flair"))
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        for name in ("flair", "swi", "seg"):
+            array = np.asarray(nibabel.load(file_of(data, subject, name)).dataobj)
+            bare = nibabel.Nifti1Image(array, None, image.header)
+            bare.header["sform_code"] = bare.header["qform_code"] = 0
+            nibabel.save(bare, file_of(data, subject, name))
+    log = Log()
+    prepare(data, log=log)
+    [said] = [
+        values for _, values in log.lines if values.get("message", "").startswith("files do not say how they lie")
+    ]
+    assert said["files"] == 2 and said["example"].endswith("flair.nii.gz")

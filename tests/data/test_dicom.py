@@ -6,6 +6,7 @@ import pytest
 
 from fomo.data import dicom
 from fomo.data.cases import Volume, read_volume
+from fomo.data.sources import volumes
 from fomo.space import volume
 
 pydicom = pytest.importorskip("pydicom")
@@ -170,6 +171,53 @@ def unscaled_ct(data, index):
 )
 def test_what_is_not_one_volume_is_named(tmp_path, words, change):
     refused(words, write(tmp_path / "a", values(), change=change))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("high", [11, 13, 15])
+def test_stored_bits_may_begin_anywhere(tmp_path, high, signed):
+    wanted = np.random.default_rng(0).integers(-2048, 2048, (4, 3, 5)) if signed else values() % 4096
+    shift = high - 11
+    stored = ((wanted % 4096) << shift).astype(np.uint16)
+
+    def twelve(data, index):
+        data.BitsStored, data.HighBit, data.PixelRepresentation = 12, high, int(signed)
+        data.PixelData = stored[index].tobytes()
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+
+    array, _ = read_volume(Volume(write(tmp_path / "a", stored, change=twelve)))
+    assert np.array_equal(array, wanted.transpose(2, 1, 0))
+    if high > 11:
+        stored[2, 1, 1] |= 1  # below the lowest stored bit
+        refused(
+            ["bits that are set below the stored ones", f"HighBit {high}"], write(tmp_path / "b", stored, change=twelve)
+        )
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_files_without_preamble_and_suffix(tmp_path, implicit):
+    folder = write(tmp_path / "good", values())
+    bare = tmp_path / "tree" / "sub-1"
+    bare.mkdir(parents=True)
+    for path in sorted((tmp_path / "good").iterdir()):
+        data, plain = pydicom.dcmread(path), pydicom.Dataset()
+        plain.update(data)
+        arguments = dict(implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        plain.save_as(bare / path.stem, **arguments)
+        assert (bare / path.stem).read_bytes()[128:132] != b"DICM" and dicom.is_dicom(bare / path.stem)
+    for one, other in zip(read_volume(Volume(str(bare))), read_volume(Volume(folder))):
+        assert np.array_equal(one, other)
+    (bare / "README").write_text("notes, in a file without a suffix that comes first")
+    assert [name for name, _ in volumes.scans_below(str(tmp_path / "tree"))] == ["sub-1"]
+    refused(["README", "not a DICOM file"], str(bare))
+
+
+@pytest.mark.parametrize("size", [0.001, 1000.0])
+def test_voxels_of_an_implausible_size_are_refused(tmp_path, size):
+    def spaced(data, index):
+        data.PixelSpacing = [size, size]
+
+    refused(["got voxels of", "wanted 0.01 to 100 mm"], write(tmp_path / "a", values(), change=spaced))
 
 
 def test_missing_slices_and_a_tilted_gantry(tmp_path):

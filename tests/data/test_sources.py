@@ -321,12 +321,12 @@ def test_each_folder_is_resolved_once(tmp_path, monkeypatch):
 
 def test_subjects_that_are_perhaps_one_are_a_warning(tmp_path):
     log = Log()
-    for subject in ("s_1", "S_01", "s_10", "s_1.05", "s_1.5", "p2", "p2.0", "p002"):
+    for subject in ("s_1", "S_01", "s-1", "s1", "s_10", "s_1.05", "s_1.5", "p2", "p2.0", "p002", "1_2", "12"):
         task1_case(tmp_path, subject, f"ses_{subject}", label="0")
     listed(tmp_path, 1, log=log)
     ((message, values),) = log.warnings
-    assert message.startswith("subjects that differ only in capitals, leading zeros or .0 count as different ones")
-    assert values == {"count": 2, "subjects": ["S_01/s_1", "p002/p2/p2.0"]}
+    assert message.startswith("subjects that differ only in capitals, separators, leading zeros or .0 count as")
+    assert values == {"count": 2, "subjects": ["S_01/s-1/s1/s_1", "p002/p2/p2.0"]}
 
 
 def test_a_derived_folder_that_lacks_sessions_is_refused(tmp_path):

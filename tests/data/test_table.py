@@ -19,7 +19,7 @@ HEADER = "id,subject,t1,flair,mask,cohort,gender,age,fold"
 def folder(tmp_path):
     (tmp_path / "images").mkdir()
     image = nibabel.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
-    for name in ("a", "b"):
+    for name in ("a", "b", "mask"):
         nibabel.save(image, tmp_path / "images" / f"{name}.nii.gz")
     np.save(tmp_path / "images" / "c.npy", np.zeros((2, 2, 2), np.float32))
     return tmp_path
@@ -50,7 +50,7 @@ def refused(words, *arguments, **values):
         assert word in str(caught.value), f"'{word}' is not in: {caught.value}"
 
 
-A = "a_0,a,images/a.nii.gz,,images/a.nii.gz,mild,f,61.5,1"
+A = "a_0,a,images/a.nii.gz,,images/mask.nii.gz,mild,f,61.5,1"
 B = "b_0,b,images/b.nii.gz,,images/c.npy,healthy,m,70,1"
 C = "b_1,b,images/c.npy,,images/c.npy,severe,m,70.5,x y"
 
@@ -143,7 +143,44 @@ def test_an_image_in_lines_of_two_subjects_is_refused(folder):
     refused(["case a_0 of subject 'a_0'"], folder, A, B, twin, subject_column=None)
     assert len(listed(folder, A, B, twin.replace("a_9,z", "a_9,a"))) == 3, "of one subject"
     assert len(listed(folder, A, B, twin, labels=False)) == 3, "to predict"
-    assert len(listed(folder, A, B, kind="segmentation", targets=())) == 2, "masks may be shared"
+
+
+def test_a_mask_in_lines_of_two_subjects_is_refused_unless_it_is_empty(folder):
+    masks = dict(kind="segmentation", targets=())
+    twin = B.replace("c.npy", "mask.nii.gz")
+    same = ["case a_0 of subject 'a' and case b_0 of subject 'b' have the same mask: got", "images/mask.nii.gz"]
+    refused(same, folder, A, twin, **masks)
+    os.link(folder / "images" / "mask.nii.gz", folder / "images" / "hard.nii.gz")
+    refused([*same, "hard.nii.gz, which are one file"], folder, A, B.replace("c.npy", "hard.nii.gz"), **masks)
+    empty = A.replace("mask.nii.gz", "c.npy")
+    assert len(listed(folder, empty, B, **masks)) == 2, "an empty mask says nothing of a subject"
+    leak = ["case a_0: got", "images/a.nii.gz twice, wanted a file for each channel and the mask"]
+    refused(leak, folder, A.replace("mask.nii.gz", "a.nii.gz"), B, **masks)
+
+
+def test_one_file_in_two_channels_of_a_case_is_refused(folder):
+    line = "a_0,a,images/a.nii.gz,images/a.nii.gz,,mild,f,61.5,1"
+    refused(["case a_0: got", "images/a.nii.gz twice"], folder, line, channels=("t1", "flair"))
+    os.link(folder / "images" / "a.nii.gz", folder / "images" / "hard.nii.gz")
+    linked = line.replace("images/a.nii.gz,,", "images/hard.nii.gz,,")
+    refused(["hard.nii.gz, which are one file twice"], folder, linked, channels=("t1", "flair"))
+    assert len(listed(folder, line.replace("images/a.nii.gz,,", "images/b.nii.gz,,"), channels=("t1", "flair"))) == 1
+
+
+def test_a_scan_twice_one_subjects_is_a_warning(folder):
+    said = []
+    log = type("Log", (), {"warn": staticmethod(lambda message, **values: said.append((message, values)))})
+    listed(folder, A, A.replace("a_0", "a_1"), log=log)
+    assert said == [
+        ("cases of one subject have the same file: it counts several times", {"cases": 1, "example": ["a_0", "a_1"]})
+    ]
+
+
+@pytest.mark.parametrize("other", ["Mu\u0308ller", "M\u00fcller\u200b", "M\u00fcl\u00adler"])
+def test_subjects_that_look_the_same_are_refused(folder, other):
+    line = A.replace("a_0,a,", "a_0,M\u00fcller,")
+    words = ["subjects: got", r"M\xfcller' (case a_0)", "(case b_0), which look the same", ascii(other)]
+    refused(words, folder, line, B.replace("b_0,b,", f"b_0,{other},"))
 
 
 def test_segmentation_takes_the_mask_and_its_presence(folder):
@@ -152,7 +189,7 @@ def test_segmentation_takes_the_mask_and_its_presence(folder):
     refused(
         ["line 2", "'mask'", "blank"],
         folder,
-        A.replace(",images/a.nii.gz,mild", ",,mild"),
+        A.replace(",images/mask.nii.gz,mild", ",,mild"),
         kind="segmentation",
         targets=(),
     )
@@ -256,6 +293,14 @@ def test_a_wrong_header_is_named(folder):
     refused(["'age' twice"], folder, A, header=HEADER.replace("fold", "age"))
     refused(["no lines"], folder)
     refused(["cannot read"], folder, 'b,"open quote')
+    for name, content, said in (
+        ("latin.csv", "id,größe\n".encode("latin-1"), "it is no UTF-8 .*Latin-1 or another 8-bit code.*'CSV UTF-8'"),
+        ("utf16.csv", "id,age\n".encode("utf-16"), "it is no UTF-8 .*UTF-16.*'CSV UTF-8'"),
+        ("bare16.csv", "id,age\n".encode("utf-16-le"), "zeros between the letters, which is UTF-16: save it as"),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(config.UserError, match=f"{name}.*{said}"):
+            spreadsheet.read_rows(str(folder / name), {}, "data.csv")
     (folder / "latin.csv").write_bytes(b"id,\xff\n")
     with pytest.raises(config.UserError, match="cannot read"):
         spreadsheet.read_rows(str(folder / "latin.csv"), {}, "data.csv")

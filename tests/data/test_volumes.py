@@ -160,3 +160,14 @@ def test_what_cannot_be_listed_or_read_is_one_line(tmp_path):
     for case in listed(tmp_path):
         with pytest.raises(ValueError, match="four.*got shape .*wanted .*x, y, z"):
             read_volume(case.images[0])
+
+
+def test_formats_that_are_not_read_are_counted(tmp_path):
+    said = []
+    log = type("Log", (), {"warn": staticmethod(lambda message, **values: said.append((message, values)))})
+    touch(tmp_path, "a/scan.nii.gz", "a/scan.mgz", "b/scan.hdr", "b/scan.img", "b/notes.txt", "b/.hidden.mgz")
+    data = config.Data(source="volumes", root=str(tmp_path), channels=("mri",))
+    assert len(sources.list_cases(data, wanted(), log=log)) == 1
+    [(message, values)] = said
+    assert message == "files of formats that are not read are left out" and values["files"] == 3
+    assert values["example"] == os.path.join("a", "scan.mgz") and "mri_convert" in values["format"]

@@ -240,4 +240,5 @@ class Watch:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    warnings.simplefilter("error", RuntimeWarning)  # of numpy: it would stand between the lines of a log
     sys.exit(main())

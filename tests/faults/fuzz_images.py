@@ -12,9 +12,7 @@ import numpy as np
 from fuzz_damage import CANARY, TOUCH, damage, pick
 
 from fomo.data import cases, npy
-from fomo.space import volume
-
-nibabel.imageglobals.logger.setLevel(100)  # it says on stderr what it mends in a header
+from fomo.space import nifti, volume
 
 # --------------------------------------------------------------------------------------------- NIfTI
 
@@ -100,14 +98,14 @@ def make_nifti(folder, rng):
 
 
 def check_nifti(folder, path):
-    array, affine = volume.read_nifti(str(path))
+    array, affine = nifti.read_nifti(str(path))
     assert array.dtype == np.float32 and array.ndim == 3 and np.isfinite(array).all() and np.isfinite(affine).all()
     image, _, geometry = volume.preprocess([array], affine, spacing_mm=(1.0, 1.0, 1.0))
     assert np.isfinite(image).all()
     native = volume.to_native((image[0] > 0).astype(np.uint8), geometry, order=0)
     assert native.shape == array.shape
-    volume.write_nifti(str(folder / "mask.nii.gz"), native, affine, like=str(path))
-    written, its_affine = volume.read_nifti(str(folder / "mask.nii.gz"))
+    nifti.write_nifti(str(folder / "mask.nii.gz"), native, affine, like=str(path))
+    written, its_affine = nifti.read_nifti(str(folder / "mask.nii.gz"))
     assert np.array_equal(written, native)
 
 

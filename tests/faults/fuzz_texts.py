@@ -241,9 +241,8 @@ def make_table(folder, rng):
         "predictions": (["id", "probability", "decision"], [[f"c{i}", f"{i / 8}", str(i // 3)] for i in range(6)]),
         "paths": (["scan_0.npy"], [["scan_1.npy"]]),
     }[kind]
-    volumes = np.arange(3 * 5 * 4 * 3, dtype=np.float32).reshape(3, 5, 4, 3)
     for i in range(3):
-        np.save(folder / f"scan_{i}.npy", volumes[i] + i)
+        np.save(folder / f"scan_{i}.npy", np.random.default_rng(i).normal(size=(5, 4, 3)).astype(np.float32))
     if rng is not None and rng.random() < 0.7:
         for _ in range(int(rng.integers(1, 4))):
             line = pick(rng, [header, *rows])

@@ -25,7 +25,7 @@ import numpy as np
 from nibabel import orientations
 
 from ...runtime import files
-from ...space import volume
+from ...space import nifti
 
 VERSION = 1  # raise it when the images change
 _COHORTS = ("both", "bright", "dark")
@@ -137,7 +137,7 @@ def write(path, array, affine, code):
     ornt = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
     affine = affine @ orientations.inv_ornt_aff(ornt, array.shape)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    volume.write_nifti(path, np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine)
+    nifti.write_nifti(path, np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine)
 
 
 def _rotation(degrees):

@@ -13,18 +13,18 @@ A case is one session of one subject. Listing touches names, labels and masks on
 prepared.
 """
 
-import functools
 import os
+import unicodedata
 from dataclasses import replace
 
 from ...config import UserError
 from ..cases import ID_WANTED, Case, Volume, looks_at_files, names_a_file
-from ..spreadsheet import read_rows
+from ..spreadsheet import lost_zeros, read_rows
 from .phantom import PHANTOM
 from .sessions import FOMO1, FOMO2, FOMO3
 from .slices import SLICES
 from .source import Source
-from .subjects import warn_of_spellings
+from .subjects import check_spellings, warn_of_spellings
 from .table import TABLE
 from .volumes import VOLUMES
 
@@ -50,7 +50,8 @@ def list_cases(data, wanted, labels=True, log=None):
     wanted: cases.Wanted. labels: False for images only, for prediction. log: for warnings, or None.
 
     Raises UserError for an empty folder, a missing or ambiguous channel, a missing, malformed or contradictory label,
-    for ids that are not unique or cannot name a file, and (with labels) for an image file in cases of several subjects.
+    for ids that are not unique or cannot name a file, and (with labels) for a file in cases of several subjects and for
+    subjects that only a computer can tell apart.
     """
     source = of(data)
     cases = source.list(data, wanted, labels, log)
@@ -60,12 +61,15 @@ def list_cases(data, wanted, labels=True, log=None):
     _check_cases(data.source, cases)
     _check_ids(cases)
     if labels:
-        _check_images(data, cases)
+        check_spellings(cases)
+        _check_files(data, cases, log)
     if data.groups is not None:
         groups = _read_groups(data.groups)
         for case in cases:
             if case.subject not in groups:
-                raise UserError(f"{data.groups}: no line for subject '{case.subject}', wanted every subject's group")
+                hint = lost_zeros([case.subject], groups)
+                got = f"{data.groups}: no line for subject '{case.subject}'"
+                raise UserError(f"{got}, wanted every subject's group{hint}")
         cases = [replace(case, group=groups[case.subject]) for case in cases]
     if log is not None:
         if data.root is not None and not source.reads_root:
@@ -93,40 +97,62 @@ def _check_cases(source, cases):
 
 
 def _check_ids(cases):
-    """Refuse ids that cannot name a file, or that are equal but for capitals: some systems make them one file."""
+    """Refuse ids that cannot name a file, or that some systems make one file: equal but for capitals, or to the eye."""
     seen = {}
     for case in cases:
         if not names_a_file(case.id):
             wanted = f"wanted {ID_WANTED}; rename the file or folder"
             raise UserError(f"{case.images[0].path!r}: got the id {case.id!r}, {wanted}")
-        first = seen.setdefault(case.id.lower(), case)
+        first = seen.setdefault(unicodedata.normalize("NFC", case.id).lower(), case)
         if first is not case:
-            ids = f"ids '{first.id}' and '{case.id}', which differ only in capitals"
+            ids = f"ids '{first.id}' and '{case.id}', which differ only in capitals or accents' codes"
             both = f"id '{case.id}'" if first.id == case.id else ids
             places = f"{first.images[0].path} and {case.images[0].path}"
             raise UserError(f"two cases have the {both}: {places}; rename one")
 
 
-def _check_images(data, cases):
-    """Refuse an image in cases of several subjects: folds would train and test on it."""
-    look, first = looks_at_files(data, len(cases)), {}  # look: also where links lead
-    real_folder = functools.cache(os.path.realpath)  # it looks at each part of a path
+def _check_files(data, cases, log):
+    """Refuse a file in cases of several subjects, of which folds would train and test on it, and one twice in a case.
 
-    def real_path(path):
-        if not look:
-            return path
-        folder, name = os.path.split(os.path.abspath(path))
-        place = os.path.join(real_folder(folder), name)
-        return os.path.realpath(place) if os.path.islink(place) else place
-
+    A mask without foreground says nothing of a subject, and may be shared. A scan that is twice one subject's is warned
+    of: it would count twice.
+    """
+    look, first, doubled = looks_at_files(data, len(cases)), {}, []  # look: also where links lead
     for case in cases:
-        for image in case.images:
-            other, path = first.setdefault((real_path(image.path), image.index), (case, image.path))
+        own = {}
+        for volume in (*case.images, *([case.mask] if case.mask and case.target else [])):
+            kind = "mask" if volume is case.mask else "image"
+            key = (_file(volume.path) if look else volume.path, volume.index)
+            if (same := own.setdefault(key, volume)) is not volume:
+                where = _where(same.path, volume.path)
+                raise UserError(f"case {case.id}: got {where} twice, wanted a file for each channel and the mask")
+            other, path, its_kind = first.setdefault(key, (case, volume.path, kind))
             if other.subject != case.subject:
-                where = image.path if path == image.path else f"{path} and {image.path}, which are one file"
                 both = " and ".join(f"case {one.id} of subject '{one.subject}'" for one in (other, case))
+                same = f"the same {kind}" if kind == its_kind else "the same file"
                 wanted = "every file in one subject's cases: correct it, or give both the same subject"
-                raise UserError(f"{both} have the same image: got {where}, wanted {wanted}")
+                raise UserError(f"{both} have {same}: got {_where(path, volume.path)}, wanted {wanted}")
+            if other is not case:
+                doubled.append((other, case))
+    if doubled and log:
+        ids = [case.id for case in doubled[0]]
+        log.warn("cases of one subject have the same file: it counts several times", cases=len(doubled), example=ids)
+
+
+def _file(path):
+    """What tells a file from others, wherever a link, also a hard one, stands for it; the path if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.abspath(path)
+    # size and time: some network file systems give a number again
+    return (
+        (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if status.st_ino else os.path.realpath(path)
+    )
+
+
+def _where(path, other):
+    return path if path == other else f"{path} and {other}, which are one file"
 
 
 def _read_groups(path):

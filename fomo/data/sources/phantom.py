@@ -38,7 +38,7 @@ PHANTOM = Source(
     gives=VOLUME_LABELS,
     needs=((), ""),  # without a root it is made in the cache
     geometry=True,
-    keys=("data.phantom_layout", "data.phantom_cases", "data.phantom_size", *table.KEYS),
+    keys=("data.phantom_layout", "data.phantom_cases", "data.phantom_size"),  # the columns of its table are its own
     columns=lambda data: data.phantom_layout == "table",
     number=("age", "years"),
 )

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from ...config import check_declared
 from .. import cache
 
-_VOLUME_KEYS = ("data.crop", "data.cache_dtype", "data.crop_position", "eval.overlap", "eval.pool_windows")
+_VOLUME_KEYS = (
+    *("data.spacing_mm", "data.crop", "data.cache_dtype", "data.crop_position", "data.prepare_workers"),
+    *("eval.overlap", "eval.pool_windows"),
+)
 _MEANING = ("spacing_mm", "crop", "cache_dtype")  # of volumes
 VOLUME_LABELS = ("class", "number", "flags", "mask", "nothing")
 

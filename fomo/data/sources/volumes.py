@@ -19,8 +19,11 @@ import os
 import re
 import zlib
 
-from ...config import UserError, as_user_error
+from ...config import UserError
+from ...space.nifti import other_format
+from .. import spreadsheet
 from ..cases import ID_BYTES, Case, Volume, looks_at_files
+from ..dicom import is_dicom
 from .source import Source
 
 _SUFFIX = re.compile(r"\.(nii|nii\.gz|npy)\Z", re.IGNORECASE)
@@ -31,7 +34,7 @@ _SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
 
 def list_volumes(data, wanted=None, labels=True, log=None):
     """The cases of `data.root` or of the list `data.csv`, never labelled."""
-    scans = _from_list(data) if data.csv is not None else scans_below(data.root)
+    scans = _from_list(data) if data.csv is not None else scans_below(data.root, log)
     chosen = re.compile(fnmatch.translate(data.pattern))
     matching = [(name, path) for name, path in scans if chosen.match(name)]
     if scans and not matching:
@@ -41,42 +44,52 @@ def list_volumes(data, wanted=None, labels=True, log=None):
     return [Case(id, _subject(name), (Volume(path),)) for id, (name, path) in zip(ids, matching)]
 
 
-def scans_below(root):
-    """[(path below the root, path)] of every scan in the tree. A root that is one itself stands with its name."""
+def scans_below(root, log=None):
+    """[(path below the root, path)] of every scan in the tree. A root that is one itself stands with its name.
+
+    log: for a warning of files of formats that are not read, or None.
+    """
     if not os.path.isdir(root):
         raise UserError(f"data.root: got {root}, which is not a folder, wanted the folder of the scans")
-    found, open_folders = [], [("", (os.path.realpath(root),))]
+    found, others = [], []
     try:
-        while open_folders:
-            below, parents = open_folders.pop()  # parents: the real paths of the folders from the root down to this one
-            with os.scandir(os.path.join(root, below)) as entries:
-                visible = [entry for entry in entries if not entry.name.startswith(".")]
-            names = [entry.name for entry in visible if not entry.is_dir()]
-            for entry in (entry for entry in visible if entry.is_dir()):
-                real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
-                if real not in parents:  # else a cycle: what is in it is listed already
-                    open_folders.append((os.path.join(below, entry.name), (*parents, real)))
+        for below, names in _folders_below(root):
             found += [os.path.join(below, name) for name in names if _SUFFIX.search(name)]
+            others += [os.path.join(below, name) for name in names if other_format(name)]
             if _holds_dicom(os.path.join(root, below), names):
                 found.append(below)
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    if others and log is not None:
+        said = "files of formats that are not read are left out"
+        log.warn(said, files=len(others), example=min(others), format=other_format(min(others)))
     return [(name or os.path.basename(os.path.abspath(root)), os.path.join(root, name)) for name in sorted(found)]
+
+
+def _folders_below(root):
+    """Yield (path below the root, names of its files) of every folder of the tree, and of the root."""
+    open_folders = [("", (os.path.realpath(root),))]
+    while open_folders:
+        below, parents = open_folders.pop()  # parents: the real paths of the folders from the root down to this one
+        with os.scandir(os.path.join(root, below)) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in (entry for entry in visible if entry.is_dir()):
+            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
+            if real not in parents:  # else a cycle: what is in it is listed already
+                open_folders.append((os.path.join(below, entry.name), (*parents, real)))
+        yield below, [entry.name for entry in visible if not entry.is_dir()]
 
 
 def _holds_dicom(folder, names):
     if any(name.lower().endswith(_DICOM) for name in names):
         return True
     plain = [name for name in names if name != "DICOMDIR" and ("." not in name or name.rpartition(".")[2].isdigit())]
-    if not plain:
-        return False
-    with open(os.path.join(folder, min(plain)), "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    return any(is_dicom(os.path.join(folder, name)) for name in sorted(plain))
 
 
 def _from_list(data):
     """[(path below the root, path)] of a text file of paths."""
-    with as_user_error(f"data.csv: cannot read {data.csv}"), open(data.csv, encoding="utf-8-sig") as file:
+    with spreadsheet.opened(data.csv, f"data.csv: cannot read {data.csv}") as file:
         lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     start = data.root or os.path.dirname(os.path.abspath(data.csv))

@@ -3,7 +3,6 @@
 import math
 import os
 
-import nibabel
 import numpy as np
 
 from ...config import UserError
@@ -13,7 +12,7 @@ from ...pages import page, pictures
 from ...pages.case_table import case_table, outliers
 from ...pages.figures.agreement import distribution, volumes
 from ...pages.page import number, tag
-from ...space import volume
+from ...space import nifti, volume
 from .view import View
 
 _SHOWN = ("dice", "surface_dice", "hd95", "average_surface_distance", "sensitivity", "precision")  # of each case
@@ -62,7 +61,7 @@ def _voxel_ml(run):
     paths = [_mask_path(run, row) for row in run.rows]
     if not all(map(os.path.exists, paths)):
         return np.ones(len(paths)), "voxels"
-    return np.array([math.prod(volume.spacing(nibabel.load(path).affine)) / 1000 for path in paths]), "ml"
+    return np.array([math.prod(volume.spacing(nifti.read_header(path).affine)) / 1000 for path in paths]), "ml"
 
 
 def _case_pictures(run, listed):
@@ -104,7 +103,7 @@ def planes(case, channels, mask_path):
 
     The channel is the one in which the lesion stands out most. Raises ValueError for unreadable or missing files.
     """
-    predicted, affine = volume.read_nifti(mask_path)
+    predicted, affine = nifti.read_nifti(mask_path)
     reference, *images = (read_volume(source, like=affine)[0] for source in (case.mask, *case.images))
     channel = int(np.argmax([_contrast(image, reference > 0) for image in images]))
     image, ras_affine = volume.to_ras(images[channel], affine)
