@@ -300,8 +300,8 @@ LABELS = ["task.type=multilabel", "task.targets=[p,q]", *OF_SLICES]
 @pytest.mark.parametrize(
     "given, values, unread",
     [
-        ([], ["weights.stem=mean", "weights.trust=true"], ["weights.stem", "weights.trust"]),
-        (["weights.path=w.pt"], ["weights.stem=mean", "weights.trust=true"], []),
+        ([], ["weights.stem=mean", "weights.part=net."], ["weights.stem", "weights.part"]),
+        (["weights.path=w.pt"], ["weights.stem=mean", "weights.part=net."], []),
         (["optim.schedule=constant"], ["optim.min_lr=1e-6"], ["optim.min_lr"]),
         (["optim.schedule=constant", "optim.warmup_epochs=1"], ["optim.min_lr=1e-6"], []),
         (["optim.schedule=plateau"], ["optim.min_lr=1e-6"], []),
