@@ -39,6 +39,7 @@ SECTIONS = {
         "train": {"patience": None},
     },
     "mae": {
+        "task": {"keep_epoch": "best"},
         "data": {"source": "volumes", "channels": ["t1"]},
         "model": {"name": "unet_b_lw_dec"},
         "finetune": {"strategy": "full"},

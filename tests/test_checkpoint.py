@@ -322,6 +322,9 @@ def test_declarations_can_be_given_and_other_heads_are_new_as_a_whole(tmp_path):
     state = randomized(net(mode="classification", classes=5))
     report = checkpoint.load_weights(model, write(tmp_path, state))
     assert report.new == ("decoder.fc.weight", "decoder.fc.bias") == report.ignored
+    other = net(mode="classification", head="multistage")
+    report = checkpoint.load_weights(other, write(tmp_path, state))
+    assert all(name.startswith("decoder.") for name in report.new) and "decoder.mean" in report.new
     with pytest.raises(UserError, match="2 misshapen: decoder.fc.weight"):
         checkpoint.load_weights(model, write(tmp_path, state), allow_new=())
     with pytest.raises(UserError, match="26 unexpected"):

@@ -7,6 +7,7 @@ import torch
 
 from fomo import kinds, losses, nets
 from fomo.training import optimization
+from fomo.training.clock import Clock
 from fomo.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -90,7 +91,8 @@ def test_a_new_decoder_is_trained_on_a_frozen_encoder(tiny_config, tmp_path, str
 def rates(tiny_config, **sections):
     """The learning rate of each step of a training with 10 steps per epoch."""
     config = load(tiny_config, **sections)
-    return [optimization.current_lr(config, step, 10, []) for step in range(10 * config.train.epochs)]
+    clock = Clock(config, 10)
+    return [optimization.current_lr(config, step, clock, []) for step in range(10 * config.train.epochs)]
 
 
 def test_decoder_first_has_two_warm_ups_and_then_a_cosine(tiny_config):

@@ -59,6 +59,11 @@ class ImageHead(nn.Module):
             self.register_buffer("share", torch.full((width,), width**-0.5))
         self.fc = nn.Linear(width, out_channels)
 
+    def prefixes(self, name):
+        """(of its parameters, of all that may be new) in a network that calls it `name`, each on its own."""
+        layers = tuple(f"{name}.{layer}" for layer in ("hidden", "fc") if hasattr(self, layer))
+        return layers, (*layers, *(f"{name}.{buffer}" for buffer, _ in self.named_buffers()))
+
     def forward(self, maps, before_norm):
         return self.fc(self.dropout(self.features(maps, before_norm)))
 

@@ -78,7 +78,8 @@ class ResEncUNet(nn.Module):
             read = [((count, count), count) for count in widths]
             read[0] = (widths[:1] * 3, widths[0])  # and the stem
             self.decoder = ImageHead(head, read, out_channels, copies, dropout)
-            self.head_prefixes = self.new_prefixes = self.unused_prefixes = ("decoder.",)
+            self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
+            self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
@@ -99,7 +100,9 @@ class ResEncUNet(nn.Module):
         return self.decoder.statistics(*self._read(x))
 
     def _read(self, x):
-        return self.encoder.with_moments(x, wanted=self.decoder.reads_moments)
+        """(maps of the stages, of each the `moments` in front of its norms if the head reads them)."""
+        found = [] if self.decoder.reads_moments else None
+        return self.encoder(x, found), found
 
 
 class _Convolution(nn.Module):
@@ -111,18 +114,12 @@ class _Convolution(nn.Module):
         self.norm_op = norm.InstanceNorm(channels_out, eps=1e-5, affine=True)
         self.activation = nn.LeakyReLU(0.01, inplace=True) if activated else nn.Identity()
 
-    def forward(self, x):
-        return self.after(self.conv(x))
-
-    def after(self, x):
-        """The rest, behind the convolution."""
-        return self.activation(self.norm_op(x))
-
-    def with_moments(self, x):
-        """(output, `moments` of the convolution's output)."""
+    def forward(self, x, moments_of=None):
+        """moments_of: a list to which those of the convolution's output are added."""
         x = self.conv(x)
-        found = moments(x)
-        return self.after(x), found
+        if moments_of is not None:
+            moments_of.append(moments(x))
+        return self.activation(self.norm_op(x))
 
 
 class _Single(nn.Module):
@@ -134,19 +131,15 @@ class _Single(nn.Module):
         super().__init__()
         self.conv1 = _Convolution(channels_in, channels_out)
 
-    def forward(self, *parts):
-        return _maybe_again(self.recompute, self._together, *parts)
+    def forward(self, *parts, moments_of=None):
+        x, found = _maybe_again(self.recompute, self._together, moments_of is not None, *parts)
+        if moments_of is not None:
+            moments_of += found
+        return x
 
-    def with_moments(self, *parts):
-        """(output, [`moments`])."""
-        x, found = _maybe_again(self.recompute, self._together_with_moments, *parts)
-        return x, [found]
-
-    def _together(self, *parts):
-        return self.conv1(torch.cat(parts, dim=1))
-
-    def _together_with_moments(self, *parts):
-        return self.conv1.with_moments(torch.cat(parts, dim=1))
+    def _together(self, wanted, *parts):
+        found = [] if wanted else None
+        return self.conv1(torch.cat(parts, dim=1), found), found
 
 
 class _Residual(nn.Module):
@@ -165,21 +158,16 @@ class _Residual(nn.Module):
             self.skip.append(_Convolution(channels_in, channels_out, size=1, activated=False))
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
-    def forward(self, x):
-        return _maybe_again(self.recompute, self._block, x)
+    def forward(self, x, moments_of=None):
+        """moments_of: a list to which those of both convolutions' outputs are added."""
+        x, found = _maybe_again(self.recompute, self._block, moments_of is not None, x)
+        if moments_of is not None:
+            moments_of += found
+        return x
 
-    def with_moments(self, x):
-        """(output, [`moments` of both convolutions])."""
-        x, *found = _maybe_again(self.recompute, self._block_with_moments, x)
-        return x, found
-
-    def _block(self, x):
-        return self.activation(self.conv2(self.conv1(x)) + self.skip(x))
-
-    def _block_with_moments(self, x):
-        inner, first = self.conv1.with_moments(x)
-        inner, second = self.conv2.with_moments(inner)
-        return self.activation(inner + self.skip(x)), first, second
+    def _block(self, wanted, x):
+        found = [] if wanted else None
+        return self.activation(self.conv2(self.conv1(x, found), found) + self.skip(x)), found
 
 
 class _Stage(nn.Module):
@@ -191,14 +179,11 @@ class _Stage(nn.Module):
         rest = (_Residual(channels_out, channels_out, 1, pooling) for _ in range(blocks - 1))
         self.blocks = nn.Sequential(first, *rest)
 
-    def forward(self, x):
-        return self.blocks(x)
-
-    def with_moments(self, x):
-        """(output, [`moments` of both convolutions of the last block])."""
+    def forward(self, x, moments_of=None):
+        """moments_of: a list to which those of the last block are added."""
         for block in self.blocks[:-1]:
             x = block(x)
-        return self.blocks[-1].with_moments(x)
+        return self.blocks[-1](x, moments_of)
 
 
 class _Encoder(nn.Module):
@@ -211,20 +196,18 @@ class _Encoder(nn.Module):
         sizes = zip((widths[0], *widths[:-1]), widths, blocks, (1, *[2] * (_STAGES - 1)), strict=True)
         self.stages = nn.ModuleList(_Stage(*size, pooling) for size in sizes)
 
-    def forward(self, x):
-        return self.with_moments(x, wanted=False)[0]
-
-    def with_moments(self, x, wanted):
-        """(features, of each stage the `moments` of its last block, and first of the stem, or [])."""
+    def forward(self, x, moments_of=None):
+        """moments_of: a list to which those of each stage, a list of its last block's, are added; the stem's first."""
         checks.volumes(x, self.in_channels * self.copies, _STRIDE)
         if self.copies > 1:
             x = x.flatten(0, 1)[:, None]
-        features, found = [], []
-        for stage in (self.stem, *self.stages):
-            x, of_stage = stage.with_moments(x) if wanted else (stage(x), [])
-            features.append(x)
-            found.append(of_stage)
-        return features[1:], [found[0] + found[1], *found[2:]]
+        found = [[] if moments_of is not None else None for _ in self.stages]
+        features = [self.stem(x, moments_of=found[0])]
+        for stage, of_stage in zip(self.stages, found):
+            features.append(stage(features[-1], of_stage))
+        if moments_of is not None:
+            moments_of += found
+        return features[1:]
 
 
 class _Decoder(nn.Module):

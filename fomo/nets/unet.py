@@ -64,7 +64,8 @@ class UNet(nn.Module):
         else:
             stages_read = [((2**i * width,) * 2, 2**i * width) for i in range(5)]
             self.decoder = ImageHead(head, stages_read, out_channels, copies, dropout)
-            self.head_prefixes = self.new_prefixes = self.unused_prefixes = ("decoder.",)
+            self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
+            self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
 
     def forward(self, x):
@@ -85,7 +86,9 @@ class UNet(nn.Module):
         return self.decoder.statistics(*self._read(x))
 
     def _read(self, x):
-        return self.encoder.with_moments(x, wanted=self.decoder.reads_moments)
+        """(maps of the stages, of each the `moments` in front of its norms if the head reads them)."""
+        found = [] if self.decoder.reads_moments else None
+        return self.encoder(x, found), found
 
 
 class _Level(nn.Sequential):
@@ -103,14 +106,16 @@ class _Level(nn.Sequential):
             self.add_module(f"conv{i}", block)
             channels_in = channels_out
 
-    def forward(self, x):
-        return self.with_moments(x, wanted=False)[0]
-
-    def with_moments(self, x, wanted):
-        """(output, [`moments` of each convolution's output] or [])."""
+    def forward(self, x, moments_of=None):
+        """moments_of: a list to which those of each convolution's output are added."""
+        wanted = moments_of is not None
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, x, wanted, use_reentrant=False)
-        return self._run(x, wanted)
+            x, found = checkpoint(self._run, x, wanted, use_reentrant=False)
+        else:
+            x, found = self._run(x, wanted)
+        if wanted:
+            moments_of.append(found)
+        return x
 
     def _run(self, x, wanted):
         found = []
@@ -132,20 +137,15 @@ class _Encoder(nn.Module):
         for i in range(1, 5):
             self.add_module(f"encoder_conv{i}", _Level(2 ** (i - 1) * width, 2**i * width))
 
-    def forward(self, x):
-        return self.with_moments(x, wanted=False)[0]
-
-    def with_moments(self, x, wanted):
-        """(features, of each level the `moments` of its convolutions or [])."""
+    def forward(self, x, moments_of=None):
+        """moments_of: a list to which those of each level, a list of its convolutions', are added."""
         checks.volumes(x, self.in_channels * self.copies, _STRIDE)
         if self.copies > 1:
             x = x.flatten(0, 1)[:, None]
-        features, found = [], []
-        for level in (self.in_conv, *(getattr(self, f"encoder_conv{i}") for i in range(1, 5))):
-            x, of_level = level.with_moments(self.pool(x) if features else x, wanted)
-            features.append(x)
-            found.append(of_level)
-        return features, found
+        features = [self.in_conv(x, moments_of)]
+        for i in range(1, 5):
+            features.append(getattr(self, f"encoder_conv{i}")(self.pool(features[-1]), moments_of))
+        return features
 
 
 class _Decoder(nn.Module):

@@ -42,18 +42,28 @@ def _chosen(config, cases):
 
 def _statistics(config, network, cases):
     """(n, F) float64: the mean over the windows that cover each case."""
-    windows = windows_of(config, dist.device())
-    network.eval()
+    windows, reader = windows_of(config, dist.device()), _Reader(network.eval())
 
     def own_share():
         for index in range(dist.rank(), len(cases), dist.world_size()):
             case = cases[index]
-            each = windows.each(network.statistics, case.image(), case.background)
+            each = windows.each(reader, case.image(), case.background)
             yield index, each.mean(0).double().cpu().numpy()
 
     parts = dist.gather(dist.together(lambda: list(own_share())))
     found = dict(pair for part in parts for pair in part)
     return np.stack([found[index] for index in range(len(cases))])
+
+
+class _Reader(torch.nn.Module):
+    """A network as a function to its statistics; a module, whose parameters' type the windows get."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network.statistics(x)
 
 
 def _fitted(task, head, features, targets, cases):

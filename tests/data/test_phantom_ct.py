@@ -7,7 +7,7 @@ import pytest
 
 from fomo.data.phantoms import chests
 from fomo.metrics import auroc
-from fomo.space import volume
+from fomo.space import nifti, volume
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def test_files_are_hounsfield_volumes_with_masks_and_a_table(tmp_path):
     spacings = set()
     for row in rows:
         path = f"volumes/{row['VolumeName']}"
-        array, affine = volume.read_nifti(tmp_path / "a" / path)
-        bits, other = volume.read_nifti(tmp_path / "a" / "masks" / row["VolumeName"])
-        assert np.array_equal(array, volume.read_nifti(tmp_path / "b" / path)[0])
+        array, affine = nifti.read_nifti(tmp_path / "a" / path)
+        bits, other = nifti.read_nifti(tmp_path / "a" / "masks" / row["VolumeName"])
+        assert np.array_equal(array, nifti.read_nifti(tmp_path / "b" / path)[0])
         assert np.array_equal(affine, other) and array.shape == bits.shape
         assert -1024 <= array.min() < -950 and 200 < array.max() <= 3071
         found = [int((bits.astype(int) >> k & 1).any()) for k in range(18)]

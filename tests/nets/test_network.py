@@ -21,6 +21,8 @@ OTHER = {
     "attention": "se",
     "multiscale": True,
     "pooling": "max",
+    "head": "mlp",
+    "fusion": "late",
 }
 
 
@@ -50,7 +52,8 @@ def test_a_network_has_the_declared_modes_options_and_width(name):
                 build(name, mode)
     for option, value in OTHER.items():
         if option in network.options:
-            assert build(name, network.modes[0], **{option: value}) is not None
+            mode = network.modes[-1 if option in ("head", "fusion", "dropout") else 0]
+            assert build(name, mode, **{option: value}) is not None
         else:
             with pytest.raises(ValueError, match=f"{option}: got {value!r} for {name}, wanted"):
                 build(name, **{option: value})
@@ -177,19 +180,21 @@ def test_other_problems_are_told_what_would_fit():
 def test_options_that_a_network_does_not_take_are_told_where_they_are():
     images = "resnet50, resnet101, efficientnet_b0"
     residual = "resenc_unet_s, resenc_unet_b, resenc_unet_l"
-    unets = f"unet_b, unet_xl, unet_b_lw_dec, unet_xl_lw_dec, {residual}"
+    unets, heads = f"unet_b, unet_xl, unet_b_lw_dec, unet_xl_lw_dec, {residual}", f"unet_b, unet_xl, {residual}"
     assert not list(nets.NETWORKS["tiny"].option_problems("tiny", nets.PLAIN, nets.NETWORKS))
     assert list(nets.NETWORKS["tiny"].option_problems("tiny", OTHER, nets.NETWORKS)) == [
         ("deep_supervision", f"false for model.name=tiny: of {unets} only"),
         ("skips", f"true for model.name=tiny: of {residual} only"),
         ("skip_pooling", f"average for model.name=tiny: of {residual} only"),
-        ("dropout", f"0 for model.name=tiny: of {images} only"),
+        ("dropout", f"0 for model.name=tiny: of {heads}, {images} only"),
         ("attention", f"none for model.name=tiny: of {images} only"),
         ("multiscale", f"false for model.name=tiny: of {images} only"),
         ("pooling", f"mean for model.name=tiny: of {images} only"),
+        ("head", f"linear for model.name=tiny: of {heads} only"),
+        ("fusion", f"early for model.name=tiny: of {heads} only"),
     ]
     refused = [option for option, _ in nets.NETWORKS["resnet50"].option_problems("resnet50", OTHER, nets.NETWORKS)]
-    assert refused == ["deep_supervision", "skips", "skip_pooling"]
+    assert refused == ["deep_supervision", "skips", "skip_pooling", "head", "fusion"]
 
 
 @pytest.mark.parametrize(

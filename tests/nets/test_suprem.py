@@ -33,12 +33,12 @@ def test_numbers_of_the_published_network_in_training_and_evaluation():
         with torch.no_grad():
             logits, features = network(image()), network.features(image())
         assert logits.shape == (2, 2, 16, 8, 16) and features.shape == (2, 512)
-        assert logits.mean().item() == pytest.approx(2.523316555, rel=1e-5)
+        assert logits.mean().item() == pytest.approx(2.523316555, rel=1e-4)
         assert logits.std().item() == pytest.approx(0.242184097, rel=1e-4)
         assert logits[0, 0, 3, 4, 5].item() == pytest.approx(2.654809451, rel=1e-4)
         assert logits[1, 1, 15, 7, 0].item() == pytest.approx(2.242783911, rel=1e-4)
         assert features.sum(1).tolist() == pytest.approx([282.926025, 232.298370], rel=1e-4)
-        assert features[1, :3].tolist() == pytest.approx([0.55537426, 0.29247862, 0.0], abs=1e-5)
+        assert features[1, :3].tolist() == pytest.approx([0.55537426, 0.29247862, 0.0], abs=1e-4)
 
 
 def test_names_and_shapes_of_the_published_network():

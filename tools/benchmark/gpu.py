@@ -328,16 +328,16 @@ def kind_of_kernel(name):
 def bench_fed(device, steps=40):
     """Steps of the segmentation with batches from disk: the naive step behind CPU augmentation, ours as configured."""
     edge, batch, workers = (96, 2, min(8, os.cpu_count())) if device.type == "cuda" else (32, 2, 0)
-    steps = steps if device.type == "cuda" else 4
+    steps, warm = (steps, 8) if device.type == "cuda" else (2, 1)
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         for who, where in (("naive", "cpu"), ("fomo", "auto")):
             given = f"augment.device={where}", f"data.patch=[{edge},{edge},{edge}]", "augment.preset=all"
-            config, _, batches = feed.phantom_batches(folder, workers, steps + 8, batch, *given)
+            config, _, batches = feed.phantom_batches(folder, workers, steps + warm, batch, *given)
             augment, waited_s = tasks.build(config).augmentation(), 0.0
             step = make_step(STEPS[0], device, naive=who == "naive")
-            for index in range(steps + 8):
-                if index == 8:
+            for index in range(steps + warm):
+                if index == warm:
                     wait(device)
                     start, waited_s = time.perf_counter(), 0.0
                 clock = time.perf_counter()

@@ -63,6 +63,7 @@ def make_steps(options, device):
     autocast, _ = optimization.precision("auto", device)
     image = torch.randn(options.batch, CHANNELS, *config.data.patch, device=device)
     image = image.contiguous(memory_format=layout)
+    inside = torch.ones(options.batch, *config.data.patch, dtype=torch.uint8, device=device)
 
     def plain():
         with autocast:
@@ -70,7 +71,7 @@ def make_steps(options, device):
         outputs.float().mean().backward()
 
     def step():
-        batch = {"image": image}
+        batch = {"image": image, "mask": inside}
         batch.update(task.draw([np.random.default_rng(seed) for seed in range(options.batch)], batch))
         batch = task.prepare(batch)
         with autocast:

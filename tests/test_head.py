@@ -1,0 +1,114 @@
+"""A multistage head in whole runs: it starts at the linear fit, goes on from there, and is kept where it is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from fomo import checkpoint, kinds, tasks
+from fomo.config import UserError
+from fomo.data import sources
+from fomo.run_folder import RunFolder
+from fomo.runs import crossval
+from fomo.space import patches
+from fomo.training import head
+from fomo.training.evaluate import evaluate
+from fomo.training.fold import build_network, inspect
+from fomo.training.state import Training
+
+
+def lines(folder, event):
+    return [line for line in (folder / "log.txt").read_text().splitlines() if f" {event} " in line]
+
+
+def started(config, type="regression"):
+    """(task, network with its head fitted, prepared cases, what was logged)."""
+    config, logged = kinds.load(config), []
+    wanted = tasks.wanted(config)
+    cases = sources.prepare(sources.list_cases(config.data, wanted), config.data, wanted)
+    task = tasks.build(config)
+    inspect(task, cases)
+    task.fit(cases[:10], cases[10:])
+    network = build_network(config, task, 1)
+    head.start_head(config, task, network, cases[:10], lambda event, **values: logged.append((event, values)))
+    return task, network, cases, logged
+
+
+def test_a_regression_starts_at_the_answer_of_a_linear_fit(tiny_config):
+    task, network, cases, [(event, values)] = started(tiny_config("regression"))
+    assert event == "head" and values["cases"] == 10 and values["features"] == 2 * 6 * 31
+    targets = np.array([case.target for case in cases[:10]])
+    rows = evaluate(task.config, task, network, cases[:10]).rows
+    found = np.array([row["prediction"] for row in sorted(rows, key=lambda row: row["id"])])
+    order = np.argsort([case.id for case in cases[:10]])
+    assert np.corrcoef(found, targets[order])[0, 1] > 0.5, "it says something of the cases that it was fitted to"
+    assert abs(found.mean() - targets.mean()) < 0.05 * targets.mean()
+
+
+@pytest.mark.parametrize("targets", [["gender"], ["cohort"], ["cohort", "gender"]])
+def test_classes_start_as_logits_that_lean_to_the_right_ones(tiny_config, targets):
+    type = {"type": "classification", "targets": targets, "classes": 3 if targets == ["cohort"] else 2}
+    data = {"phantom_layout": "table", "channels": ["t1", "t2"], "phantom_cases": 24}
+    task, network, cases, [(_, values)] = started(tiny_config("classification", task=type, data=data))
+    patch, losses = task.config.data.patch, []
+    network.eval()
+    for case in cases[:10]:
+        start = patches.draw_start(case.shape, patch, None, "center")
+        image = torch.from_numpy(patches.read(np.asarray(case.image()), start, patch, case.background))[None]
+        with torch.no_grad():
+            outputs = network(image)
+        target = torch.tensor([case.target], dtype=torch.float32)
+        constant = torch.zeros_like(outputs)
+        losses.append([float(task.loss(one, {"target": target})) for one in (outputs, constant)])
+    ours, chance = np.mean(losses, axis=0)
+    assert np.isfinite(ours) and ours < chance
+
+
+def test_a_run_that_continues_does_not_fit_again_and_a_known_head_is_kept(tiny_config, tmp_path):
+    sections = {"cv": {"folds": 2, "val_fraction": 0.25, "folds_to_run": [1]}, "train": {"epochs": 1, "mode": "train"}}
+    config = tiny_config("regression", **sections)
+    crossval.run(kinds.load(config))
+    folder = tmp_path / "runs" / "run"
+    assert len(lines(folder, "head")) == 1
+    fold = RunFolder(str(folder)).fold(1)
+    first = checkpoint.load(fold.best)["model"]
+    assert set(first) >= {"decoder.mean", "decoder.deviation", "decoder.share", "decoder.fc.weight"}
+    assert first["decoder.deviation"].min() > 0 and not torch.equal(first["decoder.mean"], torch.zeros(372))
+    again = tiny_config("regression", name="again", weights={"path": fold.best}, **sections)
+    crossval.run(kinds.load(again))
+    folder = tmp_path / "runs" / "again"
+    assert "new=0" in lines(folder, "weights")[0] and not lines(folder, "head")
+    second = checkpoint.load(RunFolder(str(folder)).fold(1).best)["model"]
+    assert torch.equal(first["decoder.mean"], second["decoder.mean"])
+
+
+def test_resuming_within_an_epoch_gives_the_same_network(tiny_config, tmp_path, monkeypatch):
+    sections = {"cv": {"folds": 2, "val_fraction": 0.25, "folds_to_run": [1]}, "train": {"epochs": 2, "mode": "train"}}
+    crossval.run(kinds.load(tiny_config("regression", **sections)))
+    whole = checkpoint.load(RunFolder(str(tmp_path / "runs" / "run")).fold(1).last)["model"]
+    stopped = kinds.load(tiny_config("regression", name="stopped", **sections))
+    read, steps = Training.advance, []
+
+    def stop(self, step):
+        steps.append(step)
+        if len(steps) == 4:
+            raise RuntimeError("stopped")
+        read(self, step)
+
+    monkeypatch.setattr(Training, "advance", stop)
+    with pytest.raises(Exception, match="stopped|fold"):
+        crossval.run(stopped)
+    monkeypatch.setattr(Training, "advance", read)
+    crossval.run(stopped)
+    folder = tmp_path / "runs" / "stopped"
+    assert len(lines(folder, "head")) == 1
+    continued = checkpoint.load(RunFolder(str(folder)).fold(1).last)["model"]
+    assert whole.keys() == continued.keys() and all(torch.equal(whole[name], continued[name]) for name in whole)
+
+
+def test_too_few_subjects_are_an_error_that_names_the_key(tiny_config):
+    with pytest.raises(UserError, match="model.head=multistage: the training cases cannot start it: subjects: got 2"):
+        config = kinds.load(tiny_config("regression"))
+        wanted = tasks.wanted(config)
+        cases = sources.prepare(sources.list_cases(config.data, wanted)[:2], config.data, wanted)
+        task = tasks.build(config)
+        head.start_head(config, task, build_network(config, task, 1), cases, lambda *_, **__: None)
