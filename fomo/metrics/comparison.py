@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from . import checks
+from .ranking import average_ranks
 
 
 class Comparison(NamedTuple):
@@ -32,8 +33,8 @@ def _placements(labels, scores):
     """Each positive's share of negatives below it, each negative's share of positives above it; ties count half."""
     positive, negative = scores[labels], scores[~labels]
     m, n = len(positive), len(negative)
-    rank = stats.rankdata(np.concatenate([positive, negative]))
-    return (rank[:m] - stats.rankdata(positive)) / n, 1 - (rank[m:] - stats.rankdata(negative)) / m
+    rank = average_ranks(np.concatenate([positive, negative]))
+    return (rank[:m] - average_ranks(positive)) / n, 1 - (rank[m:] - average_ranks(negative)) / m
 
 
 def _delong(labels, first, second, groups):

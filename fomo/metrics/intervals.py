@@ -4,7 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from . import checks, classification, ranking, regression
 
@@ -64,7 +64,7 @@ def bootstrap_ci(
         parts = _parts(block.max() + 1, n)
         left_out = [evaluate((block[subject] != part[:, None]).astype(np.float64)) for part in parts]
     widen = np.sqrt(subjects / (subjects - 1)) if subjects > 1 else np.nan
-    z = stats.t.ppf((1 + level) / 2, subjects - 1) * widen * np.array([-1, 1])
+    z = special.stdtrit(subjects - 1, (1 + level) / 2) * widen * np.array([-1, 1])
     if not isinstance(estimate, dict):
         return _interval(estimate, values, left_out, strata, z)
     return {
@@ -278,5 +278,5 @@ def t_interval(values, level=0.95):
     defined = values[~np.isnan(values)]
     n, mean, half = len(defined), checks.mean_of_defined(values), np.nan
     if n > 1 and np.isfinite(mean):
-        half = stats.t.ppf((1 + level) / 2, n - 1) * defined.std(ddof=1) / np.sqrt(n)
+        half = special.stdtrit(n - 1, (1 + level) / 2) * defined.std(ddof=1) / np.sqrt(n)
     return Interval(mean, float(mean - half), float(mean + half), len(values) - n)

@@ -6,7 +6,6 @@ very unequal size. A feature that does not vary is left out.
 """
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 
@@ -15,6 +14,8 @@ def linear(features, labels, new, classes=2, l2=1.0):
 
     l2: weight of half the squared coefficients (not the intercept) against the summed log loss; other libraries' 1/C.
     """
+    from scipy.optimize import minimize  # heavy, and most runs have no probe
+
     features, new = _standardised(features, new)
     one_hot = np.eye(classes)[_classes(labels, classes)]
     inputs, size = features.shape[1], features.shape[1] * classes

@@ -7,9 +7,9 @@ targets, the result is NaN.
 import math
 
 import numpy as np
-from scipy import stats
 
 from . import checks
+from .ranking import average_ranks
 
 FEWEST_TO_CORRECT = 20  # cases; in simulations of fewer the corrected error was up to twice the raw one
 LARGEST_RISE = 0.05  # of the mean absolute error, by what `bounded_bias_correction` does
@@ -49,7 +49,7 @@ def pearson(targets, predictions):
 def spearman(targets, predictions):
     """Spearman's correlation: Pearson's on the ranks, ties sharing their mean rank."""
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
-    return pearson(stats.rankdata(targets), stats.rankdata(predictions))
+    return pearson(average_ranks(targets), average_ranks(predictions))
 
 
 def ccc(targets, predictions):

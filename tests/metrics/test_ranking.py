@@ -1,12 +1,18 @@
 """Ranking metrics against pairs counted by hand and against scikit-learn."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sklearn.metrics
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fomo import metrics
+from fomo.metrics import ranking
 
 
 @st.composite
@@ -100,3 +106,18 @@ def test_bad_input(labels, scores, message):
     for metric in (metrics.auroc, metrics.average_precision, metrics.roc_curve, metrics.precision_recall_curve):
         with pytest.raises(ValueError, match=message):
             metric(labels, scores)
+
+
+@pytest.mark.parametrize(
+    "values", [[3.0], [2, 2, 2], [3, 1, 2, 1, 9, 9, 9], np.random.default_rng(0).integers(0, 9, 50)]
+)
+def test_ranks_of_equal_values_are_their_mean(values):
+    assert np.array_equal(ranking.average_ranks(values), stats.rankdata(values))
+
+
+def test_the_metrics_are_imported_without_what_takes_seconds():
+    code = (
+        "import sys, fomo.metrics; print([name for name in sys.modules if name in ('scipy.stats', 'scipy.optimize')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
