@@ -13,7 +13,12 @@ from conftest import run_command
         ("inference", ["--turns", 1], "memory case=windows_two_channels"),
         ("mae", ["--turns", 1, "--patch", 32, "--batch", 1], "mae case=unet_b_lw_dec_32"),
         ("slices", ["--turns", 1, "--slices", 16, "--batch", 8], "who=fomo"),
-        ("data", ["--turns", 1, "--cases", 2, "--parts", "waiting", "--width", 2], "waiting workers=2"),
+        pytest.param(
+            "data",
+            ["--turns", 1, "--cases", 2, "--parts", "waiting", "--width", 2],
+            "waiting workers=2",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_part_runs(part, options, said):

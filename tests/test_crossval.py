@@ -127,7 +127,7 @@ def weights(folder, name="last.pt"):
     }
 
 
-@pytest.mark.parametrize("task", ["classification", "segmentation", "regression"])
+@pytest.mark.parametrize("task", [pytest.param("classification", marks=pytest.mark.slow), "segmentation", "regression"])
 def test_one_rank_and_two_ranks_agree(tiny_config, tmp_path, task):
     path = tiny_config(task, augment={"preset": "basic"}, cv={"folds_to_run": [1]}, train={"epochs": 2})
     finished(run_command("cv.py", path, f"output={tmp_path}/one"))
@@ -160,7 +160,9 @@ def test_workers_change_nothing(tiny_config, tmp_path):
 SLICES = {"model": {"name": "efficientnet_b0", "width": 4, "dropout": 0.3}, "data": {"patch": [64, 64, 1]}}
 
 
-@pytest.mark.parametrize("seed, sections", [(0, {}), (1, {}), (2, SLICES)])
+@pytest.mark.parametrize(
+    "seed, sections", [(0, {}), *(pytest.param(*given, marks=pytest.mark.slow) for given in ((1, {}), (2, SLICES)))]
+)
 def test_killed_at_any_moment_and_run_again_equals_the_uninterrupted_run(tiny_config, tmp_path, seed, sections):
     path = tiny_config(
         "classification",
@@ -387,6 +389,7 @@ def test_dry_run_shows_everything_and_trains_nothing(tiny_config):
     assert not run_folder(path).exists()
 
 
+@pytest.mark.slow
 def test_shuffled_labels_score_like_chance(tiny_config, phantom_root, tmp_path):
     """Nothing leaks: with labels drawn at random the pooled AUROC is 0.5 up to chance."""
     import shutil

@@ -332,6 +332,7 @@ def finished(done):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     path = write()
     one = finished(run_command("train.py", path, f"output={tmp_path}/one"))

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fomo import folds
@@ -57,6 +57,10 @@ def test_properties(cohort, k, seed, kind):
         "continuous": rng.normal(50, 15, len(ids)).tolist(),
         "multilabel": (rng.random((len(ids), 4)) < [0.5, 0.3, 0.1, 0.02]).astype(int).tolist(),
     }[kind]
+    if kind.startswith("class"):  # in fewer groups a class cannot be in all parts, which is an error
+        names_of = labels if kind == "class" else [name for name, _ in labels]
+        of_class = [{group for group, name in zip(groups, names_of) if name == one} for one in (0, 1)]
+        assume(min(map(len, of_class)) >= max(k, 4))
     made = kfold(ids, groups, labels, k, 0.25, seed, kind)
     group_of = dict(zip(ids, groups))
     assert sorted(name for fold in made for name in fold["test"]) == ids

@@ -93,7 +93,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_continues(whole, t
     assert_same_run(reference, tmp_path / "cut" / "run")
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "folds"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("folds", marks=pytest.mark.slow)])
 def test_two_ranks_stop_together_when_torchrun_is_terminated(tiny_config, tmp_path, parallel):
     path = tiny_config(**{**SHORT, "cv": {"parallel": parallel}})
     process = start(path, f"output={tmp_path}/cut", ranks=2)
@@ -202,6 +202,7 @@ def test_folds_in_parallel_give_the_same_results_and_logs_of_their_own(tiny_conf
     assert re.search(r" split parallel=folds ", merged)
 
 
+@pytest.mark.slow
 def test_teams_of_ranks_share_folds_and_give_the_same_results(tiny_config, tmp_path):
     """Four ranks run two folds at a time, each by DDP on two ranks; the team that is free first takes the third fold.
 
@@ -242,6 +243,7 @@ def test_a_failing_fold_does_not_stop_the_others(tiny_config, tmp_path):
     assert json.loads((tmp_path / "runs/run/summary.json").read_text())["folds_done"] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_two_agents_on_two_addresses(tiny_config, tmp_path):
     """Multi-node: two torchrun agents meet at a loopback address and train one fold."""
     path = tiny_config(**SHORT)

@@ -193,7 +193,8 @@ def make_step(case, device, naive=False, compiled=False, search=False, edge=None
     loss = LOSSES[case[0]]
     task = types.SimpleNamespace(loss=lambda outputs, batch: loss(outputs, batch["target"]))
     forward = optimization.wrap(network, compiled, device)
-    autocast, scaler = optimization.precision("bf16", device)
+    amp = "bf16" if device.type == "cuda" else "off"  # CPUs without it in hardware take minutes for a step
+    autocast, scaler = optimization.precision(amp, device)
 
     def laid_out(batch):
         return {**batch, "image": batch["image"].contiguous(memory_format=layout)}
