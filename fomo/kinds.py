@@ -116,6 +116,7 @@ def _check_network(config, refuse):
         if wanted is not None:
             refuse(name, got, wanted)
     values = {option: getattr(model, option) for option in PLAIN}
+    values = {option: value for option, value in values.items() if value != "auto"}  # which the network decides
     for option, wanted in network.option_problems(model.name, values, NETWORKS):
         refuse(f"model.{option}", values[option], wanted)
     if config.train.checkpoint_activations and not network.recomputes:

@@ -12,22 +12,25 @@ import numpy as np
 
 DECAYS = (0.125, 0.25, 0.5, 1.0, 2.0)
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
-BOUND = 4.0  # standard deviations; what lies far outside of the training cases moves an answer no further
 _FLAT = 1e-6  # a feature whose deviation is below this share of its size does not vary
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How features (n, F) are standardised; each array is (F,)."""
+    """How features (n, F) are standardised; each array is (F,).
+
+    bound: what lies more than so many standard deviations outside of the training cases moves an answer no further.
+    """
 
     mean: np.ndarray
     deviation: np.ndarray
     share: np.ndarray  # weight of each feature: the squares add up to 1; 0 for a feature that does not vary
+    bound: float = 4.0
 
     def __call__(self, features):
-        """(n, F): deviations from the mean, limited smoothly to BOUND standard deviations, times their share."""
+        """(n, F): deviations from the mean, limited smoothly to `bound`, times their share."""
         z = (np.asarray(features, float) - self.mean) / self.deviation
-        return BOUND * np.tanh(z / BOUND) * self.share
+        return self.bound * np.tanh(z / self.bound) * self.share
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class Ridge:
         return self.scaling(features) @ self.weight.T + self.bias
 
 
-def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengths=STRENGTHS):
+def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengths=STRENGTHS, bound=4.0):
     """The Ridge from features (n, F) to targets (n, K).
 
     groups, depths: (F,) whole numbers from 0, the group of each feature and its depth.
     subjects: (n,), of each case, left out together; None: each case by itself.
-    decays, strengths: to choose from; at equal errors the first.
+    decays, strengths: to choose from; at equal errors the first. bound: see `Scaling`.
 
     ValueError for features or targets that are not finite, and for fewer than three subjects.
     """
@@ -65,7 +68,7 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
     deviation, unit = np.where(varies, deviation, 1.0), np.maximum(targets.std(0), 1e-12)
     best, least = None, np.inf
     for decay in decays:
-        scaling = Scaling(mean, deviation, _shares(np.asarray(groups), np.asarray(depths), varies, decay))
+        scaling = Scaling(mean, deviation, _shares(np.asarray(groups), np.asarray(depths), varies, decay), bound)
         standardised = scaling(features)
         for strength, dual, left_out in _solutions(standardised @ standardised.T, targets, parts, strengths):
             error = np.mean(((left_out - targets) / unit) ** 2)

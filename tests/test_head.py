@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from dummies import task as dummy_task
 
 from fomo import checkpoint, kinds, tasks
 from fomo.config import UserError
@@ -112,3 +113,20 @@ def test_too_few_subjects_are_an_error_that_names_the_key(tiny_config):
         cases = sources.prepare(sources.list_cases(config.data, wanted)[:2], config.data, wanted)
         task = tasks.build(config)
         head.start_head(config, task, build_network(config, task, 1), cases, lambda *_, **__: None)
+
+
+def test_a_task_without_targets_for_a_head_has_a_linear_one(tiny_config, monkeypatch):
+    dummy_task.register(monkeypatch)
+    data = {"phantom_layout": "table", "channels": ["t1", "t2"]}
+    config = kinds.load(tiny_config("regression", task={"type": "count", "targets": ["age"]}, data=data))
+    network = tasks.build_network(config, tasks.build(config))
+    assert network.decoder.kind == "linear"
+    with pytest.raises(TypeError, match="head_targets: got none, wanted a method for the option model.head"):
+        type("Headless", (dummy_task.Count,), {"options": ("model.head",)})
+
+
+@pytest.mark.parametrize("key, value", [("dropout", 0.5), ("head", "mlp"), ("fusion", "late")])
+def test_what_no_head_reads_is_a_config_error(tiny_config, key, value):
+    with pytest.raises(UserError, match=f"model.{key}: got {value}, wanted .* for task.type=segmentation"):
+        kinds.load(tiny_config("segmentation", model={key: value}))
+    assert kinds.load(tiny_config("classification", model={key: value}))

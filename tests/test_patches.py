@@ -76,3 +76,11 @@ def test_random_patches_reach_all_places_and_centred_ones_do_not_move():
     starts = {patches.draw_start((35, 32, 32), (32, 32, 32), generator)[0] for _ in range(100)}
     assert starts == {0, 1, 2, 3}
     assert patches.draw_start((36, 30, 33), (32, 32, 32), generator, "center") == (2, -1, 0)
+
+
+@pytest.mark.parametrize("start", [(0, 0, 0), (-2, 1, 3), (-3, -1, 6), (4, 4, 4)])
+def test_what_lies_in_the_volume_is_what_is_read_from_it(start):
+    wanted = (
+        patches.read(np.ones((6, 5, 7), np.uint8), start, (4, 4, 4), 0) if max(start) < 9 and min(start) > -9 else 0
+    )
+    assert np.array_equal(patches.inside((6, 5, 7), start, (4, 4, 4)), np.broadcast_to(wanted, (4, 4, 4)))

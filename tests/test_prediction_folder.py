@@ -94,7 +94,7 @@ def test_tables_are_written_at_once_and_then_when_that_takes_little_of_the_time(
     assert len(files.read_csv(tmp_path / "predictions.csv")) == 2
 
 
-@pytest.mark.parametrize("id", ["../../victim", "/tmp/victim", "a/b", "..", "", ".hidden", "a\\b", "a\nb"])
+@pytest.mark.parametrize("id", ["../../victim", "/victim", "a/b", "..", "", ".hidden", "a\\b", "a\nb"])
 def test_an_id_in_an_edited_table_deletes_nothing(tmp_path, id):
     """masks/../../victim.nii.gz would lie outside of the folder."""
     answers = tmp_path / "deep" / "answers"

@@ -138,8 +138,7 @@ class Samples(Dataset):
         if mask is not None:
             sample["mask"] = patches.read(mask, start, data.patch, 0)  # uint8 until the loss: less to move
         elif self.wanted.inside:
-            inside = torch.ones(1, 1, 1, dtype=torch.uint8).expand(*case.shape)
-            sample["mask"] = patches.read(inside, start, data.patch, 0)
+            sample["mask"] = torch.from_numpy(patches.inside(case.shape, start, data.patch))
         elif self.wanted.masked:
             sample["mask"] = torch.zeros(data.patch, dtype=torch.uint8)
         if self.wanted.finding:

@@ -11,8 +11,8 @@ import numpy as np
 from . import checks
 from .ranking import average_ranks
 
-FEWEST_TO_CORRECT = 20  # cases; in simulations of fewer the corrected error was up to twice the raw one
-LARGEST_RISE = 0.05  # of the mean absolute error, by what `bounded_bias_correction` does
+_FEWEST_TO_CORRECT = 20  # cases; in simulations of fewer the corrected error was up to twice the raw one
+_LARGEST_RISE = 0.05  # of the mean absolute error, by what `bounded_bias_correction` does
 _LARGEST_GAIN = 3.0
 
 
@@ -86,13 +86,13 @@ def bounded_bias_correction(targets, predictions):
 
     Dividing by a flat line that few cases have given makes errors many times larger. Therefore the line is flattened
     only as far as its slope is known (two standard errors), at most to a third, and only as long as the mean absolute
-    error of these cases does not rise by more than LARGEST_RISE, two standard errors included. The mean prediction
+    error of these cases does not rise by more than a twentieth, two standard errors included. The mean prediction
     stays where it is. (1, 0) changes nothing; then `reason` says why, else it is None.
     """
     targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
     count, squares = len(targets), _squares(targets)
-    if count < FEWEST_TO_CORRECT:
-        return (1.0, 0.0), f"{count} cases, wanted {FEWEST_TO_CORRECT} or more"
+    if count < _FEWEST_TO_CORRECT:
+        return (1.0, 0.0), f"{count} cases, wanted {_FEWEST_TO_CORRECT} or more"
     if not squares:
         return (1.0, 0.0), "their targets are all equal"
     slope, intercept = fit_bias_correction(targets, predictions)
@@ -102,7 +102,7 @@ def bounded_bias_correction(targets, predictions):
     centre, raw, gain = predictions.mean(), np.abs(predictions - targets), 1.0
     for candidate in np.linspace(1, min(_LARGEST_GAIN, 1 / max(1 - flatness * sure, 1e-9)), 41)[1:]:
         rise = np.abs(centre + candidate * (predictions - centre) - targets) - raw
-        if rise.mean() + 2 * rise.std(ddof=1) / math.sqrt(count) > LARGEST_RISE * raw.mean():
+        if rise.mean() + 2 * rise.std(ddof=1) / math.sqrt(count) > _LARGEST_RISE * raw.mean():
             break
         gain = float(candidate)
     reason = None if gain != 1 else "no slope is sure enough, or it would raise the error"

@@ -20,7 +20,6 @@ that `recomputes` has checkpoint_activations(wanted), which trades time for memo
 """
 
 from . import checks
-from .checks import WHOLE_CASE
 from .network import PLAIN, Network
 from .registry import NETWORKS
 

@@ -17,7 +17,7 @@ from torch import nn
 from . import checks
 
 _POWER = 3  # of the generalised mean: between the mean (1) and the maximum
-_BOUND = 4.0  # standard deviations beyond which a statistic counts no more; `adopt` expects a fit with the same one
+BOUND = 4.0  # standard deviations beyond which a statistic counts no more
 
 
 def moments(x):
@@ -71,7 +71,7 @@ class ImageHead(nn.Module):
         """(B, F), the input of the linear layer; see `statistics`."""
         if self.kind == "multistage":
             z = (self.statistics(maps, before_norm) - self.mean) / self.deviation
-            return _BOUND * torch.tanh(z / _BOUND) * self.share
+            return BOUND * torch.tanh(z / BOUND) * self.share
         pooled = self._side_by_side(maps[-1].mean(dim=(2, 3, 4)))
         return nn.functional.gelu(self.hidden(pooled)) if self.kind == "mlp" else pooled
 
@@ -90,12 +90,32 @@ class ImageHead(nn.Module):
     def adopt(self, fit, weight, bias):
         """Take over how a linear fit standardises, and its weight (K, F) and bias (K,).
 
-        fit: has mean, deviation and share (F,) of the `statistics`, each limited to 4 standard deviations.
+        fit: has mean, deviation and share (F,) of the `statistics`, each limited to BOUND standard deviations.
         """
         for name in ("mean", "deviation", "share"):
             getattr(self, name).copy_(torch.as_tensor(getattr(fit, name)))
         self.fc.weight.copy_(torch.as_tensor(weight))
         self.fc.bias.copy_(torch.as_tensor(bias))
+
+
+class WithImageHead:
+    """A part of a U-Net, before `nn.Module`: from its `encoder` to the `decoder`, an ImageHead unless it `segments`."""
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x)) if self.segments else self.decoder(*self._read(x))
+
+    def features(self, x):
+        """(B, F): the output layer's input in a whole-volume mode."""
+        return self.decoder.features(*self._read(x))
+
+    def statistics(self, x):
+        """(B, F): what a multistage head standardises."""
+        return self.decoder.statistics(*self._read(x))
+
+    def _read(self, x):
+        """(maps of the stages, of each the `moments` in front of its norms if the head reads them)."""
+        found = [] if self.decoder.reads_moments else None
+        return self.encoder(x, found), found
 
 
 def scaled_alike(models, head):

@@ -146,8 +146,8 @@ class Network:
         return None
 
     def refuses(self, option, value):
-        """Whether it does not take this value of an option; auto is for all."""
-        return value not in (PLAIN[option], "auto") and option not in self.options
+        """Whether it does not take this value of an option."""
+        return value != PLAIN[option] and option not in self.options
 
     def option_problems(self, name, values, networks):
         """(option, what is wanted) for each of `values`, {option: value}, that this network does not take."""

@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from . import checks, norm
 from .conv import Conv3d
-from .image_head import ImageHead, moments
+from .image_head import ImageHead, WithImageHead, moments
 
 _STRIDE = 16  # the encoder halves each axis four times
 
 
-class UNet(nn.Module):
+class UNet(WithImageHead, nn.Module):
     """(B, in_channels, X, Y, Z) -> logits (B, out_channels, X, Y, Z), or (B, out_channels) for a whole-volume mode.
 
     X, Y and Z must be multiples of 16, and not all be 16: the instance norm of a one-voxel bottleneck is undefined.
@@ -68,27 +68,11 @@ class UNet(nn.Module):
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
 
-    def forward(self, x):
-        return self.decoder(self.encoder(x)) if self.segments else self.decoder(*self._read(x))
-
     def checkpoint_activations(self, wanted):
         """Trade time for memory: keep only input and output of each level, and compute the rest again for gradients."""
         for module in self.modules():
             if isinstance(module, _Level):
                 module.recompute = wanted
-
-    def features(self, x):
-        """(B, F): the output layer's input in a whole-volume mode."""
-        return self.decoder.features(*self._read(x))
-
-    def statistics(self, x):
-        """(B, F): what a multistage head standardises."""
-        return self.decoder.statistics(*self._read(x))
-
-    def _read(self, x):
-        """(maps of the stages, of each the `moments` in front of its norms if the head reads them)."""
-        found = [] if self.decoder.reads_moments else None
-        return self.encoder(x, found), found
 
 
 class _Level(nn.Sequential):

@@ -53,6 +53,13 @@ def draw_start(shape, patch, generator, position="random", voxel=None):
     return tuple(start)
 
 
+def inside(shape, start, patch):
+    """uint8 of `patch` voxels: 1 where the box at `start` lies in a volume of `shape`."""
+    result = np.zeros(patch, np.uint8)
+    result[tuple(slice(max(0, -begin), max(0, size - begin)) for begin, size in zip(start, shape))] = 1
+    return result
+
+
 def read(array, start, patch, fill, dtype=None):
     """The box of `patch` voxels at `start` of an array or tensor (..., X, Y, Z), as a new one.
 

@@ -40,8 +40,7 @@ def build_network(config, task):
     model, channels = config.model, (len(config.data.channels), task.out_channels)
     options = {option: getattr(model, option) for option in ("width", *nets.PLAIN)}
     if model.head == "auto":
-        has_head = task.mode in nets.WHOLE_CASE and not task.pretrains
-        options["head"] = nets.NETWORKS[model.name].best_head if has_head else "linear"
+        options["head"] = nets.NETWORKS[model.name].best_head if task.head_targets else "linear"
     return task.wrap(nets.build(model.name, *channels, mode=task.mode, **options))
 
 

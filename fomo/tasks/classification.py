@@ -7,7 +7,7 @@ from . import categories
 from .evidence import Evidence
 from .multitarget import Multitarget
 from .results import Answer
-from .task import HEAD, Task
+from .task import Task
 from .two_classes import TwoClasses
 from .views import classification as view
 
@@ -17,15 +17,7 @@ class Classification(TwoClasses, Task):
     losses = categories.SOFTMAX_LOSSES
     stratum_kind = "class"
     keys = ("eval.pool_windows", "eval.threshold", "data.crop_position")
-    options = (
-        "task.classes",
-        "task.class_weights",
-        "task.evidence",
-        "train.balanced",
-        "augment.mix",
-        "eval.saliency",
-        *HEAD,
-    )
+    options = Multitarget.options
     if_constant = (
         f"{Task.if_constant}; where cases have masks of the finding, let it learn from them: task.evidence=auto"
     )

@@ -34,9 +34,10 @@ class MaskedAutoencoder(Task):
         "task.mask_value",
         "task.mae_loss",
         "task.mae_clamp",
+        "task.keep_epoch",
         "data.crop_position",
     )
-    options = ("model.skips", "task.keep_epoch")
+    options = ("model.skips",)
     view = view.VIEW
 
     @classmethod
@@ -92,8 +93,8 @@ class MaskedAutoencoder(Task):
         generator, patch = seeds.of_case(self.config.seed, case.id), windows.patch
         start = patches.draw_start(case.shape, patch, generator, self.config.data.crop_position)
         image = patches.read(case.image(), start, patch, case.background).astype(np.float32)
-        inside = patches.read(np.ones(case.shape, np.uint8), start, patch, 0)
-        batch = {"image": torch.from_numpy(image)[None], "mask": torch.from_numpy(inside)[None]}
+        inside = torch.from_numpy(patches.inside(case.shape, start, patch))
+        batch = {"image": torch.from_numpy(image)[None], "mask": inside[None]}
         original = batch["image"]
         batch = self.prepare({**batch, **self.draw([generator], batch)})
         restored = windows.blend(network, batch["image"][0], case.background).cpu()[None]

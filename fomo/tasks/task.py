@@ -38,7 +38,7 @@ class Columns(NamedTuple):
     text: str
 
 
-HEAD = ("model.head", "model.fusion")  # options of the tasks with one output per case
+HEAD = ("model.head", "model.fusion", "model.dropout")  # options of the tasks that have `head_targets`
 ONE_OR_MORE = Columns(1, math.inf, "at least one column")
 
 
@@ -79,6 +79,8 @@ class Task:
     scored = ()  # columns of a row that `score` reads of files, the first always; (): all numbers
     binary = False  # whether its one number is the probability of class 1, and `decision` the class
     predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
+    head_targets = None  # cases -> (n, out_channels): what a linear fit should say of them, to start a multistage head:
+    # of a regression the scaled number, of classes 1 for the right one; None: the head of its networks is linear
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     if_constant = "raise optim.lr, train longer, or start from weights.path"
@@ -91,6 +93,8 @@ class Task:
         lacking += [name for name in methods if not callable(getattr(cls, name, None))]
         if lacking:
             raise TypeError(f"{cls.__name__}: declares no {', '.join(lacking)}: see fomo/tasks/task.py")
+        if "model.head" in cls.options and not callable(cls.head_targets):
+            raise TypeError(f"{cls.__name__}.head_targets: got none, wanted a method for the option model.head")
         for name, fits, wanted in (
             *((name, getattr(cls, name) in choices, f"one of {choices}") for name, choices in _CHOICES.items()),
             *((name, isinstance(getattr(cls, name), tuple), "a tuple of names") for name in _NAMES),
@@ -176,13 +180,6 @@ class Task:
     def load(self, network, load):
         """Fill the network with pretrained weights; load(part) fills a part and returns the LoadReport."""
         return load(network)
-
-    def head_targets(self, cases):
-        """(n, out_channels): what a linear fit should say of labelled cases, to start a head; numbers, or 0 and 1.
-
-        Each row is what an ideal network would give: the scaled number of a regression, 1 for the right class.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no head_targets: set model.head=linear")
 
     def prepare(self, batch):
         """The batch as the network gets it, on its device, after augmentation."""

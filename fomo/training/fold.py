@@ -73,17 +73,8 @@ def load_fold(config, parts, fold, log):
     _, task, network = restore(best, path, config, needs=("subjects", "epoch"))
     optimization.lay_out(network, dist.device())
     checkpoint.warn_of_known({case.subject for case in parts["test"]}, best["subjects"], path, log)
-    log(
-        "weights",
-        loaded=len(best["model"]),
-        new=0,
-        adapted=0,
-        ignored=0,
-        aliases=0,
-        family="fomo",
-        part="none",
-        path=path,
-    )
+    loaded = checkpoint.LoadReport(tuple(best["model"]), (), (), (), (), family="fomo", part="")
+    log("weights", **loaded.said(), path=path)
     return task, _mirrored(config, network), best
 
 

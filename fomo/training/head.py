@@ -9,7 +9,7 @@ import torch
 
 from .. import ridge
 from ..config import UserError
-from ..nets.image_head import ImageHead
+from ..nets import image_head
 from ..runtime import dist, seeds
 from . import optimization
 from .evaluate import windows_of
@@ -19,7 +19,7 @@ _CASES = 500  # more of them change the fit little
 
 def start_head(config, task, network, train_cases, log):
     """Fit the multistage head of a network, if it has one; collective."""
-    head = next((module for module in network.modules() if isinstance(module, ImageHead)), None)
+    head = next((module for module in network.modules() if isinstance(module, image_head.ImageHead)), None)
     if head is None or head.kind != "multistage":
         return
     optimization.lay_out(network, dist.device())
@@ -69,7 +69,8 @@ class _Reader(torch.nn.Module):
 def _fitted(task, head, features, targets, cases):
     """(the ridge.Ridge, slope, offset (K,)): the outputs are slope times its answers plus the offset."""
     try:
-        fit = ridge.fit(features, targets, head.groups, head.depths, [case.subject for case in cases])
+        subjects = [case.subject for case in cases]
+        fit = ridge.fit(features, targets, head.groups, head.depths, subjects, bound=image_head.BOUND)
     except ValueError as error:
         raise UserError(f"model.head=multistage: the training cases cannot start it: {error}") from error
     if task.mode == "regression":
