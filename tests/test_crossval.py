@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT, one_line_error, run_command
 
-from fomo import kinds
+from fomo import checkpoint, kinds
 from fomo.runs import crossval
 from fomo.runtime import dist
 
@@ -211,6 +211,16 @@ def test_a_finished_run_is_not_run_again_and_folds_can_be_run_apart(tiny_config)
     )
     (folder / "fold_2" / "predictions.csv").unlink()
     one_line_error(run_command("cv.py", path), "fold_2/predictions.csv", "No such file", "restore it")
+
+
+def test_a_patch_larger_than_every_case_is_made_smaller_and_the_checkpoint_knows(tiny_config):
+    path = tiny_config(data={"patch": [160, 192, 160]}, cv={"folds": 2})
+    log = finished(run_command("train.py", path)).stdout
+    assert " patch=32,32,32 asked=160,192,160 largest_case=" in log
+    folder = run_folder(path)
+    assert checkpoint.load(folder / "fold_1" / "best.pt")["config"]["data"]["patch"] == [32, 32, 32]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["patch"] == [160, 192, 160]
+    assert "finished=1" in finished(run_command("train.py", path)).stdout
 
 
 def test_gradual_unfreezing_trains_the_encoder_from_its_epoch_on(tiny_config):

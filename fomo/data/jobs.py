@@ -113,7 +113,7 @@ def _work(function, connection):
                 answer = False, ExceptionWithTraceback(error, error.__traceback__)
             connection.send(answer)
     except (EOFError, OSError):  # no more jobs, or nobody who asks
-        pass
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is open: an exception would only interrupt the exit
 
 
 def _stop(processes):

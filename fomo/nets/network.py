@@ -124,6 +124,14 @@ class Network:
         unit = max(16, self.stride) if self.sees == "volume" else 16
         return tuple(size if size < 4 * unit else size // (2 * unit) * unit for size in patch)
 
+    def no_larger(self, patch, shape):
+        """The patch, along no axis longer than it takes to hold `shape`; it stays as it is where slices are seen."""
+        if self.sees == "slice":
+            return patch
+        smallest = self.stride if self.one_voxel else 2 * self.stride
+        sizes = tuple(min(size, -(-length // self.stride) * self.stride) for size, length in zip(patch, shape))
+        return sizes if max(sizes) >= smallest else tuple(min(size, smallest) for size in patch)
+
     @property
     def flat_axes(self):
         """Axes of the input along which it sees one voxel."""

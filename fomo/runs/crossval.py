@@ -1,5 +1,6 @@
 """Cross-validation: cases -> folds -> one training per fold -> pooled out-of-fold results."""
 
+import dataclasses
 import importlib.resources
 import math
 import os
@@ -8,7 +9,7 @@ import time
 import torch
 import yaml
 
-from .. import kinds, report, tasks
+from .. import kinds, nets, report, tasks
 from ..config import UserError, fingerprint, one_line, to_dict
 from ..data import listing, loader, sources
 from ..run_folder import RunFolder
@@ -110,6 +111,7 @@ def _run(config, folder, log, dry_run, one_split):
         numbers = _numbers(config, splits, len(listed), one_split, log)
         dist.on_main(lambda: warn_of_changed_code(folder, code, log))
         cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
+        config = _with_patch_that_fits(config, cases, log)
         _warn_of_windows(config, cases, log)
         by_id = {case.id: case for case in cases}
         dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
@@ -138,6 +140,16 @@ def _announce(config, folder, log):
     if unread:
         log.warn("keys that this run does not read: --help says what they are for", keys=unread)
     return code
+
+
+def _with_patch_that_fits(config, cases, log):
+    """The config, whose patch along no axis is larger than the largest prepared case needs: more is computed in vain."""
+    largest = [max(lengths) for lengths in zip(*(case.shape for case in cases))]
+    patch = nets.NETWORKS[config.model.name].no_larger(config.data.patch, largest)
+    if patch == config.data.patch:
+        return config
+    log("data", patch=patch, asked=config.data.patch, largest_case=largest)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, patch=patch))
 
 
 def _warn_of_windows(config, cases, log):

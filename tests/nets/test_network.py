@@ -142,6 +142,21 @@ def test_half_a_patch_is_one_that_fits(name, patch, half):
 
 
 @pytest.mark.parametrize(
+    "name, patch, shape, wanted",
+    [
+        ("unet_b", (160, 192, 160), (64, 72, 65), (64, 80, 80)),
+        ("unet_b", (96, 96, 96), (200, 90, 10), (96, 96, 16)),
+        ("unet_b", (96, 96, 96), (9, 9, 9), (32, 32, 32)),  # (16, 16, 16) is one voxel at the bottleneck
+        ("resenc_unet_b", (96, 96, 96), (64, 65, 9), (64, 96, 32)),
+        ("resnet50", (224, 224, 1), (70, 70, 1), (224, 224, 1)),
+    ],
+)
+def test_a_patch_is_no_larger_than_what_it_shall_hold(name, patch, shape, wanted):
+    assert nets.NETWORKS[name].no_larger(patch, shape) == wanted
+    assert nets.NETWORKS[name].patch_problem(name, wanted) is None
+
+
+@pytest.mark.parametrize(
     "stride, words",
     [(2, "halves each axis once"), (12, "divides each axis by 12"), (32, "halves each axis five times")],
 )
