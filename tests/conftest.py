@@ -115,6 +115,7 @@ def tiny_config(tmp_path, phantom_root):
                 "workers": 0,
                 "patience": None,
                 "log_every": 1,
+                "amp": "off",  # alike on every machine
             },
             "augment": {"preset": "none"},
             # too few masks without foreground to have them in every part
@@ -146,7 +147,7 @@ def trained(tmp_path_factory, phantom_root):
         },
         "model": {"width": 2},
         "optim": {"lr": 1e-3},
-        "train": {"epochs": 1, "batch_size": 4, "steps_per_epoch": 3, "workers": 0, "patience": None},
+        "train": {"epochs": 1, "batch_size": 4, "steps_per_epoch": 3, "workers": 0, "amp": "off"},
         "augment": {"preset": "none"},
         "eval": {"bootstrap": 0, "overlap": 0.3},
     }

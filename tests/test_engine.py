@@ -1,6 +1,7 @@
 """The step and its surroundings: accumulation, precision, mixed samples, errors that stop."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -115,6 +116,28 @@ def test_bf16_computes_the_loss_in_float32(tiny_config):
     assert seen == [torch.bfloat16]
     with pytest.raises(config_module.UserError):
         optimization.precision("fp16", CPU)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="Linux says what its CPU has")
+def test_auto_is_bf16_on_a_cpu_that_has_it_and_convolves_right(monkeypatch):
+    with open("/proc/cpuinfo") as file:
+        flag = next((line.split()[2] for line in file if line.startswith("flags")), None)
+    for instructions, right, meant in (({flag}, True, "bf16"), ({flag}, False, "off"), ({"abacus"}, True, "off")):
+        monkeypatch.setattr(optimization, "_BF16_INSTRUCTIONS", instructions)
+        monkeypatch.setattr(optimization, "_convolves_alike", lambda dtype, right=right: right)
+        optimization._cpu_multiplies_bf16.cache_clear()
+        assert optimization.amp_of("auto", CPU) == (meant if flag else "off")
+        assert optimization.amp_of("off", CPU) == "off"
+    monkeypatch.undo()
+    optimization._cpu_multiplies_bf16.cache_clear()
+    assert optimization._convolves_alike(torch.bfloat16)
+    true = torch.nn.functional.conv3d
+
+    def wrong(x, w, padding):
+        return true(x, w, padding=padding) * (1.1 if x.dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", wrong)
+    assert not optimization._convolves_alike(torch.bfloat16)
 
 
 def test_batches_that_do_not_divide_over_the_ranks_are_refused(tiny_config, monkeypatch):

@@ -224,7 +224,9 @@ class Train:
     batch_size: int = key(2, "samples per optimizer step, over all ranks", low=1)
     micro_batch: int | None = free_key(None, "samples per forward pass of a rank (none: all); gradients add up", low=1)
     steps_per_epoch: int | None = key(None, "optimizer steps per epoch (none: as many as see every case once)", low=1)
-    amp: str = key("auto", "auto: bf16 where the GPU has it, else fp16; off on the CPU", "auto|bf16|fp16|off")
+    amp: str = key(
+        "auto", "auto: bf16 where the hardware has it, else fp16 on a GPU, off on a CPU", "auto|bf16|fp16|off"
+    )
     compile: bool = key(False, "torch.compile the network")
     checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations: less memory, a third more time")
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)

@@ -143,7 +143,7 @@ def _announce(config, folder, log):
 
 
 def _with_patch_that_fits(config, cases, log):
-    """The config, whose patch along no axis is larger than the largest prepared case needs: more is computed in vain."""
+    """The config, its patch no larger along any axis than the largest prepared case needs: more would be in vain."""
     largest = [max(lengths) for lengths in zip(*(case.shape for case in cases))]
     patch = nets.NETWORKS[config.model.name].no_larger(config.data.patch, largest)
     if patch == config.data.patch:

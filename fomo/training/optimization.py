@@ -1,12 +1,15 @@
 """What a step is made with: precision, memory layout, optimizer, average; what is frozen; the rates of a step."""
 
 import copy
+import functools
 
 import torch
 
 from .. import schedule
 from ..config import UserError
 from ..runtime import dist
+
+_BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # as Linux calls them
 
 
 def build_optimizer(config, network, device):
@@ -52,8 +55,34 @@ def amp_of(amp, device):
     if amp != "auto":
         return amp
     if device.type == "cpu":
-        return "off"
+        return "bf16" if _cpu_multiplies_bf16() else "off"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+@functools.cache
+def _cpu_multiplies_bf16():
+    """Whether the CPU has instructions for bfloat16, and a convolution with them is right: steps take half the time.
+
+    Without the instructions torch emulates them, many times slower than float32.
+    """
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:  # not Linux
+        return False
+    return not _BF16_INSTRUCTIONS.isdisjoint(flags) and _convolves_alike(torch.bfloat16)
+
+
+def _convolves_alike(dtype):
+    """Whether output and gradients of a convolution in `dtype` are within 2% of those in float32."""
+    generator, found = torch.Generator().manual_seed(0), []
+    image, kernel = (torch.randn(size, generator=generator) for size in ((2, 8, 8, 8, 8), (8, 8, 3, 3, 3)))
+    for kind in (torch.float32, dtype):
+        inputs = [tensor.to(kind, copy=True).requires_grad_() for tensor in (image, kernel)]
+        output = torch.nn.functional.conv3d(*inputs, padding=1)
+        gradients = torch.autograd.grad(output.float().square().sum(), inputs)
+        found.append([tensor.detach().float() for tensor in (output, *gradients)])
+    return all((own - other).norm() < 0.02 * own.norm() for own, other in zip(*found))
 
 
 def precision(amp, device):
