@@ -4,6 +4,8 @@ Each of these kinds declares in its own room what concerns it. Here the declarat
 `--help` and for errors, rules, and the keys that nobody reads.
 """
 
+import dataclasses
+
 from . import config as config_module
 from .config import UserError, fields, show
 from .data.sources import SOURCES
@@ -39,14 +41,20 @@ def from_dict(values, where):
 
 
 def settle(config):
-    """(the config, facts for the log) in which the cases that it names have decided what is `auto`, see `Task.settle`.
+    """(the config in which nothing is `auto` that the run must keep, {event of the log: what was decided}).
 
-    Raises UserError for cases that cannot be listed, and for keys that do not fit what was decided.
+    Its cases decide what `Task.settle` says, and the task, the optimizer and the start the learning rate. Raises
+    UserError for cases that cannot be listed, and for keys that do not fit what was decided.
     """
     settled, facts = kind(config).settle(config)
+    decided = {"data": facts} if facts else {}
+    if settled.optim.lr == "auto":
+        lr, start = kind(settled).rate(settled)
+        settled = dataclasses.replace(settled, optim=dataclasses.replace(settled.optim, lr=lr))
+        decided["optim"] = {"lr": lr, "recommended": start}
     if settled is not config:
         check(settled, "as the cases decide")
-    return settled, facts
+    return settled, decided
 
 
 def check(config, where):

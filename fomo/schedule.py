@@ -3,7 +3,7 @@
 import math
 
 
-def learning_rate(step, *, peak, total_steps, warmup_steps=0, kind="cosine", stretch=1.15, minimum=1e-9):
+def learning_rate(step, *, peak, total_steps, warmup_steps=0, kind="cosine", stretch=1.0, minimum=1e-9):
     """Learning rate of optimizer step `step` (from 0).
 
     warmup_steps: the rate rises linearly from peak/1000 at step 0 to the peak at this step.

@@ -174,7 +174,7 @@ def test_help_lists_every_key_with_its_default():
     for name, _, value in config.fields(config.Config()):
         line = next(line for line in text.splitlines() if line.strip().startswith(name + "="))
         assert len(line.split(None, 1)[1]) > 10, f"{name} has no explanation"
-    assert "optim.lr=0.0001" in text and "data.patch=[96,96,96]" in text
+    assert "optim.lr=auto" in text and "data.patch=[96,96,96]" in text
 
 
 def test_every_key_is_read_somewhere():

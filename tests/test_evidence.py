@@ -184,7 +184,7 @@ def test_auto_without_masks_learns_the_labels(layout, tmp_path):
     shutil.copytree(layout, bare, ignore=shutil.ignore_patterns("seg.nii.gz"))
     config = config_of(bare, tmp_path, model={"deep_supervision": True})
     settled, said = kinds.settle(config)
-    assert settled.task.evidence == "none" and said["with_mask"] == 0 and said["positives"] == 8
+    assert settled.task.evidence == "none" and said["data"]["with_mask"] == 0 and said["data"]["positives"] == 8
     assert not settled.model.deep_supervision and tasks.build(settled).mode == "classification"
     assert kinds.settle(settled) == (settled, {})
     done = run_command("cv.py", tmp_path / "config.yaml", "--dry-run")
@@ -295,7 +295,7 @@ def table(layout, tmp_path):
 
 def test_a_table_has_masks_of_some_cases(table, layout):
     config, said = kinds.settle(table())
-    assert config.task.evidence == "mask" and said["with_mask"] == 5
+    assert config.task.evidence == "mask" and said["data"]["with_mask"] == 5
     cases = sources.list_cases(config.data, tasks.wanted(config))
     assert [case.mask is not None for case in cases] == [bool(has_mask(number)) for number in range(CASES)]
     healthy = str(layout / "labels" / "sub_01" / "ses_1" / "seg.nii.gz")

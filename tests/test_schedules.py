@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from conftest import run_command
+from test_crossval import finished
+
 from fomo import checkpoint, kinds, tasks
 from fomo.config import UserError
 from fomo.run_folder import RunFolder
@@ -32,7 +35,19 @@ def test_steps_are_the_length_whatever_an_epoch_is(tiny_config, tmp_path):
     crossval.run(config_of(tiny_config, ["train.steps=7"]), one_split=True)
     assert [row["step"] for row in history(tmp_path)] == ["3", "6", "7"], "the last epoch is shorter"
     rates = [float(row["lr"]) for row in history(tmp_path)]
-    assert rates[-1] == pytest.approx(1e-9 + (1e-3 - 1e-9) * (1 + math.cos(math.pi * 6 / (1.15 * 7))) / 2)
+    assert rates[-1] == pytest.approx(1e-9 + (1e-3 - 1e-9) * (1 + math.cos(math.pi * 6 / 7)) / 2)
+
+
+def test_the_recommended_rate_is_a_number_in_log_config_and_checkpoint(tiny_config, tmp_path):
+    path = tiny_config("regression")
+    done = finished(run_command("train.py", path, "optim.lr=auto", "train.steps=1"))
+    lr = Regression.rates.scratch
+    assert f'optim lr={lr:g} recommended="regression from random weights with adamw"' in done.stdout
+    kept = RunFolder(tmp_path / "runs" / "run")
+    assert kept.config().optim.lr == lr == checkpoint.load(kept.fold(1).best)["config"]["optim"]["lr"]
+    config = kinds.load(path, ["optim.lr=auto", "optim.name=sgd", f"weights.path={kept.fold(1).best}"])
+    assert kinds.settle(config)[0].optim.lr == 10 * Regression.rates.pretrained
+    assert kinds.settle(kinds.load(path))[0].optim.lr == 1e-3, "what is given is kept"
 
 
 def test_steps_that_were_interrupted_give_the_same_weights(tiny_config, tmp_path, monkeypatch):

@@ -231,30 +231,39 @@ def _leaf(sourced, hint, meta, name, choices):
             wanted = ", ".join(choices) + _meant(item, choices)
             raise UserError(f"{where}: got {shown(item)}, wanted one of {wanted}")
         for limit, kept, words in _LIMITS:
-            if meta[limit] is not None and not kept(item, meta[limit]):
+            if meta[limit] is not None and not isinstance(item, str) and not kept(item, meta[limit]):
                 raise UserError(f"{where}: got {_cut(show(item))}, wanted {words} {show(meta[limit])}")
     if meta["path"] and value is not None:
         value = os.path.normpath(os.path.join(sourced.folder, os.path.expanduser(value)))
     return value
 
 
+def _is_union(hint):
+    """Whether it is a type or none, or a type or some words."""
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
 def _type_name(hint):
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a section of keys"}
+    names = {type(None): "none", int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a section of keys"}
     options = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return " or ".join("none" if option is type(None) else _type_name(option) for option in options)
+    if _is_union(hint):
+        return " or ".join(_type_name(option) for option in options)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(options)
     if typing.get_origin(hint) is tuple:
         count = "a list" if options[-1] is Ellipsis else f"a list of {len(options)}"
         return f"{count} (each {_type_name(options[0])})"
     return names[hint]
 
 
-def _convert(value, hint, where):
+def _convert(value, hint, where, wanted=None):
     """`value` as the type `hint`. An int may become a float or text, `1e-4` (text in YAML) a float, `none` None."""
-    wrong = UserError(f"{where}: got {shown(value)} ({type(value).__name__}), wanted {_type_name(hint)}")
+    wrong = UserError(f"{where}: got {shown(value)} ({type(value).__name__}), wanted {wanted or _type_name(hint)}")
     options = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return None if value is None or value == "none" else _convert(value, options[0], where)
+    if _is_union(hint):
+        if type(None) in options:
+            return None if value is None or value == "none" else _convert(value, options[0], where)
+        return value if value in typing.get_args(options[1]) else _convert(value, options[0], where, _type_name(hint))
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise wrong

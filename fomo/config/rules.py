@@ -77,7 +77,7 @@ def _check_optimizer(optim, refuse):
         refuse("optim.betas", optim.betas, "numbers less than 1")
     if optim.momentum >= 1:
         refuse("optim.momentum", optim.momentum, "less than 1")
-    if optim.min_lr > optim.lr:
+    if optim.lr != "auto" and optim.min_lr > optim.lr:
         refuse("optim.min_lr", optim.min_lr, f"at most optim.lr={show(optim.lr)}")
     if optim.warmup_epochs and optim.warmup_share:
         refuse("optim.warmup_share", optim.warmup_share, "0 beside optim.warmup_epochs: one of them")

@@ -4,6 +4,7 @@ The choices of task, loss, source, network and preset are declared in their own 
 """
 
 import dataclasses
+import typing
 from dataclasses import dataclass
 
 
@@ -188,7 +189,9 @@ class Finetune:
 @dataclass(frozen=True)
 class Optim:
     name: str = key("adamw", "sgd: with Nesterov momentum, as nnU-Net", "adamw|sgd")
-    lr: float = key(1e-4, "peak learning rate", above=0)
+    lr: float | typing.Literal["auto"] = key(
+        "auto", "peak learning rate; auto: what is recommended for the task, the optimizer and the start", above=0
+    )
     weight_decay: float = key(3e-5, "weight decay (sgd: L2 penalty); not on norms and biases", low=0)
     weight_decay_end: float | None = key(
         None, "weight decay of the last step, on a half cosine (none: constant)", low=0
@@ -199,7 +202,7 @@ class Optim:
     warmup_epochs: float = key(0.0, "linear warm-up", low=0)
     warmup_share: float = key(0.0, "linear warm-up, as a share of all steps instead", low=0, high=1)
     cosine_stretch: float = key(
-        1.15, "the cosine reaches min_lr after this multiple of the epochs", only="optim.schedule=cosine", low=1
+        1.0, "the cosine reaches min_lr after this multiple of the epochs", only="optim.schedule=cosine", low=1
     )
     min_lr: float = key(
         1e-9, "lowest learning rate", only="optim.schedule=cosine|plateau or optim.warmup_epochs!=0", low=0

@@ -46,8 +46,8 @@ def run(config, dry_run=False, one_split=False):
             held = []  # the folder, by the main rank, until this call ends
             dist.on_main(lambda: held.append(folder.claim(config, log)))
             log = Log(folder.log_path, active=dist.is_main())
-        if decided:
-            log("data", **decided)
+        for event, what in decided.items():
+            log(event, **what)
         with loader.explained():
             _run(config, folder, log, dry_run, one_split)
     except interrupt.Interrupted as error:

@@ -38,6 +38,16 @@ class Columns(NamedTuple):
     text: str
 
 
+_OF_OPTIMIZER = {"adamw": 1, "sgd": 10}  # times the learning rate of AdamW
+
+
+class Rates(NamedTuple):
+    """The peak learning rates of AdamW that optim.lr=auto is."""
+
+    scratch: float
+    pretrained: float
+
+
 HEAD = ("model.head", "model.fusion", "model.dropout")  # options of the tasks that have `head_targets`
 ONE_OR_MORE = Columns(1, math.inf, "at least one column")
 
@@ -83,6 +93,7 @@ class Task:
     # of a regression the scaled number, of classes 1 for the right one; None: the head of its networks is linear
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
+    rates = Rates(1e-3, 1e-4)  # see configs/README.md
     if_constant = "raise optim.lr, train longer, or start from weights.path"
     variants = ()  # the neighbours that `variant` may choose instead
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
@@ -121,6 +132,13 @@ class Task:
     def variant(cls, section):
         """The class for a config's section `task`: this one, or a neighbour that shares its task.type."""
         return cls
+
+    @classmethod
+    def rate(cls, config):
+        """(the peak learning rate that is recommended for a config, what it depends on, in words)."""
+        start, optim = "random" if config.weights.path is None else "pretrained", config.optim.name
+        lr = cls.rates.scratch if start == "random" else cls.rates.pretrained
+        return lr * _OF_OPTIMIZER[optim], f"{config.task.type} from {start} weights with {optim}"
 
     @classmethod
     def settle(cls, config):
