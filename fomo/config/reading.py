@@ -244,7 +244,14 @@ def _is_union(hint):
 
 
 def _type_name(hint):
-    names = {type(None): "none", int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a section of keys"}
+    names = {
+        type(None): "none",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        dict: "a section of keys",
+    }
     options = typing.get_args(hint)
     if _is_union(hint):
         return " or ".join(_type_name(option) for option in options)
@@ -261,9 +268,10 @@ def _convert(value, hint, where, wanted=None):
     wrong = UserError(f"{where}: got {shown(value)} ({type(value).__name__}), wanted {wanted or _type_name(hint)}")
     options = typing.get_args(hint)
     if _is_union(hint):
-        if type(None) in options:
-            return None if value is None or value == "none" else _convert(value, options[0], where)
-        return value if value in typing.get_args(options[1]) else _convert(value, options[0], where, _type_name(hint))
+        words = (None, "none") if type(None) in options else typing.get_args(options[1])
+        if value in words:
+            return None if None in words else value
+        return _convert(value, options[0], where, None if None in words else _type_name(hint))
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise wrong

@@ -23,7 +23,7 @@ from ..space import patches
 from ..transforms import build_views
 from ..transforms.views import GLOBAL_VIEWS
 from .results import Answer, Results
-from .task import Columns, Task
+from .task import Columns, Rates, Task
 from .views import dino as view
 
 _VIEW_KEYS = ("global_size", "global_scale", "local_views", "local_size", "local_scale")  # of the section `task`
@@ -37,6 +37,7 @@ class Dino(Task):
     out_channels = 1
     losses = ()
     reads, columns = "class", Columns(0, 1, "at most one column, for the probe")
+    rates = Rates(5e-4, 5e-4)
     select, higher_is_better = "dino_loss", False  # the headline of a run; see is_best
     stratum_kind = "class"
     pretrains = True

@@ -45,6 +45,7 @@ class Evidence(TwoClasses, Task):
     mode = "segmentation"
     out_channels = 2
     losses = Segmentation.losses
+    rates = Segmentation.rates
     stratum_kind = "class_and_number"
     keys = ("eval.threshold", "data.mask_column", "data.foreground_fraction")
     options = ("task.class_weights", "task.evidence", "train.balanced", "model.deep_supervision")

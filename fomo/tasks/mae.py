@@ -15,7 +15,7 @@ from ..runtime import seeds
 from ..space import patches
 from ..transforms import masking
 from .results import Answer
-from .task import Columns, Task
+from .task import Columns, Rates, Task
 from .views import mae as view
 
 _PICTURES = 6  # cases whose reconstructions each process keeps
@@ -25,6 +25,7 @@ class MaskedAutoencoder(Task):
     mode = "segmentation"  # one value per voxel and channel
     losses = ()
     reads, columns = "nothing", Columns(0, 0, "none: no labels are used")
+    rates = Rates(2.5e-4, 2.5e-4)
     select, higher_is_better = "reconstruction_mse", False
     stratum_kind = "class"
     pretrains = True

@@ -16,7 +16,7 @@ from ..metrics import auroc, average_precision, brier, choose_threshold, ece, ma
 from ..metrics.checks import mean_of_defined
 from . import categories, pooling
 from .results import Answer, Output, Results
-from .task import HEAD, ONE_OR_MORE, Task
+from .task import HEAD, ONE_OR_MORE, Rates, Task
 from .views import multilabel as view
 
 _EVAL_KEYS = ("eval.pool_windows", "eval.threshold", "eval.pool_slices", "eval.top_slices")
@@ -26,6 +26,7 @@ class Multilabel(Task):
     mode = "classification"
     losses = ("bce", "focal", "asymmetric")
     reads, columns = "flags", ONE_OR_MORE
+    rates = Rates(3e-4, 1e-4)
     select, higher_is_better = "volume_auroc_macro", True
     stratum_kind = "multilabel"
     training_state = ("pos_weight",)

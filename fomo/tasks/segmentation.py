@@ -15,7 +15,7 @@ from ..metrics import COUNTS, dice, over_classes, segmentation_metrics_per_class
 from ..space import nifti, postprocess, volume
 from . import categories
 from .results import Answer, Results
-from .task import Columns, Task
+from .task import Columns, Rates, Task
 from .views import segmentation as view
 
 _NO_METRICS = ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")  # of a row
@@ -25,6 +25,7 @@ class Segmentation(Task):
     mode = "segmentation"
     losses = ("dice_ce", "generalized_dice", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
+    rates = Rates(2.5e-3, 2.5e-4)
     select, higher_is_better = "dice", True
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)

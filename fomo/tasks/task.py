@@ -13,6 +13,7 @@ from ..config import check_declared
 from ..data import loader
 from ..data.cases import Wanted
 from ..metrics import Interval
+from ..nets import NETWORKS
 from .results import Results
 from .views.view import View
 
@@ -38,14 +39,15 @@ class Columns(NamedTuple):
     text: str
 
 
-_OF_OPTIMIZER = {"adamw": 1, "sgd": 10}  # times the learning rate of AdamW
-
-
 class Rates(NamedTuple):
-    """The peak learning rates of AdamW that optim.lr=auto is."""
+    """The peak learning rates of AdamW that optim.lr=auto is, of a network of width 32; see configs/README.md."""
 
     scratch: float
     pretrained: float
+
+
+_WIDTH, _HIGHEST = 32, 1e-2  # a network of half the width learns best at twice the rate
+_OF_OPTIMIZER = {"adamw": 1, "sgd": 10}  # times the rate of AdamW
 
 
 HEAD = ("model.head", "model.fusion", "model.dropout")  # options of the tasks that have `head_targets`
@@ -93,7 +95,7 @@ class Task:
     # of a regression the scaled number, of classes 1 for the right one; None: the head of its networks is linear
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
-    rates = Rates(1e-3, 1e-4)  # see configs/README.md
+    rates = Rates(2.5e-5, 2.5e-5)  # of a head that starts at a linear fit, see `head_targets`: more would undo it
     if_constant = "raise optim.lr, train longer, or start from weights.path"
     variants = ()  # the neighbours that `variant` may choose instead
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
@@ -136,9 +138,10 @@ class Task:
     @classmethod
     def rate(cls, config):
         """(the peak learning rate that is recommended for a config, what it depends on, in words)."""
-        start, optim = "random" if config.weights.path is None else "pretrained", config.optim.name
-        lr = cls.rates.scratch if start == "random" else cls.rates.pretrained
-        return lr * _OF_OPTIMIZER[optim], f"{config.task.type} from {start} weights with {optim}"
+        start, optim = "scratch" if config.weights.path is None else "pretrained", config.optim.name
+        width = config.model.width or NETWORKS[config.model.name].arguments.get("width", _WIDTH)
+        lr = min(_HIGHEST, getattr(cls.rates, start) * _WIDTH / width)
+        return lr * _OF_OPTIMIZER[optim], f"{config.task.type}, {start}, {optim}"
 
     @classmethod
     def settle(cls, config):

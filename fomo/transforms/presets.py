@@ -11,6 +11,14 @@ _ALL = "elastic rotate scale gamma bias_field blur low_resolution ghosting gibbs
 PRESETS = {
     "none": {},
     "basic": {"rotate": {}, "scale": {}},
+    # For short trainings, where more is learned from seeing each case as it is: what occurs anyway.
+    "light": {
+        "mirror": {},
+        "rotate": {"degrees": (-15.0, 15.0)},
+        "scale": {},
+        "gamma": {"p": 0.15, "gamma": (0.7, 1.5), "invert_p": 0.0},
+        "noise": {"p": 0.1, "sigma": (0.0, 0.1)},
+    },
     "all": dict.fromkeys(_ALL, {}),
     # Of CT slices: position and posture vary, Hounsfield units hardly.
     "slices": {

@@ -5,9 +5,8 @@
 One network is pretrained on 240 unlabelled heads (all channels together). Then, for each of three seeds, one is trained
 on 16 labelled heads (12 to learn from, 4 to choose the epoch) from the pretrained weights and from scratch, with the
 same settings, and tested on the same 120 heads. Every seed has its own 16. Nothing but the start differs between the
-two arms. Prints one line per run, and for each arm the mean over the seeds with the 95% interval over test heads
-(bootstrap of the heads, all seeds together), and that of the paired difference. Runs that are finished are kept: the
-same command goes on.
+two arms. Prints one line per run, and for each arm what `arms.report` says. Runs that are finished are kept: the same
+command goes on.
 
 Without noise 12 heads teach the tasks from scratch (--noise 0: AUROC 1.00), which leaves nothing to gain. Cubes of 4
 voxels can be restored from the finest levels through the skip connections, and features of the bottleneck are then no
@@ -22,15 +21,12 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+import arms
 import nibabel
 import numpy as np
 import torch
 
-from fomo import kinds
 from fomo.data.phantoms import heads
-from fomo.metrics import auroc
-from fomo.run_folder import RunFolder
-from fomo.runs import crossval
 from fomo.runtime import files
 
 UNLABELLED, LABELLED, TEST, SEEDS = 240, 16, 120, (1, 2, 3)
@@ -63,7 +59,7 @@ def main():
     results = {}
     for arm, weights in (("scratch", None), ("pretrained", pretrained)):
         results[arm] = [finetune(folder, options, arm, weights, seed) for seed in options.seeds]
-    report(options, results)
+    arms.report(options.task, results)
 
 
 def common(folder, options):
@@ -88,15 +84,6 @@ def merged(base, **sections):
     return base
 
 
-def run(content):
-    """The finished fold."""
-    config = kinds.from_dict(content, "the experiment")
-    fold = RunFolder(os.path.join(config.output, config.name)).fold(1)
-    if not fold.is_finished:
-        crossval.run(config, one_split=True)
-    return fold
-
-
 def pretrain(folder, options):
     """Path of the pretrained weights."""
     content = merged(
@@ -105,10 +92,10 @@ def pretrain(folder, options):
         task={"type": "mae", "mask_cube": options.mask_cube},
         data={"csv": make_table(folder, options, "unlabelled", UNLABELLED, 1), "val_folds": ["val"]},
         model={"name": "unet_b_lw_dec"},
-        optim={"lr": 1e-3, "warmup_epochs": 1, "cosine_stretch": 1, "clip_norm": 1},
+        optim={"lr": 1e-3, "warmup_epochs": 1, "clip_norm": 1},
         train={"epochs": options.pretrain_epochs, "batch_size": 8, "patience": None, "workers": 0, "log_every": 20},
     )
-    return run(content).best
+    return arms.run(content).best
 
 
 def finetune(folder, options, arm, weights, seed):
@@ -124,13 +111,13 @@ def finetune(folder, options, arm, weights, seed):
             "test_folds": ["test"],
         },
         model={"name": options.model},
-        optim={"lr": options.lr, "warmup_epochs": 1, "cosine_stretch": 1, "clip_norm": 1},
+        optim={"lr": options.lr, "warmup_epochs": 1, "clip_norm": 1},
         train={"epochs": options.epochs, "batch_size": 4, "patience": None, "workers": 0},
         cv={"val_fraction": 0.25, "stratify": options.task != "segmentation"},  # one head in 16 has no tumour
         weights={"path": weights},
         eval={"bootstrap": 0},
     )
-    fold = run(content)
+    fold = arms.run(content)
     scores = (f"{name}={value:.4g}" for name, value in fold.scores().items())
     print(f"run task={options.task} arm={arm} seed={seed}", *scores, flush=True)
     return fold.results().rows
@@ -179,31 +166,6 @@ def add_noise(path, noise, rng):
     level = values[inside].mean()
     values[inside] = np.maximum(values[inside] + level * (3 * noise + noise * rng.standard_normal(inside.sum())), 1)
     nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), image.affine), path)
-
-
-def report(options, results):
-    """Means over the seeds with 95% intervals over the test heads, the same resampled heads for both arms."""
-    heads = len(results["scratch"][0])
-    draws = np.vstack([np.arange(heads), np.random.default_rng(0).integers(heads, size=(2000, heads))])
-    values = {
-        arm: np.mean([metric(options.task, rows, draws) for rows in runs], axis=0) for arm, runs in results.items()
-    }
-    values["difference"] = values["pretrained"] - values["scratch"]
-    for arm, (mean, *resampled) in values.items():
-        low, high = np.nanquantile(resampled, [0.025, 0.975])
-        measured = f"value={mean:.4g} low={low:.4g} high={high:.4g}"
-        print(f"result task={options.task} arm={arm} heads={heads} seeds={len(options.seeds)} {measured}")
-
-
-def metric(task, rows, draws):
-    """(len(draws),): mean absolute error, mean Dice of the heads that have a tumour, or AUROC, of resampled heads."""
-    if task == "regression":
-        return np.abs([float(row["prediction"]) - float(row["target"]) for row in rows])[draws].mean(1)
-    if task == "segmentation":
-        return np.nanmean(np.array([float(row["dice"]) for row in rows])[draws], axis=1)
-    labels = np.array([int(float(row["target"])) for row in rows])
-    scores = np.array([float(row["probability"]) for row in rows])
-    return np.array([auroc(labels[draw], scores[draw]) for draw in draws])
 
 
 if __name__ == "__main__":
