@@ -7,16 +7,19 @@ of the background is 1 less the largest of them, so that a voxel is foreground i
 import math
 
 import numpy as np
-import torch
 
-from .. import losses
 from ..data.cases import read_volume, rounded
 from ..metrics import COUNTS, dice, over_classes, segmentation_metrics_per_class, summarize
-from ..space import nifti, postprocess, volume
+from ..runtime import lazy
+from ..runtime.lazy import torch
+from ..space import postprocess, volume
 from . import categories
 from .results import Answer, Results
 from .task import Columns, Task
 from .views import segmentation as view
+
+losses = lazy.Module("..losses", __package__)
+nifti = lazy.Module("..space.nifti", __package__)
 
 _NO_METRICS = ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")  # of a row
 

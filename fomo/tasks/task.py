@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import check_declared
-from ..data import loader
 from ..data.cases import Wanted
 from ..metrics import Interval
+from ..runtime import lazy
 from .results import Results
 from .views.view import View
+
+loader = lazy.Module("..data.loader", __package__)
 
 _DECLARED = ("mode", "losses", "reads", "columns", "select", "higher_is_better", "stratum_kind")
 _METHODS, _PREDICTING = ("loss", "predict", "score", "intervals"), ("infer", "answer")

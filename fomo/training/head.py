@@ -96,5 +96,7 @@ def _as_logits(task, answers, targets):
         total.backward()
         return total.item(), values.grad.numpy()
 
-    slope, *offset = minimize(objective, start.numpy(), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-6}).x
+    slope, *offset = minimize(
+        objective, start.numpy(), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-6}
+    ).x
     return abs(float(slope)), np.array(offset)
