@@ -254,11 +254,14 @@ def to_native(array, geometry, order=1):
     """
     if array.shape[-3:] != geometry.shape:
         raise ValueError(f"array: got shape {_by(array.shape)}, wanted (..., {', '.join(map(str, geometry.shape))})")
-    cropped = resample(array, [stop - start for start, stop in geometry.box], order)
-    result = np.zeros((*array.shape[:-3], *geometry.native_shape), cropped.dtype)
-    # a native axis is the RAS axis of its pair, walked backwards where the sign is -1
-    turned = cropped.transpose(*range(array.ndim - 3), *(axis - 3 for axis, _ in geometry.orientation))
-    result[(..., *geometry.native_box)] = turned[(..., *(slice(None, None, sign) for _, sign in geometry.orientation))]
+    shape, lead = [stop - start for start, stop in geometry.box], array.shape[:-3]
+    axes, signs = zip(*geometry.orientation)
+    kept = order == 0 or list(geometry.shape) == shape
+    result = np.zeros((*lead, *geometry.native_shape), array.dtype if kept else np.float32)
+    for index in np.ndindex(lead):  # one after another: many classes do not fit twice
+        # a native axis is the RAS axis of its pair, walked backwards where the sign is -1
+        turned = resample(array[index], shape, order).transpose(axes)
+        result[index][geometry.native_box] = turned[tuple(slice(None, None, sign) for sign in signs)]
     return result
 
 
