@@ -9,11 +9,12 @@ The same command again continues a run that was stopped.
 """
 
 from fomo import cli
-from fomo.runs import crossval
 
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
+    from fomo.runs import crossval  # torch, which a mistake in the config does not wait for
+
     crossval.run(config, dry_run)
 
 

@@ -10,11 +10,12 @@ later reuses it and runs the others.
 """
 
 from fomo import cli
-from fomo.runs import crossval
 
 
 def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
+    from fomo.runs import crossval  # torch, which a mistake in the config does not wait for
+
     crossval.run(config, dry_run, one_split=True)
 
 

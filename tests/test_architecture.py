@@ -54,6 +54,11 @@ def imports(path):
             else:
                 for alias in node.names:
                     yield node, None, alias.name, node in top
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy.Module":
+            name = ast.literal_eval(node.args[0])
+            package, inside = name.lstrip("."), name.startswith(".")
+            assert not inside or len(name) - len(package) == depth, f"{path}: {name} is in another room"
+            yield node, *((None, package.split(".")[0]) if inside else (package.split(".")[0], None)), False
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

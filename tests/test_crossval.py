@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -428,3 +429,14 @@ def test_shuffled_labels_score_like_chance(tiny_config, phantom_root, tmp_path):
         finished(run_command("cv.py", path))
         aurocs.append(json.loads((run_folder(path) / "summary.json").read_text())["metrics"]["auroc"]["pooled"])
     assert abs(np.mean(aurocs) - 0.5) < 0.15, aurocs
+
+
+def test_the_version_of_the_code_is_that_of_its_sources(tmp_path, monkeypatch):
+    """Of their bytes: wherever the package lies, whatever it is called, and without what Python leaves beside them."""
+    shutil.copytree(ROOT / "fomo", tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
+    own = crossval.code_version()
+    monkeypatch.setattr(crossval.importlib.resources, "files", lambda name: tmp_path / "copied")
+    assert crossval.code_version() == own
+    with open(tmp_path / "copied" / "nets" / "unet.py", "a") as file:
+        file.write("# more\n")
+    assert crossval.code_version() != own

@@ -11,7 +11,8 @@ from fomo.data import loader
 from fomo.nets import norm
 from fomo.training import optimization
 from fomo.training.step import to_device, train_step
-from fomo.transforms import TRANSFORMS, build
+from fomo.transforms import build
+from fomo.transforms.registry import TRANSFORMS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = torch.device("cuda", 0)

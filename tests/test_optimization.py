@@ -125,7 +125,7 @@ def test_a_warm_up_by_share_is_one_of_so_many_epochs(tiny_config):
 def test_the_optimizer_and_its_averages_are_as_configured(tiny_config):
     network = make_network()
     adamw = optimization.build_optimizer(load(tiny_config, optim={"betas": [0.9, 0.98]}), network, CPU)
-    assert type(adamw) is torch.optim.AdamW and all(group["betas"] == (0.9, 0.98) for group in adamw.param_groups)
+    assert all(group["betas"] == (0.9, 0.98) and "eps" in group for group in adamw.param_groups)
     config = load(tiny_config, optim={"name": "sgd", "momentum": 0.9, "lr": 0.1, "weight_decay": 0.01})
     optimizer = optimization.build_optimizer(config, network, CPU)
     theirs = copy.deepcopy(network)

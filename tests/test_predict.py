@@ -102,7 +102,8 @@ def test_all_folds_are_averaged(trained, scans, task):
         )
         assert min(parts) != max(parts)
     else:
-        native = volume.to_native((parts[0] + parts[1]) / 2, geometry)
+        first, second = (infer([member], case, image, background)[0] for member in members)
+        native = volume.to_native((first + second) / 2, geometry)
         assert np.array_equal(volumes["probabilities"][1:], native[1:])
         outside = native.sum(0) == 0  # which the network has not seen, as it is outside the box that is kept
         assert outside.any() and np.all(volumes["probabilities"][0][outside] == 1)

@@ -94,6 +94,46 @@ def test_tables_are_written_at_once_and_then_when_that_takes_little_of_the_time(
     assert len(files.read_csv(tmp_path / "predictions.csv")) == 2
 
 
+def test_an_end_at_any_moment_loses_no_row(tmp_path, monkeypatch):
+    """Rows that no table has yet lie beside them; of one that was being written a part may be there."""
+
+    def begun():
+        folder = PredictionFolder(tmp_path, [member_of("one")])
+        folder.begin([case(id) for id in "abcd"])
+        return folder
+
+    folder = begun()
+    folder.add("c", {"x": 0.1})
+    monkeypatch.setattr(folder, "_took", 1000.0)  # of many cases: no table is written for long
+    folder.add("a", {"x": 1e-9, "text": "=1"})
+    folder.add("b", {"x": None})
+    assert [row["id"] for row in files.read_csv(tmp_path / "predictions.csv")] == ["c"]
+    with open(tmp_path / ".unsaved.jsonl", "a") as file:
+        file.write('[{"id": "d", "x": "2')
+    after = begun()
+    assert list(after.rows) == ["c", "a", "b"] and not (tmp_path / ".unsaved.jsonl").exists()
+    after.add("d", {"x": 2})
+    after.save()
+    rows = files.read_csv(tmp_path / "predictions.csv")
+    assert [(row["id"], row["x"], row["text"]) for row in rows] == [
+        ("a", "1e-09", "=1"), ("b", "", ""), ("c", "0.1", ""), ("d", "2", ""),
+    ]  # fmt: skip
+    assert not (tmp_path / ".unsaved.jsonl").exists()
+
+
+def test_a_row_before_the_first_table_and_of_other_checkpoints(tmp_path, monkeypatch):
+    folder = PredictionFolder(tmp_path, [member_of("one")])
+    folder.begin([case("a")])
+    monkeypatch.setattr(folder, "save", lambda: None)
+    folder.add("a", {"x": 1})
+    other = PredictionFolder(tmp_path, [member_of("two")])
+    with pytest.raises(UserError, match="holds predictions of other checkpoints"):
+        other.begin([case("a")])
+    assert PredictionFolder(tmp_path, [member_of("one")]).begin([case("a"), case("b")]) == [case("b")]
+    other.begin([case("a")], overwrite=True)
+    assert not other.rows and not (tmp_path / ".unsaved.jsonl").exists()
+
+
 @pytest.mark.parametrize("id", ["../../victim", "/victim", "a/b", "..", "", ".hidden", "a\\b", "a\nb"])
 def test_an_id_in_an_edited_table_deletes_nothing(tmp_path, id):
     """masks/../../victim.nii.gz would lie outside of the folder."""

@@ -18,7 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from fomo import cli
 from fomo.config import UserError
 from fomo.space import nifti, patches, volume
-from fomo.transforms import PRESETS, TRANSFORMS, build, masking, mixing, resolve
+from fomo.transforms import PRESETS, build, masking, mixing, resolve
+from fomo.transforms.registry import TRANSFORMS
 
 
 def main(arguments):

@@ -279,15 +279,20 @@ def _convert(value, hint, where, wanted=None):
             raise UserError(f"{where}: got {len(value)} values {shown(value)}, wanted {len(options)}")
         return tuple(_convert(item, options[0], where) for item in value)
     if hint is float and not isinstance(value, bool) and "_" not in str(value):  # to Python 1_0 is 10, as to YAML
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise wrong from None
-        if not math.isfinite(number):
-            raise UserError(f"{where}: got {shown(value)}, wanted a finite number")
-        return number
+        return _number(value, where, wrong)
     if hint is str and type(value) is int:
         return str(value)  # a name made of digits, as of a fold
     if type(value) is not hint:
         raise wrong
     return value
+
+
+def _number(value, where, wrong):
+    """The float that a value is or says; wrong: the error where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None
+    if not math.isfinite(number):
+        raise UserError(f"{where}: got {shown(value)}, wanted a finite number")
+    return number

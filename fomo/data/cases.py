@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import UserError, as_user_error
-from ..runtime import interrupt
-from ..space import nifti, volume
+from ..runtime import interrupt, lazy
+from ..space import volume
 from . import dicom, npy, spreadsheet
+
+nifti = lazy.Module("..space.nifti", __package__)
 
 NOT_ORIENTED = "files do not say how they lie (no sform, no qform): taken as stored, x to the left, y ahead, z up"
 MANY = 2000  # cases: above, data.rescan=auto trusts the index

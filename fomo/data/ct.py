@@ -11,7 +11,7 @@ than a quarter of its largest cross-section are not taken. The lungs are the air
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 from ..config import UserError
 from ..space import volume

@@ -34,23 +34,30 @@ def run(function, jobs, workers, report):
     report: function (jobs done, seconds left), called now and then and after the last.
     Raises interrupt.Interrupted when a stop is asked for; the jobs that are done stay done.
     """
-    begin = shown = time.monotonic()
-    results = _in_processes(function, jobs, workers) if workers else _in_this_one(function, jobs)
-    for done, result in enumerate(results, start=1):
+    shown, spent, at_once = time.monotonic(), 0.0, max(1, min(workers, len(jobs)))
+    results = _in_processes(function, jobs, at_once) if workers else _in_this_one(function, jobs)
+    for done, (result, seconds) in enumerate(results, start=1):
         yield result
-        now = time.monotonic()
-        if done == len(jobs) or now > shown + _EVERY_S:
-            shown = now
-            report(done, (now - begin) / done * (len(jobs) - done))
+        spent += seconds  # of the jobs alone: the start of the processes is no measure of what is left
+        if done == len(jobs) or time.monotonic() > shown + _EVERY_S:
+            shown = time.monotonic()
+            report(done, spent / done * (len(jobs) - done) / at_once)
 
 
 def _in_this_one(function, jobs):
+    """Yield (result, seconds) of each job."""
     for job in jobs:
         interrupt.stop_if_requested()
-        yield function(job)
+        yield _timed(function, job)
+
+
+def _timed(function, job):
+    begin = time.monotonic()
+    return function(job), time.monotonic() - begin
 
 
 def _in_processes(function, jobs, workers):
+    """Yield (result or Killed, seconds) of each job as it finishes."""
     left, busy, idle = iter(jobs), {}, []  # busy: {connection: (process, its job)}
 
     def give(connection, process):
@@ -65,7 +72,7 @@ def _in_processes(function, jobs, workers):
             busy[connection] = process, job
 
     try:
-        for _ in range(min(workers, len(jobs))):
+        for _ in range(workers):
             give(*_start(function))
         while busy:
             for connection in multiprocessing.connection.wait(list(busy), timeout=_LOOK_S):
@@ -76,7 +83,7 @@ def _in_processes(function, jobs, workers):
                     process.join()
                     if process.exitcode == interrupt.Interrupted.exit_code:  # the signal was for all of us
                         raise interrupt.Interrupted("stopped by a signal") from None
-                    yield Killed(job, process.pid, process.exitcode)
+                    yield Killed(job, process.pid, process.exitcode), 0.0
                     connection, process = _start(function)
                 else:
                     if not ok:
@@ -108,7 +115,7 @@ def _work(function, connection):
         while True:
             job = connection.recv()
             try:
-                answer = True, function(job)
+                answer = True, _timed(function, job)
             except Exception as error:  # any: it is raised again in the process that asked
                 answer = False, ExceptionWithTraceback(error, error.__traceback__)
             connection.send(answer)

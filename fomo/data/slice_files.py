@@ -7,16 +7,16 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..config import UserError, one_line
 from ..runtime import files
+from ..runtime.lazy import torch
 from . import ct, spreadsheet
 from .cases import Case, Prepared
 
 # mean and standard deviation of ImageNet's red, green and blue, which pretrained 2D networks saw as 0 and 1
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
-_TYPES = {"|u1": torch.uint8, "<f2": torch.float16, "<f4": torch.float32}
+_TYPES = {"|u1": "uint8", "<f2": "float16", "<f4": "float32"}
 
 
 def stem(name):
@@ -126,7 +126,7 @@ def read_slice(path, reading):
         with open(path, "rb", buffering=0) as file:
             content = bytearray(file.read())
         shape, kind, start = _header(bytes(content[: 10 + int.from_bytes(content[8:10], "little")]))
-        pixels = torch.frombuffer(content, dtype=_TYPES[kind], offset=start).reshape(shape)
+        pixels = torch.frombuffer(content, dtype=getattr(torch, _TYPES[kind]), offset=start).reshape(shape)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: cannot read it as a .npy slice: {one_line(error)}") from error
     return as_image(pixels, path, reading)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 from . import checks
 from .ranking import average_ranks
@@ -90,8 +90,8 @@ def delong_test(labels, first, second, level=0.95, groups=None):
     (a, b), covariance = _delong(labels, first, second, groups)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     error = np.sqrt(variance) if variance > 1e-16 else variance * 0  # rounding is not variance; NaN stays NaN
-    half = special.ndtri((1 + level) / 2) * error
-    p = 2 * special.ndtr(-abs(a - b) / error) if error else 1.0 if a == b else float("nan")
+    half = scipy.special.ndtri((1 + level) / 2) * error
+    p = 2 * scipy.special.ndtr(-abs(a - b) / error) if error else 1.0 if a == b else float("nan")
     return Comparison(*map(float, (a, b, a - b, error, a - b - half, a - b + half, p)))
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 from . import checks, classification, ranking, regression
 
@@ -64,7 +64,7 @@ def bootstrap_ci(
         parts = _parts(block.max() + 1, n)
         left_out = [evaluate((block[subject] != part[:, None]).astype(np.float64)) for part in parts]
     widen = np.sqrt(subjects / (subjects - 1)) if subjects > 1 else np.nan
-    z = special.stdtrit(subjects - 1, (1 + level) / 2) * widen * np.array([-1, 1])
+    z = scipy.special.stdtrit(subjects - 1, (1 + level) / 2) * widen * np.array([-1, 1])
     if not isinstance(estimate, dict):
         return _interval(estimate, values, left_out, strata, z)
     return {
@@ -140,13 +140,13 @@ def _interval(estimate, values, left_out, strata, z):
         z = np.array([np.nan])
     elif left_out:
         below = (np.count_nonzero(defined < estimate) + np.count_nonzero(defined <= estimate)) / (2 * len(defined))
-        bias = special.ndtri(below)
+        bias = scipy.special.ndtri(below)
         shifted = bias + z
         scale = 1 - _acceleration(np.concatenate(left_out), strata) * shifted
         z = bias + np.divide(shifted, scale, out=np.sign(shifted) * np.inf, where=scale > 0)  # few subjects: infinite
         z = z if np.isfinite(bias) and np.isfinite(scale).all() else np.array([np.nan])
     # no limits: also for one subject, all resamples on one side, or a jackknife value undefined
-    low, high = (np.nan, np.nan) if np.isnan(z).any() else np.quantile(defined, special.ndtr(z))
+    low, high = (np.nan, np.nan) if np.isnan(z).any() else np.quantile(defined, scipy.special.ndtr(z))
     return Interval(float(estimate), float(low), float(high), len(values) - len(defined))
 
 
@@ -278,5 +278,5 @@ def t_interval(values, level=0.95):
     defined = values[~np.isnan(values)]
     n, mean, half = len(defined), checks.mean_of_defined(values), np.nan
     if n > 1 and np.isfinite(mean):
-        half = special.stdtrit(n - 1, (1 + level) / 2) * defined.std(ddof=1) / np.sqrt(n)
+        half = scipy.special.stdtrit(n - 1, (1 + level) / 2) * defined.std(ddof=1) / np.sqrt(n)
     return Interval(mean, float(mean - half), float(mean + half), len(values) - n)

@@ -7,8 +7,7 @@ scipy.ndimage.label, and its time goes with the number of runs, not with the vol
 from itertools import product
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import scipy
 
 from . import checks
 
@@ -57,6 +56,6 @@ def _components(runs, strides):
     rows = product((-1, 0, 1), repeat=len(strides) - 1)  # neighbours of a row; each pair of rows is met once
     offsets = [int(np.dot(steps, strides[:-1])) for steps in rows if steps > (0,) * len(steps)]
     links = np.concatenate([np.zeros((2, 0), np.int64), *(_meeting(runs, runs, by, 1) for by in offsets)], axis=1)
-    graph = coo_array((np.ones(links.shape[1], bool), tuple(links)), shape=(count, count))
-    components, label = connected_components(graph, directed=False)
+    graph = scipy.sparse.coo_array((np.ones(links.shape[1], bool), tuple(links)), shape=(count, count))
+    components, label = scipy.sparse.csgraph.connected_components(graph, directed=False)
     return label, components

@@ -6,7 +6,7 @@ very unequal size. A feature that does not vary is left out.
 """
 
 import numpy as np
-from scipy.special import log_softmax
+import scipy
 
 
 def linear(features, labels, new, classes=2, l2=1.0):
@@ -22,13 +22,13 @@ def linear(features, labels, new, classes=2, l2=1.0):
 
     def objective(x):
         weights, offset = x[:size].reshape(inputs, classes), x[size:]
-        log_p = log_softmax(features @ weights + offset, axis=1)
+        log_p = scipy.special.log_softmax(features @ weights + offset, axis=1)
         error = np.exp(log_p) - one_hot
         loss = -(one_hot * log_p).sum() + l2 / 2 * (weights**2).sum()
         return loss, np.concatenate([(features.T @ error + l2 * weights).ravel(), error.sum(0)])
 
     found = minimize(objective, np.zeros(size + classes), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
-    return np.exp(log_softmax(new @ found[:size].reshape(inputs, classes) + found[size:], axis=1))
+    return np.exp(scipy.special.log_softmax(new @ found[:size].reshape(inputs, classes) + found[size:], axis=1))
 
 
 def nearest(features, labels, new, classes=2, neighbours=20, temperature=0.07):

@@ -44,7 +44,7 @@ from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import KDTree
+import scipy
 
 from . import checks
 from .lesions import lesion_counts
@@ -285,7 +285,7 @@ def _to_nearest(points, others, spacing, box):
     occupied[there] = False
     if len(left):
         # sliding midpoints, because points on planes make a balanced tree degenerate
-        tree = KDTree(others * spacing, balanced_tree=False, compact_nodes=False)
+        tree = scipy.spatial.KDTree(others * spacing, balanced_tree=False, compact_nodes=False)
         nearest = tree.query(points[left] * spacing)[1]
         # computed from whole voxels, as a distance transform does: a point at exactly the tolerance stays there
         distances[left] = np.sqrt(np.square((points[left] - others[nearest]) * spacing).sum(axis=1))

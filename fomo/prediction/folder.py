@@ -6,6 +6,7 @@
     predictions_volumes.csv  of those: a row per scan
     masks/ID.nii.gz  probabilities/ID.nii.gz
     log.txt
+    .unsaved.jsonl           while it is filled: the rows that the tables lack
 
 The column `input` of a case's or a scan's row stands for the files that it was predicted from.
 """
@@ -38,6 +39,7 @@ class PredictionFolder:
         self.log_path, self._settings = self._path("log.txt"), self._path("settings.json")
         self.rows, self._slices = {}, {}  # {id of a case or scan that is there: its row}, {id: rows of its slices}
         self._keys = {}  # {id: key of the files}
+        self._unsaved = self._path(".unsaved.jsonl")
         self._saved, self._took, self._changed = 0.0, 0.0, False  # when the tables were written, and how long it took
 
     def begin(self, items, volumes=(), overwrite=False):
@@ -53,7 +55,7 @@ class PredictionFolder:
         self._keys = {item.id: _key_of(item.images) for item in items}
         os.makedirs(self.path, exist_ok=True)
         own = [{"sha256": m.sha256, "mirror_axes": list(getattr(m.network, "axes", ()))} for m in self._members]
-        if os.path.exists(self._path(self._table)):
+        if os.path.exists(self._path(self._table)) or os.path.exists(self._unsaved):
             self._keep(own == self._checkpoints(), overwrite)
         config, paths = self._members[0].config, [member.path for member in self._members]
         learned = {"task": config.task.type, "targets": list(config.task.targets), **self._members[0].task.learned()}
@@ -80,7 +82,9 @@ class PredictionFolder:
     def _keep(self, same, overwrite):
         """Read the rows that stay; the others go, with their volumes. same: whether the checkpoints are the same."""
         remedy, table = "restore it, or delete it and run again", self._path(self._table)
-        there = {row["id"]: row for row in files.read_csv(table, "id", remedy=remedy)}
+        saved, unsaved = os.path.exists(table), files.read_lines(self._unsaved, remedy)
+        there = {row["id"]: row for row in (files.read_csv(table, "id", remedy=remedy) if saved else ())}
+        there |= {row["id"]: row for row, _ in unsaved}
         for id in there if not self._by_slices else ():  # which has no files by the name of its scans
             check_id(table, id)
         if same:
@@ -88,10 +92,14 @@ class PredictionFolder:
         elif not overwrite:
             got = "holds predictions of other checkpoints or options"
             raise UserError(f"{self.path} {got}: choose another --output, or --overwrite")
-        if self._by_slices and self.rows:
+        if self._by_slices and self.rows and saved:
             for row in files.read_csv(self._path(TABLES["rows"]), "id", "scan", remedy=remedy):
                 self._slices.setdefault(row["scan"], []).append(row)
+        self._slices.update({row["id"]: slices for row, slices in unsaved})
         self._forget(there.keys() - self.rows.keys())
+        if unsaved:
+            self._write(self._tables().items())
+        self._forget_unsaved()
 
     def _forget(self, gone):
         """Remove the volumes of the ids that are `gone`, and their rows."""
@@ -102,6 +110,11 @@ class PredictionFolder:
                 os.remove(path)
         if gone:  # before what they are of is replaced: an interruption leaves no row that is wrong
             self._write(reversed(self._tables().items()))
+
+    def _forget_unsaved(self):
+        """The tables have it all."""
+        if os.path.exists(self._unsaved):
+            os.remove(self._unsaved)
 
     def _checkpoints(self):
         """Those in settings.json; None without one that can be read."""
@@ -119,8 +132,9 @@ class PredictionFolder:
         return self._path({"mask": "masks"}.get(name, name))
 
     def add(self, id, row, slices=()):
-        """Take in the row of a case or scan, and those of its slices; `save` brings the last ones to the disk."""
+        """Take in the row of a case or scan, and those of its slices; whatever comes, they are on the disk."""
         self.rows[id], self._slices[id] = {"id": id, "input": self._keys[id], **row}, slices
+        files.append_line(self._unsaved, [files.as_text(self.rows[id]), [files.as_text(row) for row in slices]])
         self._changed = True
         if time.perf_counter() - self._saved > _REST * self._took:
             self.save()
@@ -130,6 +144,7 @@ class PredictionFolder:
         if self._changed:
             begun = time.perf_counter()
             self._write(self._tables().items())
+            self._forget_unsaved()
             self._saved, self._changed = time.perf_counter(), False
             self._took = self._saved - begun
 

@@ -15,6 +15,7 @@ from ..training import memory, optimization
 from .members import describe
 
 _BEHIND = 3  # items that are being written behind the one that the networks are at
+_HELD = 2**30  # bytes of what the networks said of them: above, the networks wait until they are written
 
 
 def predict(reader, folder, log, overwrite=False):
@@ -67,18 +68,32 @@ def _predict(reader, todo, folder, log):
                 jobs = reading.result()
                 network_s += _infer(reader, [job for job in jobs if job.error is None])
                 for job in jobs:
-                    writing.append(writers.submit(job.step, "write_s", reader.answer, job.item, job.content, folder))
-                while writing and (writing[0].done() or len(writing) > _BEHIND):
-                    finish(writing.popleft().result())
+                    held, answer = _bytes(job.content), (reader.answer, job.item, job.content, folder)
+                    writing.append((writers.submit(job.step, "write_s", *answer), held))
+                    del answer  # or it holds what the networks said until the next one
+                while writing and _crowded(writing):
+                    finish(writing.popleft()[0].result())
         finally:  # whatever ends the loop, what is predicted is kept
             while writing:
-                finish(writing.popleft().result())
+                finish(writing.popleft()[0].result())
             folder.save()
     counts = {"predicted": predicted, "failed": len(failures)}
     counts |= {} if reader.counted == f"{reader.what}s" else {reader.counted: left}
     seconds = time.perf_counter() - begun
     log("predict", finished=True, **counts, seconds=seconds, waited_s=seconds - network_s)
     return failures
+
+
+def _bytes(content):
+    """Of the arrays in what the networks said."""
+    if isinstance(content, list | tuple):
+        return sum(map(_bytes, content))
+    return getattr(content, "nbytes", 0)
+
+
+def _crowded(writing):
+    """Whether the networks wait for the first of the items that are being written, (future, bytes) each."""
+    return writing[0][0].done() or len(writing) > _BEHIND or sum(held for _, held in writing) > _HELD
 
 
 class _Job:

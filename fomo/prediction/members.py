@@ -134,7 +134,7 @@ def describe(members):
 
 
 def infer(members, case, image, background):
-    """What each member says about a preprocessed case, in order; memory.OutOfMemory if it does not fit.
+    """What the members say about a preprocessed case, as their task gathers it; memory.OutOfMemory if it does not fit.
 
     image: (C, X, Y, Z), a numpy array. background: a value per channel.
     """
@@ -142,9 +142,10 @@ def infer(members, case, image, background):
     what = f"case {case.id} of {'x'.join(map(str, image.shape[1:]))} voxels"
     with memory.explained(lambda: memory.advise_prediction(what, device)):
         on_device = torch.from_numpy(image).to(device)  # once for all of them
-        return [member.task.infer(member.network, on_device, background, member.windows) for member in members]
+        said = (member.task.infer(member.network, on_device, background, member.windows) for member in members)
+        return members[0].task.gather(said)
 
 
 def answer(members, parts, geometry):
-    """(row, {name: volume in native space}) from all members' parts."""
+    """(row, {name: volume in native space}) from what `infer` has given."""
     return members[0].task.answer([member.task for member in members], parts, geometry)

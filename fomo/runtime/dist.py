@@ -7,12 +7,14 @@ import contextlib
 import datetime
 import gc
 import os
+import sys
 import time
 import uuid
 
-import torch
-import torch.distributed as torch_dist
-from torch.distributed.rendezvous import rendezvous
+from . import lazy
+from .lazy import torch
+
+torch_dist = lazy.Module("torch.distributed")
 
 _team = None  # (its ranks, their process group) while the ranks are divided, see `teams`
 
@@ -59,8 +61,10 @@ def device():
 
 def init(timeout_s=3600):
     """Join the process group of torchrun; a single process has none."""
-    if world_size() == 1 or torch_dist.is_initialized():
+    if world_size() == 1 or is_initialized():
         return
+    from torch.distributed.rendezvous import rendezvous
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -95,7 +99,7 @@ def _agree_on_prefix(store, timeout_s):
 
 
 def is_initialized():
-    return torch_dist.is_initialized()
+    return "torch.distributed" in sys.modules and torch_dist.is_initialized()
 
 
 @contextlib.contextmanager
@@ -126,7 +130,7 @@ def _first():
 
 def hand_out(items, name):
     """Yield the items that this team is the first to ask for; every list has a `name` of its own."""
-    if not torch_dist.is_initialized():
+    if not is_initialized():
         yield from items
         return
     store = _store()
@@ -166,7 +170,7 @@ def _store():
 
 def close():
     """Leave the process group."""
-    if torch_dist.is_initialized():
+    if is_initialized():
         gc.collect()  # DistributedDataParallel is held by cycles; freed after its group, it aborts the process at exit
         torch_dist.destroy_process_group()
 

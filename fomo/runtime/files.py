@@ -37,6 +37,11 @@ def write_csv(path, rows):
         writer.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
 
 
+def as_text(row):
+    """A row as `read_csv` will give it back."""
+    return {name: "" if value is None else str(value) for name, value in row.items()}
+
+
 def _cell(value):
     """A value as it is written: numbers, also as text, are no formulas."""
     runs = isinstance(value, str) and _FORMULA.match(value) and not NUMBER.fullmatch(value.replace("inf", "0"))
@@ -109,6 +114,25 @@ def read_json(path, *names):
         if name not in content:
             raise Damaged(path, f"it has no {name}")
     return content
+
+
+def append_line(path, values):
+    """Add a line of texts to a file, which has it on the disk when this returns; see `read_lines`."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path, remedy="restore it"):
+    """What `append_line` has added, but for a last line that a crash has cut; [] without a file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file if line.endswith("\n")]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise Damaged(path, error, remedy) from error
 
 
 def write_text(path, text):

@@ -1,7 +1,6 @@
 """Patches of memory maps: a box is chosen, and only that box is read."""
 
 import numpy as np
-import torch
 
 
 def window_starts(shape, patch, overlap):
@@ -72,10 +71,12 @@ def read(array, start, patch, fill, dtype=None):
         inside.append(slice(low, high))
         target.append(slice(low - begin, high - begin))
     box, shape = array[(..., *inside)], (*array.shape[:-3], *patch)
-    if isinstance(array, torch.Tensor):
-        result, fill = array.new_empty(shape, dtype=dtype), torch.as_tensor(fill).to(array)
-    else:
+    if isinstance(array, np.ndarray):
         result, fill = np.empty(shape, dtype or array.dtype), np.asarray(fill, array.dtype)
+    else:
+        import torch
+
+        result, fill = array.new_empty(shape, dtype=dtype), torch.as_tensor(fill).to(array)
     if tuple(box.shape) != shape:
         result[...] = fill.reshape(*fill.shape, 1, 1, 1)
     result[(..., *target)] = box

@@ -1,7 +1,7 @@
 """Post-processing of predicted masks: hole filling, smallest component, largest component."""
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 NONE = {"fill_holes": False, "minimum_mm3": 0.0, "largest": False}
 CANDIDATES = tuple(

@@ -8,10 +8,8 @@ import functools
 import math
 from dataclasses import asdict, dataclass
 
-import nibabel
 import numpy as np
-import scipy.ndimage
-from nibabel import orientations
+import scipy  # which imports its parts when they are used
 
 _LARGEST_AXIS, _LARGEST = 8192, 2**26  # voxels that a volume may be resampled to, however small it is
 _SMALLEST_AXIS = 4  # voxels that its longest axis must keep
@@ -25,6 +23,8 @@ def check_affine(affine, where):
     Its edges must have VOXEL_MM, and meet at right angles: a sheared volume (an uncorrected gantry tilt, an affine
     registration in a header) has no voxel size, by which distances are measured and grids resampled.
     """
+    from nibabel import orientations
+
     with np.errstate(all="ignore"):
         sound = affine.shape == (4, 4) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0
     # NaN: an axis that is too short beside the others
@@ -60,8 +60,10 @@ def to_ras(array, affine):
 
 def to_axes_of(other, array, affine):
     """(array, affine) with axes permuted and flipped to run most like those of the affine `other`; no interpolation."""
+    from nibabel import affines, orientations
+
     turn = (other[:3, :3] / spacing(other)).T @ (affine[:3, :3] / spacing(affine))
-    ornt = orientations.io_orientation(nibabel.affines.from_matvec(turn))
+    ornt = orientations.io_orientation(affines.from_matvec(turn))
     return orientations.apply_orientation(array, ornt), affine @ orientations.inv_ornt_aff(ornt, array.shape)
 
 
@@ -192,6 +194,8 @@ def preprocess(arrays, affine, *, spacing_mm=None, crop=True, mask=None, names=N
     spline overshoots at edges. The mask is resampled by `resample_labels`. ValueError for unequal shapes and for a
     constant channel.
     """
+    from nibabel import orientations
+
     arrays = list(arrays)
     names = names or [f"arrays[{channel}]" for channel in range(len(arrays))]
     for array in (*arrays, *([] if mask is None else [mask])):
@@ -250,11 +254,14 @@ def to_native(array, geometry, order=1):
     """
     if array.shape[-3:] != geometry.shape:
         raise ValueError(f"array: got shape {_by(array.shape)}, wanted (..., {', '.join(map(str, geometry.shape))})")
-    cropped = resample(array, [stop - start for start, stop in geometry.box], order)
-    result = np.zeros((*array.shape[:-3], *geometry.native_shape), cropped.dtype)
-    # a native axis is the RAS axis of its pair, walked backwards where the sign is -1
-    turned = cropped.transpose(*range(array.ndim - 3), *(axis - 3 for axis, _ in geometry.orientation))
-    result[(..., *geometry.native_box)] = turned[(..., *(slice(None, None, sign) for _, sign in geometry.orientation))]
+    shape, lead = [stop - start for start, stop in geometry.box], array.shape[:-3]
+    axes, signs = zip(*geometry.orientation)
+    kept = order == 0 or list(geometry.shape) == shape
+    result = np.zeros((*lead, *geometry.native_shape), array.dtype if kept else np.float32)
+    for index in np.ndindex(lead):  # one after another: many classes do not fit twice
+        # a native axis is the RAS axis of its pair, walked backwards where the sign is -1
+        turned = resample(array[index], shape, order).transpose(axes)
+        result[index][geometry.native_box] = turned[tuple(slice(None, None, sign) for sign in signs)]
     return result
 
 

@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 
-from .. import losses
 from ..config import UserError
+from ..runtime import lazy
+
+losses = lazy.Module("..losses", __package__)
 
 SOFTMAX_LOSSES = ("cross_entropy", "focal")
 

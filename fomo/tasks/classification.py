@@ -1,8 +1,8 @@
 """Whole-case classification into two classes, from the softmax of the network's two outputs."""
 
 import numpy as np
-import torch
 
+from ..runtime.lazy import torch
 from . import categories
 from .evidence import Evidence
 from .multitarget import Multitarget

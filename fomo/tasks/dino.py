@@ -9,22 +9,23 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.nn.functional import normalize
 
-from .. import losses, schedule
+from .. import schedule
 from ..config import show
-from ..data import loader
 from ..metrics import auroc, macro_auroc, probe
 from ..nets import NETWORKS
-from ..nets.dino import Dino as Network
-from ..runtime import dist, seeds
+from ..runtime import dist, lazy, seeds
+from ..runtime.lazy import torch
 from ..space import patches
 from ..transforms import build_views
-from ..transforms.views import GLOBAL_VIEWS
 from .results import Answer, Results
 from .task import Columns, Rates, Task
 from .views import dino as view
+
+losses = lazy.Module("..losses", __package__)
+loader = lazy.Module("..data.loader", __package__)
+teaching = lazy.Module("..nets.dino", __package__)
+views = lazy.Module("..transforms.views", __package__)
 
 _VIEW_KEYS = ("global_size", "global_scale", "local_views", "local_size", "local_scale")  # of the section `task`
 _HEAD_KEYS = ("out_dim", "head_width", "freeze_last_layer_epochs")
@@ -87,11 +88,11 @@ class Dino(Task):
 
     def sample_voxels(self, augmented):
         task = self.config.task
-        views = GLOBAL_VIEWS * math.prod(task.global_size) + task.local_views * math.prod(task.local_size)
-        return views if augmented else super().sample_voxels(augmented)
+        voxels = views.GLOBAL_VIEWS * math.prod(task.global_size) + task.local_views * math.prod(task.local_size)
+        return voxels if augmented else super().sample_voxels(augmented)
 
     def wrap(self, network):
-        return Network(network, self.config.task.out_dim, self.config.task.head_width)
+        return teaching.Dino(network, self.config.task.out_dim, self.config.task.head_width)
 
     def load(self, network, load):
         """Fill the student's backbone; the teacher starts with the same weights."""
@@ -128,7 +129,14 @@ class Dino(Task):
         """Add up what the step's update and the log need of the teacher's views of a micro-batch."""
         teacher, features = teacher.float(), features.double()  # whose variance is a small difference of its moments
         entropy = _entropy(losses.dino_target(teacher, centre, temperature))[:, None]
-        parts = [features, features.square(), teacher, normalize(teacher, dim=-1), entropy, torch.ones_like(entropy)]
+        parts = [
+            features,
+            features.square(),
+            teacher,
+            torch.nn.functional.normalize(teacher, dim=-1),
+            entropy,
+            torch.ones_like(entropy),
+        ]
         sums = torch.cat([part.double().sum(0) for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -181,7 +189,7 @@ class Dino(Task):
         axis = patches.thinnest(config.data.patch)
         seen = _Seen(
             entropy=float(_entropy(losses.dino_target(teacher, centre, temperature)).mean()),
-            unit=normalize(teacher.float(), dim=-1).mean((0, 1)).cpu().numpy(),
+            unit=torch.nn.functional.normalize(teacher.float(), dim=-1).mean((0, 1)).cpu().numpy(),
             features=features.mean(0).cpu().numpy(),
             label=_label(case),
             plane=None if fold is None else patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(),

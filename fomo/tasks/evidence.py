@@ -14,13 +14,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from scipy.special import expit
+import scipy
 
 from ..config import UserError
-from ..data import loader, sources
+from ..data import sources
 from ..metrics import auroc, fit_logistic
+from ..runtime import lazy
+from ..runtime.lazy import torch
 from ..space import volume
 from . import categories
 from .results import Answer, Results
@@ -28,6 +28,8 @@ from .segmentation import Segmentation
 from .task import Task
 from .two_classes import TwoClasses
 from .views import evidence as view
+
+loader = lazy.Module("..data.loader", __package__)
 
 TOPS = (1, 3, 10, 30, 100, 300, 1000)  # voxels, from which `top` is chosen
 _MIDDLE = len(TOPS) // 2
@@ -115,7 +117,7 @@ class Evidence(TwoClasses, Task):
     def probability(self, odds):
         """Of class 1, from the log odds of all TOPS."""
         slope, intercept = self.state["line"]
-        return float(expit(slope * odds[TOPS.index(self.state["top"])] + intercept))
+        return float(scipy.special.expit(slope * odds[TOPS.index(self.state["top"])] + intercept))
 
     @staticmethod
     def answer(tasks, parts, geometry):
@@ -184,7 +186,7 @@ def _plain(section):
 def _somewhere(logits):
     """(B,) -log of the probability of the most probable voxels, by their mean log odds; logits: (B, 2, X, Y, Z)."""
     odds = (logits[:, 1] - logits[:, 0]).float().flatten(1)
-    return F.softplus(-odds.topk(min(TOPS[_MIDDLE], odds.shape[1])).values.mean(1))
+    return torch.nn.functional.softplus(-odds.topk(min(TOPS[_MIDDLE], odds.shape[1])).values.mean(1))
 
 
 def _of_tops(odds):
@@ -192,7 +194,7 @@ def _of_tops(odds):
     highest = odds.double().flatten().topk(min(TOPS[-1], odds.numel())).values
     found = []
     for top in TOPS:  # logarithms: probabilities near 1 would all be 1
-        yes, no = (F.logsigmoid(sign * highest[:top]).logsumexp(0) for sign in (1, -1))
+        yes, no = (torch.nn.functional.logsigmoid(sign * highest[:top]).logsumexp(0) for sign in (1, -1))
         found.append(float(yes - no))
     return found
 

@@ -7,16 +7,17 @@ neither scores what lies outside of the volume. The error says little of what ha
 """
 
 import numpy as np
-import torch
 
-from .. import losses
 from ..config import show
-from ..runtime import seeds
+from ..runtime import lazy, seeds
+from ..runtime.lazy import torch
 from ..space import patches
-from ..transforms import masking
 from .results import Answer
 from .task import Columns, Rates, Task
 from .views import mae as view
+
+losses = lazy.Module("..losses", __package__)
+masking = lazy.Module("..transforms.masking", __package__)
 
 _PICTURES = 6  # cases whose reconstructions each process keeps
 

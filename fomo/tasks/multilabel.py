@@ -7,17 +7,19 @@ of a scan's slices are pooled by `eval.pool_slices`; if that is auto, calibratio
 import operator
 
 import numpy as np
-import torch
 
-from .. import losses
 from ..config import UserError
 from ..data import sources
 from ..metrics import auroc, average_precision, brier, choose_threshold, ece, macro_auroc
 from ..metrics.checks import mean_of_defined
+from ..runtime import lazy
+from ..runtime.lazy import torch
 from . import categories, pooling
 from .results import Answer, Output, Results
 from .task import HEAD, ONE_OR_MORE, Rates, Task
 from .views import multilabel as view
+
+losses = lazy.Module("..losses", __package__)
 
 _EVAL_KEYS = ("eval.pool_windows", "eval.threshold", "eval.pool_slices", "eval.top_slices")
 

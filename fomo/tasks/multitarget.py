@@ -5,11 +5,11 @@ their names in the table, so that a checkpoint can be tested on another table.
 """
 
 import numpy as np
-import torch
 
 from ..config import UserError
 from ..metrics import auroc, confusion_matrix, macro_auroc, multiclass_metrics
 from ..metrics.checks import mean_of_defined
+from ..runtime.lazy import torch
 from . import categories
 from .results import Answer, Output
 from .task import HEAD, ONE_OR_MORE, Task

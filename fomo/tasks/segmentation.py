@@ -7,18 +7,22 @@ of the background is 1 less the largest of them, so that a voxel is foreground i
 import math
 
 import numpy as np
-import torch
 
-from .. import losses
 from ..data.cases import read_volume, rounded
 from ..metrics import COUNTS, dice, over_classes, segmentation_metrics_per_class, summarize
-from ..space import nifti, postprocess, volume
+from ..runtime import lazy
+from ..runtime.lazy import torch
+from ..space import postprocess, volume
 from . import categories
 from .results import Answer, Results
 from .task import Columns, Rates, Task
 from .views import segmentation as view
 
+losses = lazy.Module("..losses", __package__)
+nifti = lazy.Module("..space.nifti", __package__)
+
 _NO_METRICS = ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")  # of a row
+_VOXELS = 2**16  # whose probabilities are computed at once
 
 
 class Segmentation(Task):
@@ -85,24 +89,41 @@ class Segmentation(Task):
         return losses.cross_entropy(logits, mask, weights)
 
     def _probabilities(self, logits):
-        """(K, X, Y, Z) of (K, X, Y, Z): of all classes or, with sigmoid, of the foreground classes."""
-        return (logits.sigmoid() if self.sigmoid else logits.softmax(0)).cpu().numpy()
+        """(K, X, Y, Z) in the place of the logits: of all classes or, with sigmoid, of the foreground classes."""
+        if self.sigmoid:
+            logits.sigmoid_()
+        else:
+            for some in logits.flatten(1).split(_VOXELS, dim=1):
+                some.copy_(some.softmax(0))
+        return logits.cpu().numpy()
 
     def infer(self, network, image, background, windows):
         """Probabilities on the network's grid."""
         return self._probabilities(windows.blend(network, image, background))
 
     @staticmethod
+    def gather(parts):
+        """Their mean: those of many networks, added up as they come, need the memory of two."""
+        mean, count = next(parts), 1
+        for part in parts:
+            mean += part
+            count += 1
+            del part  # before the next one is made
+        mean /= np.float32(count)
+        return [mean]
+
+    @staticmethod
     def answer(tasks, parts, geometry):
         """The mean probabilities in native space, and the post-processed mask of the most probable class."""
-        native = volume.to_native(sum(parts[1:], parts[0]) / np.float32(len(parts)), geometry, order=1)
+        mean = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0]) / np.float32(len(parts))
+        native = volume.to_native(mean, geometry, order=1)
         if tasks[0].sigmoid:
             native = np.concatenate([1 - native.max(0, keepdims=True), native])
         outside = np.ones(native.shape[1:], bool)
         outside[geometry.native_box] = False
         native[0][outside] = 1  # the network has seen nothing there: background
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
-        mask = postprocess.apply(native.argmax(0).astype(np.uint8), volume.spacing(geometry.native_affine), **chosen)
+        mask = postprocess.apply(_most_probable(native), volume.spacing(geometry.native_affine), **chosen)
         return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": native}
 
     def predict(self, network, case, windows, fold=None):
@@ -188,6 +209,15 @@ class Segmentation(Task):
     @staticmethod
     def merge(states):
         return {"postprocess": postprocess.merge([state["postprocess"] for state in states])}
+
+
+def _most_probable(probabilities):
+    """(X, Y, Z) uint8 of (K, X, Y, Z): the first of the most probable classes. numpy's argmax would copy them all."""
+    best, found = probabilities[0].copy(), np.zeros(probabilities.shape[1:], np.uint8)
+    for label, own in enumerate(probabilities[1:], start=1):
+        found[own > best] = label
+        np.maximum(best, own, out=best)
+    return found
 
 
 def _with_mean(rows):

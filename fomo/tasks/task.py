@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import check_declared
-from ..data import loader
 from ..data.cases import Wanted
 from ..metrics import Interval
 from ..nets import NETWORKS
+from ..runtime import lazy
 from .results import Results
 from .views.view import View
+
+loader = lazy.Module("..data.loader", __package__)
 
 _DECLARED = ("mode", "losses", "reads", "columns", "select", "higher_is_better", "stratum_kind")
 _METHODS, _PREDICTING = ("loss", "predict", "score", "intervals"), ("infer", "answer")
@@ -78,7 +80,8 @@ class Task:
     - infer(network, image, background, windows): what one network says about one case that has no label, to be
       averaged. image: (C, X, Y, Z). background: a value per channel;
     - answer(tasks, parts, geometry): (row, {name: volume in native space}) from what the networks of `tasks`, one or
-      more, said. With one network the row has the same numbers as `predict` and `finish` give.
+      more, said, or what `gather` has made of that. With one network the row has the same numbers as `predict` and
+      `finish` give.
     """
 
     pretrains = False  # whether it learns without labels: its runs have one split, without a test part
@@ -129,6 +132,11 @@ class Task:
     def own_keys(cls):
         """Every key of the config that it reads and that some other task does not."""
         return cls.keys + (() if cls.pretrains else _TESTING)
+
+    @staticmethod
+    def gather(parts):
+        """What is kept of the parts of several networks, an iterator to be used once, whose parts may be changed."""
+        return list(parts)
 
     @classmethod
     def variant(cls, section):

@@ -84,18 +84,19 @@ def _as_logits(task, answers, targets):
     The slope is held near 4, where answers from 0 to 1 span logits from -2 to 2, so that few cases that happen to be
     told apart do not make it infinite.
     """
+    from scipy.optimize import minimize  # not torch's LBFGS, which imports torch._dynamo, as all its optimizers do
+
     answers, batch = torch.as_tensor(answers), {"target": torch.tensor(targets, dtype=torch.float32)}
-    slope = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
-    offset = (-4.0 * answers.mean(0)).requires_grad_()
-    start = offset.detach().clone()
-    optimizer = torch.optim.LBFGS([slope, offset], max_iter=50, line_search_fn="strong_wolfe")
+    start = torch.cat([torch.tensor([4.0]), -4.0 * answers.mean(0)])
 
-    def closure():
-        optimizer.zero_grad()
-        loss = task.loss(slope.abs() * answers + offset, batch).double().sum()
-        total = loss + 0.5 * ((slope - 4) / 4) ** 2 + 0.5 * ((offset - start) / 4).square().sum()
+    def objective(values):
+        values = torch.tensor(values, requires_grad=True)
+        loss = task.loss(values[0].abs() * answers + values[1:], batch).double().sum()
+        total = loss + 0.5 * ((values - start) / 4).square().sum()
         total.backward()
-        return total
+        return total.item(), values.grad.numpy()
 
-    optimizer.step(closure)
-    return float(slope.detach().abs()), offset.detach().numpy()
+    slope, *offset = minimize(
+        objective, start.numpy(), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-6}
+    ).x
+    return abs(float(slope)), np.array(offset)

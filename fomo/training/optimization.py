@@ -8,6 +8,7 @@ import torch
 from .. import schedule
 from ..config import UserError
 from ..runtime import dist
+from . import optimizers
 
 _BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # as Linux calls them
 
@@ -22,10 +23,11 @@ def build_optimizer(config, network, device):
         lr_scale, decay = config.finetune.layer_decay ** (len(stages) - 1 - depth), optim.weight_decay * decayed
         scales = {"lr_scale": lr_scale, "decay_scale": float(decayed)}
         groups.append({"params": parameters, **scales, "weight_decay": decay})
-    fused = device.type == "cuda"
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=True, fused=fused)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
+    options = {"momentum": optim.momentum} if optim.name == "sgd" else {"betas": optim.betas}
+    if device.type == "cuda":
+        kind = functools.partial(torch.optim.SGD, nesterov=True) if optim.name == "sgd" else torch.optim.AdamW
+        return kind(groups, lr=optim.lr, fused=True, **options)
+    return (optimizers.sgd if optim.name == "sgd" else optimizers.adamw)(groups, lr=optim.lr, **options)
 
 
 class Average:

@@ -4,22 +4,21 @@
     batch = augment({"image": image, "mask": mask}, generator)
 
 Each sample has its own drawn parameters, so it does not matter which samples share a batch. `transform` says what a
-transform is, and how one is added.
+transform is, and how one is added, `registry` has them all. torch is imported when something is built.
 """
 
-from .augmentation import Augmentation
 from .presets import PRESETS, resolve
-from .registry import TRANSFORMS
 from .transform import Key, Transform
-from .views import Views
 
 
 def build(preset, patch, parameters=None):
     """The augmentation `preset` (none, basic, all, strong, slices) of patches of `patch` = (x, y, z) voxels.
 
-    parameters: {transform: {key: value}} that replace the preset's; TRANSFORMS[name].keys are those of a transform.
+    parameters: {transform: {key: value}} that replace the preset's; `registry.TRANSFORMS[name].keys` are those of one.
     Returns a callable (batch, generator) -> batch, see `Augmentation`. Raises ValueError that names the wrong key.
     """
+    from .augmentation import Augmentation
+
     return Augmentation(resolve(preset, parameters), patch)
 
 
@@ -30,6 +29,8 @@ def build_views(preset, patch, parameters=None, *, global_size, global_scale, lo
     global_size, local_size: voxels (x, y, z) of a view. global_scale, local_scale, local_views: as for `Views`.
     Raises ValueError that names the wrong key.
     """
+    from .views import Views
+
     spacing = resolve(preset, parameters)["resample"]["spacing_mm"]
     parameters = parameters or {}
     augment = {}

@@ -5,7 +5,6 @@ one matrix, in float64. One small GEMM per axis is faster than convolutions or F
 """
 
 import numpy as np
-import torch
 
 
 def apply_matrices(volume, matrices):
@@ -23,6 +22,8 @@ def apply_matrices(volume, matrices):
 
 def product(left, right):
     """left @ right of numpy matrices, by torch: numpy starts threads for it, which loader processes must not."""
+    import torch
+
     return (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
 
 
@@ -65,11 +66,15 @@ def spline_coefficients(size):
     return matrix
 
 
-def tensors(matrices, device, dtype=torch.float32):
-    """numpy matrices (or None) as tensors on the device; from pinned memory, so that nothing waits for a GPU."""
+def tensors(matrices, device, dtype=None):
+    """numpy matrices (or None) as tensors on the device; from pinned memory, so that nothing waits for a GPU.
+
+    dtype: float32 if None.
+    """
+    import torch
 
     def moved(matrix):
-        tensor = torch.as_tensor(matrix, dtype=dtype)
+        tensor = torch.as_tensor(matrix, dtype=dtype or torch.float32)
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
     return [None if matrix is None else moved(matrix) for matrix in matrices]

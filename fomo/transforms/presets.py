@@ -3,8 +3,6 @@
 All presets have all keys; a transform with p = 0 is off.
 """
 
-from .registry import TRANSFORMS
-
 _ALL = "elastic rotate scale gamma bias_field blur low_resolution ghosting gibbs noise multiplicative_noise".split()
 
 # {preset: {transform that is on: {key: value that differs}}}
@@ -56,6 +54,8 @@ def resolve(preset, overrides=None):
 
     Raises ValueError, naming the key, for an unknown preset or key and for a value that `Key.checked` refuses.
     """
+    from .registry import TRANSFORMS  # which needs torch: the names above are read without it
+
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(PRESETS)}")
     values = {}

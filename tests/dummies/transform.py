@@ -19,6 +19,6 @@ SATURATE = Transform("voxelwise", draw, saturate_, _SATURATE)
 
 def register(monkeypatch):
     """Until the end of the test: `augment.parameters.saturate.p` and the other keys exist."""
-    from fomo.transforms import TRANSFORMS
+    from fomo.transforms.registry import TRANSFORMS
 
     monkeypatch.setitem(TRANSFORMS, NAME, SATURATE)

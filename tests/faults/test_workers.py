@@ -46,6 +46,30 @@ def test_jobs_give_their_results(tmp_path, workers):
         run([1, -3], tmp_path, workers)
 
 
+def slow(job):
+    time.sleep(job)
+    return job
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_left_is_told_from_the_jobs_without_the_start_of_the_processes(monkeypatch, workers):
+    """Whose imports take seconds: here the clock jumps while they start."""
+    told, jump, start = [], [0.0], jobs._start
+
+    def late(function):
+        jump[0] += 100
+        return start(function)
+
+    clock = time.monotonic
+    monkeypatch.setattr(jobs, "_start", late)
+    monkeypatch.setattr(jobs, "_EVERY_S", 0.0)
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: clock() + jump[0])
+    list(jobs.run(slow, [0.1] * 6, workers, lambda done, left: told.append((done, left))))
+    assert [done for done, _ in told] == [1, 2, 3, 4, 5, 6] and told[-1][1] == 0
+    for done, left in told:
+        assert 0.1 * (6 - done) <= left * max(1, workers) < 10
+
+
 def test_a_killed_process_takes_only_its_job_along(tmp_path):
     found = run([1, 2, -1, 3, 4], tmp_path)
     [killed] = [one for one in found if isinstance(one, jobs.Killed)]

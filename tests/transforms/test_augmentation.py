@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fomo.transforms import PRESETS, TRANSFORMS, build, resolve
+from fomo.transforms import PRESETS, build, resolve
+from fomo.transforms.registry import TRANSFORMS
 
 PATCH = (16, 12, 20)
 EVERYTHING = {name: {"p": 1.0} for name in TRANSFORMS if name not in ("resample", "channel_dropout")}

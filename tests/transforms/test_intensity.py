@@ -5,8 +5,9 @@ import pytest
 import scipy.ndimage
 import torch
 
-from fomo.transforms import TRANSFORMS, axes, build
+from fomo.transforms import axes, build
 from fomo.transforms.intensity import histogram, linear
+from fomo.transforms.registry import TRANSFORMS
 
 SHAPE = (24, 20, 28)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from dummies import transform as dummy
 
-from fomo.transforms import PRESETS, TRANSFORMS, Key, Transform, build, resolve
+from fomo.transforms import PRESETS, Key, Transform, build, resolve
+from fomo.transforms.registry import TRANSFORMS
 from fomo.transforms.spatial import Move
 from fomo.transforms.transform import INTENSITY, Grid, chances, probability
 

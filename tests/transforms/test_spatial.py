@@ -5,7 +5,8 @@ import pytest
 import scipy.ndimage
 import torch
 
-from fomo.transforms import TRANSFORMS, build
+from fomo.transforms import build
+from fomo.transforms.registry import TRANSFORMS
 from fomo.transforms.spatial import affine, elastic, resampling, sampling
 
 CPU = torch.device("cpu")

@@ -19,7 +19,8 @@ import torch
 from fomo import nets, tasks
 from fomo.training import optimization
 from fomo.training.step import to_device, train_step
-from fomo.transforms import TRANSFORMS, build
+from fomo.transforms import build
+from fomo.transforms.registry import TRANSFORMS
 
 from . import feed, timing
 from .peers import PATCH, PEERS, read_monai, read_torchio, read_yucca

@@ -13,7 +13,7 @@ is called valid_*.
 import os
 
 import numpy as np
-import scipy.special
+import scipy
 
 from ...runtime import files
 from . import heads

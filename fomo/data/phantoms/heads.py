@@ -22,10 +22,8 @@ A fourth data set is a table (table.csv) of heads with everything at once; the m
 import os
 
 import numpy as np
-from nibabel import orientations
 
 from ...runtime import files
-from ...space import nifti
 
 VERSION = 1  # raise it when the images change
 _COHORTS = ("both", "bright", "dark")
@@ -134,6 +132,10 @@ def _write_row(folder, number, session, size, seed):
 
 def write(path, array, affine, code):
     """Write `array` with its `affine`, which are RAS, in the axis order that `code` ("LPS", ...) names."""
+    from nibabel import orientations
+
+    from ...space import nifti
+
     ornt = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
     affine = affine @ orientations.inv_ornt_aff(ornt, array.shape)
     os.makedirs(os.path.dirname(path), exist_ok=True)

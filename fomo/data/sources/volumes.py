@@ -20,11 +20,13 @@ import re
 import zlib
 
 from ...config import UserError
-from ...space.nifti import other_format
+from ...runtime import lazy
 from .. import spreadsheet
 from ..cases import ID_BYTES, Case, Volume, looks_at_files
 from ..dicom import is_dicom
 from .source import Source
+
+nifti = lazy.Module("...space.nifti", __package__)
 
 _SUFFIX = re.compile(r"\.(nii|nii\.gz|npy)\Z", re.IGNORECASE)
 _DICOM = (".dcm", ".ima")
@@ -55,14 +57,14 @@ def scans_below(root, log=None):
     try:
         for below, names in _folders_below(root):
             found += [os.path.join(below, name) for name in names if _SUFFIX.search(name)]
-            others += [os.path.join(below, name) for name in names if other_format(name)]
+            others += [os.path.join(below, name) for name in names if nifti.other_format(name)]
             if _holds_dicom(os.path.join(root, below), names):
                 found.append(below)
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     if others and log is not None:
         said = "files of formats that are not read are left out"
-        log.warn(said, files=len(others), example=min(others), format=other_format(min(others)))
+        log.warn(said, files=len(others), example=min(others), format=nifti.other_format(min(others)))
     return [(name or os.path.basename(os.path.abspath(root)), os.path.join(root, name)) for name in sorted(found)]
 
 

@@ -12,8 +12,11 @@ from ...pages import page, pictures
 from ...pages.case_table import case_table, outliers
 from ...pages.figures.agreement import distribution, volumes
 from ...pages.page import number, tag
-from ...space import nifti, volume
+from ...runtime import lazy
+from ...space import volume
 from .view import View
+
+nifti = lazy.Module("...space.nifti", __package__)
 
 _SHOWN = ("dice", "surface_dice", "hd95", "average_surface_distance", "sensitivity", "precision")  # of each case
 _COUNTS = ("reference_voxels", "predicted_voxels", "lesions_missed", "lesions_false")

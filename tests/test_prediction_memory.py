@@ -1,0 +1,92 @@
+"""What a prediction holds at once: no more for many networks than for two, and no more for many cases than for one."""
+
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from fomo.prediction import loop
+from fomo.runtime.log import Log
+
+CPU = torch.device("cpu")
+
+SCRIPT = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import types, numpy as np, torch
+from fomo import config, tasks
+from fomo.inference import WindowOptions
+from fomo.prediction import members
+from fomo.space import volume
+torch.set_num_threads(1)
+classes, size = 12, 112
+task = tasks.build(config.Config(task=config.Task(type="segmentation", classes=classes)))
+task.state["postprocess"] = {{"fill_holes": False, "minimum_mm3": 0.0, "largest": False}}
+array = np.random.default_rng(0).random((size, size, size), dtype=np.float32)
+image, _, geometry = volume.preprocess([array], np.diag([-1.0, -1.0, 1.0, 1.0]))
+weights = torch.randn(classes, 1, 1, 1)
+windows = WindowOptions((56, 56, 56), device=torch.device("cpu"))
+case = types.SimpleNamespace(id="a")
+several = [types.SimpleNamespace(task=task, network=lambda x: x * weights, windows=windows)] * {members}
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+begin = peak()
+members.answer(several, members.infer(several, case, image, (0.0,)), geometry)
+print((peak() - begin) / (4 * classes * size**3))
+"""
+
+
+@pytest.mark.parametrize("members", [1, 5])
+def test_copies_of_the_probabilities_of_all_classes(members):
+    """The mean beside what one network says, then beside the same in native space, and some volumes of one class."""
+    script = SCRIPT.format(root=str(ROOT), members=members)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2.9
+
+
+@pytest.mark.parametrize("limit, most", [(799, 1), (1600, 3), (10**6, 4)])
+def test_networks_wait_while_much_is_being_written(monkeypatch, limit, most):
+    class Reader:
+        what, counted, together, threads = "case", "cases", 1, 1
+        timed = in_space = False
+        subjects, volumes = (), ()
+        members = [SimpleNamespace(subjects=frozenset(), path="", amp="off", windows=SimpleNamespace(device=CPU))]
+        items = [SimpleNamespace(id=str(number)) for number in range(6)]
+        held, most, lock = 0, 0, threading.Lock()
+
+        def size(self, item):
+            return 1
+
+        def read(self, item):
+            return item.id
+
+        def infer(self, read):
+            with self.lock:
+                self.held += 1
+                self.most = max(self.most, self.held)
+            return [([np.zeros(100)], None)]
+
+        def answer(self, item, said, folder):
+            time.sleep(0.02)
+            with self.lock:
+                self.held -= 1
+            return {"x": 1}, ()
+
+        def shown(self, row):
+            return row
+
+    folder = SimpleNamespace(path="", begin=lambda items, *_: items, add=lambda *_: None, save=lambda: None)
+    log = Log(active=False)
+    monkeypatch.setattr(loop, "_HELD", limit)
+    reader = Reader()
+    loop.predict(reader, folder, log)
+    assert reader.most == most and reader.held == 0
