@@ -10,7 +10,7 @@ from . import config as config_module
 from .config import UserError, fields, show
 from .data.sources import SOURCES
 from .nets import NETWORKS, PLAIN
-from .tasks import TASKS, kind
+from .tasks import TASKS, best_fusion, kind
 from .transforms import PRESETS
 
 
@@ -43,8 +43,9 @@ def from_dict(values, where):
 def settle(config):
     """(the config in which nothing is `auto` that the run must keep, {event of the log: what was decided}).
 
-    Its cases decide what `Task.settle` says, and the task, the optimizer and the start the learning rate. Raises
-    UserError for cases that cannot be listed, and for keys that do not fit what was decided.
+    The cases decide what `Task.settle` says, the weights that it starts from how channels are put together, and task,
+    optimizer and start the learning rate. Raises UserError for cases and weights that cannot be read, and for keys that
+    do not fit what was decided.
     """
     settled, facts = kind(config).settle(config)
     decided = {"data": facts} if facts else {}
@@ -52,6 +53,11 @@ def settle(config):
         lr, start = kind(settled).rate(settled)
         settled = dataclasses.replace(settled, optim=dataclasses.replace(settled.optim, lr=lr))
         decided["optim"] = {"lr": lr, "recommended": start}
+    if settled.model.fusion == "auto" and "model.fusion" in kind(settled).options:
+        fusion = best_fusion(settled)
+        settled = dataclasses.replace(settled, model=dataclasses.replace(settled.model, fusion=fusion))
+        if fusion == "late":
+            decided["model"] = {"fusion": fusion, "meant": "the weights have one channel: each goes alone"}
     if settled is not config:
         check(settled, "as the cases decide")
     return settled, decided
@@ -147,7 +153,9 @@ def _check_task(config, refuse):
         tested = ("data.test_folds", "eval.mirror_axes", "cv.final")
         foreign.update(dict.fromkeys(tested, ": pretraining tests nothing"))
     for name, why in foreign.items():
-        if _changed(config, name):
+        # as a network is without the option
+        plain = name.startswith("model.") and _value(config, name) == PLAIN.get(name.removeprefix("model."))
+        if _changed(config, name) and not plain:
             refuse(name, _value(config, name), f"{show(_default(name))} for {named}{why}")
     data = config.data
     untested = config.train.mode == "train"

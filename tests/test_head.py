@@ -5,7 +5,7 @@ import pytest
 import torch
 from dummies import task as dummy_task
 
-from fomo import checkpoint, kinds, tasks
+from fomo import checkpoint, kinds, nets, tasks
 from fomo.config import UserError
 from fomo.data import sources
 from fomo.run_folder import RunFolder
@@ -130,3 +130,19 @@ def test_what_no_head_reads_is_a_config_error(tiny_config, key, value):
     with pytest.raises(UserError, match=f"model.{key}: got {value}, wanted .* for task.type=segmentation"):
         kinds.load(tiny_config("segmentation", model={key: value}))
     assert kinds.load(tiny_config("classification", model={key: value}))
+
+
+def test_weights_of_one_channel_see_each_channel_alone_and_say_so(tiny_config, tmp_path):
+    one, two = (nets.build("unet_b_lw_dec", channels, channels, width=2) for channels in (1, 2))
+    for channels, network in (("one", one), ("two", two)):
+        checkpoint.save(tmp_path / f"{channels}.pt", {"model": network.state_dict()})
+    path = tiny_config("regression")
+    for weights, fusion in ((None, "early"), ("one.pt", "late"), ("two.pt", "early")):
+        overrides = [] if weights is None else [f"weights.path={tmp_path / weights}"]
+        settled, said = kinds.settle(kinds.load(path, overrides))
+        assert settled.model.fusion == fusion and ("model" in said) == (fusion == "late")
+    given = kinds.settle(kinds.load(path, [f"weights.path={tmp_path / 'one.pt'}", "model.fusion=early"]))[0]
+    assert given.model.fusion == "early"
+    masks = kinds.settle(kinds.load(tiny_config("segmentation"), [f"weights.path={tmp_path / 'one.pt'}"]))[0]
+    assert masks.model.fusion == "auto" and tasks.build_network(masks, tasks.build(masks)).encoder, "not read there"
+    assert kinds.load(tiny_config("segmentation"), ["model.fusion=early"]), "as old checkpoints have it"

@@ -6,4 +6,4 @@ declared, is an error that lists the names.
 
 from .families import with_aliases
 from .saving import load, save
-from .transfer import LoadReport, downstream, load_weights, warn_of_known
+from .transfer import LoadReport, channels_of, downstream, load_weights, warn_of_known

@@ -83,6 +83,13 @@ def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, 
     return LoadReport(*fates, found.family, found.part, subjects, tuple(_doubts(model, found)))
 
 
+def channels_of(path, model, part=None):
+    """How many input channels the weights of a file have for networks like `model`; None where they have no stem."""
+    found = families.find(read(path), model.state_dict(), part, path)
+    stem = found.tensors.get(model.stem)
+    return None if stem is None else stem.shape[1]
+
+
 def _doubts(model, found):
     """The FOMO26 baseline pretrains with average pooling, and its classifiers pool by the maximum."""
     classifies = any(name.startswith("decoder.fc.") for name in found.tensors)

@@ -146,9 +146,10 @@ class Model:
         "auto|linear|mlp|multistage",
     )
     fusion: str = key(
-        "early",
-        "late: each channel goes alone through an encoder of one channel, and the head reads all of them",
-        "early|late",
+        "auto",
+        "late: each channel goes alone through an encoder of one channel, and the head reads all of them; auto: late "
+        "where weights.path has one channel and the cases have several",
+        "early|late|auto",
     )
     dropout: float = key(0.0, "dropout in front of the output layer of one output per case", low=0, high=0.9)
     attention: str = key("none", "2D networks: attention on the feature maps, before pooling", "none|se|cbam")

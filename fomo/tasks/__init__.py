@@ -2,6 +2,7 @@
 
 from .. import nets
 from ..data import sources
+from ..runtime import lazy
 from .classification import Classification
 from .dino import Dino
 from .mae import MaskedAutoencoder
@@ -9,6 +10,8 @@ from .multilabel import Multilabel
 from .regression import Regression
 from .results import Answer, Output, Results
 from .segmentation import Segmentation
+
+checkpoint = lazy.Module("..checkpoint", __package__)
 
 TASKS = {
     "classification": Classification,
@@ -41,7 +44,22 @@ def build_network(config, task):
     options = {option: getattr(model, option) for option in ("width", *nets.PLAIN)}
     if model.head == "auto":
         options["head"] = nets.NETWORKS[model.name].best_head if task.head_targets else "linear"
+    if model.fusion == "auto":
+        options["fusion"] = "early"
     return task.wrap(nets.build(model.name, *channels, mode=task.mode, **options))
+
+
+def best_fusion(config):
+    """The model.fusion that auto is: "late" for weights of one channel, which know no other one to mix it with.
+
+    UserError for a file that cannot be read, or that has no such network.
+    """
+    task, network, weights = kind(config), nets.NETWORKS[config.model.name], config.weights
+    possible = task.head_targets and "fusion" in network.options and len(config.data.channels) > 1
+    if not possible or weights.path is None:
+        return "early"
+    plain = nets.build(config.model.name, 1, 1, mode=task.mode, width=config.model.width)
+    return "late" if checkpoint.channels_of(weights.path, plain, weights.part) == 1 else "early"
 
 
 def meaning(config, task):

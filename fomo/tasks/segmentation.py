@@ -29,7 +29,7 @@ class Segmentation(Task):
     mode = "segmentation"
     losses = ("dice_ce", "generalized_dice", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
-    rates = Rates(2.5e-3, 2.5e-4)
+    rates = Rates(2.5e-3, 2.5e-3)
     select, higher_is_better = "dice", True
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)

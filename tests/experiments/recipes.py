@@ -5,8 +5,8 @@
   python tests/experiments/recipes.py semi/train semi/test runs/recipes --task 2 \\
       --arm "shipped:" --arm "all augmentations: augment.preset=all" --seeds 0 1 2
 
-Trains configs/taskN.yaml at 2.5 mm on the first subjects of the first folder, a fifth of them to choose the epoch, and
-tests on all subjects of the second. An arm is a name and further key=value. Each seed has other random weights and
+Trains configs/taskN.yaml at 2.5 mm on subjects of the first folder, chooses the epoch on others of it, and tests on all
+subjects of the second. An arm is a name and further key=value. Each seed has other random weights and
 other subjects. Prints what `arms.report` says. Runs that are finished are kept: the same command goes on.
 """
 
@@ -39,7 +39,8 @@ def main():
     parser.add_argument("test", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path, help="where tables and runs go")
     parser.add_argument("--task", type=int, default=2, choices=sorted(TASKS))
-    parser.add_argument("--labelled", type=int, default=40)
+    parser.add_argument("--labelled", type=int, default=40, help="subjects to train on")
+    parser.add_argument("--selecting", type=int, default=8, help="further ones, to choose the epoch")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--arm", action="append", required=True, help="NAME: key=value key=value ...")
@@ -71,13 +72,12 @@ def train(options, arm, overrides, seed):
 def make_table(options, seed):
     """CSV of the labelled subjects of a seed and of all test subjects."""
     path = options.folder.resolve() / f"task{options.task}_n{options.labelled}_{seed}.csv"
-    labelled = list(cases(options.train, options.task))
-    first = seed * options.labelled % max(len(labelled) - options.labelled + 1, 1)
-    labelled = labelled[first : first + options.labelled]
-    if len(labelled) < options.labelled:
-        sys.exit(f"{options.train}: got {len(labelled)} subjects, wanted {options.labelled}")
-    selected = options.labelled // 5
-    rows = [{**row, "fold": "val" if place < selected else "train"} for place, row in enumerate(labelled)]
+    found, wanted = list(cases(options.train, options.task)), options.labelled + options.selecting
+    if len(found) < wanted:
+        sys.exit(f"{options.train}: got {len(found)} subjects, wanted {wanted}")
+    first = seed * options.labelled % (len(found) - wanted + 1)
+    chosen = enumerate(found[first : first + wanted])
+    rows = [{**row, "fold": "train" if place < options.labelled else "val"} for place, row in chosen]
     rows += [{**row, "fold": "test"} for row in cases(options.test, options.task)]
     os.makedirs(path.parent, exist_ok=True)
     files.write_csv(path, rows)
