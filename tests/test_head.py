@@ -1,8 +1,11 @@
 """A multistage head in whole runs: it starts at the linear fit, goes on from there, and is kept where it is known."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from conftest import tool
 from dummies import task as dummy_task
 
 from fomo import checkpoint, kinds, nets, tasks
@@ -13,7 +16,7 @@ from fomo.runs import crossval
 from fomo.space import patches
 from fomo.training import head
 from fomo.training.evaluate import evaluate
-from fomo.training.fold import build_network, inspect
+from fomo.training.fold import build_network, inspect, start_from
 from fomo.training.state import Training
 
 
@@ -146,3 +149,28 @@ def test_weights_of_one_channel_see_each_channel_alone_and_say_so(tiny_config, t
     masks = kinds.settle(kinds.load(tiny_config("segmentation"), [f"weights.path={tmp_path / 'one.pt'}"]))[0]
     assert masks.model.fusion == "auto" and tasks.build_network(masks, tasks.build(masks)).encoder, "not read there"
     assert kinds.load(tiny_config("segmentation"), ["model.fusion=early"]), "as old checkpoints have it"
+
+
+def test_the_probe_of_all_stages_is_what_fine_tuning_starts_at(tiny_config, tmp_path, capsys):
+    pretrained = tmp_path / "pretrained.pt"
+    checkpoint.save(pretrained, {"model": nets.build("unet_b_lw_dec", 1, 1, width=2).state_dict()})
+    path, overrides = tiny_config("regression"), [f"weights.path={pretrained}"]
+    tool("probe", path, *overrides)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " probe " in line]
+    fields = [dict(part.split("=") for part in re.findall(r'\w+=(?:"[^"]*"|\S+)', line)) for line in lines]
+    assert [one["start"] for one in fields] == ["random"] * 26 + ["weights"] * 26, "all, 5 stages, 4 statistics of each"
+    assert all(one["features"] == str(2 * 2 * 2**depth * 6) for depth, one in enumerate(fields[1:6]))
+    config = kinds.settle(kinds.load(path, overrides))[0]
+    cases = sources.prepare(sources.list_cases(config.data, tasks.wanted(config)), config.data, tasks.wanted(config))
+    task, lines = tasks.build(config), []
+    inspect(task, cases)
+    task.fit(cases, cases)
+    for start in ("random", "weights"):
+        network = build_network(config, task, 1)
+        if start == "weights":
+            start_from(config.weights, task, network)
+        head.start_head(config, task, network, cases, lambda event, **what: lines.append(what))
+    found = [float(one["r2"]) for one in fields if one["stage"] == "all"]
+    assert found == pytest.approx([line["left_out_r2"] for line in lines], abs=1e-4)
+    with pytest.raises(UserError, match="wanted one output per case"):
+        tool("probe", tiny_config("segmentation"))

@@ -19,8 +19,8 @@ def main(arguments):
     config, dry_run = cli.parse_config(__doc__, arguments)
     config, decided = kinds.settle(config)
     log, wanted = Log(), tasks.wanted(config)
-    if decided:
-        log("data", **decided)
+    for event, what in decided.items():
+        log(event, **what)
     with interrupt.graceful():
         cases = sources.list_cases(config.data, wanted, log=log)
         listing.describe(config, wanted, cases, log)

@@ -52,7 +52,7 @@ class ImageHead(nn.Module):
         if kind == "mlp":
             self.hidden = nn.Linear(width, width)
         if kind == "multistage":
-            self.groups, self.depths = _layout(stages, copies)
+            self.groups, self.depths, self.kinds = _layout(stages, copies)
             width = len(self.groups)
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("deviation", torch.ones(width))
@@ -140,13 +140,13 @@ def _rescaled(model, head, names, wanted):
 
 
 def _layout(stages, copies):
-    """(groups, depths): of each statistic, in order, the number of its group and of its stage."""
-    groups, depths = [], []
+    """(groups, depths, kinds): of each statistic, in order, the number of its group, its stage and what it is."""
+    groups, depths, kinds = [], [], []
     for _ in range(copies):
         for depth, (convolutions, channels) in enumerate(stages):
-            for size in (*convolutions, channels):
-                for _ in range(2):
-                    number = groups[-1] + 1 if groups else 0
-                    groups += [number] * size
-                    depths += [depth] * size
-    return tuple(groups), tuple(depths)
+            found = [(size, f"{name} before norm") for size in convolutions for name in ("mean", "deviation")]
+            for size, kind in (*found, (channels, "mean"), (channels, "generalised mean")):
+                groups += [groups[-1] + 1 if groups else 0] * size
+                depths += [depth] * size
+                kinds += [kind] * size
+    return tuple(groups), tuple(depths), tuple(kinds)

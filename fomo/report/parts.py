@@ -173,7 +173,7 @@ def about(run):
         ("network", config.model.name + (f", width {config.model.width}" if config.model.width else "")),
         ("pretrained weights", config.weights.path or "none"),
         ("fine-tuning", None if run.task.pretrains else config.finetune.strategy),
-        ("learning rate", f"{config.optim.lr:g}, {config.optim.schedule}"),
+        ("learning rate", f"{config_module.show(config.optim.lr)}, {config.optim.schedule}"),
         ("length", config_module.length(config.train) + _patience(config.train.patience)),
         ("batch", f"{config.train.batch_size}"),
         ("augmentation", config.augment.preset + (f", with {replaced}" if replaced else "")),

@@ -112,7 +112,7 @@ def _run(config, folder, log, dry_run, one_split):
         numbers = _numbers(config, splits, len(listed), one_split, log)
         dist.on_main(lambda: warn_of_changed_code(folder, code, log))
         cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
-        config = _with_patch_that_fits(config, cases, log)
+        config = with_patch_that_fits(config, cases, log)
         _warn_of_windows(config, cases, log)
         by_id = {case.id: case for case in cases}
         dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
@@ -143,7 +143,7 @@ def _announce(config, folder, log):
     return code
 
 
-def _with_patch_that_fits(config, cases, log):
+def with_patch_that_fits(config, cases, log):
     """The config, its patch no larger along any axis than the largest prepared case needs: more would be in vain."""
     largest = [max(lengths) for lengths in zip(*(case.shape for case in cases))]
     patch = nets.NETWORKS[config.model.name].no_larger(config.data.patch, largest)

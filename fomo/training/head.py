@@ -19,17 +19,22 @@ _CASES = 500  # more of them change the fit little
 
 def start_head(config, task, network, train_cases, log):
     """Fit the multistage head of a network, if it has one; collective."""
-    head = next((module for module in network.modules() if isinstance(module, image_head.ImageHead)), None)
-    if head is None or head.kind != "multistage":
+    head = multistage(network)
+    if head is None:
         return
-    optimization.lay_out(network, dist.device())
     cases = _chosen(config, train_cases)
-    features, targets = _statistics(config, network, cases), np.asarray(task.head_targets(cases), float)
+    features, targets = statistics(config, network, cases), np.asarray(task.head_targets(cases), float)
     fit, slope, offset = dist.on_main(lambda: _fitted(task, head, features, targets, cases))
     head.adopt(fit.scaling, slope * fit.weight, slope * fit.bias + offset)
     error = np.mean((fit.left_out - targets) ** 2) / max(np.mean((targets - targets.mean(0)) ** 2), 1e-12)
     found = {"decay": fit.decay, "strength": fit.strength, "left_out_r2": 1 - error}
     log("head", kind=head.kind, cases=len(cases), features=features.shape[1], **found)
+
+
+def multistage(network):
+    """The ImageHead of a network that reads all stages; None if it has none."""
+    heads = (module for module in network.modules() if isinstance(module, image_head.ImageHead))
+    return next((head for head in heads if head.kind == "multistage"), None)
 
 
 def _chosen(config, cases):
@@ -40,8 +45,12 @@ def _chosen(config, cases):
     return [cases[index] for index in sorted(drawn)]
 
 
-def _statistics(config, network, cases):
-    """(n, F) float64: the mean over the windows that cover each case."""
+def statistics(config, network, cases):
+    """(n, F) float64, what a multistage head reads of the cases: the mean over the windows that cover each; collective.
+
+    Moves the network to the device.
+    """
+    optimization.lay_out(network, dist.device())
     windows, reader = windows_of(config, dist.device()), _Reader(network.eval())
 
     def own_share():
