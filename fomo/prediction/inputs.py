@@ -12,14 +12,13 @@ from ..data.cases import ID_WANTED, Case, Volume, names_a_file
 from ..data.sources import volumes
 
 
-def case_from_channels(data, given, id=None, subject=None):
+def case_from_channels(channels, given, id=None, subject=None, optional=()):
     """A Case from {channel name: path}.
 
-    data: the checkpoint's config.data. Of the alternatives 'a|b' one must be given, or none if the channel is optional.
+    channels: the config's; of the alternatives 'a|b' one must be given, or none of an optional channel.
     id: names the output files; None: as the first channel's file.
     subject: None: the id.
     """
-    channels = data.channels
     wanted = ", ".join(text.replace("|", " or ") for text in channels)
     unknown = sorted(set(given) - _names(channels))
     if unknown:
@@ -27,7 +26,7 @@ def case_from_channels(data, given, id=None, subject=None):
     images = []
     for text in channels:
         there = [name for name in text.split("|") if name in given]
-        if not there and text in data.optional_channels:
+        if not there and text in optional:
             images.append(None)
             continue
         if len(there) != 1:
@@ -65,8 +64,9 @@ def cases_from_table(path, data):
         if id in cases:
             raise UserError(f"{path}: line {line}: got the id {id!r} again, wanted one for each case")
         given = {name: os.path.join(folder, row[name]) for name in _names(data.channels) if row.get(name)}
+        subject = row.get(subject_column)
         with as_user_error(f"{path}: line {line}", UserError):
-            cases[id] = case_from_channels(data, given, id, row.get(subject_column))
+            cases[id] = case_from_channels(data.channels, given, id, subject, data.optional_channels)
     return list(cases.values())
 
 

@@ -31,8 +31,9 @@ def predict_to_file(members, given, path, log, corrected=False):
     if corrected and "corrected" not in task.scored:
         wanted = " or ".join(name for name, other in tasks.TASKS.items() if "corrected" in other.scored)
         raise UserError(f"--corrected: got checkpoints of {of}, wanted {wanted}")
-    case = case_from_channels(config.data, _used(config.data.channels, given, log))
-    listing.warn_missing(config.data, [case], log)
+    data, used = config.data, _used(config.data.channels, given, log)
+    case = case_from_channels(data.channels, used, optional=data.optional_channels)
+    listing.warn_missing(data, [case], log)
     try:
         image, background, geometry = cache.load(case, config.data, tasks.wanted(config))
         row, volumes = answer(members, infer(members, case, image, background), geometry)
