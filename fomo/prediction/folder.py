@@ -76,8 +76,7 @@ class PredictionFolder:
         others = [item for item in items if self.rows[item.id].get("input") != self._keys[item.id]]
         if others:
             more = f" (and {len(others) - 1} more)" if others[1:] else ""
-            first = next(filter(None, others[0].images)).path
-            got = f"holds an answer for {others[0].id}{more} that is not of {first} as it is now"
+            got = f"holds an answer for {others[0].id}{more} that is not of {others[0].files[0].path} as it is now"
             raise UserError(f"{self.path} {got}: choose another --output, or another id, or --overwrite")
 
     def _keep(self, same, overwrite):

@@ -89,6 +89,10 @@ class Scan:
     images: tuple[Volume, ...]  # a file per slice, or the volume
     slices: tuple[str, ...] = ()  # ids of the files; of a volume they are known once it is read
 
+    @property
+    def files(self):
+        return self.images
+
 
 def listed_slices(place):
     """The Scans of a table with the columns slice_id, volume_name and file_path, or of the .npy files below a folder.
