@@ -198,7 +198,8 @@ def batch_of(config, slots, channels=2):
         [torch.randn(channels, *config.data.patch, generator=torch.Generator().manual_seed(s)) for s in slots]
     )
     collate = loader.Collate(config, tasks.build(config), 1)
-    return collate([{"image": one, "id": f"case{s}", "slot": s} for one, s in zip(image, slots)])
+    outside = (0.0,) * channels
+    return collate([{"image": one, "id": f"case{s}", "slot": s, "outside": outside} for one, s in zip(image, slots)])
 
 
 def train_once(config, micro_batches, steps=3):

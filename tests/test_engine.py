@@ -153,9 +153,8 @@ def test_batches_that_left_the_loader_unaugmented_are_augmented_on_the_device(ti
     config = load(tiny_config, augment={"preset": "strong"}, data={"patch": [32, 16, 16]})
     task = tasks.build(config)
     generator = torch.Generator().manual_seed(0)
-    samples = [
-        {"image": torch.randn(4, 32, 16, 16, generator=generator), "target": 1.0, "id": "a", "slot": s} for s in (3, 4)
-    ]
+    facts = {"target": 1.0, "id": "a", "outside": (0.0,) * 4}
+    samples = [{"image": torch.randn(4, 32, 16, 16, generator=generator), **facts, "slot": s} for s in (3, 4)]
     whole = loader.Collate(config, task, 1)(samples)
     monkeypatch.setattr(loader, "augments_on_gpu", lambda config: True)
     left = loader.Collate(config, task, 1)(samples)

@@ -109,7 +109,8 @@ def _cases(config, options):
             if not path or name in given:
                 raise UserError(f"--input: got {' '.join(options.input)}, wanted CHANNEL=PATH, each channel once")
             given[name] = path
-        return [inputs.case_from_channels(config.data.channels, given, options.id)]
+        data = config.data
+        return [inputs.case_from_channels(data.channels, given, options.id, optional=data.optional_channels)]
     if options.cases:
         listed = inputs.cases_from_table(options.cases, config.data)
     else:

@@ -43,6 +43,13 @@ def _check_data(data, refuse):
         refuse("data.channels", (), "the channel names in network order, for example [dwi_b1000, flair]")
     if len(set(data.channels)) != len(data.channels):
         refuse("data.channels", data.channels, "each channel once")
+    optional = data.optional_channels
+    if unknown := [text for text in optional if text not in data.channels]:
+        refuse("data.optional_channels", unknown, f"some of data.channels={show(data.channels)}, as they stand there")
+    if len(set(optional)) != len(optional):
+        refuse("data.optional_channels", optional, "each channel once")
+    if set(optional) == set(data.channels):
+        refuse("data.optional_channels", optional, "not all of data.channels: a case has at least one that all have")
     for name in ("percentiles", "window"):
         low, high = getattr(data, name)
         if low >= high:

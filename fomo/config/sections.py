@@ -93,6 +93,7 @@ class Data:
     )
     cache: str | None = free_key(None, "folder of the preprocessed cases (none: <output>/cache)", path=True)
     channels: tuple[str, ...] = key((), "channel names in network order; 'a|b': the one that the case has")
+    optional_channels: tuple[str, ...] = key((), "those of data.channels that a case may lack: it is background then")
     patch: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) that the network sees at once")
     spacing_mm: tuple[float, float, float] | None = key(
         (1.0, 1.0, 1.0), "resample to this voxel size (none: keep each case's own)", above=0

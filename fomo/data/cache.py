@@ -66,7 +66,7 @@ class CachedCase(Prepared):
         if self.unseen is not None:
             sources = _sources(self.case, masked=bool(self.class_voxels))
             if _entry(self.case, sources, self.unseen) != self.entry:
-                changed = f"{sources[0].path} or a file beside it has changed since it was preprocessed"
+                changed = f"{self.case.files[0].path} or a file beside it has changed since it was preprocessed"
                 raise UserError(f"case {self.id}: {changed}: run again with data.rescan=always")
         return self._read("image.npy", self._channels)
 
@@ -149,7 +149,7 @@ def prepare(cases, data, wanted, log=None, workers=None):
     keys, entries, unseen = [], [], []
     for case in cases:
         sources = _sources(case, wanted.masked)
-        key = _hash([[os.path.abspath(source.path), source.index] for source in sources])
+        key = _hash([source and [os.path.abspath(source.path), source.index] for source in sources])
         entry = "" if look or key not in known else known[key].entry
         trusted = entry in there and entry.rpartition("-")[0] == case.id
         keys.append(key)
@@ -244,7 +244,8 @@ def input_key(sources):
 
 
 def _stamps(sources):
-    return [[os.path.abspath(source.path), source.index, *stamp(source.path)] for source in sources]
+    """What tells the files of Volumes from others; None of a channel that the case lacks, whose file may come later."""
+    return [source and [os.path.abspath(source.path), source.index, *stamp(source.path)] for source in sources]
 
 
 def stamp(path):
@@ -268,7 +269,7 @@ def _hash(value):
 
 
 def _sources(case, masked):
-    """The Volumes that go into an entry."""
+    """The Volumes that go into an entry, and None for each channel that the case lacks."""
     return (*case.images, case.mask) if masked and case.mask is not None else case.images
 
 
@@ -287,11 +288,11 @@ def _prepare(job):
     try:
         warning = _write(case, folder, settings)
         # the first says it for all, which lie on its grid
-        return _Outcome(case.id, warning=warning, unoriented=unoriented(case.images[:1]))
+        return _Outcome(case.id, warning=warning, unoriented=unoriented(case.files[:1]))
     except (ValueError, OSError) as error:  # UserError is a ValueError; OSError: the disk is full or not ours
         return _Outcome(case.id, str(error))
     except MemoryError as error:
-        return _Outcome(case.id, f"{case.images[0].path}: out of memory ({error}): lower data.prepare_workers")
+        return _Outcome(case.id, f"{case.files[0].path}: out of memory ({error}): lower data.prepare_workers")
 
 
 def _write(case, folder, settings):
@@ -329,20 +330,30 @@ def _preprocess(case, settings):
     options = {
         name: value for name, value in settings.items() if name not in ("version", "dtype", "classes", "finding")
     }
-    paths = [source.path for source in case.images]
+    paths = [source.path for source in case.files]
     image, mask, geometry = volume.preprocess(arrays, affine, mask=native_mask, names=paths, **options)
     warning = None if mask is None else _lost(native_mask, mask, geometry, settings["classes"])
-    return _cast(image, case, settings["dtype"]), mask, geometry, warning
+    return _with_missing(_cast(image, case, settings["dtype"]), case), mask, geometry, warning
 
 
 def _cast(image, case, dtype):
     """The image in the cache's type. float16 moves a value by at most 1/2048, and refuses one above 65504."""
     limit = np.finfo(dtype).max
-    for source, channel in zip(case.images, image):
+    for source, channel in zip(case.files, image):
         if (largest := max(channel.max(), -channel.min())) > limit:
             wanted = f"at most {limit:.6g} for data.cache_dtype={dtype}; set it to float32, or normalize"
             raise ValueError(f"{source.path}: got intensities up to {largest:.6g} after preprocessing, wanted {wanted}")
     return image.astype(dtype, copy=False)
+
+
+def _with_missing(image, case):
+    """All channels, from those that are there: the others hold the mean of these ones' background, their minimum."""
+    if not case.missing:
+        return image
+    value = np.mean(image.min(axis=(1, 2, 3)), dtype=np.float64)  # as `transforms` fills a channel that is dropped
+    whole = np.full((len(case.images), *image.shape[1:]), value, image.dtype)
+    whole[[source is not None for source in case.images]] = image
+    return whole
 
 
 def _lost(native, mask, geometry, classes):
@@ -358,9 +369,9 @@ def _lost(native, mask, geometry, classes):
 
 
 def _read(case, settings):
-    """([array per channel], affine, mask or None), all on one grid."""
-    arrays, affine, mask, first = [], None, None, case.images[0]
-    for source in _sources(case, settings["classes"] is not None):
+    """([array per channel that is there], affine, mask or None), all on one grid."""
+    arrays, affine, mask, first = [], None, None, case.files[0]
+    for source in filter(None, _sources(case, settings["classes"] is not None)):
         array, own = read_volume(source, like=affine)
         if affine is None:
             affine = own

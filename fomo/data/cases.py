@@ -40,7 +40,7 @@ class Volume:
 class Case:
     id: str
     subject: str  # the unit that folds keep together
-    images: tuple[Volume, ...]  # in channel order
+    images: tuple[Volume | None, ...]  # in channel order; None: of data.optional_channels, and the case lacks it
     mask: Volume | None = None
     # a class, a number, or whether the mask has foreground; a tuple of several targets; None without a label
     target: float | tuple[float, ...] | None = None
@@ -49,6 +49,16 @@ class Case:
     scan: str | None = None  # what a slice is from
     labels: tuple[str, ...] = ()  # text of each target as the table has it: the names of classes
     foreground_mm3: float | None = None  # what its mask holds, in the space of its file; None: no mask was looked at
+
+    @property
+    def files(self):
+        """The images that are there, in channel order; there is always one."""
+        return tuple(image for image in self.images if image is not None)
+
+    @property
+    def missing(self):
+        """The channels, by number, that the case lacks."""
+        return tuple(channel for channel, image in enumerate(self.images) if image is None)
 
 
 class Wanted(NamedTuple):
@@ -83,7 +93,13 @@ class Prepared:
     target = property(attrgetter("case.target"))
     labels = property(attrgetter("case.labels"))
     scan = property(attrgetter("case.scan"))
+    missing = property(attrgetter("case.missing"))
     native_mask = property(attrgetter("case.mask"), doc="The Volume of the mask in the space of its file.")
+
+    @property
+    def outside(self):
+        """`background`, and None for each channel that the case lacks."""
+        return tuple(None if c in self.missing else value for c, value in enumerate(self.background))
 
 
 def names_a_file(id):

@@ -13,7 +13,7 @@ def check(cases, pretraining, log):
     images, masks = {}, {}
     found = {"images": [], "masks": [], "own": [], "channels": []}  # pairs of cases
     for case in cases:
-        channels = case.checksums[: len(case.background)]
+        channels = [one for c, one in enumerate(case.checksums[: len(case.background)]) if c not in case.missing]
         if len(set(channels)) < len(channels):
             found["channels"].append((case, case))
         for channel in set(channels):
@@ -27,7 +27,7 @@ def check(cases, pretraining, log):
     if found["images"] and not pretraining:
         one, other = found["images"][0]
         got = f"case {one.id} of subject '{one.subject}' and case {other.id} of subject '{other.subject}'"
-        files = " and ".join(image.path for case in (one, other) for image in case.case.images[:1])
+        files = " and ".join(image.path for case in (one, other) for image in case.case.files[:1])
         more = f" (and {len(found['images']) - 1} pairs more)" if found["images"][1:] else ""
         wanted = "wanted every scan in one subject's cases: remove a copy, or give both the same subject"
         raise UserError(f"{got} have an image of the same voxels{more}: got {files}, {wanted}")

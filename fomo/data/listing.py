@@ -1,10 +1,12 @@
 """What was found: one `data` line in the log, which shows a wrong folder or column before anything is trained."""
 
+import collections
 import contextlib
 import re
 
 import numpy as np
 
+from ..config import UserError
 from . import sources
 from .cases import NOT_ORIENTED, unoriented
 
@@ -21,7 +23,9 @@ def describe(config, wanted, listed, log):
         while name in values or name == "example":
             name += "_"
         values[name] = value
-    log("data", **values, example=listed[0].images[0].path)
+    if lacking := missing(config.data, listed):
+        values["missing"] = _counted(lacking)
+    log("data", **values, example=listed[0].files[0].path)
     if sources.of(config.data).geometry:
         warn_without_geometry(listed, log)
     _warn_of_unused_folds(config, wanted, listed, log)
@@ -63,15 +67,49 @@ def warn_not_oriented(cases, log):
     found = []
     for case in cases:
         with contextlib.suppress(ValueError, OSError):  # of a file that cannot be read, which is said when it is
-            found += unoriented(case.images)
+            found += unoriented(case.files)
     if found:
         log.warn(NOT_ORIENTED, files=len(found), example=found[0])
 
 
 def warn_without_geometry(cases, log):
     """Warn of files that do not say how they lie in space."""
-    if unknown := sum(not all(image.has_geometry for image in case.images) for case in cases):
+    if unknown := sum(not all(image.has_geometry for image in case.files) for case in cases):
         log.warn(".npy files have no orientation and voxel size: taken as RAS with 1 mm voxels", cases=unknown)
+
+
+def missing(data, cases):
+    """{channel: how many of the cases, or Prepared cases, lack it} of the data.optional_channels that some lack."""
+    counts = collections.Counter(data.channels[channel] for case in cases for channel in case.missing)
+    return {text: counts[text] for text in data.channels if counts[text]}
+
+
+def missing_in(data, case):
+    """The names of the channels that a case lacks, for a cell of a table."""
+    return ", ".join(data.channels[channel] for channel in case.missing)
+
+
+def check_optional(data, cases, drops, log):
+    """Whether a training can teach a network what data.optional_channels promises; drops: whether it drops channels."""
+    lacking = missing(data, cases)
+    for text, count in lacking.items():
+        if count == len(cases):
+            wanted = "wanted at least one: is its name right? Else take it out of data.channels"
+            raise UserError(f"data.optional_channels: no case has the channel '{text}', {wanted}")
+    if data.optional_channels and not lacking and not drops:
+        said = "data.optional_channels: no case lacks one and augment.parameters drops none"
+        advice = "set augment.parameters={channel_dropout: {p: 0.5}}, or answers without them will be wrong"
+        log.warn(f"{said}, so that the network does not learn to do without: {advice}", channels=data.optional_channels)
+
+
+def warn_missing(data, cases, log):
+    """Warn of cases that are answered without one of data.optional_channels."""
+    if lacking := missing(data, cases):
+        log.warn("cases lack an optional channel: they are answered without it", missing=_counted(lacking))
+
+
+def _counted(lacking):
+    return [f"{text}:{count}" for text, count in lacking.items()]
 
 
 def _targets(wanted, labelled):

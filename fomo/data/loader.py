@@ -90,7 +90,7 @@ def _open(case, masked):
 
 @dataclass(frozen=True)
 class Samples(Dataset):
-    """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot}.
+    """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot, outside}.
 
     Of a class with masks of the finding (Wanted.finding) it has both, and `known`: whether the mask is right. It is
     empty for a case of class 0, and for one of class 1 without a mask, of which it is not known.
@@ -121,8 +121,9 @@ class Samples(Dataset):
 
     def _read(self, slot):
         case, data = self.cases[self.order[slot]], self.config.data
+        facts = {"id": case.id, "slot": slot, "outside": case.outside}
         if case.is_patch:
-            return {"image": torch.from_numpy(case.distinct()), "id": case.id, "slot": slot, "target": case.target}
+            return {"image": torch.from_numpy(case.distinct()), **facts, "target": case.target}
         image, mask, foreground = _open(case, self.wanted.masked and bool(case.class_voxels))
         generator = seeds.generator(self.config.seed, "crop", self.fold, slot)
         position, voxel = data.crop_position, None
@@ -134,7 +135,7 @@ class Samples(Dataset):
                 voxel = voxels[generator.integers(len(voxels))]
         start = patches.draw_start(case.shape, data.patch, generator, position, voxel)
         image = patches.read(image, start, data.patch, case.background, torch.float32)
-        sample = {"image": image, "id": case.id, "slot": slot}
+        sample = {"image": image, **facts}
         if mask is not None:
             sample["mask"] = patches.read(mask, start, data.patch, 0)  # uint8 until the loss: less to move
         elif self.wanted.inside:
@@ -159,6 +160,12 @@ def augmentation(config, build=build):
         return build(config.augment.preset, config.data.patch, parameters)
     except ValueError as error:
         raise UserError(f"augment.parameters.{str(error)[:1000]}") from error
+
+
+def drops_channels(config):
+    """Whether training samples lose channels, see `transforms.intensity.dropout`."""
+    dropout = augmentation(config).parameters["channel_dropout"]
+    return dropout["p"] > 0 and dropout["channel_p"] > 0
 
 
 def augments_on_gpu(config):
@@ -188,10 +195,15 @@ class Collate:
             batch["known"] = torch.tensor(batch["known"])
         if self.draw is not None:
             batch.update(self.draw(self._generators("task", batch["slot"]), batch))
-        slots = batch["slot"] + (_add_partners(batch, samples) if "mix" in batch else [])
+        slots, outside = batch["slot"], batch.pop("outside")
+        if "mix" in batch:
+            partners = _add_partners(batch, samples)
+            slots = slots + [one["slot"] for one in partners]
+            outside = outside + [one["outside"] for one in partners]
         if self.scaling is not None:
             batch["scaling"] = self.scaling
-        plans = self.augment.draw(self._generators("augment", slots), *batch["image"].shape[:2])
+            outside = None  # of several channels that are one
+        plans = self.augment.draw(self._generators("augment", slots), *batch["image"].shape[:2], outside)
         if not self.apply:
             return {**batch, "plans": plans}
         threads = torch.get_num_threads()
@@ -206,13 +218,13 @@ class Collate:
 
 
 def _add_partners(batch, samples):
-    """Add the partners of mixed samples, their images behind those of the batch until `mixed`; returns their slots."""
+    """Add the partners of mixed samples, their images behind those of the batch until `mixed`; returns them."""
     partners = [sample["partner"] for sample in samples if sample["mix"] is not None]
     targets = [sample.get("partner", sample)["target"] for sample in samples]
     batch["partner_target"] = torch.tensor(targets, dtype=torch.float32)
     batch["own_share"] = torch.tensor([1.0 if plan is None else plan["share"] for plan in batch["mix"]])
     batch["image"] = torch.cat([batch["image"], *(partner["image"][None] for partner in partners)])
-    return [partner["slot"] for partner in partners]
+    return partners
 
 
 def mixed(batch):

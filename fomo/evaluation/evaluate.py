@@ -32,6 +32,7 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     table of probabilities lacks are made at 0.5: the summary's `decided_at_half` counts them. Intervals are over the
     subjects: of a column `subject` of either table, or the folders SUB, or the patients in the names of CT volumes.
     Where none of these knows all, they are over the cases, and the log warns.
+    The column `missing` of predictions, of channels that a case lacks, stays, and `lacking_a_channel` counts them.
     """
     _check_options(references, tolerance_mm, resamples, columns)
     known, log = places.known_of(predictions), Log(active=False) if log is None else log
@@ -42,6 +43,7 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     if not found and table is None:
         raise UserError(f"{predictions}: no masks (*.nii.gz) and no predictions.csv in it")
     section, rows, counts = masks.pair(found, table, request) if found else tables.pair(table, request)
+    counts |= _lacking(table, rows, log)
     task = tasks.build(config.Config(seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
     summarize, hidden = _SUMMARIES.get(task.reads, (_of_targets, None))
     with as_user_error(predictions, ValueError):  # of the metrics
@@ -49,6 +51,18 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
         summary = summarize(task, rows, scores, task.intervals_of(scores, Results(rows), resamples, seed))
     shown = [{name: value for name, value in row.items() if name != hidden} for row in rows]
     return type(task).__name__.lower(), shown, {**summary, **counts}
+
+
+def _lacking(table, rows, log):
+    """Of the summary: how many cases were answered without an optional channel; their rows and the log say which."""
+    if table is None or "missing" not in table.columns:
+        return {}
+    for row in rows:
+        row["missing"] = table.cells[row["id"]]["missing"] if row["id"] in table.cells else ""
+    count = sum(bool(row["missing"]) for row in rows)
+    if count:
+        log.warn("cases were answered without an optional channel", cases=count, of=len(rows))
+    return {"lacking_a_channel": {"value": count, "n": len(rows)}}
 
 
 def write(kind, rows, summary, output):

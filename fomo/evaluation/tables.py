@@ -74,7 +74,7 @@ def _pair_target(name, first, table, request):
 
 def _numbers(table):
     """The columns of numbers, where a task does not say which of them it scores."""
-    others = [name for name in table.columns if name not in ("id", "subject", "target")]
+    others = [name for name in table.columns if name not in ("id", "subject", "target", "missing")]
     texts = {name: {cells[name].lower() for cells in table.cells.values()} - {"", "nan"} for name in others}
     return [name for name in others if None not in map(spreadsheet.number, texts[name])]
 

@@ -76,7 +76,7 @@ class PredictionFolder:
         others = [item for item in items if self.rows[item.id].get("input") != self._keys[item.id]]
         if others:
             more = f" (and {len(others) - 1} more)" if others[1:] else ""
-            got = f"holds an answer for {others[0].id}{more} that is not of {others[0].images[0].path} as it is now"
+            got = f"holds an answer for {others[0].id}{more} that is not of {others[0].files[0].path} as it is now"
             raise UserError(f"{self.path} {got}: choose another --output, or another id, or --overwrite")
 
     def _keep(self, same, overwrite):
@@ -189,14 +189,14 @@ def _key_of(images):
 
 
 def write_volume(path, array, case, geometry):
-    """Write a mask, or probabilities (classes, X, Y, Z), with the header of the case's first channel.
+    """Write a mask, or probabilities (classes, X, Y, Z), with the header of the first channel that the case has.
 
     Of two classes the probability of class 1 is written, of more all, on the last axis. Nothing partial stays when it
     fails.
     """
     if array.ndim == 4:
         array = array[1] if len(array) == 2 else np.moveaxis(array, 0, -1)
-    first = case.images[0].path
+    first = case.files[0].path
     like = first if first.lower().endswith((".nii", ".nii.gz")) else None
     with as_user_error(f"cannot write {path}", OSError):
         nifti.write_nifti(path, array, np.array(geometry.native_affine), like)

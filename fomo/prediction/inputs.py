@@ -12,10 +12,10 @@ from ..data.cases import ID_WANTED, Case, Volume, names_a_file
 from ..data.sources import volumes
 
 
-def case_from_channels(channels, given, id=None, subject=None):
+def case_from_channels(channels, given, id=None, subject=None, optional=()):
     """A Case from {channel name: path}.
 
-    channels: the config's; of the alternatives 'a|b' one must be given.
+    channels: the config's; of the alternatives 'a|b' one must be given, or none of an optional channel.
     id: names the output files; None: as the first channel's file.
     subject: None: the id.
     """
@@ -23,18 +23,22 @@ def case_from_channels(channels, given, id=None, subject=None):
     unknown = sorted(set(given) - _names(channels))
     if unknown:
         raise UserError(f"channel '{unknown[0]}' is not one of this checkpoint's, wanted {wanted}")
-    paths = []
+    images = []
     for text in channels:
         there = [name for name in text.split("|") if name in given]
+        if not there and text in optional:
+            images.append(None)
+            continue
         if len(there) != 1:
             got = f"both {' and '.join(there)}" if there else "none"
             raise UserError(f"channel {text.replace('|', ' or ')}: got {got}, wanted one file for each of {wanted}")
-        paths.append(os.path.normpath(given[there[0]]))
+        images.append(Volume(os.path.normpath(given[there[0]])))
     if id is None:
-        id = os.path.basename(paths[0]).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
+        first = next(filter(None, images)).path
+        id = os.path.basename(first).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
     if not names_a_file(id):
         raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
-    return Case(id, subject or id, tuple(map(Volume, paths)), None, None, None)
+    return Case(id, subject or id, tuple(images), None, None, None)
 
 
 def _names(channels):
@@ -60,8 +64,9 @@ def cases_from_table(path, data):
         if id in cases:
             raise UserError(f"{path}: line {line}: got the id {id!r} again, wanted one for each case")
         given = {name: os.path.join(folder, row[name]) for name in _names(data.channels) if row.get(name)}
+        subject = row.get(subject_column)
         with as_user_error(f"{path}: line {line}", UserError):
-            cases[id] = case_from_channels(data.channels, given, id, row.get(subject_column))
+            cases[id] = case_from_channels(data.channels, given, id, subject, data.optional_channels)
     return list(cases.values())
 
 
@@ -83,6 +88,10 @@ class Scan:
     subject: str
     images: tuple[Volume, ...]  # a file per slice, or the volume
     slices: tuple[str, ...] = ()  # ids of the files; of a volume they are known once it is read
+
+    @property
+    def files(self):
+        return self.images
 
 
 def listed_slices(place):

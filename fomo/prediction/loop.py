@@ -40,6 +40,7 @@ def _predict(reader, todo, folder, log):
     if reader.in_space:
         listing.warn_without_geometry(reader.items, log)
         listing.warn_not_oriented(todo, log)
+    reader.warn(todo, log)
     for member in reader.members:
         checkpoint.warn_of_known(reader.subjects, member.subjects, member.path, log)
     for message in optimization.doubts(reader.members[0].windows.device):

@@ -3,7 +3,8 @@
 A reader has `members` and `items` (Cases or Scans), whose `subjects` the members may know, and says
 - `what` an item is; what is `counted`, size(item) for each; and how many of these are given to networks `together`;
 - which `volumes` it writes, whether rows are `timed`, and whether files should say how they lie `in_space`;
-- how many `threads` read at once.
+- how many `threads` read at once;
+- warn(items, log), of what they lack.
 Each item goes through
 - read(item), in a thread: what the networks need. Raises ValueError or OSError for files that cannot be used;
 - infer([(item, what was read)]): for each item what the networks say. Raises memory.OutOfMemory;
@@ -16,7 +17,7 @@ import torch
 
 from .. import tasks
 from ..config import UserError
-from ..data import cache, ct, slice_files
+from ..data import cache, ct, listing, slice_files
 from ..data.cases import read_volume
 from ..training import memory
 from .folder import write_volume
@@ -55,7 +56,11 @@ class Cases:
         row, volumes = answer(self.members, parts, geometry)
         for name in self.volumes:
             write_volume(folder.volume(name, case.id), volumes[name], case, geometry)
-        return row, ()
+        optional = {"missing": listing.missing_in(self._data, case)} if self._data.optional_channels else {}
+        return {**row, **optional}, ()
+
+    def warn(self, cases, log):
+        listing.warn_missing(self._data, cases, log)
 
     def shown(self, row):
         return row
@@ -97,6 +102,9 @@ class Slices:
         pooled = [task.pool(part, np.zeros(len(ids), int)) for task, part in zip(own, parts)]
         [row] = own[0].rows_of(own, pooled, "volume")
         return {"slices": len(ids), **row}, slices
+
+    def warn(self, scans, log):
+        """A scan has no channels to lack."""
 
     def shown(self, row):
         return {"slices": row["slices"]}

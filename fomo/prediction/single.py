@@ -5,7 +5,7 @@ import os
 
 from .. import tasks
 from ..config import UserError, as_user_error
-from ..data import cache
+from ..data import cache, listing
 from ..runtime import files
 from .folder import write_volume
 from .inputs import case_from_channels
@@ -31,7 +31,9 @@ def predict_to_file(members, given, path, log, corrected=False):
     if corrected and "corrected" not in task.scored:
         wanted = " or ".join(name for name, other in tasks.TASKS.items() if "corrected" in other.scored)
         raise UserError(f"--corrected: got checkpoints of {of}, wanted {wanted}")
-    case = case_from_channels(config.data.channels, _used(config.data.channels, given, log))
+    data, used = config.data, _used(config.data.channels, given, log)
+    case = case_from_channels(data.channels, used, optional=data.optional_channels)
+    listing.warn_missing(data, [case], log)
     try:
         image, background, geometry = cache.load(case, config.data, tasks.wanted(config))
         row, volumes = answer(members, infer(members, case, image, background), geometry)

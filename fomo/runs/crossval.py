@@ -100,6 +100,8 @@ def _run(config, folder, log, dry_run, one_split):
         listed = dist.on_main(lambda: sources.list_cases(config.data, wanted, log=log))
         listing.describe(config, wanted, listed, log)
         trains = config.train.mode != "evaluate"
+        if trains:
+            listing.check_optional(config.data, listed, loader.drops_channels(config), log)
         if dry_run or trains:  # what is tested knows its classes
             inspect(task, listed)
         if config.weights.path is not None and trains:  # before all the scans are prepared

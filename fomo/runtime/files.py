@@ -86,7 +86,7 @@ def read_numbers(path, remedy="restore it"):
     return rows
 
 
-_TEXT = ("id", "subject", "scan", "metric", "input")  # columns that are no numbers
+_TEXT = ("id", "subject", "scan", "metric", "input", "missing")  # columns that are no numbers
 
 
 def _value(column, text):

@@ -66,5 +66,6 @@ def meaning(config, task):
     """{key: value} of what inputs and outputs of a network mean; networks that are used together must share it."""
     data = config.data
     limits = {"percentile": data.percentiles, "window": data.window}.get(data.normalize)
-    prepared = {"data.channels": data.channels, "data.normalize": (data.normalize, limits)}
+    channels = {"data.channels": data.channels, "data.optional_channels": sorted(data.optional_channels)}
+    prepared = {**channels, "data.normalize": (data.normalize, limits)}
     return {**task.meaning(), **prepared, **sources.of(data).meaning(data)}

@@ -179,7 +179,7 @@ class Dino(Task):
         config = self.config
         start = patches.draw_start(case.shape, config.data.patch, None, "center")
         patch = torch.from_numpy(patches.read(case.image(), start, config.data.patch, case.background, np.float32))
-        batch = {"image": patch[None].to(windows.device)}
+        batch = {"image": patch[None].to(windows.device), "outside": [case.outside]}
         batch = self.prepare(self._views(batch, [seeds.of_case(config.seed, case.id)]))
         with torch.no_grad(), windows.autocast:
             student, teacher, _, centre = self._by_view(network(batch["image"]), 1)

@@ -21,7 +21,7 @@ from .views import segmentation as view
 losses = lazy.Module("..losses", __package__)
 nifti = lazy.Module("..space.nifti", __package__)
 
-_NO_METRICS = ("id", "subject", "fold", "loss", "predicted_voxels", "reference_voxels")  # of a row
+_NO_METRICS = ("id", "subject", "fold", "missing", "loss", "predicted_voxels", "reference_voxels")  # of a row
 _VOXELS = 2**16  # whose probabilities are computed at once
 
 

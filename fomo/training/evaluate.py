@@ -5,7 +5,7 @@ import itertools
 
 import torch
 
-from ..data import loader
+from ..data import listing, loader
 from ..inference import WindowOptions
 from ..runtime import dist, interrupt
 from . import memory, optimization
@@ -36,6 +36,10 @@ def evaluate(config, task, network, cases, fold=None):
     answered, wanted = [answer.row["id"] for answer in answers], sorted(case.id for case in cases)
     if answered != wanted:
         raise RuntimeError(f"evaluated {len(answered)} rows for {len(wanted)} cases: {answered}")
+    if config.data.optional_channels:
+        by_id = {case.id: case for case in cases}
+        for answer in answers:
+            answer.row["missing"] = listing.missing_in(config.data, by_id[answer.row["id"]])
     return task.finish(answers, fold)
 
 

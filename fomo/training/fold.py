@@ -7,6 +7,7 @@ import torch
 
 from .. import checkpoint, inference, nets, tasks
 from ..config import UserError
+from ..data import listing
 from ..runtime import dist, seeds
 from . import optimization, tracking
 from .evaluate import evaluate
@@ -43,6 +44,9 @@ def _trained(config, parts, fold, log, progress=None):
     """(task, network) of a training whose best epoch is in best.pt: without validation cases the last one."""
     task = tasks.build(config)
     inspect(task, [case for cases in parts.values() for case in cases])
+    for text, count in listing.missing(config.data, parts["train"]).items():
+        if count == len(parts["train"]):
+            log.warn("no training case has an optional channel, of which the network learns nothing", channel=text)
     for message in dist.together(lambda: task.fit(parts["train"], parts["val"] or parts["train"])):
         log.warn(message)
     network, head_is_new = build_network(config, task, fold.number), True

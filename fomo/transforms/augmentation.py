@@ -1,5 +1,6 @@
 """Augmentation: draw on the CPU, apply on whatever device the batch lives on."""
 
+import numpy as np
 import torch
 
 from . import intensity, spatial
@@ -10,11 +11,14 @@ from .transform import INTENSITY, Grid
 
 
 class Augmentation:
-    """augment(batch, generator) = augment.apply(batch, augment.draw(generator, batch size, channels)).
+    """augment(batch, generator) = augment.apply(batch, augment.draw(generator, batch size, channels, outside)).
 
     batch: dict with `image` (B, C, X, Y, Z), floating point, and optionally `mask` (B, X, Y, Z), integer or bool; other
     keys are passed on. The result is a new dict with the same keys, shapes and types; the input is left as it was (a
     result may share memory with it where nothing was drawn). generator: a numpy Generator, or a list of one per sample.
+    outside: of each sample what each channel holds outside its volume, and None for a channel that its case lacks; it
+    is batch["outside"], or else 0. A missing channel holds the mean of what the others have outside, and is left like
+    that; a channel that is dropped becomes the same.
     """
 
     def __init__(self, parameters, patch):
@@ -28,20 +32,28 @@ class Augmentation:
         self.intensity = {n: one for stage in INTENSITY for n, one in TRANSFORMS.items() if one.stage == stage}
 
     def __call__(self, batch, generator):
-        return self.apply(batch, self.draw(generator, *batch["image"].shape[:2]))
+        return self.apply(batch, self.draw(generator, *batch["image"].shape[:2], batch.get("outside")))
 
-    def draw(self, generator, samples, channels):
+    def draw(self, generator, samples, channels, outside=None):
         """One plan per sample: a dict of plain values, empty when nothing is to be done."""
-        return [self._draw_sample(one, channels) for one in per_sample(generator, samples)]
+        outside = [(0.0,) * channels] * samples if outside is None else outside
+        generators = per_sample(generator, samples)
+        return [self._draw_sample(one, values) for one, values in zip(generators, outside, strict=True)]
 
-    def _draw_sample(self, generator, channels):
+    def _draw_sample(self, generator, outside):
         def hit(p):  # the only place where a probability becomes an event; p = 0 costs no draw
             return p > 0 and bool(generator.random() < p)
 
+        there = [c for c, value in enumerate(outside) if value is not None]
         drawn = {"spatial": spatial.draw(self.spatial, generator, self.parameters, self.grid, hit)}
         for name, transform in self.intensity.items():
-            drawn[name] = intensity.draw(transform, generator, self.parameters[name], self.grid, channels, hit)
-        return {name: what for name, what in drawn.items() if what}
+            drawn[name] = intensity.draw(transform, generator, self.parameters[name], self.grid, there, hit)
+        drawn = {name: what for name, what in drawn.items() if what}
+        replaced = [drawn.get(name, {}) for name, one in self.intensity.items() if one.stage == "replacement"]
+        absent = set(range(len(outside))).difference(there).union(*replaced)
+        if drawn and absent:
+            drawn["absent"] = dict.fromkeys(sorted(absent), _missing([outside[c] for c in there if c not in absent]))
+        return drawn
 
     @torch.no_grad()
     def apply(self, batch, plans):
@@ -79,9 +91,13 @@ class Augmentation:
             values = values.to(torch.float32, copy=values is image)
             for c, one in enumerate(values):
                 own = [(self.intensity[name], plan[name][c]) for name in self.intensity if c in plan.get(name, ())]
-                if own:
-                    intensity.change_(one, own)
+                intensity.change_(one, own, plan.get("absent", {}).get(c))
         if values.dtype != image.dtype:
             limit = min(torch.finfo(image.dtype).max, torch.finfo(torch.float32).max)
             values = values.clamp_(-limit, limit).to(image.dtype)
         return values, mask
+
+
+def _missing(outside):
+    """What a channel that is not there holds, by what those that are there have outside the volume."""
+    return float(np.mean(outside))

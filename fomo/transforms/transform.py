@@ -10,8 +10,8 @@ voxelwise    What the tissue and the coil do. apply(channel, **drawn) changes a 
 linear       What the acquisition does. apply(size, axis, **drawn) returns a numpy matrix (size, size) that acts along
              one axis.
 noise        What comes last; as voxelwise.
-replacement  apply(channel, **drawn) fills a channel in place, and nothing else is applied to this channel. One channel
-             of a sample, drawn, is never replaced.
+replacement  apply(channel, value, **drawn) fills a channel in place, and nothing else is applied to this channel. One
+             channel of those that the sample has, drawn, is never replaced. value: what a missing channel would hold.
 
 draw(generator, keys, grid, hit) gets the values of the keys, the patch as a `Grid`, and hit(p), which says whether an
 event of probability p happens. A spatial one asks hit(keys["p"]) itself, and returns None where nothing was drawn. The

@@ -13,7 +13,9 @@ GLOBAL_VIEWS = 2
 
 
 class Views:
-    """views(batch, generator) = views.apply(batch, views.draw(generator, batch size, channels)), as for Augmentation.
+    """views(batch, generator) = views.apply(batch, views.draw(generator, batch size, channels, outside)).
+
+    The arguments are those of Augmentation.
 
     patch: voxels (x, y, z) of the batch's images.
     augment: {"global": Augmentation, "local": Augmentation}, each for the size of its views.
@@ -29,19 +31,21 @@ class Views:
         self.kinds = ["global"] * GLOBAL_VIEWS + ["local"] * local_views
 
     def __call__(self, batch, generator):
-        return self.apply(batch, self.draw(generator, *batch["image"].shape[:2]))
+        return self.apply(batch, self.draw(generator, *batch["image"].shape[:2], batch.get("outside")))
 
-    def draw(self, generator, samples, channels):
+    def draw(self, generator, samples, channels, outside=None):
         """One plan per sample: for each view its box, as (start, size) per axis, and its augmentation's plan."""
-        return [[self._draw_view(kind, one, channels) for kind in self.kinds] for one in per_sample(generator, samples)]
+        outside = [(0.0,) * channels] * samples if outside is None else outside
+        pairs = zip(per_sample(generator, samples), outside, strict=True)
+        return [[self._draw_view(kind, one, values) for kind in self.kinds] for one, values in pairs]
 
-    def _draw_view(self, kind, generator, channels):
+    def _draw_view(self, kind, generator, outside):
         share = generator.uniform(*self.scale[kind]) ** (1 / 3)  # of each axis
         box = []
         for length in self.patch:
             size = max(1, round(share * length))
             box.append((int(generator.integers(length - size + 1)), size))
-        return {"box": box, "plan": self.augment[kind].draw(generator, 1, channels)[0]}
+        return {"box": box, "plan": self.augment[kind].draw(generator, 1, len(outside), [outside])[0]}
 
     @torch.no_grad()
     def apply(self, batch, plans):

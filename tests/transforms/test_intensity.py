@@ -240,6 +240,38 @@ def test_channel_dropout_zeroes_some_channels_but_never_all():
     assert torch.equal(run("channel_dropout", alone, channel_p=1.0), alone)
 
 
+def test_a_dropped_channel_holds_what_the_kept_ones_have_outside():
+    image, outside = image_of(channels=3), (-0.25, -0.5, -1.0)
+    augment = build("none", SHAPE, {"channel_dropout": {"p": 1.0, "channel_p": 0.5}})
+    counts = set()
+    for seed in range(20):
+        result = augment({"image": image, "outside": [outside]}, np.random.default_rng(seed))["image"][0]
+        kept = [c for c in range(3) if torch.equal(result[c], image[0, c])]
+        counts.add(len(kept))
+        value = np.float32(np.mean([outside[c] for c in kept]))
+        assert all(bool((result[c] == float(value)).all()) for c in range(3) if c not in kept)
+    assert counts == {1, 2, 3}
+
+
+def test_a_missing_channel_stays_as_it_is_and_the_last_one_of_the_others_is_never_dropped():
+    image = image_of(channels=3)
+    image[:, 1] = -0.75
+    everything = {name: {"p": 1.0} for name in TRANSFORMS if name != "resample"}
+    everything["channel_dropout"]["channel_p"] = 1.0
+    for border in ("min", "zero", "edge"):
+        augment = build("none", SHAPE, {**everything, "resample": {"border": border, "image": "cubic"}})
+        for seed in range(5):
+            batch = {"image": image, "outside": [(-0.5, None, -1.0)]}
+            result = augment(batch, np.random.default_rng(seed))["image"][0]
+            kept = [c for c in (0, 2) if result[c].min() < result[c].max()]
+            assert len(kept) == 1 and bool((result[1] == result[2 - kept[0]].flatten()[0]).all())
+            assert float(result[1, 0, 0, 0]) == (-0.5, None, -1.0)[kept[0]]
+    augment = build("none", SHAPE, {"rotate": {"p": 1.0, "axis_p": 1.0}, "resample": {"border": "zero"}})
+    batch = {"image": image, "outside": [(-0.5, None, -1.0)]}
+    result = augment(batch, np.random.default_rng(0))["image"][0]
+    assert bool((result[1] == -0.75).all()) and not torch.equal(result[0], image[0, 0])
+
+
 def test_apply_matrices_is_einsum_and_takes_none_for_the_identity():
     volume = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     x, y, z = (torch.randn(n + 1, n, dtype=torch.float64) for n in (3, 4, 5))

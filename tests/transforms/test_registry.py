@@ -121,5 +121,5 @@ def test_what_a_channel_draws_is_what_apply_takes():
             else:
                 channel = torch.rand(PATCH, generator=torch.Generator().manual_seed(0))
                 before = channel.clone()
-                transform.apply(channel, **drawn)
+                transform.apply(channel, *([0.5] if transform.stage == "replacement" else []), **drawn)
                 assert not torch.equal(channel, before), f"{name} works in place"

@@ -91,8 +91,8 @@ def prepare(cases, data, wanted, log=None, workers=None):
 def _check_cases(source, cases):
     for case in cases:
         fits = isinstance(case, Case) and all(isinstance(text, str) for text in (case.id, case.subject))
-        fits = fits and isinstance(case.images, tuple) and all(isinstance(image, Volume) for image in case.images)
-        if not fits or not case.images or not isinstance(case.target, float | int | tuple | None):
+        fits = fits and isinstance(case.images, tuple) and all(isinstance(one, Volume | None) for one in case.images)
+        if not fits or not case.files or not isinstance(case.target, float | int | tuple | None):
             raise TypeError(f"data.source={source}: listed {case!r}, wanted a Case as fomo/data/cases.py says")
 
 
@@ -102,12 +102,12 @@ def _check_ids(cases):
     for case in cases:
         if not names_a_file(case.id):
             wanted = f"wanted {ID_WANTED}; rename the file or folder"
-            raise UserError(f"{case.images[0].path!r}: got the id {case.id!r}, {wanted}")
+            raise UserError(f"{case.files[0].path!r}: got the id {case.id!r}, {wanted}")
         first = seen.setdefault(unicodedata.normalize("NFC", case.id).lower(), case)
         if first is not case:
             ids = f"ids '{first.id}' and '{case.id}', which differ only in capitals or accents' codes"
             both = f"id '{case.id}'" if first.id == case.id else ids
-            places = f"{first.images[0].path} and {case.images[0].path}"
+            places = f"{first.files[0].path} and {case.files[0].path}"
             raise UserError(f"two cases have the {both}: {places}; rename one")
 
 
@@ -120,7 +120,7 @@ def _check_files(data, cases, log):
     look, first, doubled = looks_at_files(data, len(cases)), {}, []  # look: also where links lead
     for case in cases:
         own = {}
-        for volume in (*case.images, *([case.mask] if case.mask and case.target else [])):
+        for volume in (*case.files, *([case.mask] if case.mask and case.target else [])):
             kind = "mask" if volume is case.mask else "image"
             key = (_file(volume.path) if look else volume.path, volume.index)
             if (same := own.setdefault(key, volume)) is not volume:

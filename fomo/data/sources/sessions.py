@@ -32,7 +32,8 @@ def _sessions(data, wanted, labels, log=None, *, folders, masks):
     cases = []
     for subject, session in chosen:
         name = f"{subject}_{session}"
-        images = tuple(_channel(os.path.join(base, subject, session), prefix, text, name) for text in data.channels)
+        folder, optional = os.path.join(base, subject, session), data.optional_channels
+        images = tuple(_channel(folder, prefix, text, name, text in optional) for text in data.channels)
         mask, target, size = None, None, None
         if labels and not wanted.pretraining:
             paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
@@ -89,10 +90,12 @@ def _folders(path):
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _channel(folder, prefix, text, case):
-    """The Volume of channel `text`; of the alternatives 'a|b' exactly one must exist."""
+def _channel(folder, prefix, text, case, optional):
+    """The Volume of channel `text`, of whose alternatives 'a|b' exactly one must exist, or none if it is optional."""
     names = [f"{prefix}{name}{suffix}" for name in text.split("|") for suffix in (".nii.gz", ".nii")]
     there = [path for path in (os.path.join(folder, name) for name in names) if os.path.exists(path)]
+    if not there and optional:
+        return None
     if not there:
         raise UserError(f"case {case}: {folder}: channel '{text}' is missing, wanted {' or '.join(names[::2])}")
     if len(there) > 1:
@@ -157,7 +160,7 @@ def _warn(data, cases, log):
 def _warn_fomo2(data, cases, log):
     """Warn of arrays that are not as many as the raw sessions; else as of the other layouts."""
     raw = _sessions_below(os.path.join(data.root, "preprocessed"))
-    if cases[0].images[0].index is None:
+    if cases[0].files[0].index is None:
         _warn(data, cases, log)
     elif raw and len(raw) != len(cases):
         said = "preprocessed_2 is taken, and preprocessed has another number of sessions"

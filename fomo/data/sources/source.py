@@ -7,7 +7,8 @@ from ...config import check_declared
 from .. import cache
 
 _VOLUME_KEYS = (
-    *("data.spacing_mm", "data.crop", "data.cache_dtype", "data.crop_position", "data.prepare_workers"),
+    *("data.optional_channels", "data.spacing_mm", "data.crop", "data.cache_dtype"),
+    *("data.crop_position", "data.prepare_workers"),
     *("eval.overlap", "eval.pool_windows"),
 )
 _MEANING = ("spacing_mm", "crop", "cache_dtype")  # of volumes

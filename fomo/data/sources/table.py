@@ -43,7 +43,7 @@ def list_table(data, wanted, labels, log=None):
             _refuse(data.csv, row, data.id_column, repr(id[:80]), ID_WANTED)
         if lines.setdefault(id, row.line) != row.line:
             _refuse(data.csv, row, data.id_column, f"'{id}' as in line {lines[id]}", "each id once")
-        images = tuple(_image(data.csv, row, text, look) for text in data.channels)
+        images = tuple(_image(data, row, text, look) for text in data.channels)
         subject = _filled(data.csv, row, data.subject_column) if data.subject_column in row.cells else id
         folded, hint = data.fold_column in row.cells, "; data.fold_column=none: no such column"
         fold = sys.intern(_filled(data.csv, row, data.fold_column, hint)) if folded else None
@@ -71,12 +71,13 @@ def _read(data, wanted, labels):
     required = {"data.id_column": data.id_column}
     if labels and data.subject_column is not None:
         required["data.subject_column, or none: each line is its own subject"] = data.subject_column
-    required.update({f"data.channels: {text}": text for text in data.channels if "|" not in text})
+    needed = [text for text in data.channels if text not in data.optional_channels]
+    required.update({f"data.channels: {text}": text for text in needed if "|" not in text})
     if wanted.kind == "mask":
         required["data.mask_column"] = data.mask_column
     required.update({f"task.targets: {name}": name for name in wanted.targets})
     rows = read_rows(data.csv, required, "data.csv")
-    for text in data.channels:
+    for text in needed:
         names = text.split("|")
         if not any(name in rows[0].cells for name in names):
             check_columns(data.csv, list(rows[0].cells), {f"data.channels: {text}": names[0]})
@@ -94,11 +95,14 @@ def _filled(path, row, column, hint=""):
     return text
 
 
-def _image(path, row, text, look):
-    """The Volume of channel `text`; of the alternatives 'a|b' exactly one must be filled."""
+def _image(data, row, text, look):
+    """The Volume of channel `text`, of whose alternatives 'a|b' one must be filled, or none if it is optional."""
+    path = data.csv
     filled = [name for name in text.split("|") if row.cells.get(name)]
     if len(filled) > 1:
         _refuse(path, row, text, f"paths in {' and '.join(filled)}", "one of them")
+    if not filled and text in data.optional_channels:
+        return None
     if not filled and "|" in text:
         _refuse(path, row, text, "blank cells", "one path")
     return _volume(path, row, filled[0] if filled else text, look)

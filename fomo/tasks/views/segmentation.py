@@ -107,11 +107,12 @@ def planes(case, channels, mask_path):
     The channel is the one in which the lesion stands out most. Raises ValueError for unreadable or missing files.
     """
     predicted, affine = nifti.read_nifti(mask_path)
-    reference, *images = (read_volume(source, like=affine)[0] for source in (case.mask, *case.images))
+    reference, *images = (read_volume(source, like=affine)[0] for source in (case.mask, *case.files))
     channel = int(np.argmax([_contrast(image, reference > 0) for image in images]))
     image, ras_affine = volume.to_ras(images[channel], affine)
     masks = (volume.to_ras(mask, affine)[0] > 0 for mask in (reference, predicted))
-    return channels[channel], pictures.outlined(image, *masks, volume.spacing(ras_affine), case.id)
+    there = [text for text, source in zip(channels, case.images) if source is not None]
+    return there[channel], pictures.outlined(image, *masks, volume.spacing(ras_affine), case.id)
 
 
 def _contrast(image, lesion):

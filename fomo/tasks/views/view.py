@@ -20,7 +20,7 @@ def _plain_verdict(run):
 def _plain_cases(run):
     """Every number in the rows, the highest loss first."""
     names = list(dict.fromkeys(name for row in run.rows for name in row))
-    names = [name for name in names if name not in ("id", "subject", "fold", "scan")]
+    names = [name for name in names if name not in ("id", "subject", "fold", "scan", "missing")]
     ranked = sorted(run.rows, key=lambda row: -row["loss"])
     return case_table(map(label, names), [(row, [row.get(name, math.nan) for name in names], "") for row in ranked])
 

@@ -9,22 +9,27 @@ import torch
 from .. import axes
 
 
-def draw(transform, generator, keys, grid, channels, hit):
-    """{channel: what was drawn for it} of one transform and one sample."""
+def draw(transform, generator, keys, grid, there, hit):
+    """{channel: what was drawn for it} of one transform and one sample; there: the channels that the sample has."""
     if not hit(keys["p"]):
         return {}
-    kept = int(generator.integers(channels)) if transform.stage == "replacement" else None
-    chosen = [c for c in range(channels) if hit(keys["channel_p"]) and c != kept]
+    kept = there[int(generator.integers(len(there)))] if transform.stage == "replacement" else None
+    chosen = [c for c in there if hit(keys["channel_p"]) and c != kept]
     if chosen and keys.get("shared"):
         return dict.fromkeys(chosen, transform.draw(generator, keys, grid, hit))
     return {c: transform.draw(generator, keys, grid, hit) for c in chosen}
 
 
-def change_(channel, changes):
-    """Apply `changes`, (transform, what was drawn) in the order of stages, to one channel (X, Y, Z), in place."""
+def change_(channel, changes, value=None):
+    """Apply `changes`, (transform, what was drawn) in the order of stages, to one channel (X, Y, Z), in place.
+
+    value: of a channel that is missing, or replaced as if it were: what it holds.
+    """
+    if not changes:
+        return channel if value is None else channel.fill_(value)  # what moved the others left traces of its border
     (first, _), (last, drawn) = changes[0], changes[-1]
     if last.stage == "replacement":
-        last.apply(channel, **drawn)
+        last.apply(channel, value, **drawn)
     elif channel.shape[-1] == 1 and first.together and all(one.together is first.together for one, _ in changes):
         first.together(channel, **{name: value for _, drawn in changes for name, value in drawn.items()})
     else:
