@@ -160,8 +160,8 @@ def test_pretraining_leaves_scores_pictures_and_a_report(pretrained):
 
 # of the file's 66 tensors: encoder 40, transposed convolutions 8, one convolution per level 16, output 2
 COUNTS = {
-    "classification": "loaded=39 new=5 adapted=1 ignored=26",
-    "regression": "loaded=39 new=5 adapted=1 ignored=26",
+    "classification": "loaded=40 new=5 adapted=0 ignored=26",
+    "regression": "loaded=40 new=5 adapted=0 ignored=26",
     "segmentation": "loaded=63 new=18 adapted=1 ignored=2",
 }
 
@@ -202,7 +202,7 @@ def residual(tmp_path_factory):
     return place / "mae_resenc" / "fold_1" / "best.pt"
 
 
-SECTIONS = {  # the regression has one channel, so that its first layer is not adapted
+SECTIONS = {
     "classification": {"train": {"epochs": 1, "steps_per_epoch": 1, "checkpoint_activations": True}},
     "regression": {"data": {"channels": ["t1"]}, "train": {"epochs": 1, "steps_per_epoch": 1}},
     "segmentation": {
@@ -223,7 +223,7 @@ def test_the_residual_encoder_starts_every_task(residual, tiny_config, task):
     crossval.run(config)
     with open(os.path.join(config.output, config.name, "log.txt")) as file:
         log = file.read()
-    adapted, new = int(task != "regression"), 42 if task == "segmentation" else 5
+    adapted, new = int(task == "segmentation"), 42 if task == "segmentation" else 5
     counts = f"loaded={112 - adapted} new={new} adapted={adapted} ignored=32 aliases=0 family=fomo part=none"
     assert f"weights fold=1 {counts} path=" in log
 

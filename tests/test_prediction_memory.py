@@ -69,6 +69,9 @@ def test_networks_wait_while_much_is_being_written(monkeypatch, limit, most):
         def read(self, item):
             return item.id
 
+        def warn(self, items, log):
+            pass
+
         def infer(self, read):
             with self.lock:
                 self.held += 1

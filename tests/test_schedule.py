@@ -23,7 +23,7 @@ def test_cosine_by_hand():
 
 
 def test_stretch_stops_the_cosine_early():
-    options = dict(peak=1e-4, total_steps=100)
+    options = dict(peak=1e-4, total_steps=100, stretch=1.15)
     assert learning_rate(115, **options) == 1e-9
     assert learning_rate(99, **options) > 1e-4 * 0.04
     assert learning_rate(57.5, **options) == pytest.approx((1e-4 + 1e-9) / 2)
