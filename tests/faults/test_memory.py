@@ -70,7 +70,7 @@ def test_too_little_memory_for_a_step_ends_with_what_half_of_it_needs(tiny_confi
     ],
 )
 def test_the_next_smaller_step_that_fits_is_named(tiny_config, small_device, batch_size, fits, said):
-    data = {"patch": [64, 32, 32], "spacing_mm": [3.0, 8.0, 8.0]}
+    data = {"patch": [64, 32, 32], "spacing_mm": [2.0, 8.0, 8.0]}
     path = tiny_config(cv={"folds_to_run": [1]}, data=data, train={"batch_size": batch_size})
     small_device(fits, voxels=64 * 32 * 32)
     assert re.search(said, ends_with(path))
