@@ -49,6 +49,7 @@ class Rates(NamedTuple):
 
 
 _WIDTH, _HIGHEST = 32, 1e-2  # a network of half the width learns best at twice the rate
+_OF_FITTED_HEAD = 0.1  # times the rate: more would undo what the first fit knows
 _OF_OPTIMIZER = {"adamw": 1, "sgd": 10}  # times the rate of AdamW
 
 
@@ -98,7 +99,7 @@ class Task:
     # of a regression the scaled number, of classes 1 for the right one; None: the head of its networks is linear
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
-    rates = Rates(2.5e-5, 2.5e-5)  # of a head that starts at a linear fit, see `head_targets`: more would undo it
+    rates = Rates(2.5e-4, 2.5e-4)
     if_constant = "raise optim.lr, train longer, or start from weights.path"
     variants = ()  # the neighbours that `variant` may choose instead
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it
@@ -147,8 +148,11 @@ class Task:
     def rate(cls, config):
         """(the peak learning rate that is recommended for a config, what it depends on, in words)."""
         start, optim = "scratch" if config.weights.path is None else "pretrained", config.optim.name
-        width = config.model.width or NETWORKS[config.model.name].arguments.get("width", _WIDTH)
-        lr = min(_HIGHEST, getattr(cls.rates, start) * _WIDTH / width)
+        network, head = NETWORKS[config.model.name], config.model.head
+        rate, width = getattr(cls.rates, start), config.model.width or network.arguments.get("width", _WIDTH)
+        if cls.head_targets and (network.best_head if head == "auto" else head) == "multistage":
+            rate *= _OF_FITTED_HEAD
+        lr = min(_HIGHEST, rate * _WIDTH / width)
         return lr * _OF_OPTIMIZER[optim], f"{config.task.type}, {start}, {optim}"
 
     @classmethod
