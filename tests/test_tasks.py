@@ -264,7 +264,7 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
         assert task.out_channels == (1 if name == "sigmoid" else 2)
         found[name] = [task.predict(network, case, windows, fold).row for fold in (None, FoldFolder(tmp_path, 1))]
         part = task.infer(network, case.image(), case.background, windows)
-        native[name] = task.answer([task, task], [part, part], case.geometry)
+        native[name] = task.answer([task, task], task.gather(iter([part, part.copy()])), case.geometry)
     for one, two in zip(*found.values()):
         assert one.keys() == two.keys() and 0 < one["dice"] < 1
         for key in one.keys() - {"id", "subject"}:

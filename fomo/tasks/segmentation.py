@@ -93,8 +93,10 @@ class Segmentation(Task):
         if self.sigmoid:
             logits.sigmoid_()
         else:
-            for some in logits.flatten(1).split(_VOXELS, dim=1):
+            flat = logits.flatten(1)
+            for some in flat.split(_VOXELS, dim=1):
                 some.copy_(some.softmax(0))
+            logits = flat.view(logits.shape)
         return logits.cpu().numpy()
 
     def infer(self, network, image, background, windows):
@@ -114,8 +116,8 @@ class Segmentation(Task):
 
     @staticmethod
     def answer(tasks, parts, geometry):
-        """The mean probabilities in native space, and the post-processed mask of the most probable class."""
-        mean = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0]) / np.float32(len(parts))
+        """The mean probabilities (see `gather`) in native space, and the post-processed mask of the likeliest class."""
+        [mean] = parts
         native = volume.to_native(mean, geometry, order=1)
         if tasks[0].sigmoid:
             native = np.concatenate([1 - native.max(0, keepdims=True), native])
