@@ -5,13 +5,17 @@ Each of these kinds declares in its own room what concerns it. Here the declarat
 """
 
 import dataclasses
+import os
 
 from . import config as config_module
 from .config import UserError, fields, show
 from .data.sources import SOURCES
 from .nets import NETWORKS, PLAIN
+from .runtime import lazy
 from .tasks import TASKS, best_fusion, kind
 from .transforms import PRESETS
+
+checkpoint = lazy.Module(".checkpoint", __package__)
 
 
 def choices():
@@ -47,6 +51,7 @@ def settle(config):
     optimizer and start the learning rate. Raises UserError for cases and weights that cannot be read, and for keys that
     do not fit what was decided.
     """
+    asked, config = config, _as_trained(config)
     settled, facts = kind(config).settle(config)
     decided = {"data": facts} if facts else {}
     if settled.optim.lr == "auto":
@@ -58,9 +63,24 @@ def settle(config):
         settled = dataclasses.replace(settled, model=dataclasses.replace(settled.model, fusion=fusion))
         if fusion == "late":
             decided["model"] = {"fusion": fusion, "meant": "the weights have one channel: each goes alone"}
-    if settled is not config:
+    if settled is not asked:
         check(settled, "as the cases decide")
     return settled, decided
+
+
+def _as_trained(config):
+    """The config that tests train.checkpoint: what is `auto` is as it was trained, and no patch is larger than then."""
+    path = config.train.checkpoint
+    content = checkpoint.load(path) if path is not None and os.path.exists(path) else {}
+    if "config" not in content:  # which is said when it is tested
+        return config
+    own, task, model = from_dict(content["config"], path), config.task, config.model
+    if task.evidence == "auto":
+        task = dataclasses.replace(task, evidence=own.task.evidence)
+    if model.fusion == "auto":
+        model = dataclasses.replace(model, fusion=own.model.fusion)
+    data = dataclasses.replace(config.data, patch=tuple(map(min, config.data.patch, own.data.patch)))
+    return dataclasses.replace(config, task=task, model=model, data=data)
 
 
 def check(config, where):

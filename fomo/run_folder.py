@@ -9,6 +9,7 @@ final/       the final model, with final.json
 import functools
 import glob
 import os
+from dataclasses import replace
 
 import yaml
 
@@ -82,8 +83,13 @@ class RunFolder:
         """The Config of the run."""
         return kinds.load(self.config_path)
 
+    def config_of_folds(self):
+        """The Config that the folds are trained with: that of the run, and the patch that fits its cases."""
+        config, patch = self.config(), self.recorded().get("patch")
+        return config if patch is None else replace(config, data=replace(config.data, patch=tuple(patch)))
+
     def recorded(self):
-        """The content of splits.json: `cases` {id: facts}, `folds` [{part: ids}] and, once prepared, `entries`."""
+        """The content of splits.json: `cases` {id: facts}, `folds` [{part: ids}]; once prepared `entries`, `patch`."""
         return files.read_json(self.splits_path, "cases", "folds")
 
     def record(self, **content):

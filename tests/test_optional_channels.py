@@ -15,7 +15,7 @@ from fomo import checkpoint, kinds, tasks, transforms
 from fomo.config import UserError
 from fomo.data import cache, listing, loader, sources
 from fomo.evaluation import evaluate
-from fomo.prediction import single
+from fomo.prediction import inputs, single
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
 from fomo.runtime import files
@@ -107,6 +107,15 @@ def test_a_folder_that_lacks_an_optional_channel_is_a_case(config_of, root):
     assert log.lines[0][1]["missing"] == ["swi|t2s:3"]
     remove(root, "adc", ids_of(root)[-1:])
     with pytest.raises(UserError, match="channel 'adc' is missing"):
+        sources.list_cases(config.data, tasks.wanted(config))
+
+
+@pytest.mark.parametrize("name", ["SWI.nii.gz", "t2s.mgz"])
+def test_a_file_that_looks_like_an_optional_channel_is_not_missing(config_of, root, name):
+    config = config_of(**OPTIONAL)
+    assert sources.list_cases(config.data, tasks.wanted(config))
+    (min(root.glob("preprocessed/*/*")) / name).touch()  # of a case that lacks it
+    with pytest.raises(UserError, match=f"{name}, wanted swi.nii.gz or t2s.nii.gz, or no such file"):
         sources.list_cases(config.data, tasks.wanted(config))
 
 
@@ -350,3 +359,12 @@ def test_samples_of_a_case_without_a_channel_keep_it_empty(config_of):
                 assert all(empty[c] for c in lacks)
                 seen["lacking" if lacks else "whole"] += 1
     assert min(seen.values()) > 5
+
+
+def test_a_table_for_prediction_needs_a_column_of_each_channel(config_of, tmp_path):
+    table, columns = tmp_path / "new.csv", ["id", "dwi_b1000", "flair", "adc"]
+    table.write_text(",".join([*columns, "SWI"]) + "\na,a.nii,b.nii,c.nii,d.nii\n")
+    with pytest.raises(UserError, match="line 1: .* with blank cells where a case lacks it"):
+        inputs.cases_from_table(str(table), config_of(**OPTIONAL).data)
+    table.write_text(",".join([*columns, "swi"]) + "\na,a.nii,b.nii,c.nii,\n")
+    assert inputs.cases_from_table(str(table), config_of(**OPTIONAL).data)[0].missing == (3,)

@@ -8,6 +8,12 @@ from fomo.config import Data, UserError
 from fomo.prediction.inputs import case_from_channels, cases_from_table
 
 
+def test_one_file_is_not_two_channels(tmp_path):
+    (tmp_path / "link.nii").symlink_to(tmp_path / "a.nii")
+    with pytest.raises(UserError, match="a.nii: got it as two channels"):
+        case_from_channels(("t1", "t2"), {"t1": f"{tmp_path}/a.nii", "t2": f"{tmp_path}/link.nii"})
+
+
 def test_wrong_channels_are_refused_with_the_names_wanted():
     channels = ("dwi_b1000", "swi|t2s")
     case = case_from_channels(channels, {"t2s": "b/t2s.nii.gz", "dwi_b1000": "a/dwi.nii.gz"})

@@ -7,6 +7,7 @@ import pytest
 from fomo import config, tasks
 from fomo.config import UserError
 from fomo.data.cases import Case
+from fomo.prediction import folder as folder_module
 from fomo.prediction import inputs
 from fomo.prediction.folder import PredictionFolder
 from fomo.run_folder import RunFolder
@@ -24,6 +25,14 @@ def member_of(sha256, kind="segmentation", targets=(), classes=("0", "1")):
 
 def case(id):
     return Case(id, id, (), None, None, None)
+
+
+@pytest.mark.parametrize("line", ["{}", "[1, 2]", "null", '[{"input": "x"}, []]', '[{"id": "a"}, [3]]', '"ab"'])
+def test_a_damaged_line_of_rows_that_no_table_has_is_named(tmp_path, line):
+    path = tmp_path / "lines.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(files.Damaged, match="lines.jsonl"):
+        files.read_lines(path, folder_module._check_line)
 
 
 @pytest.mark.parametrize(

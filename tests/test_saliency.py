@@ -7,11 +7,12 @@ from fomo import nets
 from fomo.inference import saliency
 
 torch.set_num_threads(1)
-NETWORKS = {
+NETWORKS = {  # name of the case: (options, shape of the image)
     "resnet50": ({"width": 4, "attention": "cbam"}, (2, 96, 64)),
     "efficientnet_b0": ({"width": 4, "multiscale": True, "pooling": "mean_max"}, (2, 64, 64, 1)),
     "unet_b": ({"width": 2}, (2, 48, 32, 32)),
     "suprem_unet3d": ({"width": 2}, (2, 32, 16, 16)),
+    "unet_b late": ({"width": 2, "fusion": "late"}, (2, 48, 32, 32)),  # one map of all channels
 }
 
 
@@ -19,7 +20,7 @@ def build(name, options, noise=None):
     """An untrained network; with noise, so that no attention is neutral and no signal dies on the way."""
     noise = noise if noise is not None else 0.01 if name == "resnet50" else 0.1
     torch.manual_seed(0)
-    network = nets.build(name, 2, 3, mode="classification", **options)
+    network = nets.build(name.split()[0], 2, 3, mode="classification", **options)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(noise * torch.randn_like(parameter))

@@ -53,6 +53,9 @@ def main(arguments):
         model = checkpoint.downstream(model)
         parameters = sum(tensor.numel() for tensor in model.values())
         if options.reader == "baseline":
+            if any(name.endswith("decoder.share") for name in model):
+                wanted = "one of a pretraining, a segmentation, or trained with model.head=linear"
+                raise UserError(f"{paths[0]}: got a multistage head, which no baseline has, wanted {wanted}")
             model, options.prefix = checkpoint.with_aliases(model), "model."
         content = {options.prefix + name: tensor for name, tensor in model.items()}
         log("checkpoint", path=options.output, tensors=len(content), parameters=parameters)

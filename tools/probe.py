@@ -39,7 +39,7 @@ def main(arguments):
     if dry_run:
         return
     cases = [case for case in sources.prepare(listed, config.data, wanted, log) if case.target is not None]
-    config = with_patch_that_fits(config, cases, log)
+    config = with_patch_that_fits(config, cases)
     task = tasks.build(config)
     fold.inspect(task, cases)
     task.fit(cases, cases)

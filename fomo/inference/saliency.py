@@ -40,7 +40,7 @@ def grad_cam(network, image, target_index, layer=None):
         (gradient,) = torch.autograd.grad(outputs[0, target_index], kept[-1])
         features, gradient = kept[-1].detach().float(), gradient.float()
     weights = gradient.mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
-    found = _resized((weights * features).sum(1, keepdim=True).clamp(min=0), image)
+    found = _resized((weights * features).sum((0, 1), keepdim=True).clamp(min=0), image)
     highest = found.max()
     return found / highest if highest > 0 else found
 

@@ -82,7 +82,7 @@ class PredictionFolder:
     def _keep(self, same, overwrite):
         """Read the rows that stay; the others go, with their volumes. same: whether the checkpoints are the same."""
         remedy, table = "restore it, or delete it and run again", self._path(self._table)
-        saved, unsaved = os.path.exists(table), files.read_lines(self._unsaved, remedy)
+        saved, unsaved = os.path.exists(table), files.read_lines(self._unsaved, _check_line, remedy)
         there = {row["id"]: row for row in (files.read_csv(table, "id", remedy=remedy) if saved else ())}
         there |= {row["id"]: row for row, _ in unsaved}
         for id in there if not self._by_slices else ():  # which has no files by the name of its scans
@@ -178,6 +178,13 @@ class PredictionFolder:
             scan = {"id": row["id"], "slices": int(row["slices"]), "findings": found, "top": top}
             scans.append({**scan, "probabilities": probabilities})
         return {"checkpoints": networks, "volumes": scans}
+
+
+def _check_line(line):
+    """ValueError unless it is [the row of a case or scan, [the rows of its slices]]."""
+    row, slices = line
+    if not all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in (row, *slices)):
+        raise ValueError("got a line that is no row with an id")
 
 
 def _key_of(images):

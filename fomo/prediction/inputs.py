@@ -33,6 +33,9 @@ def case_from_channels(channels, given, id=None, subject=None, optional=()):
             got = f"both {' and '.join(there)}" if there else "none"
             raise UserError(f"channel {text.replace('|', ' or ')}: got {got}, wanted one file for each of {wanted}")
         images.append(Volume(os.path.normpath(given[there[0]])))
+    paths = [os.path.realpath(image.path) for image in filter(None, images)]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise UserError(f"{twice}: got it as two channels, wanted a file for each of {wanted}")
     if id is None:
         first = next(filter(None, images)).path
         id = os.path.basename(first).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
@@ -58,6 +61,10 @@ def cases_from_table(path, data):
     if id_column is None:
         got, wanted = ", ".join(there)[:500], "id" if data.id_column == "id" else f"{data.id_column} or id"
         raise UserError(f"{path}: line 1: got the columns {got}, wanted {wanted} and one for each channel")
+    for text in data.optional_channels:
+        if not any(name in there for name in text.split("|")):
+            got = f"got the columns {', '.join(there)[:500]}, wanted one of the channel '{text}'"
+            raise UserError(f"{path}: line 1: {got}, with blank cells where a case lacks it")
     folder, cases = os.path.dirname(os.path.abspath(path)), {}
     for line, row in rows:
         id = row[id_column]

@@ -18,7 +18,7 @@ class Run:
         self.folder = folder = RunFolder(path)
         self.fold = folder.fold  # (number) -> its FoldFolder
         folder.check_begun()
-        self.config, recorded = folder.config(), folder.recorded()
+        self.config, recorded = folder.config_of_folds(), folder.recorded()
         self.task, self.splits = build(self.config), recorded["folds"]  # {part: ids} of each fold
         self.classes = self.task.class_names(recorded["cases"])  # names of 0 and 1; [] without two classes
         folds = [folder.fold(number) for number in range(1, len(self.splits) + 1)]

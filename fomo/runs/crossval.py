@@ -114,7 +114,7 @@ def _run(config, folder, log, dry_run, one_split):
         numbers = _numbers(config, splits, len(listed), one_split, log)
         dist.on_main(lambda: warn_of_changed_code(folder, code, log))
         cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
-        config = with_patch_that_fits(config, cases, log)
+        config = dist.on_main(lambda: _of_folds(config, cases, folder, log))
         _warn_of_windows(config, cases, log)
         by_id = {case.id: case for case in cases}
         dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
@@ -145,14 +145,33 @@ def _announce(config, folder, log):
     return code
 
 
-def with_patch_that_fits(config, cases, log):
+def _of_folds(config, cases, folder, log):
+    """The config with the patch that fits the cases, as the run has recorded it at its first start.
+
+    Folds that have begun without a record, and checkpoints that are only tested, keep theirs.
+    """
+    if config.train.checkpoint is not None:
+        return config
+    saved = folder.recorded()
+    if "patch" not in saved:
+        fitted = config if folder.folds() else with_patch_that_fits(config, cases)
+        folder.record(**saved, patch=fitted.data.patch)
+    fitted = folder.config_of_folds().data.patch
+    if fitted == config.data.patch:
+        return config
+    log("data", patch=fitted, asked=config.data.patch, reason="no case needs a larger one")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, patch=fitted))
+
+
+def with_patch_that_fits(config, cases):
     """The config, its patch no larger along any axis than the largest prepared case needs: more would be in vain."""
     largest = [max(lengths) for lengths in zip(*(case.shape for case in cases))]
     patch = nets.NETWORKS[config.model.name].no_larger(config.data.patch, largest)
     if patch == config.data.patch:
         return config
-    log("data", patch=patch, asked=config.data.patch, largest_case=largest)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, patch=patch))
+    fitted = dataclasses.replace(config, data=dataclasses.replace(config.data, patch=patch))
+    kinds.check(fitted, "with the patch that fits the cases")
+    return fitted
 
 
 def _warn_of_windows(config, cases, log):

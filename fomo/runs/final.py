@@ -68,7 +68,7 @@ def make_soup(path, kind, log):
     score is optimistic and says nothing about new cases; it is only logged.
     """
     folder = RunFolder(path)
-    config, folds = folder.config(), folder.all_folds()
+    config, folds = folder.config_of_folds(), folder.all_folds()
     for fold in folds:
         if not fold.is_finished:
             raise UserError(f"{path}: fold {fold.number} is not finished: run cv.py again")

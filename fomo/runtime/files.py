@@ -124,14 +124,20 @@ def append_line(path, values):
         os.fsync(file.fileno())
 
 
-def read_lines(path, remedy="restore it"):
-    """What `append_line` has added, but for a last line that a crash has cut; [] without a file."""
+def read_lines(path, check, remedy="restore it"):
+    """What `append_line` has added, but for a last line that a crash has cut; [] without a file.
+
+    check: raises ValueError or TypeError for a line that is not as it was written.
+    """
     try:
         with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.endswith("\n")]
+            found = [json.loads(line) for line in file if line.endswith("\n")]
+        for line in found:
+            check(line)
+        return found
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise Damaged(path, error, remedy) from error
 
 

@@ -32,6 +32,7 @@ from .views import evidence as view
 loader = lazy.Module("..data.loader", __package__)
 
 TOPS = (1, 3, 10, 30, 100, 300, 1000)  # voxels, from which `top` is chosen
+_FEWEST = 3  # cases of class 1 with a mask: one may be tested and one validated
 _MIDDLE = len(TOPS) // 2
 _PICTURES = 100  # cases whose evidence each process keeps
 
@@ -60,16 +61,17 @@ class Evidence(TwoClasses, Task):
 
     @classmethod
     def settle(cls, config):
-        """task.evidence=auto becomes mask where at least one case of class 1 has a mask, and else none."""
+        """task.evidence=auto becomes mask where enough cases of class 1 have one for each fold, and else none."""
         if config.task.evidence != "auto":
             return config, {}
         cases = sources.list_cases(config.data, cls.wanted(config.task))
         positives = [case for case in cases if case.target == 1]
         masked = sum(case.mask is not None for case in positives)
         found = {"positives": len(positives), "with_mask": masked, "negatives": len(cases) - len(positives)}
-        task = dataclasses.replace(config.task, evidence="mask" if masked else "none")
-        model = config.model if masked else dataclasses.replace(config.model, deep_supervision=False)
-        meant = "negatives count as empty masks" if masked else "no mask to learn from: labels only"
+        enough = masked >= _FEWEST
+        task = dataclasses.replace(config.task, evidence="mask" if enough else "none")
+        model = config.model if enough else dataclasses.replace(config.model, deep_supervision=False)
+        meant = "negatives count as empty masks" if enough else f"less than {_FEWEST} masks to learn from: labels only"
         return dataclasses.replace(config, task=task, model=model), {"evidence": task.evidence, **found, "meant": meant}
 
     def __init__(self, config):

@@ -95,12 +95,21 @@ def _channel(folder, prefix, text, case, optional):
     names = [f"{prefix}{name}{suffix}" for name in text.split("|") for suffix in (".nii.gz", ".nii")]
     there = [path for path in (os.path.join(folder, name) for name in names) if os.path.exists(path)]
     if not there and optional:
+        _refuse_lookalikes(folder, {f"{prefix}{name}." for name in text.split("|")}, case)
         return None
     if not there:
         raise UserError(f"case {case}: {folder}: channel '{text}' is missing, wanted {' or '.join(names[::2])}")
     if len(there) > 1:
         raise UserError(f"case {case}: channel '{text}' is there twice, {' and '.join(there)}; wanted one of them")
     return Volume(there[0])
+
+
+def _refuse_lookalikes(folder, beginnings, case):
+    """Raise UserError for a file that differs from a channel's in capitals or format alone: it is not missing."""
+    for entry in sorted(os.listdir(folder)):
+        if entry.lower().startswith(tuple(beginning.lower() for beginning in beginnings)):
+            wanted = " or ".join(f"{beginning}nii.gz" for beginning in sorted(beginnings))
+            raise UserError(f"case {case}: got {os.path.join(folder, entry)}, wanted {wanted}, or no such file")
 
 
 fomo1 = functools.partial(_sessions, folders=(("skull_stripped", "ss_"), ("preprocessed", "")), masks=_MASKS)
