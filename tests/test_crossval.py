@@ -244,6 +244,15 @@ def test_what_was_decided_in_training_holds_when_the_checkpoint_is_tested(tiny_c
     assert tested.scores() == fold.scores()
 
 
+def test_weights_that_are_replaced_between_folds_are_warned_of(tiny_config, tmp_path):
+    weights = tmp_path / "one.pt"
+    path = tiny_config("regression", weights={"path": str(weights)}, train={"epochs": 1})
+    for fold, changed in ((1, False), (2, True)):
+        checkpoint.save(weights, {"model": nets.build("unet_b_lw_dec", 1, 1, width=2).state_dict()})
+        log = finished(run_command("cv.py", path, f"cv.folds_to_run=[{fold}]")).stdout
+        assert ("weights.path has changed since this run began" in log) == changed
+
+
 def test_a_greedy_soup_sees_the_patch_of_its_folds(tiny_config, tmp_path):
     found, weights = [], tmp_path / "one.pt"
     checkpoint.save(weights, {"model": nets.build("unet_b_lw_dec", 1, 1, width=2).state_dict()})

@@ -45,7 +45,7 @@ def test_the_recommended_rate_is_a_number_in_log_config_and_checkpoint(tiny_conf
     kept = RunFolder(tmp_path / "runs" / "run")
     assert kept.config().optim.lr == lr == checkpoint.load(kept.fold(1).best)["config"]["optim"]["lr"]
     config = kinds.load(path, ["optim.lr=auto", "optim.name=sgd", f"weights.path={kept.fold(1).best}"])
-    assert kinds.settle(config)[0].optim.lr == 10 * 16 * Regression.rates.pretrained / 10
+    assert kinds.settle(config)[0].optim.lr == 4 * 16 * Regression.rates.pretrained / 10
     linear = kinds.load(path, ["optim.lr=auto", "model.head=linear"])
     assert kinds.settle(linear)[0].optim.lr == 16 * Regression.rates.scratch
     assert kinds.settle(kinds.load(path))[0].optim.lr == 1e-3, "what is given is kept"

@@ -25,7 +25,11 @@ def main(arguments):
         cases = sources.list_cases(config.data, wanted, log=log)
         listing.describe(config, wanted, cases, log)
         if not dry_run:
-            sources.prepare(cases, config.data, wanted, log)
+            try:
+                sources.prepare(cases, config.data, wanted, log)
+            except interrupt.Interrupted as error:
+                log.warn(f"{error}: what is prepared is kept, the same command continues")
+                raise
 
 
 if __name__ == "__main__":

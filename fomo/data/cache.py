@@ -86,7 +86,10 @@ class CachedCase(Prepared):
 
     def foreground(self):
         """(N, 4) int16: x, y, z, class, sorted by class, at most 10000 evenly drawn of each; as `mask`."""
-        return _read_entry(self.folder, "foreground.npy")
+        found = _read_entry(self.folder, "foreground.npy")
+        if len(found) and (found.min() < 0 or (found[:, :3].max(0) >= self.shape).any()):
+            raise UserError(_damaged(self.folder, "foreground.npy"))
+        return found
 
 
 def _read_entry(folder, name, mmap_mode=None):
@@ -107,8 +110,12 @@ def _compare(folder, name, checksums):
     """Raise UserError unless the array in an entry has its checksums, one for each channel of an image."""
     array = _read_entry(folder, name, "r")
     if _checksums(array) != checksums:
-        path, id = os.path.join(folder, name), os.path.basename(folder).rpartition("-")[0]
-        raise UserError(f"case {id}: {path} is not as it was written: delete that folder and run again")
+        raise UserError(_damaged(folder, name))
+
+
+def _damaged(folder, name):
+    path, id = os.path.join(folder, name), os.path.basename(folder).rpartition("-")[0]
+    return f"case {id}: {path} is not as it was written: delete that folder and run again"
 
 
 def _checksums(array):

@@ -1,6 +1,5 @@
 """The networks that predict together: found, restored from their checkpoints, checked, and asked about a case."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from .. import checkpoint, inference, tasks
 from ..config import Config, UserError
 from ..data import sources
 from ..run_folder import FinalFolder, RunFolder
-from ..runtime import dist
+from ..runtime import dist, files
 from ..tasks.task import Task
 from ..training import evaluate, memory, optimization
 from ..training.restore import restore
@@ -117,15 +116,7 @@ def _load_member(path, device, mirror_axes):
     amp = optimization.amp_of(config.train.amp, device)
     amp = "off" if amp == "fp16" and device.type == "cpu" else amp  # which the CPU does not have
     subjects, windows = frozenset(content["subjects"]), evaluate.windows_of(config, device, amp)
-    return Member(path, _sha256(path), config, task, network, amp, subjects, windows)
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return Member(path, files.sha256(path), config, task, network, amp, subjects, windows)
 
 
 def describe(members):

@@ -23,7 +23,14 @@ from ..training.fold import build_network, inspect, load_fold, start_from, train
 from ..training.step import make_plan
 from . import maps, pooled
 from .final import make_final
-from .splits import has_one_split, make_splits, read_or_make_splits, warn_of_changed_code, warn_of_changed_images
+from .splits import (
+    has_one_split,
+    make_splits,
+    read_or_make_splits,
+    warn_of_changed_code,
+    warn_of_changed_images,
+    warn_of_changed_weights,
+)
 
 _SAVING_S = 25  # torchrun kills 30 s after it was told to stop
 _ALONE_VOXELS = 10e6  # of one forward pass: two whole brains at 1 mm, some 10 GB for UNet-B in bf16
@@ -113,6 +120,7 @@ def _run(config, folder, log, dry_run, one_split):
         splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, folder))
         numbers = _numbers(config, splits, len(listed), one_split, log)
         dist.on_main(lambda: warn_of_changed_code(folder, code, log))
+        dist.on_main(lambda: warn_of_changed_weights(folder, config.weights.path if trains else None, log))
         cases = dist.on_main(lambda: sources.prepare(listed, config.data, wanted, log))
         config = dist.on_main(lambda: _of_folds(config, cases, folder, log))
         _warn_of_windows(config, cases, log)

@@ -3,6 +3,7 @@
 from .. import folds as folds_module
 from .. import tasks
 from ..config import UserError, as_user_error
+from ..runtime import files
 
 
 def has_one_split(config):
@@ -140,6 +141,17 @@ def warn_of_changed_code(folder, code, log):
     elif saved["code"] != code and folder.folds():
         said = "the code has changed since this run began: its folds are of different versions"
         log.warn(said, then=saved["code"], now=code)
+
+
+def warn_of_changed_weights(folder, path, log):
+    """Warn where the file that folds start from has another content than at the first start; path: None without one."""
+    if path is None:
+        return
+    saved, now = folder.recorded(), files.sha256(path)
+    if "weights" not in saved:
+        folder.record(**saved, weights=now)
+    elif saved["weights"] != now:
+        log.warn("weights.path has changed since this run began: its folds start from different weights", path=path)
 
 
 def warn_of_changed_images(folder, cases, log):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -139,6 +140,15 @@ def read_lines(path, check, remedy="restore it"):
         return []
     except (OSError, ValueError, TypeError) as error:
         raise Damaged(path, error, remedy) from error
+
+
+def sha256(path):
+    """Of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(path, text):

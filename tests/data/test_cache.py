@@ -447,6 +447,17 @@ def test_a_flipped_bit_in_an_entry_is_noticed_when_it_is_first_read(data, name):
     getattr(unseen, read)()  # of many cases none is read whole
 
 
+def test_a_place_outside_of_the_volume_is_noticed_when_it_is_read(data):
+    case = prepare(data)[1]
+    path = pathlib.Path(case.folder, "foreground.npy")
+    found = case.foreground().copy()
+    for wrong in (1 << 14, -1):
+        found[0, 1] = wrong
+        np.save(path, found)
+        with pytest.raises(config.UserError, match="foreground.npy is not as it was written"):
+            case.foreground()
+
+
 def test_the_checksum_tells_values_shapes_and_types_apart():
     array = np.random.default_rng(0).normal(size=(9, 31, 30)).astype(np.float32)
     same = [array, array.copy(), np.asfortranarray(array), array[::-1][::-1]]
