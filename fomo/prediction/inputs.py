@@ -33,7 +33,8 @@ def case_from_channels(channels, given, id=None, subject=None, optional=()):
             got = f"both {' and '.join(there)}" if there else "none"
             raise UserError(f"channel {text.replace('|', ' or ')}: got {got}, wanted one file for each of {wanted}")
         images.append(Volume(os.path.normpath(given[there[0]])))
-    paths = [os.path.realpath(image.path) for image in filter(None, images)]
+    with as_user_error(f"channels {wanted}: got a path that cannot be one", ValueError):
+        paths = [os.path.realpath(image.path) for image in filter(None, images)]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise UserError(f"{twice}: got it as two channels, wanted a file for each of {wanted}")
     if id is None:
