@@ -40,7 +40,7 @@ def test_steps_are_the_length_whatever_an_epoch_is(tiny_config, tmp_path):
 def test_the_recommended_rate_is_a_number_in_log_config_and_checkpoint(tiny_config, tmp_path):
     path = tiny_config("regression")
     done = finished(run_command("train.py", path, "optim.lr=auto", "train.steps=1"))
-    lr = 16 * Regression.rates.scratch / 10  # of width 2, not 32, and a head that is fitted first
+    lr = 16 * Regression.rates.scratch * 0.03  # of width 2, not 32, and a head that is fitted first
     assert f'optim lr={lr:g} recommended="regression, scratch, adamw"' in done.stdout
     kept = RunFolder(tmp_path / "runs" / "run")
     assert kept.config().optim.lr == lr == checkpoint.load(kept.fold(1).best)["config"]["optim"]["lr"]

@@ -49,7 +49,7 @@ class Rates(NamedTuple):
 
 
 _WIDTH, _HIGHEST = 32, 1e-2  # a network of half the width learns best at twice the rate
-_OF_FITTED_HEAD = 0.1  # times the rate: more would undo what the first fit knows
+_OF_FITTED_HEAD = Rates(0.03, 0.1)  # times the rate: more would undo what the first fit knows
 _OF_OPTIMIZER = {"adamw": 1, "sgd": 4}  # times the rate of AdamW; of masks 1e-2, as nnU-Net has it
 
 
@@ -151,7 +151,7 @@ class Task:
         network, head = NETWORKS[config.model.name], config.model.head
         rate, width = getattr(cls.rates, start), config.model.width or network.arguments.get("width", _WIDTH)
         if cls.head_targets and (network.best_head if head == "auto" else head) == "multistage":
-            rate *= _OF_FITTED_HEAD
+            rate *= getattr(_OF_FITTED_HEAD, start)
         lr = min(_HIGHEST, rate * _WIDTH / width)
         return lr * _OF_OPTIMIZER[optim], f"{config.task.type}, {start}, {optim}"
 
