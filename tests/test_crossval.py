@@ -105,13 +105,13 @@ def check_masks(folder, rows):
 
 
 def check_log(folder, stdout):
-    """The log is what the README says: events, keys, and the same lines on the screen and in the file."""
+    """The log is what tools/README.md says: events, keys, and the same lines on the screen and in the file."""
     text = (folder / "log.txt").read_text()
     assert text.strip() in stdout
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "tools" / "README.md").read_text()
     for line in text.splitlines():
         event = re.match(r"\S+ (INFO|WARN|ERROR) (\w+)", line)[2]
-        assert f"| `{event}` |" in readme, f"README does not list the event {event}"
+        assert f"| `{event}` |" in readme, f"tools/README.md does not list the event {event}"
     train = [line for line in text.splitlines() if " train " in line]
     assert len(train) == 12
     for name in ("fold", "epoch", "step", "loss", "lr", "data_s", "step_s", "eta_s", "mem_gb", "samples_per_s"):
