@@ -1,4 +1,4 @@
-"""TensorBoard files hold each number of the log once, however often the run was stopped; the recipe for others works."""
+"""TensorBoard files hold each number of the log once, however often the run was stopped; others have a recipe."""
 
 import os
 import re

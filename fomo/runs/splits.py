@@ -36,6 +36,21 @@ def make_splits(config, task, cases):
     return splits
 
 
+def check_parts(config, task, splits, cases):
+    """UserError where the labels of a part are too few to learn from, before any image is prepared."""
+    if config.train.mode == "evaluate" or task.pretrains:
+        return
+    by_id = {case.id: case for case in cases}
+    wanted = [1] if has_one_split(config) else config.cv.folds_to_run or range(1, len(splits) + 1)
+    for number in wanted:
+        if number <= len(splits):
+            train, val = ([by_id[case_id] for case_id in splits[number - 1][part]] for part in ("train", "val"))
+            try:
+                task.check_parts(train, val)
+            except UserError as error:
+                raise UserError(f"fold {number}: {error}") from error
+
+
 def check_splits(config, splits, cases):
     """ValueError for parts that are empty or overlap, in ids or in subjects, and for cases without a part."""
     subject_of = {case.id: case.subject for case in cases}
