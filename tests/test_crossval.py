@@ -418,6 +418,20 @@ def test_a_command_without_a_config_says_what_it_wants(tmp_path):
     assert "wanted the YAML file, and then key=value" in run_command("cv.py", "train.epochs=3").stderr
 
 
+def test_a_run_goes_on_when_its_data_have_moved(tiny_config, phantom_root, tmp_path):
+    import shutil
+
+    [made] = phantom_root.glob("task1_*")
+    shutil.copytree(made, tmp_path / "here")
+    overrides = ["data.source=fomo1", "data.channels=[dwi_b1000,flair,adc,swi|t2s]", "cv.folds_to_run=[1]"]
+    path = tiny_config(cv={"folds": 2}, train={"epochs": 1, "steps_per_epoch": 1})
+    finished(run_command("cv.py", path, *overrides, f"data.root={tmp_path / 'here'}"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    overrides[-1] = "cv.folds_to_run=[1,2]"
+    done = finished(run_command("cv.py", path, *overrides, f"data.root={tmp_path / 'there'}"))
+    assert "finished=1" in done.stdout and "have changed" not in done.stdout
+
+
 def test_the_report_is_the_last_line_and_a_finished_run_says_so(tiny_config):
     path = tiny_config(cv={"folds": 2}, train={"epochs": 1, "steps_per_epoch": 1})
     first, again = (finished(run_command("cv.py", path)).stdout for _ in range(2))

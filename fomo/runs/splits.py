@@ -1,5 +1,7 @@
 """Who is in which part of which fold: made once, kept in splits.json, and never used for other cases."""
 
+import hashlib
+
 from .. import folds as folds_module
 from .. import tasks
 from ..config import UserError, as_user_error
@@ -170,14 +172,18 @@ def warn_of_changed_weights(folder, path, log):
 
 
 def warn_of_changed_images(folder, cases, log):
-    """Warn where cases were made from other files, and so have another cache entry, than at the first start."""
-    entries = {case.id: case.entry for case in cases if case.entry is not None}
-    if not entries:
+    """Warn where prepared cases have other voxels than at the first start, wherever their files lie now."""
+    images = {case.id: _voxels(case) for case in cases if getattr(case, "checksums", ())}
+    if not images:
         return
     saved = folder.recorded()
-    if "entries" not in saved:
-        return folder.record(**saved, entries=entries)
-    changed = [case_id for case_id, entry in entries.items() if saved["entries"][case_id] != entry]
+    if "images" not in saved:
+        return folder.record(**saved, images=images)
+    changed = [case_id for case_id, voxels in images.items() if saved["images"][case_id] != voxels]
     if changed:
-        what = "files of cases were replaced or moved since this run began, and finished folds have seen the old ones"
+        what = "files of cases have changed since this run began, and finished folds have seen the old ones"
         log.warn(what, cases=len(changed), example=changed[0])
+
+
+def _voxels(case):
+    return hashlib.sha256(" ".join(case.checksums).encode()).hexdigest()[:16]
