@@ -6,12 +6,12 @@ from dataclasses import replace
 from ...config import UserError, as_user_error
 from ..phantoms import heads
 from . import table
-from .sessions import fomo1, fomo2, fomo3
+from .sessions import FOMO1, FOMO2, FOMO3
 from .source import VOLUME_LABELS, Source
 
 _COLUMNS = dict(id_column="id", subject_column="PatientID", mask_column="mask", fold_column="fold")  # of its table
 # which data set has labels of a kind, and its layout
-_LAYOUTS = {"class": (1, fomo1), "mask": (2, fomo2), "number": (3, fomo3), "nothing": (1, fomo1)}
+_LAYOUTS = {"class": (1, FOMO1), "mask": (2, FOMO2), "number": (3, FOMO3), "nothing": (1, FOMO1)}
 
 
 def list_phantom(data, wanted, labels, log=None):
@@ -30,7 +30,7 @@ def list_phantom(data, wanted, labels, log=None):
             heads.make(folder, number, data.phantom_cases, data.phantom_size, seed=int(wanted.pretraining))
     if layout is None:
         return table.list_table(replace(data, csv=os.path.join(folder, "table.csv"), **_COLUMNS), wanted, labels)
-    return layout(replace(data, root=folder), wanted, labels)
+    return layout.list(replace(data, root=folder), wanted, labels)
 
 
 PHANTOM = Source(
