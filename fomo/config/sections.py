@@ -32,6 +32,7 @@ class Task:
     type: str = key("classification", "what is learned")
     targets: tuple[str, ...] = key((), "source=table, slices: the columns to learn (segmentation: data.mask_column)")
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
+    class_names: tuple[str, ...] = key((), "segmentation: names of the classes above 0, in results (none: numbers)")
     evidence: str = key(
         "none",
         "classification of two classes: learn from masks of what makes class 1; auto: where cases have some",

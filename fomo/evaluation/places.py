@@ -28,7 +28,7 @@ class Known(NamedTuple):
     task: str | None = None  # task.type
     targets: tuple[str, ...] = ()  # columns of their training table
     classes: int | None = None  # how many their masks tell apart
-    class_names: tuple = ()  # of class 0 and class 1, or of each of several targets
+    class_names: tuple = ()  # of class 0 and class 1, or of each of several targets; of masks of the classes above 0
     untested: frozenset = frozenset()  # cases of a run that are in the test part of none of its folds
 
     @property
@@ -91,7 +91,8 @@ def known_of(place):
         kind, section, cases = tasks.kind(config), config.task, recorded["cases"]
         untested = frozenset(cases).difference(*(fold["test"] for fold in recorded["folds"]))
         classes = section.classes if kind.reads == "mask" else None
-        return Known(section.type, section.targets, classes, tuple(kind.class_names(cases)), untested)
+        names = section.class_names if kind.reads == "mask" else kind.class_names(cases)
+        return Known(section.type, section.targets, classes, tuple(names), untested)
     path = os.path.join(folder, _SETTINGS)
     with as_user_error(f"cannot read {path}", OSError):
         said = files.read_json(path) if os.path.exists(path) else {}
