@@ -165,26 +165,20 @@ class Segmentation(Task):
     def _on_grid(self, logits, reference):
         if self.sigmoid:
             logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
-        prediction, labels = logits.argmax(0).cpu().numpy(), range(1, self.config.task.classes)
-        found = self._with_mean({c: {"dice": dice(reference == c, prediction == c)} for c in labels})
+        prediction, task = logits.argmax(0).cpu().numpy(), self.config.task
+        labels, names = range(1, task.classes), task.class_names
+        found = {c: {"dice": dice(reference == c, prediction == c)} for c in labels}
         voxels = {"predicted_voxels": prediction, "reference_voxels": reference}
-        return {**{name: int(np.count_nonzero(mask)) for name, mask in voxels.items()}, **found}
+        return {**{name: int(np.count_nonzero(mask)) for name, mask in voxels.items()}, **_with_mean(found, names)}
 
     def _in_native_space(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
+        found = segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)
         return {
             "predicted_voxels": int(np.count_nonzero(prediction)),
             "reference_voxels": int(np.count_nonzero(reference)),
-            **self._with_mean(segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)),
+            **_with_mean(found, self.config.task.class_names),
         }
-
-    def _with_mean(self, rows):
-        """Of {class: {metric: value}} those of one class, or over all classes and of each, `dice_1` or `dice_NAME`."""
-        if len(rows) == 1:
-            return rows[1]
-        result = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}
-        names = self.config.task.class_names or tuple(map(str, rows))
-        return {**result, **{f"{key}_{name}": row[key] for name, row in zip(names, rows.values()) for key in row}}
 
     def _dice_after(self, candidate, reference, prediction, affine):
         """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""
@@ -242,6 +236,14 @@ def _most_probable(probabilities):
         found[own > best] = label
         np.maximum(best, own, out=best)
     return found
+
+
+def _with_mean(rows, names=()):
+    """Of {class: {metric: value}} those of one class, or over all classes and of each, `dice_1` or `dice_NAME`."""
+    if len(rows) == 1:
+        return rows[1]
+    result, names = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}, names or rows
+    return {**result, **{f"{key}_{name}": row[key] for name, row in zip(names, rows.values()) for key in row}}
 
 
 def _metric_names(rows):
