@@ -53,6 +53,7 @@ class Request(NamedTuple):
     tolerance_mm: float
     resamples: int
     log: Log
+    challenge: str | None = None  # whose metrics masks have besides, of `masks.CHALLENGES`
 
     def check_same_cases(self, found, wanted):
         """UserError unless the references `wanted` have all cases `found`, and no more than a run has not tested on."""
