@@ -121,7 +121,11 @@ class Data:
     prepare_workers: int = free_key(2, "processes that preprocess (0: this one)", low=0)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground", low=0, high=1)
     crop_position: str = key("random", "where the training patch is taken", "random|center")
-    phantom_layout: str = key("fomo", "fomo: layout of the task; table: heads with several targets", "fomo|table")
+    phantom_layout: str = key(
+        "fomo",
+        "fomo: the FOMO25 task of task.type; table: heads with several targets",
+        "fomo|table|fomo26_task1|fomo26_task2|fomo26_task3|fomo26_task4|fomo26_task5",
+    )
     phantom_cases: int = key(60, "number of phantom cases", low=4)
     phantom_size: int = key(48, "voxels along the longest axis of a phantom", low=16)
     train_folds: tuple[str, ...] = key((), "values of the fold column to train on (empty: those of no other part)")
