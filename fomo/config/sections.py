@@ -89,6 +89,9 @@ class Data:
         "fold", "column of the fold, if it exists (none: unused); slices: fold, or else split"
     )
     pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz")
+    where: str | None = key(
+        None, "only scans that mri_info.tsv or participants.tsv in the root says so of, as 'modality=t1w|t2w, sex=f'"
+    )
     rescan: str = free_key(
         "auto", "look at all files at every start; auto: up to 2000 cases; never: only at new ones", "auto|always|never"
     )

@@ -47,7 +47,7 @@ _CONTRAST = {
     "t1": (0.25, 0.65, 0.95),
     "t2": (1.00, 0.65, 0.50),
 }
-_CONTRAST |= {"t1w": _CONTRAST["t1"], "t2w": _CONTRAST["t2"]}
+_SAME = {"t1w": "t1", "t2w": "t2"}  # names of one sequence
 _LESIONS = {
     "infarct": {"dwi_b1000": 2.20, "flair": 1.35, "adc": 0.20, "swi": 0.60, "t2s": 0.65},
     "old_cavity": {"dwi_b1000": 0.35, "flair": 0.50, "adc": 2.00, "swi": 0.30, "t2s": 0.35},
@@ -324,7 +324,7 @@ class _Scan:
     def image(self, channel):
         """A channel in arbitrary units: tissue contrast, lesions, bias field, noise and the scan's own gain."""
         rng, points = self.rng, self.points
-        values = np.array(_CONTRAST[channel]) * rng.normal(1, 0.04, 3)
+        values = np.array(_CONTRAST[_SAME.get(channel, channel)]) * rng.normal(1, 0.04, 3)
         image = np.tensordot(values, self.tissues, axes=1)
         for name, share, scale in self.shares:
             level, normal = _LESIONS[_LOOKS_LIKE.get(name, name)][channel], values[1]
