@@ -12,8 +12,8 @@ intensity means anything. A network can learn:
     3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age; head size means nothing.
     4  trigeminal nerve (1) and vessels (2): tubes of two voxels' width in a cistern of fluid, the nerves grey, the
        vessels dark, a nerve and a vessel close to each other on both sides. Tubes in the brain belong to neither.
-    5  polymicrogyria: in one half of the head, left or right, a thick cortex with many shallow furrows. The other
-       class has a thin one with few deep ones there, so that neither half alone, nor its grey share, is unusual.
+    5  polymicrogyria: in one half of the head, left or right, a thick cortex with shallow furrows, and as much less of
+       it in the other half, so that no share of grey tells. In the other class both halves are alike.
 
 Tasks 1 to 3 have the names of FOMO25 (t1, label.txt, sub_001/ses_1) or, as 4 and 5 always, those of FOMO26 (t1w,
 labels.txt, sub-001/ses-01; task 3 without t2).
@@ -96,7 +96,7 @@ def _write_case(folder, task, number, session, size, seed, edition):
     own = np.random.default_rng(stream)
     age = own.uniform(20, 85) if task == 3 else own.uniform(40, 65)
     positive = (number + number // 10) % 2  # subjects are exchangeable: as good as random, and balanced
-    head = _Head(own, (age - 20) / 65, folding=(-1, 1)[positive] if task == 5 else 0)
+    head = _Head(own, (age - 20) / 65, uneven=task == 5 and positive == 1)
     lesions, tubes = [], []
     if task == 1:
         names = ("infarct", "old_cavity") if positive else ("shine_through", "old_bleeding")
@@ -219,8 +219,8 @@ def _to_segment(points, start, end):
 class _Head:
     """One subject's anatomy: sizes in mm, fixed by the generator and by `age` from 0 (20 years) to 1 (85)."""
 
-    def __init__(self, rng, age, tall=False, folding=0):
-        """folding: of one half, which is drawn: 1 many shallow furrows in a thick cortex, -1 few deep ones; 0: none."""
+    def __init__(self, rng, age, tall=False, uneven=False):
+        """uneven: one half, which is drawn, has a thick cortex with shallow furrows, and the other one a thin one."""
         self.axes = np.array([66.0, 83.0, 63.0]) * np.clip(rng.normal(1, 0.035, 3), 0.93, 1.06)
         self.rim = 1 + 5 * age * rng.normal(1, 0.08)  # fluid around the brain
         self.sulci = 1.5 + 10 * age * rng.normal(1, 0.05)  # depth of the furrows
@@ -230,7 +230,7 @@ class _Head:
         self.furrows = rng.normal(0, 1, (6, 3)) * 6  # directions and frequencies of the folding
         self.phases = rng.uniform(0, 2 * np.pi, 6)
         self.turn = _rotation(rng.uniform(-4, 4, 3))
-        self.folding, self.side = folding, rng.choice((-1, 1)) if folding else 0
+        self.side = rng.choice((-1, 1)) if uneven else 0
 
     def tissues(self, points, soft):
         """(inside or not, shares (3, X, Y, Z) of fluid, grey and white matter, share of ventricles)."""
@@ -240,11 +240,9 @@ class _Head:
         waves = np.tensordot(self.furrows, direction, axes=1) + self.phases.reshape(6, 1, 1, 1)
         folding = np.clip(np.sin(waves).sum(0) / 2, 0, 1)  # 1 in a furrow
         sulci, cortex = self.sulci, self.cortex
-        if self.folding:
-            half = _rise(self.side * points[0], 8.0)  # 1 in the unusual half
-            many = np.clip(np.sin((2 if self.folding > 0 else 0.5) * waves).sum(0) / 2, 0, 1)
-            folding = (1 - half) * folding + half * many
-            sulci, cortex = sulci * (1 - 0.4 * self.folding * half), cortex * (1 + 0.5 * self.folding * half)
+        if self.side:
+            half = np.tanh(self.side * points[0] / 8)  # 1 in the thick half, -1 in the other one
+            sulci, cortex = sulci * (1 - 0.4 * half), cortex * (1 + 0.6 * half)
         pia = depth - self.rim - sulci * folding
         fluid = 1 - _rise(pia, soft)
         white = _rise(pia - cortex, soft)
