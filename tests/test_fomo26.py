@@ -122,8 +122,14 @@ def test_predict_and_evaluate_read_the_layout(runs, tmp_path):
     root = next(run.parent.glob("phantoms/fomo26_task4_16x24*"))
     shutil.copytree(root, tmp_path / "Task_4" / "Task_4")
     tool("predict", run, "--source", "fomo4", "--root", tmp_path / "Task_4", "--output", tmp_path / "answers")
-    labels = tmp_path / "Task_4" / "Task_4"
-    places = ("--predictions", tmp_path / "answers", "--references", labels, "--output", tmp_path / "scores")
+    places = (
+        "--predictions",
+        tmp_path / "answers",
+        "--references",
+        tmp_path / "Task_4",
+        "--output",
+        tmp_path / "scores",
+    )
     tool("evaluate", *places, "--challenge", "fomo26", "--bootstrap", 0)
     rows = files.read_csv(tmp_path / "scores" / "evaluation_cases.csv", "id")
     assert len(rows) == 16 and {"dice_nerve", "fomo26_dice_nerve", "fomo26_nsd_vessels", "fomo26_nsd"} <= set(rows[0])

@@ -142,9 +142,14 @@ def files_in(place, wanted):
 
 
 def folders_in(place, names):
-    """The folders place/NAME that are there, or else the place itself."""
-    inside = [os.path.join(place, name) for name in names]
-    return [folder for folder in inside if os.path.isdir(folder)] or [place]
+    """The folders place/NAME that are there, or those of the only folder in it that has some, or the place itself."""
+
+    def there(folder):
+        return [path for path in (os.path.join(folder, name) for name in names) if os.path.isdir(path)]
+
+    below = [] if there(place) or not os.path.isdir(place) else sorted(os.listdir(place))
+    deeper = [found for found in map(there, (os.path.join(place, name) for name in below)) if found]  # Task_1/Task_1
+    return there(place) or (deeper[0] if len(deeper) == 1 else [place])
 
 
 def _walk(folder, above=()):
