@@ -107,22 +107,31 @@ def _write_case(folder, task, number, session, size, seed, edition):
         lesions, tubes = [("cistern", np.array([0.0, 12.0, -14.0]), np.array([44.0, 26.0, 22.0]), 1.0)], _tubes(own)
     scan = _Scan(np.random.default_rng([*stream, session]), size, head, lesions)
     scan.add_tubes(tubes, 192 / size)
-    venous = ("swi" if number % 3 else "t2s",) if task in (1, 2) else ()
-    place = os.path.join(f"sub_{number + 1:03d}", f"ses_{session}")
-    channels, stated = (*_SEEN[task], *venous), "label.txt"
-    if edition == 26:
-        place = os.path.join(f"sub-{number + 1:03d}", f"ses-{session:02d}")
-        channels, stated = (("t1w",) if task == 3 else channels), ("label.txt" if task == 1 else "labels.txt")
+    place, channels, stated = _names(task, number, session, edition)
     for channel in channels:
         scan.write(os.path.join(folder, "preprocessed", place, f"{channel}.nii.gz"), scan.image(channel))
-    labels = os.path.join(folder, "labels", place)
+    label = age + 0.5 * (session - 1) if task == 3 else positive
+    _write_labels(os.path.join(folder, "labels", place), task, number, scan, stated, label)
+
+
+def _names(task, number, session, edition):
+    """(SUB/SES, channels, file of the stated label) of a scan, as an edition of the challenge calls them."""
+    venous = ("swi" if number % 3 else "t2s",) if task in (1, 2) else ()
+    channels = (*_SEEN[task], *venous)
+    if edition == 25:
+        return os.path.join(f"sub_{number + 1:03d}", f"ses_{session}"), channels, "label.txt"
+    place = os.path.join(f"sub-{number + 1:03d}", f"ses-{session:02d}")
+    return place, ("t1w",) if task == 3 else channels, "label.txt" if task == 1 else "labels.txt"
+
+
+def _write_labels(folder, task, number, scan, stated, label):
+    """The mask, the number in the file `stated`, or both; of task 1 some have one, some the other, some both."""
+    named = {1: ("infarct",), 2: ("mass",), 4: ("nerve", "vessels")}.get(task, ())
     if task in (2, 4) or (task == 1 and number % 5 < 2):
-        named = {1: ("infarct",), 2: ("mass",), 4: ("nerve", "vessels")}[task]
-        scan.write(os.path.join(labels, "seg.nii.gz"), scan.mask(named))
+        scan.write(os.path.join(folder, "seg.nii.gz"), scan.mask(named))
     if task in (3, 5) or (task == 1 and number % 5 > 0):
-        os.makedirs(labels, exist_ok=True)
-        label = age + 0.5 * (session - 1) if task == 3 else positive
-        files.write_text(os.path.join(labels, stated), f"{label:g}\n")
+        os.makedirs(folder, exist_ok=True)
+        files.write_text(os.path.join(folder, stated), f"{label:g}\n")
 
 
 def _tubes(rng):
