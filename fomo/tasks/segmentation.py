@@ -222,7 +222,8 @@ class Segmentation(Task):
             yield "predicted masks are empty", scores["empty_predictions"]
 
     def learned(self):
-        return {"classes": self.config.task.classes, "class_names": list(self.config.task.class_names)}
+        names = self.config.task.class_names
+        return {"classes": self.config.task.classes, **({"class_names": list(names)} if names else {})}
 
     @staticmethod
     def merge(states):
