@@ -304,7 +304,7 @@ def test_what_would_be_ignored_is_refused(trained, tmp_path):
 def test_sources_that_list_a_folder_of_volumes_can_be_named(capsys):
     with pytest.raises(SystemExit, match="0"):
         tool("predict", "--help")
-    assert "--source {fomo1,fomo2,fomo3,volumes,phantom}" in capsys.readouterr().out
+    assert "--source {fomo1,fomo2,fomo3,fomo4,fomo5,volumes,phantom}" in capsys.readouterr().out
 
 
 def test_a_bad_case_is_one_line_and_the_others_are_there(trained, table, tmp_path):

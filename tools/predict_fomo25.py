@@ -10,13 +10,12 @@ Checkpoints: --checkpoints, or the folder `checkpoints` beside fomo/ (in the con
 import argparse
 import pathlib
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fomo import cli
-from fomo.prediction import members, single
+from fomo.prediction import challenge
 from fomo.runtime.log import Log
 
 CHANNELS = ("flair", "dwi_b1000", "adc", "swi", "t2s", "t1", "t2")
@@ -43,14 +42,9 @@ def main(arguments):
     )
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     options = parser.parse_args(arguments)
-    start, log = time.perf_counter(), Log()
-    device = members.choose_device(options.device)
-    paths = [path for place in options.checkpoints for path in members.find_checkpoints(place)]
-    networks = members.load_members(paths, device, options.mirror)
     given = {name: getattr(options, name) for name in CHANNELS if getattr(options, name)}
-    row = single.predict_to_file(networks, given, options.output, log, options.corrected)
-    about = members.describe(networks)
-    log("predict", output=options.output, **row, **about, seconds=time.perf_counter() - start)
+    how = {"mirror": options.mirror, "corrected": options.corrected, "device": options.device}
+    challenge.predict(given, options.output, options.checkpoints, Log(), **how)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Task:
     type: str = key("classification", "what is learned")
     targets: tuple[str, ...] = key((), "source=table, slices: the columns to learn (segmentation: data.mask_column)")
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
+    class_names: tuple[str, ...] = key((), "segmentation: names of the classes above 0, in results (none: numbers)")
     evidence: str = key(
         "none",
         "classification of two classes: learn from masks of what makes class 1; auto: where cases have some",
@@ -92,6 +93,9 @@ class Data:
         "fold", "column of the fold, if it exists (none: unused); slices: fold, or else split"
     )
     pattern: str = key("*", "only the paths below the root that match, for example *T1w.nii.gz")
+    where: str | None = key(
+        None, "only scans that mri_info.tsv or participants.tsv in the root says so of, as 'modality=t1w|t2w, sex=f'"
+    )
     rescan: str = free_key(
         "auto", "look at all files at every start; auto: up to 2000 cases; never: only at new ones", "auto|always|never"
     )
@@ -124,7 +128,11 @@ class Data:
     prepare_workers: int = free_key(2, "processes that preprocess (0: this one)", low=0)
     foreground_fraction: float = key(0.5, "share of training patches centred on foreground", low=0, high=1)
     crop_position: str = key("random", "where the training patch is taken", "random|center")
-    phantom_layout: str = key("fomo", "fomo: layout of the task; table: heads with several targets", "fomo|table")
+    phantom_layout: str = key(
+        "fomo",
+        "fomo: the FOMO25 task of task.type; table: heads with several targets",
+        "fomo|table|fomo26_task1|fomo26_task2|fomo26_task3|fomo26_task4|fomo26_task5",
+    )
     phantom_cases: int = key(60, "number of phantom cases", low=4)
     phantom_size: int = key(48, "voxels along the longest axis of a phantom", low=16)
     train_folds: tuple[str, ...] = key((), "values of the fold column to train on (empty: those of no other part)")

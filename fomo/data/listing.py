@@ -21,6 +21,7 @@ def describe(config, wanted, listed, log):
     values |= counts(wanted, listed, taken=(*values, "example"))
     if lacking := missing(config.data, listed):
         values["missing"] = _counted(lacking)
+    values.update(sources.of(config.data).found(config.data, listed))
     log("data", **values, example=listed[0].files[0].path)
     if sources.of(config.data).geometry:
         warn_without_geometry(listed, log)

@@ -1,4 +1,4 @@
-"""CSVs that users write: rows of text, each with its line. Every mistake is a UserError with file, line and column."""
+"""CSVs and TSVs that users write: rows of text, each with its line. Mistakes are UserErrors that name the place."""
 
 import contextlib
 import csv
@@ -49,7 +49,15 @@ class Row(NamedTuple):
 
 
 def read_rows(path, required, key):
-    """The Rows of a CSV with a header.
+    """The Rows of a CSV with a header, or of a TSV, see `each_row`; UserError where there are none."""
+    rows = list(each_row(path, required, key))
+    if not rows:
+        raise UserError(f"{path}: got no lines below the header, wanted at least one")
+    return rows
+
+
+def each_row(path, required, key):
+    """Yield the Rows of a CSV with a header; of a file that ends in .tsv, whose cells are separated by tabs.
 
     required: {key: column} of the columns that must be there, each with the config key that names it.
     key: the config key of `path`.
@@ -58,11 +66,11 @@ def read_rows(path, required, key):
     the header. Columns without a name at the end, which spreadsheets append, are left out; if they are several, their
     cells must be blank.
     """
-    rows = []
+    separator = "\t" if path.lower().endswith(".tsv") else ","
     with opened(path, f"{key}: cannot read {path}") as file:
         first = next(file, "")
-        _check_separator(path, first)
-        reader = csv.reader(itertools.chain([first], file), strict=True)
+        _check_separator(path, first, separator)
+        reader = csv.reader(itertools.chain([first], file), strict=True, delimiter=separator)
         try:
             header = [plain_text(name.strip()) for name in next(reader, ())]
             columns = header[: max((place for place, name in enumerate(header, start=1) if name), default=0)]
@@ -71,21 +79,18 @@ def read_rows(path, required, key):
                 cells = [plain_text(cell.strip()) for cell in cells]
                 if any(cells):
                     _check_cells(f"{path}: line {reader.line_num}", cells, header, cells[len(columns) :])
-                    rows.append(Row(reader.line_num, dict(zip(columns, cells))))
+                    yield Row(reader.line_num, dict(zip(columns, cells)))
         except csv.Error as error:
             raise UserError(f"{key}: cannot read {path}: line {reader.line_num}: {error}") from error
-    if not rows:
-        raise UserError(f"{path}: got no lines below the header, wanted at least one")
-    return rows
 
 
-def _check_separator(path, header):
+def _check_separator(path, header, separator):
     """Refuse a header that is separated otherwise. With quotes the reader would only call it a broken CSV."""
     if "\0" in header:
         raise UserError(f"{path}: line 1: got zeros between the letters, which is UTF-16: {_SAVE}")
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
-        if mark in header and "," not in header:
-            wanted = "wanted commas: save it as comma-separated CSV"
+        if mark in header and separator not in header:
+            wanted = "wanted commas: save it as comma-separated CSV, or let its name end in .tsv if these are tabs"
             raise UserError(f"{path}: line 1: got columns that are separated by {name}, {wanted}")
 
 

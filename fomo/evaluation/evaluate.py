@@ -14,7 +14,9 @@ from .places import Columns
 _USUAL = Columns()
 
 
-def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, columns=_USUAL, log=None):
+def evaluate(
+    predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, columns=_USUAL, log=None, challenge=None
+):
     """(kind, rows, summary): the task's name, per-case rows and {metric: {...}} of whatever the two places hold.
 
     predictions: what tools/predict.py wrote, a run folder, a folder of masks, or a table. The task that made them says
@@ -27,6 +29,7 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
         further volumes are counted in the summary's `not_predicted`.
         For several targets (decision_TARGET, probability_TARGET_CLASS): one of id and class names, a column per target.
     log: a runtime.log.Log, or None.
+    challenge: a name of `masks.CHALLENGES`: masks are scored as there, too, in columns that begin with it.
 
     Missing and extra cases, masks on another grid and references of other classes are a UserError. Decisions that a
     table of probabilities lacks are made at 0.5: the summary's `decided_at_half` counts them. Intervals are over the
@@ -36,12 +39,14 @@ def evaluate(predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, 
     """
     _check_options(references, tolerance_mm, resamples, columns)
     known, log = places.known_of(predictions), Log(active=False) if log is None else log
-    request = places.Request(predictions, references, columns, known, tolerance_mm, resamples, log)
+    request = places.Request(predictions, references, columns, known, tolerance_mm, resamples, log, challenge)
     table, found = places.table_of(predictions), places.masks_of(predictions)
     if found and table and tables.first_scored(table):
         raise UserError(f"{predictions}: holds masks and a table of numbers, wanted one of them")
     if not found and table is None:
         raise UserError(f"{predictions}: no masks (*.nii.gz) and no predictions.csv in it")
+    if challenge and not found:
+        log("evaluate", challenge=challenge, own_metrics="none", meant="of tables it has the same as this project")
     section, rows, counts = masks.pair(found, table, request) if found else tables.pair(table, request)
     counts |= _lacking(table, rows, log)
     task = tasks.build(config.Config(seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))

@@ -1,4 +1,7 @@
-"""Predicted masks beside reference masks: a row per case, with the metrics of each class that is somewhere."""
+"""Predicted masks beside reference masks: a row per case, with the metrics of each class that is somewhere.
+
+As a challenge scores them there are columns more, called by its name; their mean over the classes has no class's name.
+"""
 
 import numpy as np
 
@@ -7,6 +10,8 @@ from ..config import UserError, as_user_error
 from ..data.cases import Volume, read_volume, rounded
 from ..space import volume
 from . import places
+
+CHALLENGES = {"fomo26": metrics.fomo26_metrics}  # its metrics of two masks, {name: value}
 
 
 def pair(masks, table, request):
@@ -18,6 +23,7 @@ def pair(masks, table, request):
     folders = ({id: file.subject for id, file in files.items()} for files in (references, masks))
     rows = request.begin_rows(sorted(masks), table.subjects() if table else {}, *folders)
     per_class, predicted, wanted = [], set(), set()
+    score = _scoring(request)
     for row in rows:
         id = row["id"]
         prediction, reference, spacing_mm = _read_pair(id, masks[id].path, references[id].path)
@@ -25,9 +31,7 @@ def pair(masks, table, request):
         labels = _labels_in(prediction), _labels_in(reference)
         _check_classes(labels[1], request.known.classes, f"case {id}: {references[id].path}")
         predicted, wanted = predicted | labels[0], wanted | labels[1]
-        options = spacing_mm, request.tolerance_mm
-        found = {k: metrics.segmentation_metrics(reference == k, prediction == k, *options) for k in set.union(*labels)}
-        per_class.append(found)
+        per_class.append({k: score(reference == k, prediction == k, spacing_mm) for k in set.union(*labels)})
     if request.known.classes is None and predicted and wanted and not predicted & wanted:
         got, other = (", ".join(map(str, sorted(labels)[:5])) for labels in (wanted, predicted))
         said = f"got masks of the labels {got}, and those of {request.predictions} have {other}"
@@ -35,13 +39,38 @@ def pair(masks, table, request):
     if predicted ^ wanted:
         sides = {"predictions": sorted(predicted - wanted), "references": sorted(wanted - predicted)}
         request.log.warn("classes of the masks that only one side has: do both number them alike?", **sides)
-    nothing = np.zeros((8, 8, 8), bool)
-    absent = metrics.segmentation_metrics(nothing, nothing, (1.0, 1.0, 1.0), request.tolerance_mm)
-    for k in sorted(predicted | wanted) or [1]:
-        ending = "" if predicted | wanted <= {1} else f"_{k}"
-        for row, found in zip(rows, per_class):
-            row.update({f"{name}{ending}": value for name, value in found.get(k, absent).items()})
+    _fill(rows, per_class, predicted | wanted, score, request)
     return config.Task(type=request.known.task_for("mask")), rows, {}
+
+
+def _fill(rows, per_class, there, score, request):
+    """Put the metrics of all classes into the rows.
+
+    per_class: [{class: {metric: value}}] of the classes of each case; there: those of all; score: see `_scoring`.
+    """
+    nothing = np.zeros((8, 8, 8), bool)
+    absent = score(nothing, nothing, (1.0, 1.0, 1.0))
+    known = range(1, request.known.classes or 2) if request.challenge else ()  # which scores absent ones, too
+    classes, names = sorted({*there, *known}) or [1], request.known.class_names
+    for row, found in zip(rows, per_class):
+        scores = [found.get(k, absent) for k in classes]
+        for k, values in zip(classes, scores):
+            ending = "" if classes == [1] else f"_{names[k - 1] if k <= len(names) else k}"
+            row.update({f"{name}{ending}": value for name, value in values.items()})
+        if request.challenge and len(classes) > 1:
+            own = [name for name in absent if name.startswith(f"{request.challenge}_")]
+            row.update({name: float(np.mean([values[name] for values in scores])) for name in own})
+
+
+def _scoring(request):
+    """Function (reference, prediction, spacing_mm) -> {metric: value} of the masks of one class."""
+
+    def score(reference, prediction, spacing_mm):
+        found = metrics.segmentation_metrics(reference, prediction, spacing_mm, request.tolerance_mm)
+        return {**found, **(challenge(reference, prediction, spacing_mm) if challenge else {})}
+
+    challenge = CHALLENGES.get(request.challenge)
+    return score
 
 
 def _check_classes(labels, classes, where):

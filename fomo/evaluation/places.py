@@ -28,7 +28,7 @@ class Known(NamedTuple):
     task: str | None = None  # task.type
     targets: tuple[str, ...] = ()  # columns of their training table
     classes: int | None = None  # how many their masks tell apart
-    class_names: tuple = ()  # of class 0 and class 1, or of each of several targets
+    class_names: tuple = ()  # of class 0 and class 1, or of each of several targets; of masks of the classes above 0
     untested: frozenset = frozenset()  # cases of a run that are in the test part of none of its folds
 
     @property
@@ -53,6 +53,7 @@ class Request(NamedTuple):
     tolerance_mm: float
     resamples: int
     log: Log
+    challenge: str | None = None  # whose metrics masks have besides, of `masks.CHALLENGES`
 
     def check_same_cases(self, found, wanted):
         """UserError unless the references `wanted` have all cases `found`, and no more than a run has not tested on."""
@@ -91,7 +92,8 @@ def known_of(place):
         kind, section, cases = tasks.kind(config), config.task, recorded["cases"]
         untested = frozenset(cases).difference(*(fold["test"] for fold in recorded["folds"]))
         classes = section.classes if kind.reads == "mask" else None
-        return Known(section.type, section.targets, classes, tuple(kind.class_names(cases)), untested)
+        names = section.class_names if kind.reads == "mask" else kind.class_names(cases)
+        return Known(section.type, section.targets, classes, tuple(names), untested)
     path = os.path.join(folder, _SETTINGS)
     with as_user_error(f"cannot read {path}", OSError):
         said = files.read_json(path) if os.path.exists(path) else {}
@@ -140,9 +142,14 @@ def files_in(place, wanted):
 
 
 def folders_in(place, names):
-    """The folders place/NAME that are there, or else the place itself."""
-    inside = [os.path.join(place, name) for name in names]
-    return [folder for folder in inside if os.path.isdir(folder)] or [place]
+    """The folders place/NAME that are there, or those of the only folder in it that has some, or the place itself."""
+
+    def there(folder):
+        return [path for path in (os.path.join(folder, name) for name in names) if os.path.isdir(path)]
+
+    below = [] if there(place) or not os.path.isdir(place) else sorted(os.listdir(place))
+    deeper = [found for found in map(there, (os.path.join(place, name) for name in below)) if found]  # Task_1/Task_1
+    return there(place) or (deeper[0] if len(deeper) == 1 else [place])
 
 
 def _walk(folder, above=()):

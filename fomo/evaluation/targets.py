@@ -1,4 +1,4 @@
-"""The target of each case, one number or class: from a table, or from a folder's label.txt files and masks."""
+"""The target of each case, one number or class: from a table, or from a folder's files of labels and masks."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import re
 from ..config import UserError
 from ..data import spreadsheet
 from ..data.cases import Volume, foreground_mm3, stated_number
+from ..data.sources.sessions import LABELS
 from . import places
 
 _SEGMENTATIONS = ("seg.nii.gz", "seg_masked.nii.gz")  # of the layouts: what may stand for a label
@@ -65,7 +66,7 @@ def _class_number(text, names, path, id):
 
 
 def _stated(place, ids, masks):
-    """{case id: (number, File)} of the label.txt files and masks below `place`, which must agree; ids: as above."""
+    """{case id: (number, File)} of the files of labels and masks below `place`, which must agree; ids: as above."""
     tops = places.folders_in(place, ("labels", "labels_masked", "preprocessed", "preprocessed_2", "skull_stripped"))
     subjects = {name for top in tops for name in os.listdir(top) if os.path.isdir(os.path.join(top, name))}
     found = {}
@@ -75,7 +76,7 @@ def _stated(place, ids, masks):
         if first[0] != value:
             raise UserError(f"case {id}: {first[1].path} says {first[0]:g} and {file.path} says {value:g}; correct one")
 
-    for name, file in places.files_in(place, lambda name: name == "label.txt").items():
+    for name, file in places.files_in(place, LABELS.__contains__).items():
         value = stated_number(file.path, name)
         sessions = [id for id in ids if id == name or (name == file.subject and _subject_of(id, subjects) == name)]
         for id in sessions or [name]:

@@ -106,13 +106,17 @@ class WindowOptions:
 
 
 class Mirrored(torch.nn.Module):
-    """A network whose outputs are the mean over all flips of the spatial `axes` (0, 1, 2), flipped back if dense."""
+    """A network whose outputs are the mean over all flips of the spatial `axes` (0, 1, 2), flipped back if dense.
 
-    def __init__(self, network, axes):
+    views: only so many of the flips, the plain one first, then those of one axis.
+    """
+
+    def __init__(self, network, axes, views=None):
         super().__init__()
         self.network, self.axes = network, tuple(axes)
         dims = [2 + axis for axis in axes]
-        self.flips = [flip for count in range(len(dims) + 1) for flip in itertools.combinations(dims, count)]
+        flips = [flip for count in range(len(dims) + 1) for flip in itertools.combinations(dims, count)]
+        self.flips = flips[:views]
 
     def forward(self, batch):
         total = None

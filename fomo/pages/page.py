@@ -112,7 +112,7 @@ _ENDINGS = {"macro": "mean", "micro": "all together", "common": "at one threshol
 
 
 def label(metric):
-    """The name of a metric in print: of corrected_mae "corrected MAE", of dice_2 "Dice, class 2"."""
+    """The name of a metric in print: of corrected_mae "corrected MAE", dice_2 "Dice, class 2", dice_a "Dice, a"."""
     if metric in LABELS:
         return LABELS[metric]
     start, _, rest = metric.partition("_")
@@ -126,6 +126,9 @@ def label(metric):
     target, found, of = metric.partition("_auroc_")
     if found:
         return f"{target}: AUROC of {of}"
+    of_classes = [base for base in LABELS if metric.startswith(f"{base}_")]
+    if base := max(of_classes, key=len, default=""):
+        return f"{LABELS[base]}, {metric[len(base) + 1 :].replace('_', ' ')}"
     for place in re.finditer("_", metric):  # of one of several targets: sex_auroc is "sex: AUROC"
         if metric[place.end() :] in LABELS:
             return f"{metric[: place.start()].replace('_', ' ')}: {LABELS[metric[place.end() :]]}"

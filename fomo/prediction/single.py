@@ -1,24 +1,27 @@
-"""One case into one file, as the FOMO25 challenge wants it."""
+"""One case into one file, as the FOMO challenge wants it."""
 
 import math
 import os
+import time
 
 from .. import tasks
 from ..config import UserError, as_user_error
 from ..data import cache, listing
 from ..runtime import files
+from .budget import infer_within
 from .folder import write_volume
 from .inputs import case_from_channels
-from .members import answer, infer
+from .members import answer
 
 
-def predict_to_file(members, given, path, log, corrected=False):
+def predict_to_file(members, given, path, log, corrected=False, deadline=None):
     """Predict one case into a file; returns the row.
 
     given: {channel name: path}. Of the alternatives 'a|b' the first that is given is taken. Channels that the
         checkpoint does not know are left out, and logged.
     path: a .nii.gz for a mask, else a text file for one number in full precision: the probability, or the prediction.
     corrected: the bias-corrected prediction instead of the raw one.
+    deadline: of time.perf_counter, which the networks end by; see `budget.infer_within`. None: they take their time.
     """
     config, task = members[0].config, members[0].task
     if task.single is None:
@@ -36,7 +39,9 @@ def predict_to_file(members, given, path, log, corrected=False):
     listing.warn_missing(data, [case], log)
     try:
         image, background, geometry = cache.load(case, config.data, tasks.wanted(config))
-        row, volumes = answer(members, infer(members, case, image, background), geometry)
+        left_s = math.inf if deadline is None else deadline - time.perf_counter()
+        asked, said = infer_within(members, case, image, background, left_s, log)
+        row, volumes = answer(asked, said, geometry)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if corrected and not math.isfinite(row["corrected"]):

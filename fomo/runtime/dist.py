@@ -16,6 +16,7 @@ from .lazy import torch
 
 torch_dist = lazy.Module("torch.distributed")
 
+_PART = 10_000  # items of a list that are sent at once: pickled as a whole, 300,000 cases take a gigabyte
 _team = None  # (its ranks, their process group) while the ranks are divided, see `teams`
 
 
@@ -231,6 +232,19 @@ def on_main(function):
     result = together(lambda: function() if is_main() else None)
     if world_size() == 1:
         return result
-    sent = [result]
+    long = isinstance(result, list) and len(result) > _PART
+    count = _broadcast(-(-len(result) // _PART) if long else 0)
+    if count == 0:
+        return _broadcast(result)
+    whole = []
+    for start in range(0, count * _PART, _PART):
+        part = _broadcast(result[start : start + _PART] if is_main() else None)
+        whole += () if is_main() else part
+    return result if is_main() else whole
+
+
+def _broadcast(value):
+    """The value of rank 0, which can be pickled, on every rank; rank 0 keeps its own object."""
+    sent = [value]
     torch_dist.broadcast_object_list(sent, src=_first(), group=group())
-    return result if is_main() else sent[0]
+    return value if is_main() else sent[0]

@@ -5,6 +5,7 @@ of the background is 1 less the largest of them, so that a voxel is foreground i
 """
 
 import math
+import re
 
 import numpy as np
 
@@ -22,6 +23,7 @@ losses = lazy.Module("..losses", __package__)
 nifti = lazy.Module("..space.nifti", __package__)
 
 _NO_METRICS = ("id", "subject", "fold", "missing", "loss", "predicted_voxels", "reference_voxels")  # of a row
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")  # it becomes a part of columns
 _VOXELS = 2**16  # whose probabilities are computed at once
 
 
@@ -34,7 +36,14 @@ class Segmentation(Task):
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)
     keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
-    options = ("task.classes", "task.class_weights", "task.activation", "model.deep_supervision", "eval.postprocess")
+    options = (
+        "task.classes",
+        "task.class_names",
+        "task.class_weights",
+        "task.activation",
+        "model.deep_supervision",
+        "eval.postprocess",
+    )
     if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"
     view = view.VIEW
     volumes, optional_volumes = ("mask",), ("probabilities",)
@@ -46,6 +55,11 @@ class Segmentation(Task):
         if task.class_weights != "none" and (task.activation == "sigmoid" or task.loss == "generalized_dice"):
             wanted = "none for task.activation=sigmoid and for task.loss=generalized_dice"
             refuse("task.class_weights", task.class_weights, wanted)
+        names = task.class_names
+        distinct = len({name.lower() for name in names}) == len(names) and all(map(_NAME.fullmatch, names))
+        if names and not (distinct and len(names) == task.classes - 1):
+            wanted = f"{task.classes - 1} different words for task.classes={task.classes}: the background has no name"
+            refuse("task.class_names", names, f"none, or {wanted}")
 
     def __init__(self, config):
         super().__init__(config)
@@ -151,17 +165,19 @@ class Segmentation(Task):
     def _on_grid(self, logits, reference):
         if self.sigmoid:
             logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
-        prediction, labels = logits.argmax(0).cpu().numpy(), range(1, self.config.task.classes)
-        found = _with_mean({c: {"dice": dice(reference == c, prediction == c)} for c in labels})
+        prediction, task = logits.argmax(0).cpu().numpy(), self.config.task
+        labels, names = range(1, task.classes), task.class_names
+        found = {c: {"dice": dice(reference == c, prediction == c)} for c in labels}
         voxels = {"predicted_voxels": prediction, "reference_voxels": reference}
-        return {**{name: int(np.count_nonzero(mask)) for name, mask in voxels.items()}, **found}
+        return {**{name: int(np.count_nonzero(mask)) for name, mask in voxels.items()}, **_with_mean(found, names)}
 
     def _in_native_space(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
+        found = segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)
         return {
             "predicted_voxels": int(np.count_nonzero(prediction)),
             "reference_voxels": int(np.count_nonzero(reference)),
-            **_with_mean(segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)),
+            **_with_mean(found, self.config.task.class_names),
         }
 
     def _dice_after(self, candidate, reference, prediction, affine):
@@ -206,7 +222,8 @@ class Segmentation(Task):
             yield "predicted masks are empty", scores["empty_predictions"]
 
     def learned(self):
-        return {"classes": self.config.task.classes}
+        names = self.config.task.class_names
+        return {"classes": self.config.task.classes, **({"class_names": list(names)} if names else {})}
 
     @staticmethod
     def merge(states):
@@ -222,12 +239,12 @@ def _most_probable(probabilities):
     return found
 
 
-def _with_mean(rows):
-    """Of {class: {metric: value}} the metrics of one class, or those over all classes and of each, `dice_1 ...`."""
+def _with_mean(rows, names=()):
+    """Of {class: {metric: value}} those of one class, or over all classes and of each, `dice_1` or `dice_NAME`."""
     if len(rows) == 1:
         return rows[1]
-    result = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}
-    return {**result, **{f"{name}_{c}": value for c, row in rows.items() for name, value in row.items()}}
+    result, names = {name: over_classes([row[name] for row in rows.values()]) for name in rows[1]}, names or rows
+    return {**result, **{f"{key}_{name}": row[key] for name, row in zip(names, rows.values()) for key in row}}
 
 
 def _metric_names(rows):

@@ -135,8 +135,8 @@ def test_the_tumour_touches_the_surface_and_the_mask_its_voxels(made):
 
 
 def test_unknown_task(tmp_path):
-    with pytest.raises(ValueError, match="task: got 4"):
-        heads.make(str(tmp_path / "a"), 4, cases=1, size=16)
+    with pytest.raises(ValueError, match="task: got 6"):
+        heads.make(str(tmp_path / "a"), 6, cases=1, size=16)
 
 
 def test_what_cannot_be_made_is_one_line(tmp_path, capsys):

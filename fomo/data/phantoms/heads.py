@@ -1,4 +1,4 @@
-"""Synthetic heads in the three Task layouts, to try everything on data with a known answer.
+"""Synthetic heads in the five Task layouts, to try everything on data with a known answer.
 
 A head is an ellipsoid with cortex, sulci, white matter and ventricles. It is drawn in world mm and sampled on a scan
 grid of varying orientation, tilt and voxel size. Each scan has its own gain, bias field and noise, so that no absolute
@@ -10,8 +10,15 @@ intensity means anything. A network can learn:
     2  meningioma: a mass at the dura. Lesions inside the brain with the same intensities, and cysts at the dura, do not
        belong to it. One subject in sixteen has none.
     3  age: ventricles, sulci and the rim of fluid widen and the cortex thins with age; head size means nothing.
+    4  trigeminal nerve (1) and vessels (2): tubes of two voxels' width in a cistern of fluid, the nerves grey, the
+       vessels dark, a nerve and a vessel close to each other on both sides. Tubes in the brain belong to neither.
+    5  polymicrogyria: in one half of the head, left or right, a thick cortex with shallow furrows, and as much less of
+       it in the other half, so that no share of grey tells. In the other class both halves are alike.
 
-A fourth data set is a table (table.csv) of heads with everything at once; the mean intensity tells none of it:
+Tasks 1 to 3 have the names of FOMO25 (t1, label.txt, sub_001/ses_1) or, as 4 and 5 always, those of FOMO26 (t1w,
+labels.txt, sub-001/ses-01; task 3 without t2).
+
+A further data set is a table (table.csv) of heads with everything at once; the mean intensity tells none of it:
 
     cohort  a lesion that is bright, one that is as dark as fluid, or one of both
     gender  long (f) or tall (m) ventricles, of equal volume
@@ -40,6 +47,7 @@ _CONTRAST = {
     "t1": (0.25, 0.65, 0.95),
     "t2": (1.00, 0.65, 0.50),
 }
+_SAME = {"t1w": "t1", "t2w": "t2"}  # names of one sequence
 _LESIONS = {
     "infarct": {"dwi_b1000": 2.20, "flair": 1.35, "adc": 0.20, "swi": 0.60, "t2s": 0.65},
     "old_cavity": {"dwi_b1000": 0.35, "flair": 0.50, "adc": 2.00, "swi": 0.30, "t2s": 0.35},
@@ -49,17 +57,26 @@ _LESIONS = {
     "bright": {"t1": 1.60, "t2": 1.80},
     "dark": {"t1": 0.15, "t2": 0.20},
     "cyst": {"dwi_b1000": 0.25, "flair": 0.25, "swi": 0.85, "t2s": 1.00},
+    "cistern": {"t2w": 1.00},
+    "nerve": {"t2w": 0.55},
+    "vessels": {"t2w": 0.05},
 }
+_LOOKS_LIKE = {"decoy": "mass", "in_brain": "vessels"}
+# what the tasks are seen in; the last of tasks 1 and 2 is swi or t2s
+_SEEN = {1: ("dwi_b1000", "flair", "adc"), 2: ("dwi_b1000", "flair"), 3: ("t1", "t2"), 4: ("t2w",), 5: ("t1",)}
 
 
-def make(root, task, cases, size, seed=0):
-    """Write the data set of `task` (1, 2, 3 or "table") to the new folder `root`.
+def make(root, task, cases, size, seed=0, edition=25):
+    """Write the data set of `task` (1 to 5, or "table") to the new folder `root`.
 
-    cases: number of scans; one subject in ten has two. size: voxels along the longest axis (192 mm). The same
-    arguments give the same files. The folder appears whole or not at all; FileExistsError where `root` has content.
+    cases: number of scans; one subject in ten has two. size: voxels along the longest axis (192 mm). edition: 25 or 26,
+    of the challenge, whose names folders and files have. The same arguments give the same files. The folder appears
+    whole or not at all; FileExistsError where `root` has content.
     """
-    if task not in (1, 2, 3, "table"):
-        raise ValueError(f"task: got {task!r}, wanted 1, 2, 3 or table")
+    if task not in (*_SEEN, "table"):
+        raise ValueError(f"task: got {task!r}, wanted {', '.join(map(str, _SEEN))} or table")
+    if edition not in (25, 26) or (task in (4, 5) and edition != 26):
+        raise ValueError(f"edition: got {edition!r} for task {task}, wanted {'26' if task in (4, 5) else '25 or 26'}")
     rows = []
     with files.new_folder(root) as folder:
         for scan in range(cases):
@@ -68,37 +85,70 @@ def make(root, task, cases, size, seed=0):
             if task == "table":
                 rows.append(_write_row(folder, subject, session, size, seed))
             else:
-                _write_case(folder, task, subject, session, size, seed)
+                _write_case(folder, task, subject, session, size, seed, edition)
         if rows:
             files.write_csv(os.path.join(folder, "table.csv"), rows)
 
 
-def _write_case(folder, task, number, session, size, seed):
+def _write_case(folder, task, number, session, size, seed, edition):
     """Anatomy and lesions belong to the subject, the rest to the session."""
-    own = np.random.default_rng([seed, task, number])
+    stream = [seed, {4: 44, 5: 45}.get(task, task), number]  # 4: the table
+    own = np.random.default_rng(stream)
     age = own.uniform(20, 85) if task == 3 else own.uniform(40, 65)
-    head = _Head(own, (age - 20) / 65)
-    lesions, label = [], age + 0.5 * (session - 1)
+    positive = (number + number // 10) % 2  # subjects are exchangeable: as good as random, and balanced
+    head = _Head(own, (age - 20) / 65, uneven=task == 5 and positive == 1)
+    lesions, tubes = [], []
     if task == 1:
-        label = (number + number // 10) % 2  # subjects are exchangeable: as good as random, and balanced
-        names = ("infarct", "old_cavity") if label else ("shine_through", "old_bleeding")
+        names = ("infarct", "old_cavity") if positive else ("shine_through", "old_bleeding")
         lesions = _placed(own, head, [(name, own.uniform(17, 24), own.uniform(0.85, 1.1)) for name in names])
     elif task == 2:
         lesions = _placed(own, head, _masses(own, number % 16 != 5))
-    scan = _Scan(np.random.default_rng([seed, task, number, session]), size, head, lesions)
-    venous = "swi" if number % 3 else "t2s"
-    channels = {1: ("dwi_b1000", "flair", "adc", venous), 2: ("dwi_b1000", "flair", venous), 3: ("t1", "t2")}[task]
-    place = os.path.join(f"sub_{number + 1:03d}", f"ses_{session}")
+    elif task == 4:
+        lesions, tubes = [("cistern", np.array([0.0, 12.0, -14.0]), np.array([44.0, 26.0, 22.0]), 1.0)], _tubes(own)
+    scan = _Scan(np.random.default_rng([*stream, session]), size, head, lesions)
+    scan.add_tubes(tubes, 192 / size)
+    place, channels, stated = _names(task, number, session, edition)
     for channel in channels:
         scan.write(os.path.join(folder, "preprocessed", place, f"{channel}.nii.gz"), scan.image(channel))
-    labels = os.path.join(folder, "labels", place)
-    if task == 2 or (task == 1 and number % 5 < 2):
-        wanted = "mass" if task == 2 else "infarct"
-        tumour = sum((share for name, share, _ in scan.shares if name == wanted), np.zeros(scan.shape))
-        scan.write(os.path.join(labels, "seg.nii.gz"), tumour > 0.5)
-    if task == 3 or (task == 1 and number % 5 > 0):
-        os.makedirs(labels, exist_ok=True)
-        files.write_text(os.path.join(labels, "label.txt"), f"{label:g}\n")
+    label = age + 0.5 * (session - 1) if task == 3 else positive
+    _write_labels(os.path.join(folder, "labels", place), task, number, scan, stated, label)
+
+
+def _names(task, number, session, edition):
+    """(SUB/SES, channels, file of the stated label) of a scan, as an edition of the challenge calls them."""
+    venous = ("swi" if number % 3 else "t2s",) if task in (1, 2) else ()
+    channels = (*_SEEN[task], *venous)
+    if edition == 25:
+        return os.path.join(f"sub_{number + 1:03d}", f"ses_{session}"), channels, "label.txt"
+    place = os.path.join(f"sub-{number + 1:03d}", f"ses-{session:02d}")
+    return place, ("t1w",) if task == 3 else channels, "label.txt" if task == 1 else "labels.txt"
+
+
+def _write_labels(folder, task, number, scan, stated, label):
+    """The mask, the number in the file `stated`, or both; of task 1 some have one, some the other, some both."""
+    named = {1: ("infarct",), 2: ("mass",), 4: ("nerve", "vessels")}.get(task, ())
+    if task in (2, 4) or (task == 1 and number % 5 < 2):
+        scan.write(os.path.join(folder, "seg.nii.gz"), scan.mask(named))
+    if task in (3, 5) or (task == 1 and number % 5 > 0):
+        os.makedirs(folder, exist_ok=True)
+        files.write_text(os.path.join(folder, stated), f"{label:g}\n")
+
+
+def _tubes(rng):
+    """[(name, points (n, 3) of a line in mm)]: of each side a nerve and a vessel that crosses it, and two in the brain.
+
+    Later ones lie over earlier ones.
+    """
+    found = []
+    for side in (-1, 1):
+        root, cave = np.array([side * 10.0, 2.0, -14.0]), np.array([side * 34.0, 26.0, -14.0])
+        nerve = np.stack([root, cave]) + rng.normal(0, 1.5, (2, 3))
+        touch = nerve.mean(0) + np.array([0, 0, rng.choice((-1, 1)) * rng.uniform(5, 9)])
+        ends = np.array([[side * 12.0, 22.0, -20.0], [side * 30.0, 2.0, -8.0]]) + rng.normal(0, 2, (2, 3))
+        found += [("nerve", nerve), ("vessels", np.stack([ends[0], touch, ends[1]]))]
+        high = np.array([[side * 14.0, -30.0, 22.0], [side * 40.0, -10.0, 26.0]]) + rng.normal(0, 3, (2, 3))
+        found.append(("in_brain", high))
+    return found
 
 
 def _masses(rng, positive):
@@ -168,10 +218,18 @@ def _ball(points, centre, radius, soft):
     return _rise(_ellipsoid(points, centre, np.broadcast_to(radius, 3)), soft)
 
 
+def _to_segment(points, start, end):
+    """Distance in mm of points (3, X, Y, Z) to a segment."""
+    offset, along = points - start.reshape(3, 1, 1, 1), end - start
+    share = np.clip(np.tensordot(along, offset, axes=1) / (along @ along), 0, 1)
+    return np.sqrt(((offset - along.reshape(3, 1, 1, 1) * share) ** 2).sum(0))
+
+
 class _Head:
     """One subject's anatomy: sizes in mm, fixed by the generator and by `age` from 0 (20 years) to 1 (85)."""
 
-    def __init__(self, rng, age, tall=False):
+    def __init__(self, rng, age, tall=False, uneven=False):
+        """uneven: one half, which is drawn, has a thick cortex with shallow furrows, and the other one a thin one."""
         self.axes = np.array([66.0, 83.0, 63.0]) * np.clip(rng.normal(1, 0.035, 3), 0.93, 1.06)
         self.rim = 1 + 5 * age * rng.normal(1, 0.08)  # fluid around the brain
         self.sulci = 1.5 + 10 * age * rng.normal(1, 0.05)  # depth of the furrows
@@ -181,6 +239,7 @@ class _Head:
         self.furrows = rng.normal(0, 1, (6, 3)) * 6  # directions and frequencies of the folding
         self.phases = rng.uniform(0, 2 * np.pi, 6)
         self.turn = _rotation(rng.uniform(-4, 4, 3))
+        self.side = rng.choice((-1, 1)) if uneven else 0
 
     def tissues(self, points, soft):
         """(inside or not, shares (3, X, Y, Z) of fluid, grey and white matter, share of ventricles)."""
@@ -189,9 +248,13 @@ class _Head:
         direction = points / (np.sqrt((points**2).sum(0)) + 1e-6)
         waves = np.tensordot(self.furrows, direction, axes=1) + self.phases.reshape(6, 1, 1, 1)
         folding = np.clip(np.sin(waves).sum(0) / 2, 0, 1)  # 1 in a furrow
-        pia = depth - self.rim - self.sulci * folding
+        sulci, cortex = self.sulci, self.cortex
+        if self.side:
+            half = np.tanh(self.side * points[0] / 8)  # 1 in the thick half, -1 in the other one
+            sulci, cortex = sulci * (1 - 0.4 * half), cortex * (1 + 0.6 * half)
+        pia = depth - self.rim - sulci * folding
         fluid = 1 - _rise(pia, soft)
-        white = _rise(pia - self.cortex, soft)
+        white = _rise(pia - cortex, soft)
         ventricles = np.zeros_like(fluid)
         for side in (-1, 1):
             size = self.cavity * self.ventricles ** np.array([1.2, 0.7, 1.0])
@@ -252,13 +315,26 @@ class _Scan:
         self.inside, self.tissues, self.ventricles = head.tissues(self.points, soft)
         self.shares = [(name, _ball(self.points, at, radius, soft), scale) for name, at, radius, scale in lesions]
 
+    def add_tubes(self, tubes, radius):
+        """Add (name, points (n, 3) of a line in mm) of a radius in mm; what lies in the brain looks like vessels."""
+        for name, line in tubes:
+            distance = np.min([_to_segment(self.points, *ends) for ends in zip(line, line[1:])], axis=0)
+            self.shares.append((name, _rise(radius - distance, 0.3 * radius), 1.0))
+
+    def mask(self, names):
+        """Of the voxels that are more than half of a class: 1, 2 ... in the order of the `names`, the last one wins."""
+        found = np.zeros(self.shape, np.uint8)
+        for label, name in enumerate(names, start=1):
+            found[sum((share for own, share, _ in self.shares if own == name), np.zeros(self.shape)) > 0.5] = label
+        return found
+
     def image(self, channel):
         """A channel in arbitrary units: tissue contrast, lesions, bias field, noise and the scan's own gain."""
         rng, points = self.rng, self.points
-        values = np.array(_CONTRAST[channel]) * rng.normal(1, 0.04, 3)
+        values = np.array(_CONTRAST[_SAME.get(channel, channel)]) * rng.normal(1, 0.04, 3)
         image = np.tensordot(values, self.tissues, axes=1)
         for name, share, scale in self.shares:
-            level, normal = _LESIONS["mass" if name == "decoy" else name][channel], values[1]
+            level, normal = _LESIONS[_LOOKS_LIKE.get(name, name)][channel], values[1]
             image = image * (1 - share) + share * (normal + scale * (level - normal))  # scale: how conspicuous it is
         slope = rng.normal(0, 0.06, 3)
         field = np.exp(np.tensordot(slope, points / 80, axes=1) + rng.normal(0, 0.06) * (points[0] * points[1]) / 80**2)

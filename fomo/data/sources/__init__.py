@@ -3,7 +3,8 @@
     fomo1    skull_stripped/SUB/SES/ss_NAME.nii.gz   labels_masked/SUB/SES/seg_masked.nii.gz and/or label.txt
     fomo2    preprocessed_2/*.npy (channels, then the mask)
     fomo3    preprocessed_2/SUB/SES/ss_NAME.nii.gz   label.txt
-    fomo1-3  preprocessed/SUB/SES/NAME.nii.gz        labels/SUB/SES/{seg.nii.gz,label.txt} or labels/SUB/label.txt
+    fomo1-5  preprocessed/SUB/SES/NAME.nii.gz        labels/SUB/SES/{seg.nii.gz,label.txt} or labels/SUB/label.txt
+                                                     (FOMO26: labels.txt); all may lie in one folder more, as Task_1
     table    a CSV with a line per case
     volumes  a folder tree or a list of scans without labels
     slices   a CSV with a line per CT slice, and labels per volume
@@ -21,7 +22,7 @@ from ...config import UserError
 from ..cases import ID_WANTED, Case, Volume, looks_at_files, names_a_file
 from ..spreadsheet import lost_zeros, read_rows
 from .phantom import PHANTOM
-from .sessions import FOMO1, FOMO2, FOMO3
+from .sessions import FOMO1, FOMO2, FOMO3, FOMO4, FOMO5
 from .slices import SLICES
 from .source import Source
 from .subjects import check_spellings, warn_of_spellings
@@ -32,6 +33,8 @@ SOURCES = {
     "fomo1": FOMO1,
     "fomo2": FOMO2,
     "fomo3": FOMO3,
+    "fomo4": FOMO4,
+    "fomo5": FOMO5,
     "table": TABLE,
     "volumes": VOLUMES,
     "slices": SLICES,

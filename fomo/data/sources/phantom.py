@@ -6,12 +6,13 @@ from dataclasses import replace
 from ...config import UserError, as_user_error
 from ..phantoms import heads
 from . import table
-from .sessions import fomo1, fomo2, fomo3
+from .sessions import FOMO1, FOMO2, FOMO3, FOMO4, FOMO5
 from .source import VOLUME_LABELS, Source
 
 _COLUMNS = dict(id_column="id", subject_column="PatientID", mask_column="mask", fold_column="fold")  # of its table
-# which data set has labels of a kind, and its layout
-_LAYOUTS = {"class": (1, fomo1), "mask": (2, fomo2), "number": (3, fomo3), "nothing": (1, fomo1)}
+_SOURCES = {1: FOMO1, 2: FOMO2, 3: FOMO3, 4: FOMO4, 5: FOMO5}  # that read the data set of a task
+# the tasks that have labels of a kind; the first is that of data.phantom_layout=fomo
+_TASKS = {"class": (1, 5), "mask": (2, 4), "number": (3,), "nothing": (1, 2, 3, 4, 5)}
 
 
 def list_phantom(data, wanted, labels, log=None):
@@ -19,18 +20,30 @@ def list_phantom(data, wanted, labels, log=None):
     root = data.root or (data.cache and os.path.join(data.cache, "phantom"))
     if root is None:
         raise UserError("data.root: got none, wanted the folder in which the phantom data set is generated")
-    kind = "nothing" if wanted.pretraining else wanted.kind
-    number, layout = ("table", None) if data.phantom_layout == "table" else _LAYOUTS.get(kind, (None, None))
-    if number is None:
-        raise UserError(f"data.phantom_layout: got {data.phantom_layout}, wanted table: no other has {kind}")
-    name = ("heads" if layout is None else f"task{number}") + ("_pretraining" if wanted.pretraining else "")
+    layout = data.phantom_layout
+    number, edition = ("table", 25) if layout == "table" else _task(layout, wanted)
+    name = "heads" if number == "table" else f"task{number}" if edition == 25 else layout
+    name += "_pretraining" if wanted.pretraining else ""
     folder = os.path.join(root, f"{name}_{data.phantom_cases}x{data.phantom_size}_v{heads.VERSION}")
     if not os.path.isdir(folder):
         with as_user_error(f"data.root: cannot make {folder}"):
-            heads.make(folder, number, data.phantom_cases, data.phantom_size, seed=int(wanted.pretraining))
-    if layout is None:
+            sizes = data.phantom_cases, data.phantom_size
+            heads.make(folder, number, *sizes, seed=int(wanted.pretraining), edition=edition)
+    if number == "table":
         return table.list_table(replace(data, csv=os.path.join(folder, "table.csv"), **_COLUMNS), wanted, labels)
-    return layout(replace(data, root=folder), wanted, labels)
+    return _SOURCES[number].list(replace(data, root=folder), wanted, labels)
+
+
+def _task(layout, wanted):
+    """(number of the challenge's task, its edition) of a data.phantom_layout that has what is wanted."""
+    kind = "nothing" if wanted.pretraining else wanted.kind
+    fit = _TASKS.get(kind, ())
+    if layout == "fomo" and fit:
+        return fit[0], 25
+    if layout in (names := [f"fomo26_task{number}" for number in fit]):
+        return fit[names.index(layout)], 26
+    others = " or ".join([*names, "table"]) if layout != "fomo" else "table"
+    raise UserError(f"data.phantom_layout: got {layout}, wanted {others}: no other has a {kind} to learn")
 
 
 PHANTOM = Source(

@@ -1,12 +1,15 @@
-"""The layouts of the FOMO challenge: a folder per subject and session. The paths stand in `sources/__init__.py`.
+"""The layouts of the FOMO challenge, both editions: a folder per subject and session. The paths: `sources/__init__.py`.
 
-Where a root has both the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does. It
-must have all sessions of the raw one. Arrays are only counted, as their names need not be the sessions'.
+The root holds them, or the one folder in it that does, as the archives unpack to Task_1/Task_1. Where a root has both
+the derived folder and the raw `preprocessed`, the derived one is taken, as the baseline does. It must have all sessions
+of the raw one. Arrays are only counted, as their names need not be the sessions'.
 """
 
+import collections
 import functools
 import os
 import re
+from dataclasses import replace
 
 from ...config import UserError
 from ..cases import Case, Volume, foreground_mm3, stated_number
@@ -16,17 +19,16 @@ from .subjects import warn_of_beginnings
 
 _SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII | re.IGNORECASE)
 _MASKS = ("labels_masked/{}/seg_masked.nii.gz", "labels/{}/seg.nii.gz")  # {}: SUB/SES
+_RAW = ("preprocessed", "")  # a folder of scans, and what their names begin with
+LABELS = ("label.txt", "labels.txt")  # of the first and the second edition
+_SHOWN = 5  # folders that an error names
 _ELSEWHERE = "another data.source: this layout has none"
 
 
 def _sessions(data, wanted, labels, log=None, *, folders, masks):
     """Cases of the layout FOLDER/SUB/SES/PREFIX + channel + .nii.gz, in the first (FOLDER, PREFIX) that exists."""
     found = [(os.path.join(data.root, name), prefix) for name, prefix in folders]
-    found = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
-    if not found:
-        names = " or ".join(name for name, _ in folders)
-        raise UserError(f"{data.root}: no cases found, wanted a folder {names} in it (layouts: configs/README.md)")
-    (base, prefix), *others = found
+    (base, prefix), *others = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
     chosen = _sessions_below(base)
     _check_complete(base, chosen, [folder for folder, _ in others])
     cases = []
@@ -38,11 +40,43 @@ def _sessions(data, wanted, labels, log=None, *, folders, masks):
         if labels and not wanted.pretraining:
             paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
             mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
-            texts = [f"labels/{subject}/{session}/label.txt", f"labels/{subject}/label.txt"]
+            texts = [os.path.join(data.root, text) for text in _label_files(subject, session)]
             size = _size(wanted.kind, name, mask)
-            target = _target(wanted.kind, name, mask, size, paths, [os.path.join(data.root, text) for text in texts])
+            target = _target(wanted.kind, name, mask, size, paths, texts)
         cases.append(Case(name, subject, images, mask, target, foreground_mm3=size))
     return cases
+
+
+def root_of(root, folders):
+    """The folder that holds one of the `folders`, by name: `root`, or the only one in it that does.
+
+    Raises UserError, which says what is there, where none does, or several: also Task_1 beside Task_1/Task_1.
+    """
+
+    def holds(place):
+        return any(os.path.isdir(os.path.join(place, name)) for name in folders)
+
+    inside = [os.path.join(root, name) for name in _folders(root)]
+    own_name = os.path.basename(os.path.abspath(root))
+    doubled = [place for place in inside if os.path.basename(place) == own_name]
+    found = [place for place in ((root, *doubled) if holds(root) else inside) if holds(place)]
+    names = " or ".join(folders)
+    if len(found) > 1:
+        both = " and in ".join(found[:_SHOWN])
+        raise UserError(f"data.root: got a folder {names} in {both}, wanted one: name it, or move the others away")
+    if not found:
+        deeper = [os.path.join(place, name) for place in inside for name in _folders(place)]
+        below = [place for place in deeper if holds(place)]
+        there = ", ".join(_folders(root)[:_SHOWN]) or "no folders"
+        hint = f"; there is one in {below[0]}: give that as data.root" if below else ""
+        wanted = f"wanted a folder {names} in it, or in the one folder that it holds (layouts: configs/README.md)"
+        raise UserError(f"{root}: no cases found, got {there}, {wanted}{hint}")
+    return found[0]
+
+
+def _label_files(subject, session):
+    """Where a stated label may be, below the root."""
+    return [f"labels/{place}/{name}" for place in (f"{subject}/{session}", subject) for name in LABELS]
 
 
 def _check_complete(base, chosen, others):
@@ -112,15 +146,13 @@ def _refuse_lookalikes(folder, beginnings, case):
             raise UserError(f"case {case}: got {os.path.join(folder, entry)}, wanted {wanted}, or no such file")
 
 
-fomo1 = functools.partial(_sessions, folders=(("skull_stripped", "ss_"), ("preprocessed", "")), masks=_MASKS)
-fomo3 = functools.partial(_sessions, folders=(("preprocessed_2", "ss_"), ("preprocessed", "")), masks=())
-
-
-def fomo2(data, wanted, labels, log=None):
-    folder = os.path.join(data.root, "preprocessed_2")
+def _arrays_or_sessions(data, wanted, labels, log=None, *, folders, masks):
+    """As `_sessions`, whose first folder may hold arrays of all channels and the mask instead."""
+    (arrays, _), *others = folders
+    folder = os.path.join(data.root, arrays)
     if os.path.isdir(folder):
         return _arrays(data, wanted, labels, folder)
-    return _sessions(data, wanted, labels, folders=(("preprocessed", ""),), masks=_MASKS[1:])
+    return _sessions(data, wanted, labels, folders=others, masks=masks)
 
 
 def _size(kind, case, mask):
@@ -137,7 +169,11 @@ def _target(kind, case, mask, size, masks, texts):
         if mask is None:
             raise UserError(f"case {case}: no mask, wanted {' or '.join(masks) or _ELSEWHERE}")
         return float(size > 0)
-    values = [(stated_number(path, case), path) for path in texts if os.path.exists(path)]
+    there = [path for path in texts if os.path.exists(path)]
+    for path, other in zip(there, there[1:]):
+        if os.path.dirname(path) == os.path.dirname(other):
+            raise UserError(f"case {case}: got both {path} and {other}, wanted one of them")
+    values = [(stated_number(path, case), path) for path in there]
     if kind == "class":
         for value, path in values:
             if value not in (0, 1):
@@ -152,6 +188,23 @@ def _target(kind, case, mask, size, masks, texts):
         if value != first:
             raise UserError(f"case {case}: {place} says {first:g} and {path} says {value:g}; correct one")
     return first
+
+
+def _found(data, cases):
+    """{key: value} for the log: how many files there are of each name, of scans and of labels."""
+    images = collections.Counter(
+        os.path.basename(image.path).removesuffix(".gz").removesuffix(".nii")
+        for case in cases
+        for image in case.files
+        if image.index is None
+    )
+    places = [os.path.join("labels", *case.files[0].path.split(os.sep)[-3:-1]) for case in cases]
+    places = dict.fromkeys(place for found in places for place in (found, os.path.dirname(found)))
+    paths = [(name, os.path.join(data.root, place, name)) for place in places for name in LABELS]
+    labels = collections.Counter(name for name, path in paths if os.path.exists(path))
+    masks = collections.Counter(os.path.basename(case.mask.path) for case in cases if case.mask is not None)
+    counted = {"files": images, "labels": labels + masks}
+    return {key: [f"{name}:{count}" for name, count in found.items()] for key, found in counted.items() if found}
 
 
 def _warn(data, cases, log):
@@ -177,12 +230,26 @@ def _warn_fomo2(data, cases, log):
     warn_of_beginnings(cases, log)
 
 
-def _declared(name, function, warn=_warn, **more):
-    gives = ("class", "number", "mask", "nothing")
-    needs = ("data.root",), f"the folder of the {name} data set, for example data.root=/data/{name}"
-    return Source(list=function, gives=gives, needs=needs, geometry=True, warn=warn, **more)
+def _declared(name, folders, masks, function=_sessions, warn=_warn, **more):
+    """The Source of a layout. `function` lists it, `warn` and `_found` look at it, from the folder that holds it on."""
+    listed, names = functools.partial(function, folders=folders, masks=masks), [folder for folder, _ in folders]
+
+    def below(data):
+        return replace(data, root=root_of(data.root, names))
+
+    return Source(
+        list=lambda data, *arguments: listed(below(data), *arguments),
+        gives=("class", "number", "mask", "nothing"),
+        needs=(("data.root",), f"the folder of the {name} data set, for example data.root=/data/{name}"),
+        geometry=True,
+        warn=lambda data, *arguments: warn(below(data), *arguments),
+        found=lambda data, cases: _found(below(data), cases),
+        **more,
+    )
 
 
-FOMO1 = _declared("fomo1", fomo1)
-FOMO2 = _declared("fomo2", fomo2, _warn_fomo2)
-FOMO3 = _declared("fomo3", fomo3, number=("age", "years"))
+FOMO1 = _declared("fomo1", (("skull_stripped", "ss_"), _RAW), _MASKS)
+FOMO2 = _declared("fomo2", (("preprocessed_2", ""), _RAW), _MASKS[1:], _arrays_or_sessions, _warn_fomo2)
+FOMO3 = _declared("fomo3", (("preprocessed_2", "ss_"), _RAW), (), number=("age", "years"))
+FOMO4 = _declared("fomo4", (_RAW,), _MASKS[1:])
+FOMO5 = _declared("fomo5", (_RAW,), _MASKS[1:])

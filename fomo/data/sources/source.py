@@ -33,6 +33,7 @@ class Source:
     number: name and unit of the number that it gives as a target; "" for a unit that it does not know.
     check: function (config, refuse) with further rules; refuse(key, got, wanted) raises.
     warn: function (data, cases, log) that warns of what may be wrong and is no error.
+    found: function (data, cases) that returns {key: value} of what lies there, for the log's line of the cases.
     meaning: {key: value} of what decides how an image of it is to be understood.
     record: what a network must know of it for prediction, stored with the checkpoint.
     prepare: function (cases, data, wanted, log, workers) that returns the Prepared cases, see `sources.prepare`.
@@ -51,12 +52,13 @@ class Source:
     number: tuple[str, str] = ("value", "")
     check: Callable = lambda config, refuse: None
     warn: Callable = lambda data, cases, log: None
+    found: Callable = lambda data, cases: {}
     meaning: Callable = lambda data: {f"data.{name}": getattr(data, name) for name in _MEANING}
     record: Callable = lambda data: {}
     prepare: Callable = cache.prepare
 
     def __post_init__(self):
-        for name in ("list", "columns", "check", "warn", "meaning", "record", "prepare"):
+        for name in ("list", "columns", "check", "warn", "found", "meaning", "record", "prepare"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted a function")
         if not isinstance(self.gives, tuple) or not self.gives or not set(self.gives) <= set(VOLUME_LABELS):

@@ -2,7 +2,8 @@
 
 A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without
 a suffix), which the root may be itself. Suffixes may be in capitals. Names that begin with a dot are left out, and so
-are paths below the root that `data.pattern` does not match, such as masks. Links to folders are followed.
+are paths below the root that `data.pattern` does not match, such as masks, or that `data.where` does not choose, see
+`selection`. Links to folders are followed.
 
 The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the list's folder. Blank
 lines and lines that begin with # are left out.
@@ -24,11 +25,13 @@ from ...runtime import lazy
 from .. import spreadsheet
 from ..cases import ID_BYTES, Case, Volume, looks_at_files
 from ..dicom import is_dicom
+from . import selection
 from .source import Source
 
 nifti = lazy.Module("...space.nifti", __package__)
 
 _SUFFIX = re.compile(r"\.(nii|nii\.gz|npy)\Z", re.IGNORECASE)
+_SHOWN = 8  # sequences that the log names
 _DICOM = (".dcm", ".ima")
 _SUBJECT_FOLDER = re.compile(r"sub[-_][0-9A-Za-z]+", re.ASCII)
 _SUBJECT_FILE = re.compile(r"(sub[-_][0-9A-Za-z]+)_", re.ASCII)
@@ -42,6 +45,12 @@ def list_volumes(data, wanted=None, labels=True, log=None):
     if scans and not matching:
         unmatched = f"which none of the {len(scans)} scans match, as {scans[0][0]}"
         raise UserError(f"data.pattern: got {data.pattern}, {unmatched}")
+    if data.where is not None:
+        place = data.root or os.path.dirname(os.path.abspath(data.csv))
+        taken = selection.chosen(data.where, place, [name for name, _ in matching], log)
+        if matching and not any(taken):
+            raise UserError(f"data.where: got {data.where}, which none of the {len(matching)} scans in {place} fits")
+        matching = [scan for scan, wished in zip(matching, taken) if wished]
     ids = _ids([name for name, _ in matching])
     return [Case(id, _subject(name), (Volume(path),)) for id, (name, path) in zip(ids, matching)]
 
@@ -134,12 +143,28 @@ def _subject(relative):
     return folders[0] if folders else _SUFFIX.sub("", name)
 
 
+def _check(config, refuse):
+    where = config.data.where
+    try:
+        selection.parse("a=b" if where is None else where)
+    except ValueError:
+        refuse("data.where", where, selection.GRAMMAR)
+
+
+def _found(data, cases):
+    """How many scans there are of each sequence, by their names, of the most frequent ones."""
+    counts = collections.Counter(selection.modality(case.images[0].path) for case in cases)
+    return {"sequences": [f"{name}:{count}" for name, count in counts.most_common(_SHOWN)]} if data.where else {}
+
+
 VOLUMES = Source(
     list=list_volumes,
     gives=("nothing",),
     needs=(("data.root", "data.csv"), "the folder of the scans, or their list as data.csv"),
     geometry=True,
-    keys=("data.pattern",),
+    keys=("data.pattern", "data.where"),
     reads_csv=True,
     one_channel=True,
+    check=_check,
+    found=_found,
 )
