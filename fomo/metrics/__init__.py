@@ -1,9 +1,9 @@
 """Metrics and intervals for segmentation, classification and regression. Needs numpy and scipy only.
 
 Each file has one topic: overlap, surface and lesions (masks), ranking, classification and calibration (labels),
-regression, intervals and comparison (statistics), summary (values with NaN and inf), probe (frozen features). Arrays go
-in, plain numbers come out; the reference comes before the prediction. An undefined metric is NaN. Bad input raises
-ValueError, which names the argument, what was got and what was wanted.
+regression, intervals and comparison (statistics), summary (values with NaN and inf), probe and heads (frozen features),
+fairness (groups of subjects). Arrays go in, plain numbers come out; the reference comes before the prediction. An
+undefined metric is NaN. Bad input raises ValueError, which names the argument, what was got and what was wanted.
 """
 
 from .calibration import brier, ece, fit_logistic, log_loss
