@@ -106,7 +106,7 @@ def test_a_teacher_of_dino_is_found(tmp_path):
     found = checkpoint.recognise(tmp_path / "dino.pt")
     assert (found.name, found.width, found.family) == ("suprem_unet3d", 4, "dino")
     path, prepared = scan(tmp_path, shape=(16, 16, 16)), ["data.spacing_mm=none", "data.crop=false"]
-    with pytest.raises(UserError, match="family dino.*wanted data.normalize=..."):
+    with pytest.raises(UserError, match="how its scans were prepared, wanted data.normalize=..."):
         embed(tmp_path / "dino.pt", path, overrides=prepared)
     vector = embed(tmp_path / "dino.pt", path, overrides=[*prepared, "data.normalize=zscore"])
     values = np.asarray(nibabel.load(path).dataobj, np.float32)

@@ -8,6 +8,7 @@ an instance norm has other statistics in a window. Nothing is written but the re
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -88,27 +89,66 @@ class _Reader(torch.nn.Module):
         return self.features(self.network.maps(x))
 
 
-def load_embedder(path, device, features="bottleneck", window=None, part=None, overrides=()):
-    """The Embedder of a checkpoint: of this project (pretrained or fine-tuned), or of others, see `checkpoint`.
+class Origin(NamedTuple):
+    """What a checkpoint says of its network and of how its scans were prepared; `prepared`: as far as it is known."""
 
-    features: a name of FEATURES. window: (x, y, z) of overlapping windows whose vectors are averaged; None: one pass.
-    overrides: texts `data.KEY=VALUE` that prepare scans otherwise. A network of several channels sees the scan in each
-    of them. UserError for a file of no 3D network, and for a foreign one whose preparation is unknown.
+    name: str
+    width: int | None
+    skip_pooling: str
+    prepared: dict  # {key of the config's section data: value}
+
+    def options(self):
+        """Options of `nets.build`."""
+        pooling = {"skip_pooling": self.skip_pooling}
+        return {"width": self.width, **(pooling if "skip_pooling" in nets.NETWORKS[self.name].options else {})}
+
+
+def origin(path, part=None):
+    """The Origin of a checkpoint of this project (pretrained or fine-tuned), or of others, see `checkpoint`.
+
+    The network is the one of its encoder that can have an output per case. UserError where there is none of volumes.
     """
-    given = _given(overrides)
     content = checkpoint.read(path)
     if isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict):
-        name, options, data = _own(content, path)
-    else:
-        name, options, data = _foreign(path, part, given)
-    data = config.overridden(Config(data=data), overrides).data
-    network, holds = nets.build(name, 1, 1, mode="classification", **options), nets.NETWORKS[name]
-    report = checkpoint.load_weights(network, path, part=part)
-    if window is not None and (wanted := holds.patch_problem(name, tuple(window))):
+        own = kinds.from_dict(content["config"], path)
+        name = _with_output(own.model.name)
+        if name is None:
+            raise UserError(f"{path}: got model.name={own.model.name}, wanted a network of volumes")
+        prepared = {key: getattr(own.data, key) for key in _KEYS}
+        return Origin(name, own.model.width, own.model.skip_pooling, prepared)
+    found = checkpoint.recognise(path, part)
+    pooling = "maximum" if found.family == "fomo26" and found.classifies else "average"
+    return Origin(found.name, found.width, pooling, _PREPARED.get(found.family, {}))
+
+
+def load_embedder(path, device, features="bottleneck", window=None, part=None, overrides=(), random_seed=None):
+    """The Embedder of a checkpoint, see `origin`.
+
+    features: a name of FEATURES. window: (x, y, z) of overlapping windows whose vectors are averaged; None: one pass.
+    overrides: texts `data.KEY=VALUE` that prepare scans otherwise. random_seed: instead of the weights, random ones.
+    A network of several channels sees the scan in each of them. UserError also where it is unknown how scans are
+    prepared.
+    """
+    given, found = _given(overrides), origin(path, part)
+    lacking = [f"data.{name}" for name in _KEYS[:3] if name not in found.prepared and f"data.{name}" not in given]
+    if lacking:
+        got = "got a file which does not say how its scans were prepared"
+        raise UserError(f"{path}: {got}, wanted {' '.join(f'{key}=...' for key in lacking)} behind the other arguments")
+    prepared = dataclasses.replace(Data(), source="volumes", channels=(CHANNEL,), **found.prepared)
+    data, holds = config.overridden(Config(data=prepared), overrides).data, nets.NETWORKS[found.name]
+    if window is not None and (wanted := holds.patch_problem(found.name, tuple(window))):
         raise UserError(f"--window: got {' '.join(map(str, window))}, wanted {wanted}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed or 0)
+        network = nets.build(found.name, 1, 1, mode="classification", **found.options())
+    if random_seed is None:
+        report, sha256 = checkpoint.load_weights(network, path, part=part), files.sha256(path)
+    else:
+        everything = tuple(network.state_dict())
+        report, sha256 = checkpoint.LoadReport((), everything, (), (), (), "random", ""), f"random {random_seed}"
     optimization.lay_out(network.eval(), device)
     window = None if window is None else tuple(window)
-    return Embedder(path, files.sha256(path), network, holds, features, data, device, window, report)
+    return Embedder(path, sha256, network, holds, features, data, device, window, report)
 
 
 def _given(overrides):
@@ -118,28 +158,6 @@ def _given(overrides):
     if wrong := next((key for key in keys if key not in allowed), None):
         raise UserError(f"got {wrong}, wanted one of {', '.join(allowed)}: an embedding reads no other key")
     return set(keys)
-
-
-def _own(content, path):
-    """(name of the network, its options, how scans are prepared) of a checkpoint of this project."""
-    own = kinds.from_dict(content["config"], path)
-    name = _with_output(own.model.name)
-    if name is None:
-        raise UserError(f"{path}: got model.name={own.model.name}, wanted a network of volumes")
-    prepared = {key: getattr(own.data, key) for key in _KEYS}
-    return name, {"width": own.model.width, **_pooling(name, own.model.skip_pooling)}, _data(prepared)
-
-
-def _foreign(path, part, given):
-    """The same of another project's; given: keys that the command line sets."""
-    found = checkpoint.recognise(path, part)
-    prepared = _PREPARED.get(found.family, {})
-    lacking = [f"data.{name}" for name in _KEYS[:3] if name not in prepared and f"data.{name}" not in given]
-    if lacking:
-        got = f"got a file of the family {found.family}, which does not say how its scans were prepared"
-        raise UserError(f"{path}: {got}, wanted {' '.join(f'{key}=...' for key in lacking)} behind the other arguments")
-    pooling = "maximum" if found.family == "fomo26" and found.classifies else "average"
-    return found.name, {"width": found.width, **_pooling(found.name, pooling)}, _data(prepared)
 
 
 def _with_output(name):
@@ -152,14 +170,6 @@ def _with_output(name):
 
 def _width(name):
     return nets.NETWORKS[name].arguments.get("width")
-
-
-def _pooling(name, pooling):
-    return {"skip_pooling": pooling} if "skip_pooling" in nets.NETWORKS[name].options else {}
-
-
-def _data(prepared):
-    return dataclasses.replace(Data(), source="volumes", channels=(CHANNEL,), **prepared)
 
 
 def embed_to_file(embedder, path, output, log):
