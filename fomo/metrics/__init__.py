@@ -8,7 +8,7 @@ undefined metric is NaN. Bad input raises ValueError, which names the argument, 
 
 from .calibration import brier, ece, fit_logistic, log_loss
 from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
-from .comparison import delong_test, paired_permutation
+from .comparison import delong_test, paired_permutation, paired_swap
 from .intervals import Interval, bootstrap_ci, t_interval
 from .overlap import dice
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve

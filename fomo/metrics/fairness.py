@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import checks, ranking
-from .intervals import weighted
+from .intervals import evaluator
 
 
 def macro_f1(labels, scores):
@@ -94,7 +94,7 @@ class ByGroup:
         labels, scores = np.asarray(labels), np.asarray(scores)
         extremes = self.extremes(labels, scores)
         parts = [
-            (("group", variable, name), of, weighted(self.metric, labels[of], scores[of]))
+            (("group", variable, name), of, evaluator(self.metric, (labels[of], scores[of])))
             for variable in self.groups
             for name, of in self.groups[variable].members().items()
         ]
@@ -121,7 +121,7 @@ def permutation(metric, groups, labels, scores, subjects, resamples=1000, seed=0
     labels, scores = np.asarray(labels), np.asarray(scores)
     names, first, subject = np.unique(subjects, return_index=True, return_inverse=True)
     of_class, found = labels[first].argmax(1), {}
-    evaluate = weighted(metric, labels, scores)
+    evaluate = evaluator(metric, (labels, scores))
     for place, (variable, of_variable) in enumerate(groups.items()):
         own = of_variable.codes[first]
         strata = [np.flatnonzero((own >= 0) & (of_class == k)) for k in np.unique(of_class)]

@@ -35,7 +35,7 @@ def test_weights_are_how_often_a_case_is_there():
     weights = rng.integers(0, 4, (5, 60)).astype(float)
     again = [np.repeat(np.arange(60), row.astype(int)) for row in weights]
     for metric in fairness.METRICS.values():
-        found = metrics.intervals.weighted(metric, labels, scores)(weights)
+        found = metrics.intervals.evaluator(metric, (labels, scores))(weights)
         np.testing.assert_allclose(found, [metric(labels[index], scores[index]) for index in again])
 
 

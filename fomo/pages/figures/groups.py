@@ -8,16 +8,18 @@ from .panel import BLUE, DARK, GREY, plot
 
 @plot
 def by_group(axes, names, values, lows, highs, overall, label):
-    """A mark with its interval for each group, from top to bottom, and a line where all subjects together are."""
+    """A mark with its interval for each group, from top to bottom, and a line where all together are (None: none)."""
     at = np.arange(len(names))[::-1]
     axes.figure.set_figheight(max(1.6, 0.9 + 0.24 * len(names)))
-    axes.axvline(overall, linestyle="--", color=GREY, linewidth=1, label=f"all, {number(overall, 3)}")
+    if overall is not None:
+        axes.axvline(overall, linestyle="--", color=GREY, linewidth=1, label=f"all, {number(overall, 3)}")
     axes.hlines(at, lows, highs, color=BLUE, linewidth=2)
     axes.plot(values, at, "o", color=BLUE, markersize=5)
     axes.set(xlabel=label, ylim=(-0.6, len(names) - 0.4))
     axes.set_yticks(at, names)
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="best")
+    if overall is not None:
+        axes.legend(loc="best")
     return f"{label} by group: " + ", ".join(f"{name} {number(value, 3)}" for name, value in zip(names, values))
 
 
