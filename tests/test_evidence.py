@@ -182,10 +182,10 @@ def test_auto_without_masks_learns_the_labels(layout, tmp_path):
 
     bare = tmp_path / "bare"
     shutil.copytree(layout, bare, ignore=shutil.ignore_patterns("seg.nii.gz"))
-    config = config_of(bare, tmp_path, model={"deep_supervision": True})
+    config = config_of(bare, tmp_path)
     settled, said = kinds.settle(config)
     assert settled.task.evidence == "none" and said["data"]["with_mask"] == 0 and said["data"]["positives"] == 8
-    assert not settled.model.deep_supervision and tasks.build(settled).mode == "classification"
+    assert tasks.build(settled).mode == "classification"
     assert kinds.settle(settled) == (settled, {})
     done = run_command("cv.py", tmp_path / "config.yaml", "--dry-run")
     assert done.returncode == 0 and "evidence=none" in done.stdout and "labels only" in done.stdout

@@ -39,7 +39,7 @@ def started(config, type="regression"):
 
 def test_a_regression_starts_at_the_answer_of_a_linear_fit(tiny_config):
     task, network, cases, [(event, values)] = started(tiny_config("regression"))
-    assert event == "head" and values["cases"] == 10 and values["features"] == 2 * 6 * 31
+    assert event == "head" and values["cases"] == 10 and values["features"] == 2 * (6 * 31 + 10)
     targets = np.array([case.target for case in cases[:10]])
     rows = evaluate(task.config, task, network, cases[:10]).rows
     found = np.array([row["prediction"] for row in sorted(rows, key=lambda row: row["id"])])
@@ -76,7 +76,7 @@ def test_a_run_that_continues_does_not_fit_again_and_a_known_head_is_kept(tiny_c
     fold = RunFolder(str(folder)).fold(1)
     first = checkpoint.load(fold.best)["model"]
     assert set(first) >= {"decoder.mean", "decoder.deviation", "decoder.share", "decoder.fc.weight"}
-    assert first["decoder.deviation"].min() > 0 and not torch.equal(first["decoder.mean"], torch.zeros(372))
+    assert first["decoder.deviation"].min() > 0 and not torch.equal(first["decoder.mean"], torch.zeros(392))
     again = tiny_config("regression", name="again", weights={"path": fold.best}, **sections)
     crossval.run(kinds.load(again))
     folder = tmp_path / "runs" / "again"
@@ -158,8 +158,9 @@ def test_the_probe_of_all_stages_is_what_fine_tuning_starts_at(tiny_config, tmp_
     tool("probe_stages", path, *overrides)
     lines = [line for line in capsys.readouterr().out.splitlines() if " probe " in line]
     fields = [dict(part.split("=") for part in re.findall(r'\w+=(?:"[^"]*"|\S+)', line)) for line in lines]
-    assert [one["start"] for one in fields] == ["random"] * 26 + ["weights"] * 26, "all, 5 stages, 4 statistics of each"
-    assert all(one["features"] == str(2 * 2 * 2**depth * 6) for depth, one in enumerate(fields[1:6]))
+    assert [one["start"] for one in fields] == ["random"] * 37 + ["weights"] * 37, "all, 6 depths, 10 and 5 x 4"
+    assert fields[1]["features"] == str(2 * 10)
+    assert all(one["features"] == str(2 * 2 * 2**stage * 6) for stage, one in enumerate(fields[2:7]))
     config = kinds.settle(kinds.load(path, overrides))[0]
     cases = sources.prepare(sources.list_cases(config.data, tasks.wanted(config)), config.data, tasks.wanted(config))
     task, lines = tasks.build(config), []

@@ -50,7 +50,7 @@ def _probes(config, task, network, cases):
     depths, of_kinds = np.array(head.depths), np.array(head.kinds)
     chosen = [("all", "all", np.full(len(depths), True))]
     chosen += [(depth, "all", depths == depth) for depth in np.unique(depths)]
-    chosen += [(d, kind, (depths == d) & (of_kinds == kind)) for d in np.unique(depths) for kind in np.unique(of_kinds)]
+    chosen += [(d, kind, (depths == d) & (of_kinds == kind)) for d, kind in dict.fromkeys(zip(head.depths, head.kinds))]
     for stage, statistic, which in chosen:
         own = np.unique(np.array(head.groups)[which], return_inverse=True)[1]
         try:

@@ -2,11 +2,12 @@
 
 linear      the bottleneck's mean over all voxels, and a linear layer: the head of the FOMO baselines
 mlp         the same with one hidden layer
-multistage  statistics of every stage, and a linear layer. An instance norm gives each channel of each volume the mean 0
-            and the deviation 1, and so takes away how bright, wide or rough the volume is. Therefore mean and logarithm
-            of the deviation are read in front of the norms; mean and generalised mean are read behind the activations.
-            These numbers differ little between brains: they are standardised by the training cases, before training,
-            by a linear fit that also gives the layer its first weights (`adopt`).
+multistage  statistics of the input and of every stage, and a linear layer. An instance norm gives each channel of each
+            volume the mean 0 and the deviation 1, and so takes away how bright, wide or rough the volume is. Therefore
+            mean and logarithm of the deviation are read in front of the norms; mean and generalised mean are read
+            behind the activations. Of the input the darkest and brightest parts are read: a small lesion is lost in
+            any mean. These numbers differ little between brains: they are standardised by the training cases, before
+            training, by a linear fit that also gives the layer its first weights (`adopt`).
 
 Needs torch only.
 """
@@ -17,6 +18,8 @@ from torch import nn
 from . import checks
 
 _POWER = 3  # of the generalised mean: between the mean (1) and the maximum
+_TAILS = (0.001, 0.005, 0.02, 0.1)  # shares of the head whose mean is read: of 1.4 litres, .1% is a ball 14 mm wide
+_FAINT = 0.1  # of a channel's range: where all channels are darker, there is air
 BOUND = 4.0  # standard deviations beyond which a statistic counts no more
 
 
@@ -48,15 +51,40 @@ def multistage(maps):
     return torch.cat([nn.functional.layer_norm(found := means(x)[1], found.shape[1:]) for x in maps[1:]], dim=1)
 
 
+def intensities(x):
+    """(10, B, C) float32: mean, logarithm of the deviation, and for each of _TAILS the darkest and the brightest part.
+
+    x: (B, C, X, Y, Z), averaged over cubes of 2 voxels first. Air does not count, nor does the skin of the head, where
+    air and tissue mix: a voxel counts where some channel, there and all around, is brighter than the faintest.
+    """
+    x = nn.functional.avg_pool3d(x.float(), 2)
+    low, high = x.amin(dim=(2, 3, 4), keepdim=True), x.amax(dim=(2, 3, 4), keepdim=True)
+    inside = (x - low > _FAINT * (high - low)).any(1, keepdim=True).float()
+    core = -nn.functional.max_pool3d(-inside, 3, stride=1, padding=1)
+    inside = torch.where(core.sum(dim=(2, 3, 4), keepdim=True) > 0, core, torch.ones_like(core)).flatten(2)
+    count, planes = inside.sum(2, keepdim=True), x.flatten(2)
+    mean = (planes * inside).sum(2, keepdim=True) / count
+    square = ((planes - mean).square() * inside).sum(2) / count[..., 0]
+    found = [mean[..., 0], 0.5 * torch.log(square + 1e-6)]
+    ordered = planes.masked_fill(inside == 0, torch.inf).sort(2).values.nan_to_num(posinf=0.0)  # those outside last
+    rank = torch.arange(ordered.shape[2], device=x.device)
+    for share in _TAILS:
+        size = (share * count).clamp(min=1)
+        for before in (rank, count - 1 - rank):  # how many voxels are darker, or brighter
+            weight = (size - before).clamp(0, 1) * (before >= 0)
+            found.append((ordered * weight).sum(2) / size[..., 0])
+    return torch.stack(found)
+
+
 class ImageHead(nn.Module):
     """Features of an encoder -> outputs (B, out_channels).
 
-    stages: of each stage, finest first, the channels of what is read: (of the convolutions in front of a norm, of the
-        stage's own map).
+    in_channels: of the input. stages: of each stage, finest first, the channels of what is read: (of the convolutions
+        in front of a norm, of the stage's own map).
     copies: how many channels of a case went through the encoder one by one; their features stand side by side.
     """
 
-    def __init__(self, kind, stages, out_channels, copies=1, dropout=0.0):
+    def __init__(self, kind, in_channels, stages, out_channels, copies=1, dropout=0.0):
         super().__init__()
         checks.choice("head", kind, checks.HEADS)
         self.kind, self.copies, self.reads_moments = kind, copies, kind == "multistage"
@@ -65,7 +93,7 @@ class ImageHead(nn.Module):
         if kind == "mlp":
             self.hidden = nn.Linear(width, width)
         if kind == "multistage":
-            self.groups, self.depths, self.kinds = _layout(stages, copies)
+            self.groups, self.depths, self.kinds = _layout(in_channels, stages, copies)
             width = len(self.groups)
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("deviation", torch.ones(width))
@@ -77,24 +105,26 @@ class ImageHead(nn.Module):
         layers = tuple(f"{name}.{layer}" for layer in ("hidden", "fc") if hasattr(self, layer))
         return layers, (*layers, *(f"{name}.{buffer}" for buffer, _ in self.named_buffers()))
 
-    def forward(self, maps, before_norm):
-        return self.fc(self.dropout(self.features(maps, before_norm)))
+    def forward(self, x, maps, before_norm):
+        return self.fc(self.dropout(self.features(x, maps, before_norm)))
 
-    def features(self, maps, before_norm):
+    def features(self, x, maps, before_norm):
         """(B, F), the input of the linear layer; see `statistics`."""
         if self.kind == "multistage":
-            z = (self.statistics(maps, before_norm) - self.mean) / self.deviation
+            z = (self.statistics(x, maps, before_norm) - self.mean) / self.deviation
             return BOUND * torch.tanh(z / BOUND) * self.share
         pooled = self._side_by_side(bottleneck(maps))
         return nn.functional.gelu(self.hidden(pooled)) if self.kind == "mlp" else pooled
 
-    def statistics(self, maps, before_norm):
+    def statistics(self, x, maps, before_norm):
         """(B, F) float32: what `features` standardises.
 
-        maps: of the stages, finest first. before_norm: of each stage a list of `moments`.
+        x: the input (B, in_channels, X, Y, Z). maps: of the stages, finest first. before_norm: of each stage a list
+            of `moments`.
         """
         found = [value for stage in zip(before_norm, maps, strict=True) for value in (*stage[0], means(stage[1]))]
-        return self._side_by_side(torch.cat([pair.transpose(0, 1).flatten(1) for pair in found], dim=1))
+        deep = torch.cat([pair.transpose(0, 1).flatten(1) for pair in found], dim=1)
+        return torch.cat([intensities(x).transpose(0, 1).flatten(1), self._side_by_side(deep)], dim=1)
 
     def _side_by_side(self, features):
         return features.unflatten(0, (-1, self.copies)).flatten(1)
@@ -130,9 +160,9 @@ class WithImageHead:
         return self.encoder(x)
 
     def _read(self, x):
-        """(maps of the stages, of each the `moments` in front of its norms if the head reads them)."""
+        """(x, maps of the stages, of each the `moments` in front of its norms if the head reads them)."""
         found = [] if self.decoder.reads_moments else None
-        return self.encoder(x, found), found
+        return x, self.encoder(x, found), found
 
 
 def scaled_alike(models, head):
@@ -156,14 +186,13 @@ def _rescaled(model, head, names, wanted):
     return {f"{head}.weight": weight, f"{head}.bias": bias, **dict(zip(names, wanted))}
 
 
-def _layout(stages, copies):
-    """(groups, depths, kinds): of each statistic, in order, the number of its group, its stage and what it is."""
-    groups, depths, kinds = [], [], []
+def _layout(in_channels, stages, copies):
+    """(groups, depths, kinds): of each statistic the number of its group, its depth (0: the input) and what it is."""
+    tails = [f"{part} {100 * share:g}%" for share in _TAILS for part in ("darkest", "brightest")]
+    found = [(in_channels, 0, kind) for kind in ("mean", "deviation", *tails)]
     for _ in range(copies):
-        for depth, (convolutions, channels) in enumerate(stages):
-            found = [(size, f"{name} before norm") for size in convolutions for name in ("mean", "deviation")]
-            for size, kind in (*found, (channels, "mean"), (channels, "generalised mean")):
-                groups += [groups[-1] + 1 if groups else 0] * size
-                depths += [depth] * size
-                kinds += [kind] * size
-    return tuple(groups), tuple(depths), tuple(kinds)
+        for depth, (convolutions, channels) in enumerate(stages, start=1):
+            found += [(size, depth, f"{name} before norm") for size in convolutions for name in ("mean", "deviation")]
+            found += [(channels, depth, kind) for kind in ("mean", "generalised mean")]
+    spread = [(group, depth, kind) for group, (size, depth, kind) in enumerate(found) for _ in range(size)]
+    return tuple(zip(*spread, strict=True))

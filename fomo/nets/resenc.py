@@ -77,7 +77,7 @@ class ResEncUNet(WithImageHead, nn.Module):
         else:
             read = [((count, count), count) for count in widths]
             read[0] = (widths[:1] * 3, widths[0])  # and the stem
-            self.decoder = ImageHead(head, read, out_channels, copies, dropout)
+            self.decoder = ImageHead(head, in_channels, read, out_channels, copies, dropout)
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)

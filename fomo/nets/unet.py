@@ -63,7 +63,7 @@ class UNet(WithImageHead, nn.Module):
             stages += [(f"decoder.upsample{i}", f"decoder.decoder_conv{i}") for i in range(1, 5)]
         else:
             stages_read = [((2**i * width,) * 2, 2**i * width) for i in range(5)]
-            self.decoder = ImageHead(head, stages_read, out_channels, copies, dropout)
+            self.decoder = ImageHead(head, in_channels, stages_read, out_channels, copies, dropout)
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)

@@ -46,6 +46,9 @@ def build_network(config, task):
         options["head"] = nets.NETWORKS[model.name].best_head if task.head_targets else "linear"
     if model.fusion == "auto":
         options["fusion"] = "early"
+    if model.deep_supervision == "auto":
+        has_it = "deep_supervision" in nets.NETWORKS[model.name].options
+        options["deep_supervision"] = has_it and "model.deep_supervision" in task.options
     return task.wrap(nets.build(model.name, *channels, mode=task.mode, **options))
 
 

@@ -70,9 +70,8 @@ class Evidence(TwoClasses, Task):
         found = {"positives": len(positives), "with_mask": masked, "negatives": len(cases) - len(positives)}
         enough = masked >= _FEWEST
         task = dataclasses.replace(config.task, evidence="mask" if enough else "none")
-        model = config.model if enough else dataclasses.replace(config.model, deep_supervision=False)
         meant = "negatives count as empty masks" if enough else f"less than {_FEWEST} masks to learn from: labels only"
-        return dataclasses.replace(config, task=task, model=model), {"evidence": task.evidence, **found, "meant": meant}
+        return dataclasses.replace(config, task=task), {"evidence": task.evidence, **found, "meant": meant}
 
     def __init__(self, config):
         super().__init__(config)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from fomo import nets, ridge
 from fomo.nets import image_head
@@ -33,6 +34,29 @@ def test_moments_and_means_are_those_of_each_channel():
     assert torch.isfinite(flat).all(), "a window of background has moments, too"
 
 
+def test_intensities_are_those_of_the_darkest_and_brightest_parts_of_the_head():
+    """A dark ball in one channel, in a head with air and other noise around it, against sorting by hand."""
+    rng = np.random.default_rng(0)
+    distance = np.linalg.norm(np.indices((24, 20, 16)) - np.array([12, 10, 8]).reshape(3, 1, 1, 1), axis=0)
+    cubes = rng.uniform(3, 5, (2, 2, 24, 20, 16)) * (distance < 7)
+    cubes[1, 0][distance < 2] = 1.5
+    x = torch.from_numpy(cubes).float().repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    inside = distance[:, :, :] < 7
+    inside = ndimage.binary_erosion(inside, np.ones((3, 3, 3)), border_value=1)
+    found = image_head.intensities(x + 10)  # a shift, as z-scores have one
+    for sample, channel in np.ndindex(2, 2):
+        values = np.sort(cubes[sample, channel][inside]) + 10
+        wanted = [values.mean(), np.log(values.std())]
+        for share in (0.001, 0.005, 0.02, 0.1):
+            size = max(share * len(values), 1)
+            whole, part = int(size), size % 1
+            for ordered in (values, values[::-1]):
+                wanted.append((ordered[:whole].sum() + part * ordered[whole]) / size)
+        np.testing.assert_allclose(found[:, sample, channel], wanted, rtol=1e-4)
+    empty = torch.full((1, 2, 8, 8, 8), -0.7)
+    assert torch.isfinite(image_head.intensities(empty)).all(), "a window of air has intensities, too"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_statistics_see_what_the_norms_take_away(name):
     network, x = build(name), volumes(name)
@@ -42,7 +66,8 @@ def test_statistics_see_what_the_norms_take_away(name):
         change = network.statistics(brighter) - network.statistics(x)
     depths, groups = np.array(network.decoder.depths), np.array(network.decoder.groups)
     assert change.shape[1] == len(depths) == len(groups) and sorted(set(groups)) == list(range(max(groups) + 1))
-    log_deviation = change[:, groups == 1][:, :2]
+    deep = (depths == 1) & (np.array(network.decoder.kinds) == "deviation before norm")
+    log_deviation = torch.cat([change[:, groups == 1], change[:, deep][:, :2]], dim=1)
     torch.testing.assert_close(log_deviation, torch.full_like(log_deviation, np.log(3)), rtol=1e-3, atol=1e-3)
 
 
@@ -57,8 +82,9 @@ def test_late_fusion_sees_the_channels_one_by_one(name, head):
         found = late(x)
         assert found.shape == (2, 3)
         if head == "multistage":
-            each = [alone.statistics(x[:, [channel]]) for channel in (0, 1)]
-            torch.testing.assert_close(late.statistics(x), torch.cat(each, dim=1), rtol=1e-4, atol=1e-4)
+            deep = [np.array(network.decoder.depths) > 0 for network in (late, alone)]
+            each = [alone.statistics(x[:, [channel]])[:, deep[1]] for channel in (0, 1)]
+            torch.testing.assert_close(late.statistics(x)[:, deep[0]], torch.cat(each, dim=1), rtol=1e-4, atol=1e-4)
         elif head == "linear":
             each = [alone.features(x[:, [channel]]) for channel in (0, 1)]
             torch.testing.assert_close(late.features(x), torch.cat(each, dim=1), rtol=1e-4, atol=1e-4)
@@ -93,11 +119,11 @@ def test_heads_are_scaled_alike_before_their_mean_is_taken():
         for seed in (0, 1):
             rng = np.random.default_rng(seed)
             scaling = ridge.Scaling(
-                statistics.mean(0).numpy() + rng.normal(size=372) * 0.1,
-                rng.uniform(1, 3, 372),
-                rng.uniform(0.03, 0.07, 372),
+                statistics.mean(0).numpy() + rng.normal(size=392) * 0.1,
+                rng.uniform(1, 3, 392),
+                rng.uniform(0.03, 0.07, 392),
             )
-            network.decoder.adopt(scaling, rng.normal(size=(3, 372)), rng.normal(size=3))
+            network.decoder.adopt(scaling, rng.normal(size=(3, 392)), rng.normal(size=3))
             models.append({name: value.clone() for name, value in network.state_dict().items()})
         before, after = [], []
         for model, scaled in zip(models, image_head.scaled_alike(models, "decoder.fc")):
