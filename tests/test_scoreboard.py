@@ -7,12 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run_command, tool
+import yaml
+from conftest import ROOT, run_command, tool
+from report_runs import needs_figures
 
 from fomo import kinds, metrics, report
 from fomo.config import UserError
 from fomo.data.phantoms import heads
-from fomo.runs import challenge, crossval, scoreboard
+from fomo.pages import figures
+from fomo.runs import board, challenge, crossval, demo, scoreboard
 from fomo.runtime import files
 from fomo.runtime.log import Log
 
@@ -56,6 +59,30 @@ def test_a_paired_swap_knows_a_difference_from_none():
     assert math.isnan(metrics.paired_swap(metrics.auroc, np.zeros(5, int), *rng.normal(size=(2, 5))).p)
 
 
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch):
+    """Those of all runs would take half of the time."""
+    monkeypatch.setattr(figures, "available", lambda: False)
+
+
+@needs_figures
+def test_the_page_shows_intervals_and_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    found = board.Board(["a", "random"], {("random", "task3"): "no such folder"})
+    found._ranked = {"task1": challenge.TASKS[1], "task3": challenge.TASKS[3]}
+    for name, task, metric, value in (("a", "task1", "auroc", 0.8), ("random", "task1", "auroc", 0.6)):
+        found._add(name, task, metric, value, value - 0.1, value + 0.1, 20)
+    for name, metric, value in (("a", "mae", 6.0), ("a", "pearson", 0.5), ("random", "mae", math.nan)):
+        found._add(name, "task3", metric, value, math.nan, math.nan, 30)
+    found._add("random", "task3", "pearson", math.nan, math.nan, math.nan, None)
+    found.finish()
+    assert [row["overall"] for row in found.ranking] == [1, 2]
+    text = open(found.write(str(tmp_path)), encoding="utf-8").read()
+    assert text.count("<svg") == 3 and "task3 of random is missing, and has the last rank: no such folder" in text
+    assert "0.7000 to 0.9000" in text and "Nothing can be compared" in text
+    assert files.read_csv(tmp_path / "scoreboard.csv")[0]["rank"] == "1.0"
+
+
 FAST = {"train": {"epochs": 1, "steps_per_epoch": 2}, "eval": {"bootstrap": 20}}
 
 
@@ -88,6 +115,7 @@ def rows_of(output, name="scoreboard"):
 def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_run_again(
     asked, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(board, "_RESAMPLES", 50)
     checkpoint, configs, probed = asked
     output = tmp_path / "board"
     arguments = [checkpoint, "--tasks", *configs, "--output", output, *probed]
@@ -131,13 +159,15 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
         tool("scoreboard", *arguments, "train.epochs=2")
 
 
-def test_a_task_that_fails_loses_no_other_and_the_same_command_tries_again(asked, tmp_path):
+def test_a_task_that_fails_loses_no_other_and_the_same_command_tries_again(asked, tmp_path, capsys):
     checkpoint, configs, _ = asked
     text = (tmp_path / "task3.yaml").read_text()
     (tmp_path / "task3.yaml").write_text(text.replace("source: phantom", "source: fomo3"))
-    arguments = ["tools/scoreboard.py", checkpoint, "--tasks", *configs, "--output", tmp_path / "board"]
-    done = run_command(*arguments)
-    assert done.returncode == 1 and "task3 of mae" in done.stderr and "Traceback" not in done.stderr
+    arguments = [checkpoint, "--tasks", *configs, "--output", tmp_path / "board"]
+    with pytest.raises(scoreboard.TasksFailed, match="task3 of mae: .*1 more failed.; the others are done") as error:
+        tool("scoreboard", *arguments)
+    assert error.value.exit_code == 1
+    capsys.readouterr()
     found = json.loads((tmp_path / "board" / "scoreboard.json").read_text())
     assert {(row["checkpoint"], row["task"]) for row in found["missing"]} == {("mae", "task3"), ("random", "task3")}
     values = {
@@ -149,26 +179,21 @@ def test_a_task_that_fails_loses_no_other_and_the_same_command_tries_again(asked
     assert values["task1", "mae"][0] is not None
     assert "task3 of mae is missing" in (tmp_path / "board" / "scoreboard.html").read_text()
     (tmp_path / "task3.yaml").write_text(text)
-    done = run_command(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished=true") >= 2
+    tool("scoreboard", *arguments)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " scoreboard " in line]
+    assert [line.rpartition("=")[2] for line in lines] == ["true", "true", "false", "false"]
     assert not json.loads((tmp_path / "board" / "scoreboard.json").read_text())["missing"]
 
 
-def test_ranks_share_the_folds(asked, tmp_path):
+def test_ranks_share_the_folds_and_hear_of_a_failure(asked, tmp_path):
     checkpoint, configs, _ = asked
-    done = run_command(
-        "tools/scoreboard.py",
-        checkpoint,
-        "--tasks",
-        *configs,
-        "--output",
-        tmp_path / "board",
-        "cv.parallel=folds",
-        ranks=2,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads((tmp_path / "board" / "scoreboard.json").read_text())["ranking"]) == 2
+    text = (tmp_path / "task3.yaml").read_text()
+    (tmp_path / "task3.yaml").write_text(text.replace("source: phantom", "source: fomo3"))
+    arguments = [checkpoint, "--tasks", *reversed(configs), "--output", tmp_path / "board", "cv.parallel=folds"]
+    done = run_command("tools/scoreboard.py", *arguments, ranks=2)
+    assert done.returncode == 1 and "task3 of mae" in done.stderr
+    found = json.loads((tmp_path / "board" / "scoreboard.json").read_text())
+    assert len(found["missing"]) == 2 and sum(row["value"] is not None for row in found["scores"]) == 2
 
 
 def test_names_and_mistakes(asked, tmp_path):
@@ -180,3 +205,25 @@ def test_names_and_mistakes(asked, tmp_path):
         scoreboard.run([str(checkpoint)], [configs[0], configs[0]], str(tmp_path / "b"), Log(active=False))
     with pytest.raises(UserError, match="no such file"):
         scoreboard.contestants([str(tmp_path / "none.pt")])
+
+
+def test_the_demo_pretrains_once_and_probes_its_own_table(tiny_config, tmp_path, monkeypatch, capsys):
+    configs = tmp_path / "configs" / "fomo26"
+    configs.mkdir(parents=True)
+    shutil.copy(tiny_config(name="demo_task1", optim={"lr": "auto"}, **FAST), configs / "demo_task1.yaml")
+    small = {"output": ".", **FAST, "augment": {"preset": "none"}, "data": {"prepare_workers": 0}}
+    small["train"] = {**FAST["train"], "amp": "off"}
+    text = yaml.safe_dump({"base": str(ROOT / "configs" / "fomo26" / "demo_mae.yaml"), **small, "model": {"width": 2}})
+    (configs / "demo_mae.yaml").write_text(text)
+    for name, value in (("_SIZE", 24), ("_PRETRAINED", 6), ("_PROBED", 36)):
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(board, "_RESAMPLES", 20)
+    arguments = str(tmp_path / "configs"), str(tmp_path / "demo"), Log()
+    page = demo.run(*arguments)
+    found = json.loads((tmp_path / "demo" / "scoreboard.json").read_text())
+    assert os.path.exists(page) and {row["checkpoint"] for row in found["ranking"]} == {"demo_mae", "random"}
+    assert set(found["weights"]) == {"demo_task1", "task6", "task7"} and not found["missing"]
+    monkeypatch.setattr(crossval, "run", None)  # everything is finished
+    demo.run(*arguments)
+    with pytest.raises(UserError, match="got no demo_task"):
+        demo.run(str(tmp_path), str(tmp_path / "demo"), Log())

@@ -2,35 +2,48 @@
 
 import os
 
-from .. import kinds, tasks
-from ..config import UserError
-from ..data import sources
+from .. import kinds
+from ..config import UserError, as_user_error
+from ..data.phantoms import heads
 from ..run_folder import RunFolder
 from ..runtime import dist
 from . import crossval, scoreboard
 
-PRETRAINING = "demo_mae"
-GROUPS = ("gender", "age:57|68")
+TARGET, GROUPS = "cohort", ("gender", "age:57|68")  # columns of the table of heads; ages are 45 to 80
+_SIZE = 34  # voxels along the longest axis
+_PRETRAINED, _PROBED = 80, 240  # heads of each of the two layouts, and scans of the table
+_OTHERS = 1  # seed of the heads to pretrain on
 
 
 def run(configs, output, log, overrides=()):
-    """Pretrain and run the scoreboard into `output`; configs: the folder of the configs. Returns the page's path."""
+    """Pretrain and run the scoreboard into `output`; configs: the folder of the configs. Returns the page's path.
+
+    What is finished is not run again. overrides: `key=value` for all tasks.
+    """
     output, folder = os.path.abspath(output), os.path.join(configs, "fomo26")
     files = [os.path.join(folder, f"demo_task{number}.yaml") for number in range(1, 6)]
-    shared = [f"data.root={os.path.join(output, 'phantoms')}", f"data.cache={os.path.join(output, 'cache')}"]
-    config = kinds.load(os.path.join(folder, f"{PRETRAINING}.yaml"), [*shared, f"output={output}"])
-    best = RunFolder(os.path.join(output, config.name)).fold(1)
-    if not dist.on_main(lambda: best.is_finished):
+    files = [path for path in files if os.path.exists(path)]
+    if not files:
+        raise UserError(f"{folder}: got no demo_task?.yaml, wanted the configs of this project, beside tools/")
+    scans, table = os.path.join(output, "heads"), os.path.join(output, "table")
+    cache = f"data.cache={os.path.join(output, 'cache')}"
+    pretraining = [f"data.root={scans}", cache, f"output={output}"]
+    config = kinds.load(os.path.join(folder, "demo_mae.yaml"), pretraining)
+    if dist.is_main():
+        for task in (1, 3):
+            _make(os.path.join(scans, f"task{task}"), task, _PRETRAINED, _OTHERS)
+        _make(table, "table", _PROBED, 0)
+    fold = RunFolder(os.path.join(output, config.name)).fold(1)
+    if not fold.is_finished:
         crossval.run(config, one_split=True)
-    probed = scoreboard.Probed(_table(folder, shared), "cohort", GROUPS, "t1", "multistage", subject_column="PatientID")
-    found = [path for path in files if os.path.exists(path)]
-    if not found:
-        raise UserError(f"{folder}: got no demo_task?.yaml, wanted the configs of this project beside tools/")
-    return scoreboard.run([best.best], found, output, log, [*shared, *overrides], probed)
+    probed = scoreboard.Probed(os.path.join(table, "table.csv"), TARGET, GROUPS, "t1", "multistage")
+    probed = probed._replace(subject_column="PatientID")
+    shared = [f"data.root={os.path.join(output, 'phantoms')}", cache]
+    return scoreboard.run([fold.best], files, output, log, [*shared, *overrides], probed)
 
 
-def _table(folder, shared):
-    """The table of the phantoms that are embedded, which is made where it is not there."""
-    config = kinds.load(os.path.join(folder, "demo_embeddings.yaml"), shared)
-    case = sources.list_cases(config.data, tasks.wanted(config))[0]
-    return os.path.join(os.path.dirname(os.path.dirname(case.files[0].path)), "table.csv")
+def _make(folder, task, cases, seed):
+    """Make a data set of heads where it is not there."""
+    if not os.path.isdir(folder):
+        with as_user_error(f"cannot make {folder}", OSError):
+            heads.make(folder, task, cases, _SIZE, seed=seed)
