@@ -215,7 +215,7 @@ def test_the_demo_pretrains_once_and_probes_its_own_table(tiny_config, tmp_path,
     small["train"] = {**FAST["train"], "amp": "off"}
     text = yaml.safe_dump({"base": str(ROOT / "configs" / "fomo26" / "demo_mae.yaml"), **small, "model": {"width": 2}})
     (configs / "demo_mae.yaml").write_text(text)
-    for name, value in (("_SIZE", 24), ("_PRETRAINED", 6), ("_PROBED", 36)):
+    for name, value in (("_SIZE", 24), ("_PRETRAINED", 6), ("_PROBED", 36), ("_CASES", 16)):
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setattr(board, "_RESAMPLES", 20)
     arguments = str(tmp_path / "configs"), str(tmp_path / "demo"), Log()

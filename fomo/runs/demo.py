@@ -11,7 +11,7 @@ from . import crossval, scoreboard
 
 TARGET, GROUPS = "cohort", ("gender", "age:57|68")  # columns of the table of heads; ages are 45 to 80
 _SIZE = 34  # voxels along the longest axis
-_PRETRAINED, _PROBED = 80, 240  # heads of each of the two layouts, and scans of the table
+_PRETRAINED, _PROBED, _CASES = 60, 160, 40  # heads of each of the two layouts, scans of the table, cases of a task
 _OTHERS = 1  # seed of the heads to pretrain on
 
 
@@ -38,7 +38,7 @@ def run(configs, output, log, overrides=()):
         crossval.run(config, one_split=True)
     probed = scoreboard.Probed(os.path.join(table, "table.csv"), TARGET, GROUPS, "t1", "multistage")
     probed = probed._replace(subject_column="PatientID")
-    shared = [f"data.root={os.path.join(output, 'phantoms')}", cache]
+    shared = [f"data.root={os.path.join(output, 'phantoms')}", cache, f"data.phantom_cases={_CASES}"]
     return scoreboard.run([fold.best], files, output, log, [*shared, *overrides], probed)
 
 
