@@ -4,6 +4,7 @@
 """
 
 import argparse
+import difflib
 import faulthandler
 import multiprocessing
 import os
@@ -11,8 +12,10 @@ import sys
 import time
 import traceback
 
+import yaml
+
 from . import kinds
-from .config import one_line
+from .config import UserError, one_line, to_dict
 from .runtime import dist, interrupt
 
 _LAST_WORD_S = 10  # torchrun ends all ranks at the first exit: the one that has something to say comes first
@@ -26,11 +29,35 @@ def parse_config(description, arguments):
         epilog="keys (in the YAML file, or key=value here; paths given here are relative to the working directory):\n"
         + kinds.describe_keys(),
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, for example optim.lr=3e-4")
-    parser.add_argument("--dry-run", action="store_true", help="check and print everything, train nothing")
-    options = parser.parse_intermixed_args(arguments)
-    return kinds.load(options.config, options.overrides), options.dry_run
+    parser.add_argument("--dry-run", action="store_true", help="check and show cases, folds and network; train nothing")
+    parser.add_argument("--print-config", action="store_true", help="print all keys as they are resolved")
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    _refuse(unknown, options.config)
+    config = kinds.load(options.config, options.overrides)
+    if options.print_config and dist.is_main():
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="", flush=True)
+    return config, options.dry_run
+
+
+def _refuse(unknown, config):
+    """Raise UserError with the hint that helps, for arguments that are not understood, or without a config."""
+    flags = ("--dry-run", "--print-config", "--help")
+    for argument in unknown:
+        name, equals, value = argument.lstrip("-").partition("=")
+        near = difflib.get_close_matches(argument, flags, n=1, cutoff=0.75)
+        if "." in name or equals:
+            wanted = f"keys without dashes: {name}={value or 'VALUE'}"
+        elif name in ("resume", "continue", "restart"):
+            wanted = "nothing: the same command continues a run that was stopped"
+        else:
+            wanted = near[0] if near else f"one of {', '.join(flags)}, or key=value"
+        raise UserError(f"command line: got {argument}, wanted {wanted}")
+    if config is None:
+        raise UserError("command line: got no config, wanted a YAML file, as configs/demo_task1.yaml (see --help)")
+    if "=" in config and not os.path.exists(config):
+        raise UserError(f"command line: got {config} first, wanted the YAML file, and then key=value")
 
 
 def run(main):

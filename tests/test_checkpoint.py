@@ -214,6 +214,12 @@ def test_the_pretraining_checkpoint_fills_all_but_the_head(tmp_path, mode, chann
     assert all(torch.equal(after[name], before[name]) for name in report.new)
 
 
+def test_weights_of_another_width_say_how_wide_they_are(tmp_path):
+    checkpoint.save(tmp_path / "narrow.pt", {"model": net(width=2).state_dict()})
+    with pytest.raises(UserError, match="a network 0.5 times as wide as this one: set model.width to so many times"):
+        checkpoint.load_weights(net(width=4), tmp_path / "narrow.pt")
+
+
 def test_deep_supervision_heads_may_be_new_or_unused(tmp_path):
     plain, deep = net(), net(deep_supervision=True)
     report = checkpoint.load_weights(deep, write(tmp_path, randomized(plain)))
@@ -283,7 +289,7 @@ REFUSED = {
         "2 missing: decoder.decoder_conv1.conv2.norm",
     ),
     "unknown tensor": (lambda s: {**s, "encoder.extra": torch.ones(1)}, "1 unexpected: encoder.extra"),
-    "other width": (lambda s: randomized(net(width=3)), r"and \d+ more\. Check model.name, model.width"),
+    "other width": (lambda s: randomized(net(width=3)), r"a network 1.5 times as wide as this one: set model.width"),
     "kernel of the stem": (
         lambda s: {**s, net().stem: torch.ones(2, 1, 5, 5, 5)},
         r"misshapen: encoder.in_conv.*\[2, 1, 5, 5, 5\]",

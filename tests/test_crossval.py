@@ -105,13 +105,13 @@ def check_masks(folder, rows):
 
 
 def check_log(folder, stdout):
-    """The log is what the README says: events, keys, and the same lines on the screen and in the file."""
+    """The log is what tools/README.md says: events, keys, and the same lines on the screen and in the file."""
     text = (folder / "log.txt").read_text()
     assert text.strip() in stdout
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "tools" / "README.md").read_text()
     for line in text.splitlines():
         event = re.match(r"\S+ (INFO|WARN|ERROR) (\w+)", line)[2]
-        assert f"| `{event}` |" in readme, f"README does not list the event {event}"
+        assert f"| `{event}` |" in readme, f"tools/README.md does not list the event {event}"
     train = [line for line in text.splitlines() if " train " in line]
     assert len(train) == 12
     for name in ("fold", "epoch", "step", "loss", "lr", "data_s", "step_s", "eta_s", "mem_gb", "samples_per_s"):
@@ -383,11 +383,61 @@ def test_leave_one_group_out_tests_each_site_once(tiny_config, tmp_path):
 
 def test_dry_run_shows_everything_and_trains_nothing(tiny_config):
     path = tiny_config(optim={"plateau_patience": 2})
-    done = finished(run_command("cv.py", path, "--dry-run"))
+    done = finished(run_command("cv.py", path, "--dry-run", "--print-config"))
     assert "keys=optim.plateau_patience" in done.stdout, "it is set, and not read"
     assert "steps_per_epoch: 3" in done.stdout and "case id=" in done.stdout
-    assert re.search(r"fold 2: train=\d+ val=\d+ test=\d+", done.stdout) and "parameters=" in done.stdout
+    assert re.search(r"fold 2 train: cases=\d+ class_0=\d+ class_1=\d+\n", done.stdout) and "parameters=" in done.stdout
+    assert "steps_per_epoch" not in finished(run_command("cv.py", path, "--dry-run")).stdout
     assert not run_folder(path).exists()
+
+
+def test_parts_that_cannot_be_learned_from_are_refused_before_images_are_prepared(tiny_config):
+    path = tiny_config(cv={"folds": 2, "val_fraction": 0.1, "stratify": False}, seed=3)
+    for arguments in (("--dry-run",), ()):
+        done = run_command("cv.py", path, *arguments)
+        assert done.returncode == 2 and "prepared=" not in done.stdout
+        assert "of class " in done.stderr and "set cv.stratify=true, lower cv.folds" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("--train.epochs=3",), "wanted keys without dashes: train.epochs=3"),
+        (("--dryrun",), "wanted --dry-run"),
+        (("--resume",), "wanted nothing: the same command continues"),
+        (("--verbose",), "wanted one of --dry-run, --print-config, --help, or key=value"),
+    ],
+)
+def test_arguments_of_other_programs_get_the_hint_that_helps(tiny_config, arguments, wanted):
+    done = run_command("cv.py", tiny_config(), *arguments)
+    assert done.returncode == 2 and wanted in done.stderr
+
+
+def test_a_command_without_a_config_says_what_it_wants(tmp_path):
+    assert "got no config, wanted a YAML file" in run_command("cv.py").stderr
+    assert "wanted the YAML file, and then key=value" in run_command("cv.py", "train.epochs=3").stderr
+
+
+def test_a_run_goes_on_when_its_data_have_moved(tiny_config, phantom_root, tmp_path):
+    import shutil
+
+    [made] = phantom_root.glob("task1_*")
+    shutil.copytree(made, tmp_path / "here")
+    overrides = ["data.source=fomo1", "data.channels=[dwi_b1000,flair,adc,swi|t2s]", "cv.folds_to_run=[1]"]
+    path = tiny_config(cv={"folds": 2}, train={"epochs": 1, "steps_per_epoch": 1})
+    finished(run_command("cv.py", path, *overrides, f"data.root={tmp_path / 'here'}"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    overrides[-1] = "cv.folds_to_run=[1,2]"
+    done = finished(run_command("cv.py", path, *overrides, f"data.root={tmp_path / 'there'}"))
+    assert "finished=1" in done.stdout and "have changed" not in done.stdout
+
+
+def test_the_report_is_the_last_line_and_a_finished_run_says_so(tiny_config):
+    path = tiny_config(cv={"folds": 2}, train={"epochs": 1, "steps_per_epoch": 1})
+    first, again = (finished(run_command("cv.py", path)).stdout for _ in range(2))
+    for text in (first, again):
+        assert re.search(r"INFO report path=\S+report\.html$", text.strip())
+    assert "nothing: all these folds are finished" in again and "nothing: all these folds" not in first
 
 
 @pytest.mark.slow

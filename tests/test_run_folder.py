@@ -51,16 +51,12 @@ def test_a_folder_belongs_to_the_config_that_has_made_splits_in_it(tmp_path):
 def test_replaced_images_are_warned_of(tmp_path, capsys):
     path = tmp_path / "splits.json"
     path.write_text('{"cases": {}, "folds": []}')
-    for entries, changed in (
-        ({"a": "a-1", "b": "b-1"}, 0),
-        ({"a": "a-1", "b": "b-1"}, 0),
-        ({"a": "a-2", "b": "b-1"}, 1),
-    ):
-        cases = [types.SimpleNamespace(id=id, entry=entry) for id, entry in entries.items()]
+    for images, changed in (({"a": "1", "b": "2"}, 0), ({"a": "1", "b": "2"}, 0), ({"a": "3", "b": "2"}, 1)):
+        cases = [types.SimpleNamespace(id=id, checksums=(voxels,)) for id, voxels in images.items()]
         splits_module.warn_of_changed_images(RunFolder(tmp_path), cases, Log())
         lines = warnings(capsys)
         assert len(lines) == changed and all("cases=1 example=a" in line for line in lines)
-    assert json.loads(path.read_text())["entries"] == {"a": "a-1", "b": "b-1"}
+    assert set(json.loads(path.read_text())["images"]) == {"a", "b"}
 
 
 def test_splits_are_not_reused_for_classes_of_other_names(tmp_path):

@@ -55,7 +55,7 @@ def test_class_weights_are_inverse_frequencies_with_mean_one_over_the_cases(tiny
 def test_a_part_with_one_class_only_is_refused_before_it_is_trained_on(tiny_config, part, train, val):
     task = build(tiny_config, "classification", task={"class_weights": "inverse_frequency"})
     with pytest.raises(
-        config_module.UserError, match=f"{part} cases: got 3 of class [01] only, wanted both classes: set cv.stratify"
+        config_module.UserError, match=f"{part} cases: got 3 of class [01] only, wanted both classes: lower cv.folds"
     ):
         task.fit(labelled(*train), labelled(*val))
 

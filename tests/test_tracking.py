@@ -1,4 +1,4 @@
-"""TensorBoard files hold each number of the log once, however often the run was stopped; the README's recipe works."""
+"""TensorBoard files hold each number of the log once, however often the run was stopped; others have a recipe."""
 
 import os
 import re
@@ -92,7 +92,9 @@ def test_a_run_that_is_killed_and_continued(tmp_path, tiny_config):
 
 
 def test_the_recipe_for_other_trackers(tmp_path, monkeypatch):
-    recipe = re.search(r"```python\n(import csv, .*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    recipe = re.search(r"```python\n(import csv, .*?)```", (ROOT / "tools" / "README.md").read_text(), re.DOTALL).group(
+        1
+    )
     rows = [
         {"epoch": 1, "step": 3, "val_loss": 0.5, "val_auroc": float("nan")},
         {"epoch": 2, "step": 6, "val_loss": 0.25},

@@ -76,9 +76,13 @@ class Task:
 @dataclass(frozen=True)
 class Data:
     source: str = key("phantom", "where the cases come from")
-    root: str | None = key(None, "folder of the data set (phantom: where it is generated)", path=True)
-    csv: str | None = key(None, "source=table, slices: the table; volumes: text file of paths, one a line", path=True)
-    labels_csv: str | None = key(None, "slices: table of labels, a line per VolumeName (none: in data.csv)", path=True)
+    root: str | None = free_key(None, "folder of the data set (phantom: where it is generated)", path=True)
+    csv: str | None = free_key(
+        None, "source=table, slices: the table; volumes: text file of paths, one a line", path=True
+    )
+    labels_csv: str | None = free_key(
+        None, "slices: table of labels, a line per VolumeName (none: in data.csv)", path=True
+    )
     missing_labels: str = key("error", "slices without labels; drop: they are left out and counted", "error|drop")
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
     id_column: str = key("id", "column of the case's id")

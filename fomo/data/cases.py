@@ -84,7 +84,6 @@ class Prepared:
 
     __slots__ = ()
     is_patch = False  # whether it is as large as a training patch, and `distinct()` reads it
-    entry = None  # name of its entry in the cache
     geometry = None  # the way back to the space of its files
     scaling = None  # (mean, deviation) of each channel, where one image is repeated in all of them
 

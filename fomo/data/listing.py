@@ -18,11 +18,7 @@ _RARE = 0.2  # a larger share of the cases is no exception
 def describe(config, wanted, listed, log):
     """Log the `data` line of the cases `listed`: how many are of each class, or the range of the target."""
     values = {"source": config.data.source, "cases": len(listed), "subjects": len({case.subject for case in listed})}
-    for text, value in _targets(wanted, [case for case in listed if case.target is not None]):
-        name = re.sub(r"\W+", "_", text)  # a key of the log is a word
-        while name in values or name == "example":
-            name += "_"
-        values[name] = value
+    values |= counts(wanted, listed, taken=(*values, "example"))
     if lacking := missing(config.data, listed):
         values["missing"] = _counted(lacking)
     log("data", **values, example=listed[0].files[0].path)
@@ -31,6 +27,17 @@ def describe(config, wanted, listed, log):
     _warn_of_unused_folds(config, wanted, listed, log)
     if wanted.kind == "number":
         _warn_of_codes([case for case in listed if case.target is not None], log)
+
+
+def counts(wanted, cases, taken=()):
+    """{name: number} of the cases of each class, or the range of the target; taken: names that are other things."""
+    found = {}
+    for text, value in _targets(wanted, [case for case in cases if case.target is not None]):
+        name = re.sub(r"\W+", "_", text)  # a key of the log is a word
+        while name in found or name in taken:
+            name += "_"
+        found[name] = value
+    return found
 
 
 def _warn_of_codes(cases, log):

@@ -8,7 +8,6 @@ import os
 import time
 
 import torch
-import yaml
 
 from .. import kinds, report, tasks
 from ..config import UserError, fingerprint, one_line, to_dict
@@ -24,6 +23,7 @@ from ..training.step import make_plan
 from . import maps, pooled
 from .final import make_final
 from .splits import (
+    check_parts,
     has_one_split,
     make_splits,
     read_or_make_splits,
@@ -116,8 +116,9 @@ def _run(config, folder, log, dry_run, one_split):
             if dry_run:
                 log("weights", **counts, path=config.weights.path)
         if dry_run:
-            return _dry_run(config, task, listed, log)
+            return _dry_run(config, task, wanted, listed, log)
         splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, folder))
+        check_parts(config, task, splits, listed)
         numbers = _numbers(config, splits, len(listed), one_split, log)
         dist.on_main(lambda: warn_of_changed_code(folder, code, log))
         dist.on_main(lambda: warn_of_changed_weights(folder, config.weights.path if trains else None, log))
@@ -127,11 +128,14 @@ def _run(config, folder, log, dry_run, one_split):
         by_id = {case.id: case for case in cases}
         dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
         failures = run_folds(config, numbers, splits, by_id, folder, log)
-    if dist.on_main(folder.finished):
+    finished = dist.on_main(folder.finished)
+    if finished:
         dist.on_main(lambda: pooled.aggregate(config, folder, log))
         dist.on_main(lambda: report.write(folder.path, listed))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
+    if finished and not failures:
+        log("report", path=folder.report_path)
     if failures:
         failed = f"fold {', '.join(str(number) for number, _ in failures)} failed and the others are finished"
         raise FoldsFailed(f"{failed}; the same command tries again: {failures[0][1]}")
@@ -203,17 +207,21 @@ def check_ranks_agree(config, code):
                 raise UserError(f"rank {rank} has another {what} than rank 0 ({value}, {first}): start all alike")
 
 
-def _dry_run(config, task, listed, log):
+def _dry_run(config, task, wanted, listed, log):
     splits = make_splits(config, task, listed)
+    check_parts(config, task, splits, listed)
     network = build_network(config, task, 0)
     parameters = sum(p.numel() for p in network.parameters())
     log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
     if dist.is_main():
-        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         for case in listed:
-            print(f"case id={case.id} subject={case.subject} target={case.target} group={case.group}")
+            named = f" labels={list(case.labels)}" if case.labels else ""
+            print(f"case id={case.id} subject={case.subject} target={case.target}{named} group={case.group}")
+        by_id = {case.id: case for case in listed}
         for number, split in enumerate(splits, 1):
-            print(f"fold {number}: " + " ".join(f"{part}={len(ids)}" for part, ids in split.items()))
+            for part, ids in split.items():
+                counts = listing.counts(wanted, [by_id[case_id] for case_id in ids])
+                print(f"fold {number} {part}: cases={len(ids)} " + " ".join(f"{k}={v:.4g}" for k, v in counts.items()))
 
 
 def _numbers(config, splits, cases, one_split, log):
@@ -238,6 +246,8 @@ def run_folds(config, numbers, splits, by_id, folder, log):
     log("split", parallel=mode, reason=reason, finished=[n for n in numbers if n not in open_folds])
     if config.train.mode == "evaluate" and not open_folds:
         log.warn("nothing to test: these folds have their results; another `name` tests a train.checkpoint again")
+    elif not open_folds:
+        log("run", left="nothing: all these folds are finished", hint="another `name` runs them again")
     failures, progress, size = [], Progress(), team_size(config)
     lanes = 1 if mode == "ddp" else dist.world_size() // size
 

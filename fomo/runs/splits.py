@@ -1,5 +1,7 @@
 """Who is in which part of which fold: made once, kept in splits.json, and never used for other cases."""
 
+import hashlib
+
 from .. import folds as folds_module
 from .. import tasks
 from ..config import UserError, as_user_error
@@ -34,6 +36,21 @@ def make_splits(config, task, cases):
         raise UserError(f"cv: {error}{remedy}") from error
     check_splits(config, splits, cases)
     return splits
+
+
+def check_parts(config, task, splits, cases):
+    """UserError where the labels of a part are too few to learn from, before any image is prepared."""
+    if config.train.mode == "evaluate" or task.pretrains:
+        return
+    by_id = {case.id: case for case in cases}
+    wanted = [1] if has_one_split(config) else config.cv.folds_to_run or range(1, len(splits) + 1)
+    for number in wanted:
+        if number <= len(splits):
+            train, val = ([by_id[case_id] for case_id in splits[number - 1][part]] for part in ("train", "val"))
+            try:
+                task.check_parts(train, val)
+            except UserError as error:
+                raise UserError(f"fold {number}: {error}") from error
 
 
 def check_splits(config, splits, cases):
@@ -155,14 +172,18 @@ def warn_of_changed_weights(folder, path, log):
 
 
 def warn_of_changed_images(folder, cases, log):
-    """Warn where cases were made from other files, and so have another cache entry, than at the first start."""
-    entries = {case.id: case.entry for case in cases if case.entry is not None}
-    if not entries:
+    """Warn where prepared cases have other voxels than at the first start, wherever their files lie now."""
+    images = {case.id: _voxels(case) for case in cases if getattr(case, "checksums", ())}
+    if not images:
         return
     saved = folder.recorded()
-    if "entries" not in saved:
-        return folder.record(**saved, entries=entries)
-    changed = [case_id for case_id, entry in entries.items() if saved["entries"][case_id] != entry]
+    if "images" not in saved:
+        return folder.record(**saved, images=images)
+    changed = [case_id for case_id, voxels in images.items() if saved["images"][case_id] != voxels]
     if changed:
-        what = "files of cases were replaced or moved since this run began, and finished folds have seen the old ones"
+        what = "files of cases have changed since this run began, and finished folds have seen the old ones"
         log.warn(what, cases=len(changed), example=changed[0])
+
+
+def _voxels(case):
+    return hashlib.sha256(" ".join(case.checksums).encode()).hexdigest()[:16]

@@ -50,10 +50,10 @@ def known_class(case, column, classes, place=0):
     return classes.index(name)
 
 
-def refuse(part, cases, lack):
+def refuse(config, part, cases, lack):
     """Raise UserError: nothing can be learned from this part, or no epoch can be chosen by it."""
-    remedy = "set cv.stratify=true, lower cv.folds or change cv.val_fraction"
-    raise UserError(f"{part} cases: got {len(cases)} {lack}: {remedy}")
+    stratify = "" if config.cv.stratify else "set cv.stratify=true, "
+    raise UserError(f"{part} cases: got {len(cases)} {lack}: {stratify}lower cv.folds or change cv.val_fraction")
 
 
 def inverse_frequency(counts):

@@ -53,14 +53,17 @@ class Multilabel(Task):
         # thresholds: {"slice" and "volume": {"all": one for all labels, "each": one per label}}; None: 0.5 everywhere
         self.state = {"pos_weight": None, "pooling": pooled, "thresholds": None, "extraction": None}
 
+    def check_parts(self, train, val):
+        for part, cases in (("training", train), ("validation", val)):
+            if not _varies(_positives(cases), len(cases)).any():
+                lack = "that are alike in each of task.targets, wanted a label that some have and some don't"
+                categories.refuse(self.config, part, cases, lack)
+
     def fit(self, train, val):
         """Fit the weight of each label's positives: negatives / positives in training, 1 where either is missing."""
+        self.check_parts(train, val)
         self.state.update(sources.of(self.config.data).record(self.config.data))  # for prediction
-        positives, of_val = (np.array([case.target for case in cases]).sum(axis=0) for cases in (train, val))
-        for part, cases, counts in (("training", train, positives), ("validation", val, of_val)):
-            if not _varies(counts, len(cases)).any():
-                lack = "that are alike in each of task.targets, wanted a label that some have and some don't"
-                categories.refuse(part, cases, lack)
+        positives = _positives(train)
         varies = _varies(positives, len(train))
         if self.config.task.class_weights == "inverse_frequency":
             weights = np.ones(self.out_channels)
@@ -275,6 +278,11 @@ class Multilabel(Task):
 
     def labels_and_scores(self, rows):
         return self.matrix(rows, "target"), self.matrix(rows, "probability")
+
+
+def _positives(cases):
+    """(labels,) how many cases have each."""
+    return np.array([case.target for case in cases]).sum(axis=0)
 
 
 def _varies(positives, cases):

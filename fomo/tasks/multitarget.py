@@ -80,17 +80,24 @@ class Multitarget(Task):
                 raise UserError(f"target {name}: got the classes {', '.join(found.values())}, wanted {wanted}")
             self.state["classes"].append([found.get(k, f"class_{k}") for k in range(count)])
 
+    def check_parts(self, train, val):
+        for part, cases in (("training", train), ("validation", val)):
+            if max(map(np.count_nonzero, self._all_counts(cases))) < 2:
+                lack = "of one class of each of task.targets, wanted several classes"
+                categories.refuse(self.config, part, cases, lack)
+
     def fit(self, train, val):
         """Fit inverse-frequency class weights of each target, whose mean over the training cases is 1."""
-        of_train, of_val = ([self._counts(cases, place) for place in range(len(self.names))] for cases in (train, val))
-        for part, cases, counts in (("training", train, of_train), ("validation", val, of_val)):
-            if max(map(np.count_nonzero, counts)) < 2:
-                categories.refuse(part, cases, "of one class of each of task.targets, wanted several classes")
+        self.check_parts(train, val)
+        of_train, of_val = self._all_counts(train), self._all_counts(val)
         weighted = self.config.task.class_weights == "inverse_frequency"
         weights = [categories.inverse_frequency(counts) if weighted else np.ones(len(counts)) for counts in of_train]
         self.state["class_weights"] = [of_target.tolist() for of_target in weights]
         by_target = zip(self.config.task.targets, self.state["classes"], of_train, of_val)
         return [message for target in by_target for message in categories.lacking(*target)]
+
+    def _all_counts(self, cases):
+        return [self._counts(cases, place) for place in range(len(self.names))]
 
     def _counts(self, cases, place):
         """(classes,) how many cases are of each class of a target."""

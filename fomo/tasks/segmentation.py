@@ -68,7 +68,7 @@ class Segmentation(Task):
         of_train, of_val = (np.sum([case.class_voxels for case in cases], axis=0) for cases in (train, val))
         for part, cases, voxels in (("training", train, of_train), ("validation", val, of_val)):
             if not voxels[1:].any():
-                categories.refuse(part, cases, "without a voxel of the foreground, wanted some with")
+                categories.refuse(self.config, part, cases, "without a voxel of the foreground, wanted some with")
         if self.config.task.class_weights == "inverse_frequency":
             weights, present = categories.inverse_frequency(of_train), of_train > 0  # a class without a voxel gets 1
             self.state["class_weights"] = np.where(present, weights / weights[present].mean(), 1.0).tolist()

@@ -194,10 +194,13 @@ class Task:
     def inspect(self, cases):
         """Look at all labelled cases, before `fit` and before the network is built: how many classes there are, say."""
 
+    def check_parts(self, train, val):
+        """Raise UserError for a part from whose labels nothing can be learned or chosen; images are not needed yet."""
+
     def fit(self, train, val):
         """Put statistics of the training cases into `state`; the validation cases are only looked at.
 
-        Raises UserError for a part from which nothing can be learned or chosen. Returns messages about what a part
+        Raises UserError as `check_parts`, and for what only prepared images show. Returns messages about what a part
         lacks and what was done instead; each becomes a `warn` line.
         """
         return ()

@@ -41,14 +41,17 @@ class TwoClasses:
             raise UserError(f"target: {got}, wanted two classes")
         self.state["classes"] = [found.get(number, str(number)) for number in (0, 1)]
 
+    def check_parts(self, train, val):
+        for part, cases in (("training", train), ("validation", val)):
+            if len({case.target for case in cases}) < 2:
+                categories.refuse(self.config, part, cases, f"of class {cases[0].target:g} only, wanted both classes")
+
     def fit(self, train, val):
         """Fit inverse-frequency class weights, whose mean over the training cases is 1."""
-        of_train, of_val = (np.bincount([int(case.target) for case in cases], minlength=2) for cases in (train, val))
-        for part, cases, counts in (("training", train, of_train), ("validation", val, of_val)):
-            if not counts.all():
-                categories.refuse(part, cases, f"of class {cases[0].target:g} only, wanted both classes")
+        self.check_parts(train, val)
         if self.config.task.class_weights == "inverse_frequency":
-            self.state["class_weights"] = categories.inverse_frequency(of_train).tolist()
+            counts = np.bincount([int(case.target) for case in train], minlength=2)
+            self.state["class_weights"] = categories.inverse_frequency(counts).tolist()
         return ()
 
     def decided(self, row):

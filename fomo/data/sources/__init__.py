@@ -57,7 +57,7 @@ def list_cases(data, wanted, labels=True, log=None):
     cases = source.list(data, wanted, labels, log)
     if not cases:
         place = data.csv or data.root or f"data.source={data.source}"
-        raise UserError(f"{place}: no cases found, wanted the {data.source} layout (see README, data layouts)")
+        raise UserError(f"{place}: no cases found, wanted the {data.source} layout (layouts: configs/README.md)")
     _check_cases(data.source, cases)
     _check_ids(cases)
     if labels:

@@ -25,7 +25,7 @@ def _sessions(data, wanted, labels, log=None, *, folders, masks):
     found = [(folder, prefix) for folder, prefix in found if os.path.isdir(folder)]
     if not found:
         names = " or ".join(name for name, _ in folders)
-        raise UserError(f"{data.root}: no cases found, wanted a folder {names} in it (see README, data layouts)")
+        raise UserError(f"{data.root}: no cases found, wanted a folder {names} in it (layouts: configs/README.md)")
     (base, prefix), *others = found
     chosen = _sessions_below(base)
     _check_complete(base, chosen, [folder for folder, _ in others])
