@@ -11,6 +11,7 @@ import yaml
 from conftest import ROOT, run_command, tool
 from report_runs import needs_figures
 
+from fomo import checkpoint as checkpoints
 from fomo import kinds, metrics, report
 from fomo.config import UserError
 from fomo.data.phantoms import heads
@@ -157,6 +158,15 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
     assert json.loads((output / "scoreboard.json").read_text()) == found
     with pytest.raises(scoreboard.TasksFailed, match="task1 of mae: .*another config .train.epochs.*3 more failed"):
         tool("scoreboard", *arguments, "train.epochs=2")
+    content = checkpoints.load(checkpoint)
+    content["model"] = {
+        key: value + 1 if value.is_floating_point() else value for key, value in content["model"].items()
+    }
+    checkpoints.save(checkpoint, content)
+    with pytest.raises(scoreboard.TasksFailed, match="task1 of mae: .*began from other weights.*2 more failed"):
+        tool("scoreboard", *arguments)
+    missing = json.loads((output / "scoreboard.json").read_text())["missing"]
+    assert "and its vectors were made with" in next(row["why"] for row in missing if row["task"] == "embeddings")
 
 
 def test_a_task_that_fails_loses_no_other_and_the_same_command_tries_again(asked, tmp_path, capsys):

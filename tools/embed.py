@@ -16,7 +16,6 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from fomo import cli
-from fomo.config import UserError
 from fomo.runtime.log import Log
 
 
@@ -48,9 +47,7 @@ def main(arguments):
         parser.error("--source and --root go together")
     from fomo.prediction import embeddings, members  # torch, which a wrong argument does not wait for
 
-    [path, *others] = members.find_checkpoints(options.checkpoint)
-    if others:
-        raise UserError(f"{options.checkpoint}: got {1 + len(others)} checkpoints, wanted one: name a file")
+    path = members.find_checkpoint(options.checkpoint)
     log, device = Log(), members.choose_device(options.device)
     embedder = embeddings.load_embedder(path, device, options.features, options.window, options.part, options.overrides)
     log("weights", **embedder.report.said(), path=path)
@@ -63,7 +60,8 @@ def main(arguments):
         if options.cases
         else embeddings.cases_of_source(options.source, options.root)
     )
-    embeddings.embed_to_folder(embedder, cases, options.output, log, options.overwrite)
+    failures = embeddings.embed_to_folder(embedder, cases, options.output, log, options.overwrite)
+    embeddings.refuse_failures(failures, options.output)
 
 
 if __name__ == "__main__":

@@ -204,10 +204,10 @@ def cases_of_source(source, root):
 
 
 def embed_to_folder(embedder, cases, folder, log, overwrite=False):
-    """Write ID.npy of each case into a folder; what is there from the same file is kept. Returns how many are new.
+    """Write ID.npy of each case into a folder; what is there from the same file is kept.
 
-    A scan that fails is logged and the others go on; then one UserError names those that failed. So does a folder of
-    other vectors (another checkpoint, other features), or a file that has changed since, unless `overwrite`.
+    A scan that fails is logged and the others go on; returns [(id, why)] of those that failed. UserError for a folder
+    of other vectors (another checkpoint, other features), and for a file that has changed since, unless `overwrite`.
     """
     with as_user_error(f"cannot write to {folder}", OSError):
         os.makedirs(folder, exist_ok=True)
@@ -231,13 +231,16 @@ def embed_to_folder(embedder, cases, folder, log, overwrite=False):
             _save(_place(folder, case.id), vector)
             files.append_line(os.path.join(folder, _DONE), [case.id, keys[case.id]])
             log("embed", id=case.id, numbers=len(vector), done=count, of=len(todo))
+    return failures
+
+
+def refuse_failures(failures, folder):
+    """Raise UserError if scans have failed, see `embed_to_folder`."""
     if failures:
         id, message = failures[0]
-        rest = (
-            f" ({len(failures) - 1} more failed: {', '.join(id for id, _ in failures[1:21])})" if failures[1:] else ""
-        )
+        others = ", ".join(other for other, _ in failures[1:21])
+        rest = f" ({len(failures) - 1} more failed: {others})" if others else ""
         raise UserError(f"scan {id}: {message}{rest}; the others are in {folder}")
-    return len(todo)
 
 
 def _begin(embedder, folder, overwrite):

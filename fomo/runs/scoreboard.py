@@ -19,7 +19,7 @@ from ..config import UserError, as_user_error, one_line
 from ..evaluation import probe
 from ..prediction import embeddings, members
 from ..run_folder import RunFolder
-from ..runtime import dist, interrupt
+from ..runtime import dist, files, interrupt
 from . import challenge, crossval
 from .board import Board
 
@@ -63,9 +63,7 @@ def contestants(paths):
     """The Contestants of checkpoints, and random weights as the last one, in the network of the first."""
     found, names = [], _names(paths)
     for path, name in zip(paths, names):
-        [file, *others] = members.find_checkpoints(path)
-        if others:
-            raise UserError(f"{path}: got {1 + len(others)} checkpoints, wanted one: name a file")
+        file = members.find_checkpoint(path)
         found.append(Contestant(name, os.path.abspath(file), embeddings.origin(file)))
     return [*found, Contestant(RANDOM, None, found[0].origin if found else None)]
 
@@ -130,7 +128,9 @@ def _board(entrants, asked, runs, probed, output, failed, log):
     for one in entrants if probed is not None else ():
         try:
             found[one.name] = _probe(one, entrants[0], probed, os.path.join(output, one.name), log)
-        except (UserError, OSError) as error:
+        except interrupt.Interrupted:
+            raise
+        except Exception as error:  # of whatever kind: the tasks that are done are shown
             failed[one.name, "embeddings"] = one_line(error)
             log.warn("task failed", checkpoint=one.name, task="embeddings", error=one_line(error))
     board = Board([one.name for one in entrants], failed)
@@ -170,7 +170,10 @@ def _cross_validate(one, asked, place, output, overrides, log):
     shared = [] if asked.own_cache else [f"data.cache={os.path.join(output, 'cache')}"]
     config = kinds.load(asked.path, [*one.overrides(), *overrides, *shared, f"output={folder}", f"name={name}"])
     run_folder = RunFolder(place)
-    finished = run_folder.is_run and _is_finished(run_folder)
+    begun = run_folder.is_run
+    if begun and one.path and run_folder.recorded().get("weights", "") not in ("", files.sha256(one.path)):
+        raise UserError(f"{place} began from other weights than {one.path} holds now: choose another --output")
+    finished = begun and _is_finished(run_folder)
     log("scoreboard", checkpoint=one.name, task=name, finished=finished)
     if not finished:
         _warn_of_preparation(one, config, name, log)
@@ -207,15 +210,10 @@ def _probe(one, first, probed, place, log):
     seed = None if one.path else 0
     embedder = embeddings.load_embedder(source.path, members.choose_device(), probed.features, random_seed=seed)
     folder = os.path.join(place, "embeddings")
-    try:
-        embeddings.embed_to_folder(embedder, embeddings.cases_of_table(probed.table, probed.column), folder, log)
-    except UserError as error:  # scans that cannot be used get the worst answer
-        if not os.path.isdir(folder) or not any(name.endswith(".npy") for name in os.listdir(folder)):
-            raise
-        log.warn("some scans have no embedding", error=one_line(error))
+    # scans that cannot be used are logged, and get the worst answer
+    embeddings.embed_to_folder(embedder, embeddings.cases_of_table(probed.table, probed.column), folder, log)
     subjects = probe.read_subjects(probed.table, probed.target, probed.groups, subject_column=probed.subject_column)
-    found = probe.run(
-        probe.read_embeddings(folder, subjects), subjects, probed.seeds, log=log.bind(checkpoint=one.name)
-    )
+    features, own_log = probe.read_embeddings(folder, subjects), log.bind(checkpoint=one.name)
+    found = probe.run(features, subjects, probed.seeds, log=own_log)
     probe.write(found, os.path.join(place, "probe"), f"Linear probe of {one.name}: {probed.target}")
     return found, subjects
