@@ -22,8 +22,9 @@ LEVELS = {
     4: ["kinds"],
     5: ["training", "run_folder"],
     6: ["report", "prediction"],
-    7: ["runs", "evaluation"],
-    8: ["cli"],
+    7: ["evaluation"],
+    8: ["runs"],
+    9: ["cli"],
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 RUN_TIME = {"torch", "nibabel", "numpy", "scipy", "yaml"}

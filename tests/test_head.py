@@ -155,7 +155,7 @@ def test_the_probe_of_all_stages_is_what_fine_tuning_starts_at(tiny_config, tmp_
     pretrained = tmp_path / "pretrained.pt"
     checkpoint.save(pretrained, {"model": nets.build("unet_b_lw_dec", 1, 1, width=2).state_dict()})
     path, overrides = tiny_config("regression"), [f"weights.path={pretrained}"]
-    tool("probe", path, *overrides)
+    tool("probe_stages", path, *overrides)
     lines = [line for line in capsys.readouterr().out.splitlines() if " probe " in line]
     fields = [dict(part.split("=") for part in re.findall(r'\w+=(?:"[^"]*"|\S+)', line)) for line in lines]
     assert [one["start"] for one in fields] == ["random"] * 37 + ["weights"] * 37, "all, 6 depths, 10 and 5 x 4"
@@ -174,4 +174,4 @@ def test_the_probe_of_all_stages_is_what_fine_tuning_starts_at(tiny_config, tmp_
     found = [float(one["r2"]) for one in fields if one["stage"] == "all"]
     assert found == pytest.approx([line["left_out_r2"] for line in lines], abs=1e-4)
     with pytest.raises(UserError, match="wanted one output per case"):
-        tool("probe", tiny_config("segmentation"))
+        tool("probe_stages", tiny_config("segmentation"))

@@ -66,3 +66,11 @@ def test_a_run_imports_no_compiler(tiny_config, tmp_path, type):
     """torch's own optimizers would: it takes longer than all else before the first step."""
     printed, heavy = heavy_after(TRAINS, DYNAMO, [tiny_config(type, train={"epochs": 1}, cv={"folds_to_run": [1]})])
     assert not heavy
+
+
+@pytest.mark.parametrize("name", ["embed", "probe", "probe_stages", "scoreboard"])
+def test_help_of_tools_imports_nothing_heavy(name):
+    run = f"runpy.run_path('tools/{name}.py', run_name='__main__')"
+    script = f"import runpy\ntry: {run}\nexcept SystemExit as end: print(end.code)"
+    printed, heavy = heavy_after(script, arguments=["--help"], cwd=ROOT)
+    assert printed[-1] == "0" and not heavy

@@ -1,84 +1,49 @@
-"""What do frozen features tell? `python tools/probe.py CONFIG weights.path=FILE [key=value ...]`, in minutes.
+"""What do embeddings tell, and how evenly? Linear probe and fairness by the protocol of FOMO26 (tasks 6 and 7).
 
-The input (stage 0) and each encoder stage of the network, with random weights and with those of weights.path, is read
-by the statistics of the multistage head (model.head), and a ridge regression says from them what the config's task
-learns. Each subject is answered by a regression on all others. Its strength is chosen by the same errors, so that
-the best of many lines is a little too good; with fewer than 40 subjects differences of .1 in r2 mean nothing.
+  python tools/probe.py embeddings --table subjects.csv --target selected_cohort --groups sex age:25|50|75
+  python tools/probe.py embeddings.npy --table subjects.csv --target sex --seeds 42 --output probe_sex
 
-A line for each: r2, and mae and pearson of a number, or auroc (mean over the classes). `all` is what fine-tuning starts
-at, where the weight of a stage against the one before is chosen, too. Nothing is written but the cache.
+The embeddings are a folder of ID.npy, as tools/embed.py writes it, or an array with a row per line of the table. The
+table has the column id (or ptid), the classes, and the groups: a column as it is, or numbers in bins by their edges.
+Writes probe.html, probe.json, probe.csv, fairness.csv and predictions.csv. (tools/probe_stages.py tells what each
+encoder stage of a network knows of a config's task.)
 """
 
+import argparse
+import os
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import numpy as np
-
-from fomo import cli, kinds, metrics, nets, ridge, tasks
-from fomo.config import UserError
-from fomo.data import listing, sources
-from fomo.runs.crossval import with_patch_that_fits
+from fomo import cli
 from fomo.runtime.log import Log
-from fomo.training import fold
-from fomo.training.head import multistage, statistics
 
 
 def main(arguments):
-    config, dry_run = cli.parse_config(__doc__, arguments)
-    log, (config, decided) = Log(), kinds.settle(config)
-    for event, what in decided.items():
-        log(event, **what)
-    wanted = tasks.wanted(config)
-    if not tasks.kind(config).head_targets or nets.NETWORKS[config.model.name].best_head != "multistage":
-        got = f"task.type={config.task.type} task.evidence={config.task.evidence} model.name={config.model.name}"
-        raise UserError(f"{got}: wanted one output per case (task.evidence=none), and a U-Net")
-    listed = sources.list_cases(config.data, wanted, log=log)
-    listing.describe(config, wanted, listed, log)
-    if dry_run:
-        return
-    cases = [case for case in sources.prepare(listed, config.data, wanted, log) if case.target is not None]
-    config = with_patch_that_fits(config, cases)
-    task = tasks.build(config)
-    fold.inspect(task, cases)
-    task.fit(cases, cases)
-    for start in ("random", "weights") if config.weights.path is not None else ("random",):
-        network = fold.build_network(config, task, 1)
-        if start == "weights":
-            report = fold.start_from(config.weights, task, network)
-            log("weights", **report.said(), path=config.weights.path)
-        for stage, statistic, features, found in probes(config, task, network, cases):
-            log("probe", start=start, stage=stage, statistic=statistic, features=features, **found)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("embeddings", metavar="EMBEDDINGS", help="folder of ID.npy, or an array (lines, numbers)")
+    parser.add_argument("--table", required=True, metavar="FILE.csv", help="a line per case")
+    parser.add_argument("--target", required=True, metavar="COLUMN", help="of the classes")
+    parser.add_argument(
+        "--groups", nargs="+", default=[], metavar="COLUMN[:EDGES]", help="as sex age:25|50|75; commas are taken, too"
+    )
+    parser.add_argument("--id-column", metavar="COLUMN", help="default: id or ptid")
+    parser.add_argument("--subject-column", default="subject", metavar="COLUMN", help="default: subject, or the id")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="of the splits; default: 42 43 44 45 46")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (1000)")
+    parser.add_argument("--output", metavar="DIR", help="default: EMBEDDINGS_probe_COLUMN beside them")
+    options = parser.parse_args(arguments)
+    from fomo.evaluation import probe  # torch, which a wrong argument does not wait for
 
-
-def probes(config, task, network, cases):
-    """Yield (stage, statistic, how many features, scores): of all together, of each stage, and of what it has."""
-    head, numbers = multistage(network), task.mode == "regression"
-    if head is None:
-        raise UserError(f"model.head: got {config.model.head}, wanted multistage or auto")
-    values, subjects = statistics(config, network, cases), [case.subject for case in cases]
-    targets = np.array([[case.target] for case in cases] if numbers else task.head_targets(cases), float)
-    depths, of_kinds = np.array(head.depths), np.array(head.kinds)
-    chosen = [("all", "all", np.full(len(depths), True))]
-    chosen += [(depth, "all", depths == depth) for depth in np.unique(depths)]
-    chosen += [(d, kind, (depths == d) & (of_kinds == kind)) for d, kind in dict.fromkeys(zip(head.depths, head.kinds))]
-    for stage, statistic, which in chosen:
-        own = np.unique(np.array(head.groups)[which], return_inverse=True)[1]
-        try:
-            fit = ridge.fit(values[:, which], targets, own, depths[which], subjects)
-        except ValueError as error:
-            raise UserError(f"{len(cases)} cases: {error}") from error
-        yield stage, statistic, int(which.sum()), scores(targets, fit.left_out, numbers)
-
-
-def scores(targets, answers, numbers):
-    """{name: value} of the answers (n, K) about cases that were left out; numbers: whether the targets are."""
-    r2 = 1 - np.mean((answers - targets) ** 2) / max(np.mean((targets - targets.mean(0)) ** 2), 1e-12)
-    if not numbers:
-        return {"r2": r2, "auroc": np.nanmean([metrics.auroc(*pair) for pair in zip(targets.T.astype(int), answers.T)])}
-    mae = np.abs(answers - targets).mean()
-    return {"r2": r2, "mae": mae, "pearson": np.corrcoef(targets[:, 0], answers[:, 0])[0, 1]}
+    place, groups = options.embeddings, [name for text in options.groups for name in text.split(",") if name]
+    columns = options.id_column, options.subject_column
+    subjects = probe.read_subjects(options.table, options.target, groups, *columns)
+    features, log = probe.read_embeddings(place, subjects), Log()
+    found = probe.run(features, subjects, tuple(options.seeds or probe.SEEDS), options.bootstrap, log)
+    beside = os.path.abspath(place).removesuffix(".npy") + f"_probe_{options.target}"
+    title = f"Linear probe: {options.target} from {os.path.basename(os.path.abspath(place))}"
+    log("report", path=probe.write(found, options.output or beside, title))
 
 
 if __name__ == "__main__":

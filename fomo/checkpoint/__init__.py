@@ -5,5 +5,6 @@ declared, is an error that lists the names.
 """
 
 from .families import with_aliases
-from .saving import load, save
+from .recognition import recognise
+from .saving import load, read, save
 from .transfer import LoadReport, channels_of, downstream, load_weights, warn_of_known

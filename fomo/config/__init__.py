@@ -35,6 +35,14 @@ def origin(path, overrides):
     return f"{path} and the command line" if overrides else path
 
 
+def overridden(config, overrides, choices=None):
+    """The Config with `key=value` overrides from the command line; raises UserError as `load`."""
+    values = map_leaves(to_dict(config), lambda value: Sourced(value, "", ""))
+    for text in overrides:
+        override(values, text)
+    return build(Config, values, "", "", "the command line", choices or {})
+
+
 def from_dict(values, where, choices=None):
     """The Config of `to_dict`'s nested dicts; where: the file that they are from, for errors."""
     return build(Config, map_leaves(values, lambda value: Sourced(value, where, "")), "", "", where, choices or {})

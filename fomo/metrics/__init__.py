@@ -2,14 +2,15 @@
 
 Each file has one topic: overlap, surface and lesions (masks), challenge (masks as FOMO26 scores them), ranking,
 classification and calibration (labels), regression, intervals and comparison (statistics), summary (values with NaN and
-inf), probe (frozen features). Arrays go in, plain numbers come out; the reference comes before the prediction. An
-undefined metric is NaN. Bad input raises ValueError, which names the argument, what was got and what was wanted.
+inf), probe and heads (frozen features), fairness (groups of subjects). Arrays go in, plain numbers come out; the
+reference comes before the prediction. An undefined metric is NaN. Bad input raises ValueError, which names the argument,
+what was got and what was wanted.
 """
 
 from .calibration import brier, ece, fit_logistic, log_loss
 from .challenge import fomo26_dice, fomo26_metrics, fomo26_nsd
 from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
-from .comparison import delong_test, paired_permutation
+from .comparison import delong_test, paired_permutation, paired_swap
 from .intervals import Interval, bootstrap_ci, t_interval
 from .overlap import dice
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve

@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same cases: (clustered) DeLong for AUROC, paired permutation."""
+"""Whether one model is better than another on the same cases: (clustered) DeLong for AUROC, paired permutations."""
 
 from typing import NamedTuple
 
@@ -119,3 +119,34 @@ def paired_permutation(first, second, resamples=10000, seed=0):
         extreme += np.count_nonzero(np.abs((1.0 - 2.0 * flips) @ difference) >= limit)
     p = extreme / total if exact else (1 + extreme) / (1 + total)
     return PairedTest(float(difference.mean()), float(p), n)
+
+
+def paired_swap(metric, labels, first, second, groups=None, resamples=1000, seed=0, level=0.95):
+    """Whether metric(labels, second) - metric(labels, first) is more than chance, of any metric of all cases together.
+
+    labels, first, second: arrays with the cases first. groups: (n,) subject of each case.
+    Limits by the percentile bootstrap over subjects; p by swapping the two models' answers of whole subjects, (1 +
+    number as extreme) / (1 + resamples). All are NaN where the metric is undefined. Returns a `Comparison` whose
+    difference is second minus first, and whose standard error is the bootstrap's.
+    """
+    checks.whole_number(resamples, "resamples", 1)
+    level = checks.number(level, "level", 0.5, 0.9999)
+    labels, first, second = map(np.asarray, (labels, first, second))
+    checks.same_shape(first, "first", second, "second")
+    subject = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)[1]
+    a, b = metric(labels, first), metric(labels, second)
+    if np.isnan(a) or np.isnan(b):
+        return Comparison(float(a), float(b), *[float("nan")] * 5)
+    rng, count = np.random.default_rng(seed), subject.max() + 1
+    members = np.split(np.argsort(subject, kind="stable"), np.cumsum(np.bincount(subject))[:-1])
+    drawn, extreme = [], 0
+    for _ in range(resamples):
+        index = np.concatenate([members[place] for place in rng.integers(0, count, count)])
+        drawn.append(metric(labels[index], second[index]) - metric(labels[index], first[index]))
+        swap = (rng.random(count) < 0.5)[subject].reshape(-1, *[1] * (first.ndim - 1))
+        one, other = np.where(swap, second, first), np.where(swap, first, second)
+        extreme += abs(metric(labels, other) - metric(labels, one)) >= abs(b - a) - 1e-12
+    drawn = np.array(drawn)[~np.isnan(drawn)]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
+    error = drawn.std(ddof=1) if len(drawn) > 1 else np.nan
+    return Comparison(*map(float, (a, b, b - a, error, low, high, (1 + extreme) / (1 + resamples))))

@@ -28,7 +28,8 @@ def bootstrap_ci(
 
     metric: a function of (labels, scores), or of (labels,) where scores is None, that returns a number, or a dict of
       numbers for a dict of intervals from the same resamples. auroc, average_precision, macro_auroc, np.mean and the
-      metrics of `regression` (but spearman) are computed for all resamples at once; others are called once a resample.
+      metrics of `regression` (but spearman) are computed for all resamples at once, and so are those with a
+      function `weighted`, see `evaluator`; others are called once a resample.
     labels, scores: arrays with the cases first.
     seed: the same seed gives the same interval.
     method: "bca" (bias-corrected and accelerated, Efron 1987, by leaving each subject out in turn) or "percentile".
@@ -56,7 +57,7 @@ def bootstrap_ci(
     if stratify is None:
         stratify = metric in (ranking.auroc, ranking.average_precision, classification.binary_metrics)
     subject, strata = _strata(data[0], groups, stratify)
-    evaluate = _WEIGHTED[metric](*data) if metric in _WEIGHTED else _one_by_one(metric, data)
+    evaluate = evaluator(metric, data)
     rng, n, subjects, left_out = np.random.default_rng(seed), len(subject), subject.max() + 1, []
     values = [evaluate(_draw(strata, len(part), rng)[:, subject]) for part in _parts(resamples, n)]
     if method == "bca":
@@ -158,6 +159,15 @@ def _acceleration(left_out, strata):
         influence = (m - 1) * (left_out[members].mean() - left_out[members]) / m
         cubes, squares = cubes + np.sum(influence**3), squares + np.sum(influence**2)
     return cubes / (6 * squares**1.5) if squares else 0.0
+
+
+def evaluator(metric, data):
+    """The function of the weights for a metric (labels, scores) of `data`, which may have its own, metric.weighted.
+
+    The weights are 0 or more; where a metric has no fast function they are rounded down to how often a case is there.
+    """
+    own = getattr(metric, "weighted", None) or _WEIGHTED.get(metric)
+    return own(*data) if own else _one_by_one(metric, data)
 
 
 # each function from here on takes the data of a metric and returns a function of the cases' weights (resamples, n)

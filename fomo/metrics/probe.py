@@ -17,7 +17,7 @@ def linear(features, labels, new, classes=2, l2=1.0):
     from scipy.optimize import minimize  # heavy, and most runs have no probe
 
     features, new = _standardised(features, new)
-    one_hot = np.eye(classes)[_classes(labels, classes)]
+    one_hot = np.eye(classes)[check_classes(labels, classes)]
     inputs, size = features.shape[1], features.shape[1] * classes
 
     def objective(x):
@@ -37,7 +37,7 @@ def nearest(features, labels, new, classes=2, neighbours=20, temperature=0.07):
     All training cases vote where there are fewer (Wu et al. 2018, and DINO).
     """
     features, new = (_unit(x) for x in _standardised(features, new))
-    one_hot = np.eye(classes)[_classes(labels, classes)]
+    one_hot = np.eye(classes)[check_classes(labels, classes)]
     similarity = new @ features.T
     count = min(neighbours, len(features))
     chosen = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
@@ -52,7 +52,7 @@ def cross_validated(features, labels, groups, seed=0, folds=5, classes=2):
     groups: (n,); the cases of a group stay in one fold. There are fewer folds where a class has fewer groups, and all
     scores are NaN where it has less than two.
     """
-    features, labels, groups = np.asarray(features, float), _classes(labels, classes), np.asarray(groups)
+    features, labels, groups = np.asarray(features, float), check_classes(labels, classes), np.asarray(groups)
     names, first = np.unique(groups, return_index=True)
     stratum = labels[first]  # a group has the class of its first case
     folds = min(folds, *np.bincount(stratum, minlength=classes))
@@ -89,7 +89,8 @@ def _unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def _classes(labels, classes):
+def check_classes(labels, classes):
+    """`labels` (n,) as whole numbers from 0 to classes - 1, or a ValueError."""
     found = np.asarray(labels)
     whole = found.astype(int)
     if found.ndim != 1 or (whole != found).any() or (len(found) and not 0 <= whole.min() <= whole.max() < classes):

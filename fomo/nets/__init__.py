@@ -14,7 +14,8 @@ stages          prefixes in order from input to output, one tuple per stage; tog
 saliency_layer  name of the module whose feature map (B, c, x, y[, z]) Grad-CAM reads: the last one of the encoder or,
                 where several are fused, the finest of them
 
-In the modes with one output per case it also has features(x) -> (B, F), the input of the output layer. A multistage
+In the modes with one output per case it also has features(x) -> (B, F), the input of the output layer; where it sees
+volumes also maps(x), the feature maps (B, C, X, Y, Z) of its stages, finest first. A multistage
 head is an `image_head.ImageHead`, and its network has statistics(x) -> (B, F), which the head standardises. A network
 that `recomputes` has checkpoint_activations(wanted), which trades time for memory.
 """

@@ -38,6 +38,19 @@ def means(x):
     return torch.stack([planes.sum(2, dtype=torch.float32) / voxels, power])
 
 
+def bottleneck(maps):
+    """(B, C): the coarsest stage's mean over all voxels. maps: of the stages, finest first."""
+    return maps[-1].mean(dim=(2, 3, 4))
+
+
+def multistage(maps):
+    """(B, F): generalised means of all stages but the finest, each stage's brought to mean 0 and deviation 1.
+
+    maps: of the stages, finest first, (B, C, X, Y, Z) each. Of `resenc_unet_b` these are 1,088 numbers.
+    """
+    return torch.cat([nn.functional.layer_norm(found := means(x)[1], found.shape[1:]) for x in maps[1:]], dim=1)
+
+
 def intensities(x):
     """(10, B, C) float32: mean, logarithm of the deviation, and for each of _TAILS the darkest and the brightest part.
 
@@ -100,7 +113,7 @@ class ImageHead(nn.Module):
         if self.kind == "multistage":
             z = (self.statistics(x, maps, before_norm) - self.mean) / self.deviation
             return BOUND * torch.tanh(z / BOUND) * self.share
-        pooled = self._side_by_side(maps[-1].mean(dim=(2, 3, 4)))
+        pooled = self._side_by_side(bottleneck(maps))
         return nn.functional.gelu(self.hidden(pooled)) if self.kind == "mlp" else pooled
 
     def statistics(self, x, maps, before_norm):
@@ -141,6 +154,10 @@ class WithImageHead:
     def statistics(self, x):
         """(B, F): what a multistage head standardises."""
         return self.decoder.statistics(*self._read(x))
+
+    def maps(self, x):
+        """The feature maps of the stages, finest first."""
+        return self.encoder(x)
 
     def _read(self, x):
         """(x, maps of the stages, of each the `moments` in front of its norms if the head reads them)."""

@@ -132,6 +132,15 @@ class Network:
         sizes = tuple(min(size, -(-length // self.stride) * self.stride) for size, length in zip(patch, shape))
         return sizes if max(sizes) >= smallest else tuple(min(size, smallest) for size in patch)
 
+    def holding(self, shape):
+        """The smallest patch that it takes and that holds volumes of this shape; (x, y, 1) where it sees slices."""
+        axes = tuple(range(3 - len(self.flat_axes)))
+        sizes = [-(-length // self.stride) * self.stride if axis in axes else 1 for axis, length in enumerate(shape)]
+        if not self.one_voxel and max(sizes) < 2 * self.stride:
+            longest = max(axes, key=lambda axis: shape[axis])
+            sizes[longest] = 2 * self.stride
+        return tuple(sizes)
+
     @property
     def flat_axes(self):
         """Axes of the input along which it sees one voxel."""

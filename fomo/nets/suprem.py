@@ -62,15 +62,15 @@ class SuPreM(nn.Module):
     def forward(self, x):
         if not self.segments:
             return self.fc(self.features(x))
-        x0, x1, x2, x3 = self._encode(x)
+        x0, x1, x2, x3 = self.maps(x)
         return self.out_tr(self.up_tr64(self.up_tr128(self.up_tr256(x3, x2), x1), x0))
 
     def features(self, x):
         """(B, 8 width), the bottleneck's mean over all voxels: the output layer's input in a whole-volume mode."""
-        return self._encode(x)[-1].mean(dim=(2, 3, 4))
+        return self.maps(x)[-1].mean(dim=(2, 3, 4))
 
-    def _encode(self, x):
-        """Features of the four levels, finest first."""
+    def maps(self, x):
+        """The feature maps of the four levels, finest first."""
         checks.volumes(x, self.in_channels, _STRIDE)
         x0 = self.down_tr64(x)
         x1 = self.down_tr128(self.pool(x0))

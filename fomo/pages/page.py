@@ -100,6 +100,8 @@ LABELS = {
     "teacher_entropy": "teacher's entropy",
     "teacher_std": "teacher's spread",
     "probe_auroc": "AUROC of a linear probe",
+    "fairness_auroc": "fairness score by AUROC",
+    "fairness_f1": "fairness score by F1",
     "knn_auroc": "AUROC of nearest neighbours",
     "mae_of_the_mean": "MAE of predicting the mean",
     **{name: f"{name.replace('_', ' ')} per case" for name in ("lesions", "lesions_detected", "lesions_missed")},

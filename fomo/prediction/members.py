@@ -72,6 +72,14 @@ def find_checkpoints(path, folds=()):
     return found
 
 
+def find_checkpoint(path):
+    """The one checkpoint file that `path` stands for, see `find_checkpoints`; UserError for several."""
+    file, *others = find_checkpoints(path)
+    if others:
+        raise UserError(f"{path}: got {1 + len(others)} checkpoints, wanted one: name a file")
+    return file
+
+
 def load_members(paths, device, mirror_axes=None):
     """The members of an ensemble from checkpoint files; mirror_axes: instead of those of the checkpoints.
 

@@ -3,6 +3,7 @@
 - `run`: what a run folder holds, finished or not
 - `parts`: the parts of the page of a run, from top to bottom; `head`: the headline and what it means, in words
 - `differences`: paired differences of runs on the same cases; `differences_page`: as text, CSV and HTML
+- `probe_page`: linear probes of embeddings, and groups of subjects; `scoreboard_page`: checkpoints over all tasks
 - what is shown of a task's cases: tasks/views
 """
 
@@ -11,8 +12,10 @@ from ..run_folder import RunFolder
 from . import parts, run
 from .differences import compare
 from .differences_page import comparison_text, write_comparison
+from .probe_page import write_probe
+from .scoreboard_page import write_scoreboard
 
-__all__ = ["compare", "comparison_text", "write", "write_comparison"]
+__all__ = ["compare", "comparison_text", "write", "write_comparison", "write_probe", "write_scoreboard"]
 
 
 def write(folder, cases=None):

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from .. import kinds, nets, report, tasks
+from .. import kinds, report, tasks
 from ..config import UserError, fingerprint, one_line, to_dict
 from ..data import listing, loader, sources
 from ..run_folder import RunFolder
@@ -18,7 +18,7 @@ from ..runtime.log import Log
 from ..runtime.progress import Progress
 from ..training import optimization, tracking
 from ..training.evaluate import evaluate
-from ..training.fold import build_network, inspect, load_fold, start_from, train_fold
+from ..training.fold import build_network, inspect, load_fold, start_from, train_fold, with_patch_that_fits
 from ..training.step import make_plan
 from . import maps, pooled
 from .final import make_final
@@ -173,17 +173,6 @@ def _of_folds(config, cases, folder, log):
         return config
     log("data", patch=fitted, asked=config.data.patch, reason="no case needs a larger one")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, patch=fitted))
-
-
-def with_patch_that_fits(config, cases):
-    """The config, its patch no larger along any axis than the largest prepared case needs: more would be in vain."""
-    largest = [max(lengths) for lengths in zip(*(case.shape for case in cases))]
-    patch = nets.NETWORKS[config.model.name].no_larger(config.data.patch, largest)
-    if patch == config.data.patch:
-        return config
-    fitted = dataclasses.replace(config, data=dataclasses.replace(config.data, patch=patch))
-    kinds.check(fitted, "with the patch that fits the cases")
-    return fitted
 
 
 def _warn_of_windows(config, cases, log):

@@ -1,11 +1,12 @@
 """The network of a fold: made from the seed or from pretrained weights, trained, calibrated; or read to be tested."""
 
+import dataclasses
 import functools
 import os
 
 import torch
 
-from .. import checkpoint, inference, nets, tasks
+from .. import checkpoint, inference, kinds, nets, tasks
 from ..config import UserError
 from ..data import listing
 from ..runtime import dist, seeds
@@ -80,6 +81,17 @@ def load_fold(config, parts, fold, log):
     loaded = checkpoint.LoadReport(tuple(best["model"]), (), (), (), (), family="fomo", part="")
     log("weights", **loaded.said(), path=path)
     return task, _mirrored(config, network), best
+
+
+def with_patch_that_fits(config, cases):
+    """The config, its patch no larger along any axis than the largest prepared case needs: more would be in vain."""
+    largest = [max(lengths) for lengths in zip(*(case.shape for case in cases))]
+    patch = nets.NETWORKS[config.model.name].no_larger(config.data.patch, largest)
+    if patch == config.data.patch:
+        return config
+    fitted = dataclasses.replace(config, data=dataclasses.replace(config.data, patch=patch))
+    kinds.check(fitted, "with the patch that fits the cases")
+    return fitted
 
 
 def inspect(task, cases):

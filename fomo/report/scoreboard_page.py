@@ -1,0 +1,103 @@
+"""The page of a scoreboard: which checkpoint is best at what, and whether that is more than chance."""
+
+import math
+
+from ..pages import figures, page
+from ..pages.figures import groups as groups_figure
+from ..pages.page import interval, interval_cell, label, number, tag
+
+
+def write_scoreboard(board, path):
+    """Write the page of a runs.board.Board; returns its path."""
+    return page.save(path, _document(board))
+
+
+def _document(board):
+    first = board.ranking[0] if board.ranking else None
+    what = f"{len(board.names)} starts · {len(board.weights)} tasks"
+    parts = [
+        tag("header", [tag("h1", "Scoreboard"), tag("p", what, class_="sub")]),
+        tag("div", tag("div", _verdict(board, first), class_="say"), class_="hero"),
+        page.alert(_notes(board)),
+        page.section("Ranks", [_ranks(board)], "ranks"),
+        page.section("Scores", [_pictures(board), *_scores(board)], "scores"),
+        page.section("Differences", _differences(board), "differences"),
+        tag("footer", "Written by tools/scoreboard.py; the same numbers are in scoreboard.json and its tables."),
+    ]
+    return page.document("Scoreboard", parts)
+
+
+def _verdict(board, first):
+    if first is None or math.isnan(first["overall"]):
+        return [tag("p", tag("b", "Nothing is ranked yet."))]
+    shown = sum(row["better"] != "" for row in board.differences)
+    text = f" has the best mean rank, {number(first['overall'], 3)} of {len(board.names)}."
+    more = f"Of {len(board.differences)} differences {shown} are more than chance after Holm's correction."
+    return [tag("p", [tag("b", first["checkpoint"]), text]), page.note(more)]
+
+
+def _notes(board):
+    missing = [
+        f"{task} of {name} is missing, and has the last rank: {why}" for (name, task), why in board.failed.items()
+    ]
+    return [*missing, *board.notes]
+
+
+def _ranks(board):
+    tasks = list(board.weights)
+    total = math.fsum(board.weights.values())
+    titles = ["checkpoint", "mean rank", *(f"{task} ({board.weights[task] / total:.0%})" for task in tasks)]
+    rows = [[row["checkpoint"], row["overall"], *(row["tasks"][task] for task in tasks)] for row in board.ranking]
+    caption = "Ranks of FOMO26: a task's is the mean over its metrics, the mean over tasks is weighted (in brackets)"
+    return page.table(titles, rows, caption, sortable=True)
+
+
+def _by_metric(board):
+    """[(task, metric, its rows)] in order."""
+    found = {}
+    for row in board.scores:
+        found.setdefault((row["task"], row["metric"]), []).append(row)
+    return [(*key, rows) for key, rows in found.items()]
+
+
+def _pictures(board):
+    if not figures.available():
+        return page.note(figures.MISSING)
+    drawn = []
+    for task, metric, rows in _by_metric(board):
+        rows = [row for row in rows if not math.isnan(row["value"])]
+        if rows:
+            names = [row["checkpoint"] for row in rows]
+            values, lows, highs = ([row[key] for row in rows] for key in ("value", "low", "high"))
+            picture = groups_figure.by_group(names, values, lows, highs, None, label(metric))
+            drawn.append(page.figure(picture, f"{task}: {label(metric)}.", "Bars: 95% intervals over subjects."))
+    return page.grid(drawn)
+
+
+def _scores(board):
+    titles = ["task", "metric", "checkpoint", "value", "95% interval", "rank", "cases"]
+    rows = [
+        [task, label(metric), row["checkpoint"], row["value"], interval_cell(row["low"], row["high"])]
+        + [row["rank"], row["cases"]]
+        for task, metric, rows in _by_metric(board)
+        for row in rows
+    ]
+    return [page.table(titles, rows, "Pooled over all test cases; tasks 6 and 7: of the first split", sortable=True)]
+
+
+def _differences(board):
+    if not board.differences:
+        return [page.note("Nothing can be compared: fewer than two checkpoints have finished a task.")]
+    text = (
+        "Second minus first, on the same cases. p: DeLong's test for AUROCs of two classes, permutation of whole "
+        f"subjects for the rest; corrected by Holm's method over all {len(board.differences)} tests."
+    )
+    titles = ["task", "metric", "first", "second", "difference", "95% interval", "p", "p (Holm)", "better", "cases"]
+    rows = [
+        [row["task"], label(row["metric"]), row["first"], row["second"], row["difference"]]
+        + [page.Cell(interval(row["low"], row["high"]), row["low"])]
+        + [page.Cell(number(row[key], 3), row[key]) for key in ("p", "p_holm")]
+        + [row["better"] or "not shown", row["cases"]]
+        for row in board.differences
+    ]
+    return [page.note(text), page.table(titles, rows, "Differences between checkpoints", sortable=True)]

@@ -1,0 +1,146 @@
+"""The tables of a scoreboard: scores with intervals, ranks, and paired differences corrected together."""
+
+import itertools
+import math
+import os
+
+import numpy as np
+
+from .. import metrics, report
+from ..config import UserError, as_user_error, one_line
+from ..metrics import fairness
+from ..report.differences import holm
+from ..report.run import Run
+from ..runtime import files
+from . import challenge
+
+_METHOD = "heads"  # of the probe, which the challenge ranks by
+_RESAMPLES = 1000  # of the comparison of probes
+
+
+class Board:
+    """What is known of checkpoints `names`; rows are dicts of plain values.
+
+    scores: of each checkpoint, task and metric the value with its interval and rank. differences: of each pair and
+    metric. ranking: the checkpoints, best first. failed: {(checkpoint, task): why}. notes: texts for the reader.
+    """
+
+    def __init__(self, names, failed):
+        self.names, self.failed = names, failed
+        self.scores, self.differences, self.ranking, self.notes = [], [], [], []
+        self._ranked = {}  # {task: challenge.Ranked}
+
+    def add_runs(self, task, ranked, places):
+        """Add a task; places: {name: folder of its finished run}."""
+        self._ranked[task] = ranked
+        runs = {name: Run(place) for name, place in places.items()}
+        for name, metric in itertools.product(self.names, ranked.metrics):
+            found = runs[name].metrics.get(metric, {}) if name in runs else {}
+            self._add(name, task, metric, *(found.get(key, math.nan) for key in _POOLED), found.get("cases"))
+        if len(places) < 2:
+            return
+        try:
+            rows, _ = report.compare(list(places.values()))
+        except UserError as error:
+            self.notes.append(f"{task}: not compared case by case: {one_line(error)}")
+            return
+        of_place = {place: name for name, place in places.items()}
+        for row in rows:
+            if row["metric"] in ranked.metrics:
+                pair = {key: of_place[row[key]] for key in ("first", "second")}
+                self.differences.append({"task": task, **row, **pair, "higher": ranked.metrics[row["metric"]]})
+
+    def add_probes(self, found, has_groups):
+        """Add tasks 6 and, with groups, 7; found: {name: (evaluation.probe.Found, Subjects)}."""
+        for number in (6, 7) if has_groups else (6,):
+            task, ranked = f"task{number}", challenge.TASKS[number]
+            self._ranked[task] = ranked
+            for name, metric in itertools.product(self.names, ranked.metrics):
+                values = _probed(found[name][0], metric) if name in found else (math.nan,) * 3
+                self._add(name, task, metric, *values, len(found[name][0].predictions) if name in found else None)
+        for first, second in itertools.combinations([name for name in self.names if name in found], 2):
+            self.differences += _probe_differences(first, second, found, has_groups)
+
+    def _add(self, name, task, metric, value, low, high, cases):
+        place = {"checkpoint": name, "task": task, "metric": metric}
+        self.scores.append({**place, "value": value, "low": low, "high": high, "cases": cases})
+
+    def finish(self):
+        """Rank the checkpoints, and correct the p values of all differences together."""
+        by_task = {}
+        for task, ranked in self._ranked.items():
+            ranks = []
+            for metric, higher in ranked.metrics.items():
+                rows = [row for row in self.scores if (row["task"], row["metric"]) == (task, metric)]
+                ranks.append(challenge.places([row["value"] for row in rows], higher))
+                for row, rank in zip(rows, ranks[-1].tolist()):
+                    row["rank"] = rank
+            by_task[task] = np.mean(ranks, axis=0)
+        weights = {task: ranked.weight for task, ranked in self._ranked.items()}
+        overall = challenge.overall(by_task, weights) if by_task else np.full(len(self.names), np.nan)
+        for place in np.argsort(overall, kind="stable"):
+            of_tasks = {task: float(ranks[place]) for task, ranks in by_task.items()}
+            row = {"checkpoint": self.names[place], "overall": float(overall[place]), "tasks": of_tasks}
+            self.ranking.append(row)
+        for row, p in zip(self.differences, holm([row["p"] for row in self.differences])):
+            better = "second" if (row["difference"] > 0) == row.pop("higher") else "first"
+            row |= {"p_holm": p, "better": row[better] if p < 0.05 else ""}
+
+    @property
+    def weights(self):
+        """{task: its share of the ranking}, of the tasks that were asked for."""
+        return {task: ranked.weight for task, ranked in self._ranked.items()}
+
+    def write(self, output):
+        """scoreboard.csv, differences.csv, scoreboard.json and scoreboard.html in a folder; returns the page's path."""
+        missing = [{"checkpoint": name, "task": task, "why": why} for (name, task), why in self.failed.items()]
+        with as_user_error(f"cannot write to {output}", OSError):
+            files.write_csv(os.path.join(output, "scoreboard.csv"), self.scores)
+            files.write_csv(os.path.join(output, "differences.csv"), self.differences)
+            content = {"ranking": self.ranking, "weights": self.weights, "scores": self.scores, "missing": missing}
+            files.write_json(os.path.join(output, "scoreboard.json"), {**content, "differences": self.differences})
+        return report.write_scoreboard(self, os.path.join(output, "scoreboard.html"))
+
+
+_POOLED = ("pooled", "pooled_low", "pooled_high")
+
+
+def _probed(found, metric):
+    """(value, low, high) of a metric of tasks 6 and 7."""
+    kind, _, name = metric.rpartition("_")
+    rows = [row for row in found.fairness if row["kind"] == "fairness"] if kind else found.summary
+    row = next(row for row in rows if (row["method"], row["metric"]) == (_METHOD, name))
+    return tuple(row[key] for key in ("value", "low", "high"))
+
+
+def _probe_differences(first, second, found, has_groups):
+    """Rows of the differences of two checkpoints' probes on the subjects that both have tested."""
+    (one, subjects), (other, _) = found[first], found[second]
+    place = {id: number for number, id in enumerate(subjects.ids)}
+    index = np.array([place[row["id"]] for row in one.predictions])
+    labels = np.eye(len(subjects.classes), dtype=int)[subjects.labels[index]]
+    columns = [f"probability_{name}" for name in subjects.classes]
+    scores = [np.array([[row[name] for name in columns] for row in of.predictions]) for of in (one, other)]
+    groups = {name: of._replace(codes=of.codes[index]) for name, of in subjects.groups.items()}
+    with_groups = np.column_stack([labels, *(of.codes for of in groups.values())])
+    whose = subjects.subjects[index]
+    for number, name in itertools.product((6, 7) if has_groups else (6,), ("auroc", "f1")):
+        metric, truth, title = fairness.METRICS[name], labels, name
+        if number == 7:
+            metric, truth, title = _evenness(name, len(subjects.classes), groups), with_groups, f"fairness_{name}"
+        test = metrics.paired_swap(metric, truth, *scores, groups=whose, resamples=_RESAMPLES)
+        facts = {"task": f"task{number}", "metric": title, "first": first, "second": second}
+        facts |= {"first_value": test.first, "second_value": test.second}
+        facts |= {key: getattr(test, key) for key in ("difference", "low", "high", "p")}
+        yield {**facts, "cases": len(index), "left_out": 0, "test": "swaps of subjects", "higher": True}
+
+
+def _evenness(name, classes, groups):
+    """The fairness score as a function of labels, behind which stand the numbers of the groups, and of scores."""
+
+    def metric(labels, scores):
+        codes = labels[:, classes:].T
+        drawn = {variable: of._replace(codes=one) for (variable, of), one in zip(groups.items(), codes)}
+        return fairness.ByGroup(fairness.METRICS[name], drawn)(labels[:, :classes], scores)["fairness",]
+
+    return metric

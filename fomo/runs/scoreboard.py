@@ -1,0 +1,219 @@
+"""One checkpoint, all tasks: several checkpoints and random weights go through the same recipes, and are ranked.
+
+    <output>/<checkpoint>/<task>/     the cross-validation of a task, as cv.py leaves it
+             <checkpoint>/embeddings/ a vector per scan, and probe/ what it tells
+             scoreboard.{json,csv,html}, differences.csv
+
+Running it again continues: what is finished is not run again. A task that fails is missing, with its reason, and counts
+as the last place; the others go on.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .. import config as config_module
+from .. import kinds, tasks
+from ..config import UserError, as_user_error, one_line
+from ..evaluation import probe
+from ..prediction import embeddings, members
+from ..run_folder import RunFolder
+from ..runtime import dist, files, interrupt
+from . import challenge, crossval
+from .board import Board
+
+RANDOM = "random"
+_PREPARED = ("spacing_mm", "crop", "normalize")  # keys of data in which a task should follow a pretraining
+
+
+class TasksFailed(RuntimeError):
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A checkpoint, or random weights in the network of another one."""
+
+    name: str
+    path: str | None
+    origin: embeddings.Origin | None  # of the network; None: that of each config
+
+    def overrides(self):
+        """Texts `key=value` that start a task's config from it."""
+        found = [f"weights.path={self.path or 'none'}"]
+        if self.origin is not None:
+            found += [f"model.name={self.origin.name}", f"model.width={self.origin.width or 'none'}"]
+        return found if self.path else [*found, "finetune.strategy=full"]  # nothing random is frozen
+
+
+class Probed(NamedTuple):
+    """What tasks 6 and 7 are asked about: arguments of tools/embed.py and tools/probe.py."""
+
+    table: str
+    target: str
+    groups: tuple[str, ...] = ()
+    column: str | None = None
+    features: str = "bottleneck"
+    seeds: tuple[int, ...] = probe.SEEDS
+    subject_column: str = "subject"
+
+
+def contestants(paths):
+    """The Contestants of checkpoints, and random weights as the last one, in the network of the first."""
+    found, names = [], _names(paths)
+    for path, name in zip(paths, names):
+        file = members.find_checkpoint(path)
+        found.append(Contestant(name, os.path.abspath(file), embeddings.origin(file)))
+    return [*found, Contestant(RANDOM, None, found[0].origin if found else None)]
+
+
+def _names(paths):
+    """A name for each checkpoint: its file's, or of best.pt and the like the run's, with a number where it is taken."""
+    names = []
+    for path in paths:
+        parts = [re.sub(r"\.(pt|pth|ckpt)$", "", part) for part in os.path.abspath(path).split(os.sep) if part]
+        plain = [part for part in parts if not re.fullmatch(r"best(_\d+)?|last|final|fold_\d+", part)]
+        base = re.sub(r"[^\w.+-]", "_", plain[-1] if plain else "checkpoint")
+        taken = {RANDOM, *names}
+        number = next(n for n in range(1, len(paths) + 2) if (base if n == 1 else f"{base}_{n}") not in taken)
+        names.append(base if number == 1 else f"{base}_{number}")
+    return names
+
+
+class Asked(NamedTuple):
+    """A task's config: its file, and what must be known of it before a checkpoint is."""
+
+    path: str
+    own_cache: bool  # whether it names a cache
+    ranked: challenge.Ranked
+
+
+def run(paths, configs, output, log, overrides=(), probed=None):
+    """Run what is not finished, and write the scoreboard; returns the path of its page.
+
+    configs: files of tasks. overrides: `key=value` for all of them. probed: a Probed for tasks 6 and 7, or None.
+    Raises TasksFailed, after all else is done, where one has failed.
+    """
+    asked, entrants, output = _asked(configs, overrides), contestants(paths), os.path.abspath(output)
+    with as_user_error(f"cannot write to {output}", OSError):
+        os.makedirs(output, exist_ok=True)
+    runs, failed = {}, {}
+    for task, of_task in asked.items():
+        for one in entrants:
+            place = os.path.join(output, one.name, task)
+            try:
+                _cross_validate(one, of_task, place, output, overrides, log)
+                runs[one.name, task] = place
+            except interrupt.Interrupted:
+                raise
+            except Exception as error:  # this task's own: the others go on, unless other ranks don't know of it
+                if dist.world_size() > 1 and not getattr(error, "collective", False):
+                    raise
+                failed[one.name, task] = one_line(error)
+                log.warn("task failed", checkpoint=one.name, task=task, error=failed[one.name, task])
+    page = None
+    if dist.is_main():  # the other ranks are done
+        page = _board(entrants, asked, runs, probed, output, failed, log)
+    if failed:
+        (name, task), message = next(iter(failed.items()))
+        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        raise TasksFailed(f"{task} of {name}: {message}{more}; the others are done, the same command tries again")
+    return page
+
+
+def _board(entrants, asked, runs, probed, output, failed, log):
+    """Make the embeddings, and write the scoreboard; adds to `failed`."""
+    found = {}
+    for one in entrants if probed is not None else ():
+        try:
+            found[one.name] = _probe(one, entrants[0], probed, os.path.join(output, one.name), log)
+        except interrupt.Interrupted:
+            raise
+        except Exception as error:  # of whatever kind: the tasks that are done are shown
+            failed[one.name, "embeddings"] = one_line(error)
+            log.warn("task failed", checkpoint=one.name, task="embeddings", error=one_line(error))
+    board = Board([one.name for one in entrants], failed)
+    for task, of_task in asked.items():
+        board.add_runs(task, of_task.ranked, {name: place for (name, of), place in runs.items() if of == task})
+    if probed is not None:
+        board.add_probes(found, bool(probed.groups))
+    board.finish()
+    for row in board.scores:
+        log("score", **{key: row[key] for key in ("checkpoint", "task", "metric", "value", "low", "high", "rank")})
+    for row in board.ranking:
+        log("rank", checkpoint=row["checkpoint"], overall=row["overall"], **row["tasks"])
+    page = board.write(output)
+    log("report", path=page)
+    return page
+
+
+def _asked(configs, overrides):
+    """{name of the run: Asked} of the tasks' configs."""
+    found = {}
+    for path in configs:
+        config = config_module.load(path, overrides, kinds.choices())
+        if config.name in found:
+            raise UserError(f"{path} and {found[config.name].path}: got the name {config.name} twice, wanted two names")
+        kind = tasks.kind(config)
+        if kind.pretrains:
+            raise UserError(f"{path}: got task.type={config.task.type}, wanted a task that is tested")
+        ranked = challenge.ranked_as(config.name, kind.select, kind.higher_is_better)
+        own_cache = config.data.cache != os.path.join(config.output, "cache")
+        found[config.name] = Asked(path, own_cache, ranked)
+    return found
+
+
+def _cross_validate(one, asked, place, output, overrides, log):
+    """Run or continue a task from a checkpoint; nothing is done where it is finished."""
+    folder, name = os.path.split(place)
+    shared = [] if asked.own_cache else [f"data.cache={os.path.join(output, 'cache')}"]
+    config = kinds.load(asked.path, [*one.overrides(), *overrides, *shared, f"output={folder}", f"name={name}"])
+    run_folder = RunFolder(place)
+    begun = run_folder.is_run
+    if begun and one.path and run_folder.recorded().get("weights", "") not in ("", files.sha256(one.path)):
+        raise UserError(f"{place} began from other weights than {one.path} holds now: choose another --output")
+    finished = begun and _is_finished(run_folder)
+    log("scoreboard", checkpoint=one.name, task=name, finished=finished)
+    if not finished:
+        _warn_of_preparation(one, config, name, log)
+        return crossval.run(config)
+    old, new = map(config_module.identity, (run_folder.config(), config))
+    changed = [key for key, value in new.items() if value != "auto" and old.get(key) != value]
+    if changed:
+        got = f"{place} holds a run of another config ({', '.join(changed[:5])})"
+        raise UserError(f"{got}: choose another --output, or restore these keys")
+
+
+def _is_finished(folder):
+    summary = folder.summary()
+    return summary is not None and len(summary["folds_done"]) == len(folder.recorded()["folds"])
+
+
+def _warn_of_preparation(one, config, task, log):
+    """An encoder that sees images scaled otherwise than in its pretraining may show no signal."""
+    if one.path is None:
+        return
+    known = one.origin.prepared
+    other = {key: known[key] for key in _PREPARED if key in known and known[key] != getattr(config.data, key)}
+    if other:
+        said = {f"data.{key}": config_module.show(value) for key, value in other.items()}
+        texts = [f"{key}={value}" for key, value in said.items()]
+        log.warn("the checkpoint was pretrained on scans of another preparation", task=task, pretrained=texts)
+
+
+def _probe(one, first, probed, place, log):
+    """(Found, Subjects) of a contestant's embeddings, which are made where they are not there."""
+    source = one if one.path else first
+    if source.path is None:
+        raise UserError("no checkpoint to take the network of random embeddings from")
+    seed = None if one.path else 0
+    embedder = embeddings.load_embedder(source.path, members.choose_device(), probed.features, random_seed=seed)
+    folder = os.path.join(place, "embeddings")
+    # scans that cannot be used are logged, and get the worst answer
+    embeddings.embed_to_folder(embedder, embeddings.cases_of_table(probed.table, probed.column), folder, log)
+    subjects = probe.read_subjects(probed.table, probed.target, probed.groups, subject_column=probed.subject_column)
+    features, own_log = probe.read_embeddings(folder, subjects), log.bind(checkpoint=one.name)
+    found = probe.run(features, subjects, probed.seeds, log=own_log)
+    probe.write(found, os.path.join(place, "probe"), f"Linear probe of {one.name}: {probed.target}")
+    return found, subjects
