@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fomo import metrics
-from fomo.metrics import intervals
+from fomo.metrics import intervals, weighted
 
 
 def cases(n=60, seed=0):
@@ -32,7 +32,7 @@ def pairs(n=40, seed=0):
 def test_vectorised_equals_one_by_one(name, grouped, method):
     ranked = name in ("auroc", "average_precision")
     metric = np.mean if name == "mean" else getattr(metrics if ranked else metrics.regression, name)
-    assert metric in intervals._WEIGHTED
+    assert metric in weighted.WEIGHTED
     data = cases() if ranked else pairs()[:1] if name == "mean" else pairs()
     groups = np.arange(len(data[0])) // 3 if grouped else None
     options = dict(resamples=60, seed=3, method=method, groups=groups, stratify=ranked)
