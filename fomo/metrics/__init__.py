@@ -9,7 +9,8 @@ ValueError, which names the argument, what was got and what was wanted.
 from .calibration import brier, ece, fit_logistic, log_loss
 from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
 from .comparison import delong_test, paired_permutation
-from .intervals import Interval, bootstrap_ci, t_interval
+from .crossvalidated import Interval, cross_validated_ci
+from .intervals import bootstrap_ci, t_interval
 from .overlap import dice
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve
 from .regression import (

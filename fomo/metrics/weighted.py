@@ -122,3 +122,56 @@ WEIGHTED = {
 def evaluator(metric, data):
     """The function of the weights for a metric (labels, scores) of `data`; those without a fast one are called."""
     return WEIGHTED[metric](*data) if metric in WEIGHTED else one_by_one(metric, data)
+
+
+def _within_auroc(labels, scores, folds):
+    """Over the pairs of one fold."""
+    labels, scores = checks.labels_and_scores(labels, scores)
+    members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    parts = [(own, _by_score(labels[own], scores[own])) for own in members]
+
+    def evaluate(weights):
+        wins, pairs = np.zeros((2, len(weights)))
+        for own, class_weights in parts:
+            positive, negative = class_weights(weights[:, own])
+            below = np.cumsum(negative, axis=1)
+            pairs += below[:, -1] * positive.sum(axis=1)
+            wins += np.einsum("rn,rn->r", positive, below - negative / 2)
+        with np.errstate(invalid="ignore"):
+            return wins / pairs
+
+    return evaluate
+
+
+def _within_macro_auroc(labels, scores, folds):
+    columns = [_within_auroc(labels[:, k], scores[:, k], folds) for k in range(labels.shape[1])]
+
+    def evaluate(weights):
+        values = np.array([column(weights) for column in columns])
+        with np.errstate(invalid="ignore"):
+            return sum(np.nan_to_num(values)) / sum(~np.isnan(values))
+
+    return evaluate
+
+
+def _within_pearson(targets, predictions, folds):
+    """Of the deviations from the fold's means."""
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    x, y = targets - targets.mean(), predictions - predictions.mean()
+    columns = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+    smallest = 1e-14 * np.square([x, y]).max(axis=1)
+
+    def evaluate(weights):
+        xx, yy, xy = np.zeros((3, len(weights)))
+        for fold in np.unique(folds):
+            total, mx, my, *squares = (weights[:, folds == fold] @ columns[folds == fold]).T
+            some = np.maximum(total, 1)
+            for found, square, product in zip((xx, yy, xy), squares, (mx * mx, my * my, mx * my)):
+                found += square - product / some
+        spread = (xx > smallest[0] * len(x)) & (yy > smallest[1] * len(x))
+        return np.clip(xy / np.sqrt(np.where(spread, xx * yy, np.nan)), -1, 1)
+
+    return evaluate
+
+
+WITHIN = {ranking.auroc: _within_auroc, ranking.macro_auroc: _within_macro_auroc, regression.pearson: _within_pearson}

@@ -59,7 +59,7 @@ def _average_precision(separation, share):
 
 
 def _features(rng, studies, subjects, shift):
-    """Unit normal features around `shift` (n, features); half the variance is the subject's own where it has several."""
+    """Unit normal features around `shift` (n, features); half the variance is the subject's where it has several."""
     count = subjects.max() + 1
     several = 0.5 if count < len(subjects) else 0.0
     own = rng.normal(size=(studies, count, FEATURES))[:, subjects]
@@ -115,7 +115,7 @@ def numbers(rng, studies, n, explained, sessions=1):
 
 
 def dices(rng, studies, n, missed=0.15, sessions=1):
-    """Dice per case in `scores` (labels are the same): beta distributed, 0 where missed; each model has its own quality."""
+    """Dice per case in `scores` (`labels` are the same), 0 where missed; each model has its own quality."""
     subjects = np.repeat(np.arange(n), sessions)
     folds = subjects % FOLDS
     hard = rng.normal(size=(studies, n))[:, subjects]
