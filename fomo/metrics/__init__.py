@@ -9,7 +9,7 @@ ValueError, which names the argument, what was got and what was wanted.
 from .calibration import brier, ece, fit_logistic, log_loss
 from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
 from .comparison import delong_test, paired_permutation
-from .crossvalidated import Interval, cross_validated_ci
+from .crossvalidated import Interval, cross_validated_ci, fold_shift, within_folds
 from .intervals import bootstrap_ci, t_interval
 from .overlap import dice
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve
@@ -22,7 +22,7 @@ from .regression import (
     r2,
     regression_metrics,
 )
-from .summary import COUNTS, over_classes, summarize
+from .summary import COUNTS, WITHIN, over_classes, range_of, summarize
 from .surface import (
     average_surface_distance,
     hausdorff,
