@@ -85,6 +85,14 @@ def cross_validated_ci(
     return Interval(value, *_limits(value, subject.max() + 1, model, factor, level, refitted=True), 0)
 
 
+def refitting(gap, variance, subjects, more=_UNIT):
+    """What multiplies the variance of independent cases, for a value with this `gap` to chance (NaN: there is none)."""
+    least = (1 + more / np.sqrt(subjects)) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        signal = np.square(gap) / (np.asarray(variance) * _SIGNAL)
+    return least + np.where(np.isnan(signal), 0, max(2 - least, 0) / (1 + signal))
+
+
 def within_folds(metric, labels, scores, folds):
     """auroc, macro_auroc or pearson of the cases of one fold each, as `cross_validated_ci` takes them."""
     data, folds = checked(metric, labels, scores), np.asarray(folds)
@@ -148,19 +156,17 @@ def _limits(value, subjects, model, factor, level, refitted):
     if not np.isfinite(value) or not factor > 0:
         return np.nan, np.nan
     unit = (model.low, model.high) == (0, 1)
-    least = (1 + (_UNIT if unit else _OTHER) / np.sqrt(subjects)) ** 2 if refitted else 1.0
     tail = (1 + level) / 2
     quantile = scipy.special.ndtri(tail) if unit else scipy.special.stdtrit(subjects - 1, tail)
 
     def rejected(tested):
         variance = factor * model.variance(tested)
-        more = 0.0
-        if refitted and not np.isnan(model.chance):
+        if refitted:
             # below chance an R2 has no signal either; an AUROC or a correlation there is as far from it as above
-            gap = np.maximum(tested - model.chance, 0) if np.isinf(model.low) else tested - model.chance
-            with np.errstate(divide="ignore", invalid="ignore"):
-                more = np.nan_to_num(max(2 - least, 0) / (1 + gap**2 / (variance * _SIGNAL)))
-        return (tested - value) ** 2 > quantile**2 * (least + more) * variance
+            above = model.low == -np.inf and model.high == 1
+            gap = np.maximum(tested - model.chance, 0) if above else tested - model.chance
+            variance = variance * refitting(gap, variance, subjects, _UNIT if unit else _OTHER)
+        return (tested - value) ** 2 > quantile**2 * variance
 
     far = 100 * quantile * np.sqrt(factor * model.variance(np.array([value]))[0])
     ends = (model.low, value - far), (model.high, value + far)
