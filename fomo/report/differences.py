@@ -3,8 +3,8 @@
 Every pair of runs is compared on every metric of the task. AUROC by DeLong's test, summed per subject where subjects
 have several cases (clustered DeLong, Obuchowski 1997), over all cases and, of runs with the same folds, over the pairs
 within folds, with the variance of models that were trained per fold; the mean of any per-case value by sign flips of
-whole subjects, its interval by the bootstrap over subjects. The p values of the whole table are corrected together (Holm, Scand J Stat
-6:65, 1979).
+whole subjects, its interval by the bootstrap over subjects. The p values of the whole table are corrected together
+(Holm, Scand J Stat 6:65, 1979).
 """
 
 import itertools

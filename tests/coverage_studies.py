@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
+from fomo import metrics
+
 FOLDS, FEATURES = 5, 5
 
 
@@ -58,15 +60,15 @@ def _average_precision(separation, share):
     return (share * recall / (share * recall + (1 - share) * fpr)).mean(axis=-1)
 
 
-def _features(rng, studies, subjects, shift):
+def _features(rng, studies, subjects, shift, features):
     """Unit normal features around `shift` (n, features); half the variance is the subject's where it has several."""
     count = subjects.max() + 1
     several = 0.5 if count < len(subjects) else 0.0
-    own = rng.normal(size=(studies, count, FEATURES))[:, subjects]
-    return shift + np.sqrt(several) * own + np.sqrt(1 - several) * rng.normal(size=(studies, len(subjects), FEATURES))
+    own = rng.normal(size=(studies, count, features))[:, subjects]
+    return shift + np.sqrt(several) * own + np.sqrt(1 - several) * rng.normal(size=(studies, len(subjects), features))
 
 
-def classes(rng, studies, n, share, auroc, sessions=1, offset=0.0):
+def classes(rng, studies, n, share, auroc, sessions=1, offset=0.0, features=FEATURES):
     """auroc: of the best linear score. offset: SD of what is added to the logits of a fold's model."""
     positive = max(1, round(share * n))
     subjects = np.arange(n)
@@ -74,7 +76,7 @@ def classes(rng, studies, n, share, auroc, sessions=1, offset=0.0):
     folds = stratified(labels)
     labels, folds, subjects = (np.repeat(values, sessions) for values in (labels, folds, subjects))
     length = np.sqrt(2) * special.ndtri(auroc)
-    x = _features(rng, studies, subjects, labels[:, None] * length / np.sqrt(FEATURES))
+    x = _features(rng, studies, subjects, labels[:, None] * length / np.sqrt(features), features)
     scores, found = np.empty(x.shape[:2]), {"auroc": [], "average_precision": [], "accuracy": []}
     for fold in range(FOLDS):
         test = folds == fold
@@ -82,7 +84,7 @@ def classes(rng, studies, n, share, auroc, sessions=1, offset=0.0):
         w[:, -1] += offset * rng.normal(size=studies)
         scores[:, test] = np.einsum("sni,si->sn", x[:, test], w[:, :-1]) + w[:, -1:]
         norm = np.linalg.norm(w[:, :-1], axis=1)
-        apart = w[:, :-1].sum(axis=1) * length / np.sqrt(FEATURES) / norm
+        apart = w[:, :-1].sum(axis=1) * length / np.sqrt(features) / norm
         right = special.ndtr(apart + w[:, -1] / norm), special.ndtr(-w[:, -1] / norm)
         actual = labels.mean()
         found["auroc"].append(special.ndtr(apart / np.sqrt(2)))
@@ -91,13 +93,13 @@ def classes(rng, studies, n, share, auroc, sessions=1, offset=0.0):
     return Studies(labels, folds, subjects, scores, {name: np.mean(v, axis=0) for name, v in found.items()})
 
 
-def numbers(rng, studies, n, explained, sessions=1):
+def numbers(rng, studies, n, explained, sessions=1, features=FEATURES):
     """explained: the R2 of the best linear prediction of targets with variance 1."""
     subjects = np.arange(n)
     folds = subjects % FOLDS
     folds, subjects = np.repeat(folds, sessions), np.repeat(subjects, sessions)
-    x = _features(rng, studies, subjects, 0.0)
-    beta = np.sqrt(explained / FEATURES)
+    x = _features(rng, studies, subjects, 0.0, features)
+    beta = np.sqrt(explained / features)
     own = rng.normal(size=(studies, n))[:, subjects] if sessions > 1 else 0.0
     noise = rng.normal(size=(studies, n * sessions))
     noise = (noise + own) / np.sqrt(2) if sessions > 1 else noise
@@ -132,3 +134,34 @@ def dices(rng, studies, n, missed=0.15, sessions=1):
     values = value(mixed, quality[:, folds])
     truth = np.mean([value(at, quality[:, k : k + 1]).mean(axis=1) for k in range(FOLDS)], axis=0)
     return Studies(values, folds, subjects, values, {"mean": truth})
+
+
+def cases_of(kind, studies):
+    """[(name of the metric, function, labels (n,) or (studies, n), scores or None)] of a set of studies."""
+    if kind == "classes":
+        right = ((studies.scores >= 0) == studies.labels).astype(float)
+        ranked = [(name, getattr(metrics, name), studies.labels, studies.scores) for name in list(studies.truth)[:2]]
+        return [*ranked, ("accuracy", np.mean, right, None)]
+    if kind == "numbers":
+        return [(name, getattr(metrics, name), studies.labels, studies.scores) for name in studies.truth]
+    return [("mean", np.mean, studies.labels, None)]
+
+
+def coverage(kind, studies, interval, only=None):
+    """{metric: (share of the studies whose interval holds the truth, mean width)}.
+
+    interval: (metric, labels, scores or None, folds, subjects, number of the study) -> Interval.
+    """
+    found = {}
+    for name, metric, labels, scores in cases_of(kind, studies):
+        if only not in (None, name):
+            continue
+        hits, widths = [], []
+        for i, truth in enumerate(studies.truth[name]):
+            own = labels if labels.ndim == 1 else labels[i]
+            other = None if scores is None else scores[i]
+            _, low, high, _ = interval(metric, own, other, studies.folds, studies.subjects, i)
+            hits.append(low - 1e-9 <= truth <= high + 1e-9)
+            widths.append(high - low)
+        found[name] = float(np.mean(hits)), float(np.nanmean(widths))
+    return found
