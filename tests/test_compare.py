@@ -43,16 +43,14 @@ def test_auroc_is_compared_by_delong(pairs):
     labels = [int(row["target"]) for row in a.rows]
     scores = [[row["probability"] for row in run.rows] for run in (b, a)]
     subjects = [row["subject"] for row in a.rows]
-    expected = metrics.delong_test(labels, *scores, groups=subjects)
-    assert len(set(subjects)) < len(subjects) and expected.p != metrics.delong_test(labels, *scores).p
-    row = next(row for row in rows if row["metric"] == "auroc")
-    assert (row["difference"], row["low"], row["high"], row["p"]) == (
-        expected.difference,
-        expected.low,
-        expected.high,
-        expected.p,
-    )
-    assert (row["first_value"], row["second_value"]) == (a.metrics["auroc"]["pooled"], b.metrics["auroc"]["pooled"])
+    assert len(set(subjects)) < len(subjects)
+    folds = [row["fold"] for row in a.rows]
+    for name, of_pairs in (("auroc", np.zeros(len(folds))), ("auroc_within", folds)):
+        expected = metrics.delong_test(labels, *scores, groups=subjects, folds=of_pairs)
+        row = next(row for row in rows if row["metric"] == name)
+        assert all(row[key] == getattr(expected, key) for key in ("difference", "low", "high", "p"))
+        values = row["first_value"], row["second_value"]
+        assert values == pytest.approx((a.metrics[name]["pooled"], b.metrics[name]["pooled"]))
     assert row["difference"] > 0 and row["better"] == "classification_b" and row["p"] < row["p_holm"] < 0.05
 
 

@@ -377,3 +377,38 @@ def test_real_masks_there_and_back(shared_data, name, label, target_mm):
 def test_a_real_4d_file_is_refused(shared_data):
     with pytest.raises(ValueError, match="52x68x20x10"):
         nifti.read_nifti(str(shared_data / "niivue/pcasl.nii.gz"))
+
+
+def ball(shape, spacing_mm, centre_mm, radius_mm):
+    axes = [(np.arange(n) + 0.5) * mm - at for n, mm, at in zip(shape, spacing_mm, centre_mm)]
+    return (sum(np.square(np.ix_(*axes)[i]) for i in range(3)) <= radius_mm**2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("spacing_mm", [(0.5, 0.5, 0.5), (1.0, 1.0, 1.0), (0.9, 0.9, 1.5), (0.9, 0.9, 5.0)])
+def test_structures_keep_their_volume(spacing_mm):
+    rng, kept = np.random.default_rng(0), []
+    shape = [round(40 / mm) for mm in spacing_mm]
+    for radius in (2.5, 4.0, 8.0):
+        for target in ((1.0, 1.0, 1.5), (2.0, 2.0, 2.0)):
+            mask = ball(shape, spacing_mm, 20 + rng.uniform(-0.5, 0.5, 3) * spacing_mm, radius)
+            new = [round(n * old / mm) for n, old, mm in zip(shape, spacing_mm, target)]
+            found = volume.resample_labels(mask, new)
+            kept.append(found.sum() / mask.sum() * mask.size / found.size)
+    assert np.mean(kept) == pytest.approx(1, abs=0.02) and 0.9 < min(kept) <= max(kept) < 1.1
+
+
+def test_a_lesion_on_one_thick_slice_is_kept_beside_a_large_one():
+    mask = np.zeros((40, 40, 9), np.uint8)
+    mask[5:20, 5:20, 2:7] = 1
+    mask[30:33, 30:33, 4] = 1
+    found = volume.resample_labels(mask, (36, 36, 45)) == 1
+    assert found[25:, 25:].sum() == pytest.approx(9 * 0.81 * 5, rel=0.1)
+
+
+def test_classes_share_a_structure_without_holes():
+    mask = np.zeros((20, 20, 20), np.uint8)
+    mask[4:16, 4:16, 4:16] = 1
+    mask[4:10, 4:16, 4:16] = 2
+    found = volume.resample_labels(mask, (30, 30, 30))
+    assert (found[6:24, 6:24, 6:24] > 0).all() and (found > 0).sum() == 18**3
+    assert [(found == label).sum() for label in (1, 2)] == [18**3 / 2] * 2

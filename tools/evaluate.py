@@ -58,7 +58,7 @@ def main(arguments):
     )
     evaluate.write(kind, rows, summary, options.output or beside)
     for name, values in summary.items():
-        log("evaluate", metric=name, **values)
+        log("evaluate", metric=name, **evaluate.printed(values))
 
 
 if __name__ == "__main__":

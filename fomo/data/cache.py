@@ -30,12 +30,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import UserError, as_user_error, fingerprint, one_line
+from ..metrics import dice
 from ..runtime import files
 from ..space import volume
 from . import copies, index, jobs
 from .cases import NOT_ORIENTED, Case, Prepared, digits, looks_at_files, read_volume, rounded, unoriented
 
-_VERSION = 2  # raise it when preprocessing changes its results
+_VERSION, _MASK_VERSION = 2, 3  # raise one when preprocessing changes its results, of all entries or of masks
+_GOOD = 0.8  # Dice that a mask should have that was brought to the network's grid and back
 _FOREGROUND_VOXELS = 10_000  # kept per class
 _SHOWN = 20  # failed cases that an error names
 _COLUMNS = 512  # of the numbers that a checksum adds up
@@ -230,6 +232,8 @@ def _settings(data, wanted):
         "dtype": data.cache_dtype,
         "classes": wanted.classes if wanted.masked else None,
     }
+    if wanted.masked:
+        used["mask_version"] = _MASK_VERSION
     if wanted.finding:
         used["finding"] = True
     if limits := {"percentile": "percentiles", "window": "window"}.get(data.normalize):
@@ -335,7 +339,9 @@ def _preprocess(case, settings):
     """(image, mask or None, Geometry, warning or None)."""
     arrays, affine, native_mask = _read(case, settings)
     options = {
-        name: value for name, value in settings.items() if name not in ("version", "dtype", "classes", "finding")
+        name: value
+        for name, value in settings.items()
+        if name not in ("version", "mask_version", "dtype", "classes", "finding")
     }
     paths = [source.path for source in case.files]
     image, mask, geometry = volume.preprocess(arrays, affine, mask=native_mask, names=paths, **options)
@@ -372,7 +378,22 @@ def _lost(native, mask, geometry, classes):
     gone = [str(label) for label in range(1, classes) if not (mask == label).any() and (inside == label).any()]
     if gone:
         warnings.append(f"the mask's class {', '.join(gone)} is smaller than a voxel of data.spacing_mm and vanished")
+    elif worst := _best_dice(native, mask, geometry, classes):
+        warnings.append(worst)
     return "; ".join(warnings) or None
+
+
+def _best_dice(native, mask, geometry, classes):
+    """A warning where even a network that predicts `mask` exactly has a low Dice on the file's grid, or None."""
+    if mask.shape == tuple(stop - start for start, stop in geometry.box):
+        return None
+    labels = [label for label in range(1, classes) if (native == label).any()]
+    back = [volume.to_native((mask == label).astype(np.float32), geometry) > 0.5 for label in labels]
+    best = {label: dice(native == label, found) for label, found in zip(labels, back)}
+    low = [
+        f"{value:.2f}" + (f" (class {label})" if classes > 2 else "") for label, value in best.items() if value < _GOOD
+    ]
+    return f"the best possible Dice at data.spacing_mm is {', '.join(low)}: use smaller voxels" if low else None
 
 
 def _read(case, settings):

@@ -49,6 +49,7 @@ def evaluate(
         log("evaluate", challenge=challenge, own_metrics="none", meant="of tables it has the same as this project")
     section, rows, counts = masks.pair(found, table, request) if found else tables.pair(table, request)
     counts |= _lacking(table, rows, log)
+    rows = _with_folds(table, rows)
     task = tasks.build(config.Config(seed=seed, task=section, eval=config.Eval(bootstrap=resamples)))
     summarize, hidden = _SUMMARIES.get(task.reads, (_of_targets, None))
     with as_user_error(predictions, ValueError):  # of the metrics
@@ -56,6 +57,13 @@ def evaluate(
         summary = summarize(task, rows, scores, task.intervals_of(scores, Results(rows), resamples, seed))
     shown = [{name: value for name, value in row.items() if name != hidden} for row in rows]
     return type(task).__name__.lower(), shown, {**summary, **counts}
+
+
+def _with_folds(table, rows):
+    """The rows with the fold whose model has predicted each, where the table says it of all: as that of a run does."""
+    folds = {} if table is None else {id: cells.get("fold") for id, cells in table.cells.items()}
+    known = all(folds.get(row["id"]) for row in rows)
+    return [{**row, "fold": folds[row["id"]]} for row in rows] if known else rows
 
 
 def _lacking(table, rows, log):
@@ -78,6 +86,11 @@ def write(kind, rows, summary, output):
         files.write_csv(f"{path}_cases.csv", rows)
         files.write_csv(f"{path}.csv", [{"metric": name, **values} for name, values in summary.items()])
         files.write_json(f"{path}.json", {"kind": kind, "cases": len(rows), "metrics": summary})
+
+
+def printed(values):
+    """The values of a metric that are there; one without an interval has no limits to print."""
+    return {k: v for k, v in values.items() if not (k in ("ci_low", "ci_high") and math.isnan(v))}
 
 
 def _check_options(references, tolerance_mm, resamples, columns):

@@ -11,7 +11,8 @@ from .calibration import brier, ece, fit_logistic, log_loss
 from .challenge import fomo26_dice, fomo26_metrics, fomo26_nsd
 from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
 from .comparison import delong_test, paired_permutation, paired_swap
-from .intervals import Interval, bootstrap_ci, t_interval
+from .crossvalidated import Interval, cross_validated_ci, fold_shift, within_folds
+from .intervals import bootstrap_ci, t_interval
 from .overlap import dice
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve
 from .regression import (
@@ -23,7 +24,7 @@ from .regression import (
     r2,
     regression_metrics,
 )
-from .summary import COUNTS, over_classes, summarize
+from .summary import COUNTS, WITHIN, over_classes, range_of, summarize
 from .surface import (
     average_surface_distance,
     hausdorff,

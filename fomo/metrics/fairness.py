@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import checks, ranking
-from .intervals import evaluator
+from .weighted import evaluator
 
 
 def macro_f1(labels, scores):

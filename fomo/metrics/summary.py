@@ -4,7 +4,21 @@ import numpy as np
 
 from . import checks
 
+WITHIN = "_within"  # ending of the name of a metric that compares the cases of one fold only
+_SHARES = "accuracy precision recall specificity sensitivity f1 dice jaccard auroc ap brier ece hamming match".split()
+_SIGNED = "mcc kappa pearson spearman ccc".split()  # from -1 to 1
 COUNTS = ("_undefined", "_infinite")  # endings of the names under which tables count what a mean leaves out
+
+
+def range_of(name, values):
+    """(least, greatest) that the metric of this name can be; values: some of its values, (n,)."""
+    words = name.split("_")
+    if any(word in words for word in _SIGNED):
+        return -1.0, 1.0
+    if "r2" in words:
+        return -np.inf, 1.0
+    shares = any(word in words for word in _SHARES)
+    return 0.0 if shares or np.nanmin([*values, 0]) >= 0 else -np.inf, 1.0 if shares else np.inf
 
 
 def over_classes(values):

@@ -110,7 +110,13 @@ LABELS = {
     **{name: name.replace("_", " ") for name in _AS_WRITTEN},
 }
 _STARTS = {"corrected": "corrected {}", "val": "validation {}", "volume": "{}", "slice": "slices: {}"}
-_ENDINGS = {"macro": "mean", "micro": "all together", "common": "at one threshold for all", "half": "at 0.5"}
+_ENDINGS = {
+    "within": "within folds",
+    "macro": "mean",
+    "micro": "all together",
+    "common": "at one threshold for all",
+    "half": "at 0.5",
+}
 
 
 def label(metric):

@@ -1,9 +1,10 @@
 """Is one run better than another on the same cases: paired differences, intervals and tests.
 
 Every pair of runs is compared on every metric of the task. AUROC by DeLong's test, summed per subject where subjects
-have several cases (clustered DeLong, Obuchowski 1997); the mean of any per-case value by sign flips of whole subjects,
-its interval by the bootstrap over subjects. The p values of the whole table are corrected together (Holm, Scand J Stat
-6:65, 1979).
+have several cases (clustered DeLong, Obuchowski 1997), over all cases and, of runs with the same folds, over the pairs
+within folds, with the variance of models that were trained per fold; the mean of any per-case value by sign flips of
+whole subjects, its interval by the bootstrap over subjects. The p values of the whole table are corrected together
+(Holm, Scand J Stat 6:65, 1979).
 """
 
 import itertools
@@ -14,6 +15,7 @@ import numpy as np
 
 from .. import metrics
 from ..config import UserError
+from ..tasks import Results
 from .run import Run
 
 _COLUMNS = "metric first second first_value second_value difference low high p p_holm better cases left_out test"
@@ -91,10 +93,12 @@ def _pair(a, b, resamples, seed):
     found, view = [], a.task.view
     subjects, ranked = np.array([row["subject"] for row in a.units]), view.ranked(b)
     for metric, (labels, scores) in view.ranked(a).items():
-        test = metrics.delong_test(labels, ranked[metric][1], scores, groups=subjects)
-        facts = {"metric": metric, "cases": len(labels), "left_out": 0, "test": "DeLong", "higher_is_better": True}
-        values = {name: getattr(test, name) for name in ("difference", "low", "high", "p")}
-        found.append({**facts, **values, "first_value": test.second, "second_value": test.first})
+        for ending, folds in _compared(*(Results(run.units).folds for run in (a, b))).items():
+            test = metrics.delong_test(labels, ranked[metric][1], scores, groups=subjects, folds=folds)
+            facts = {"metric": metric + ending, "cases": len(labels), "left_out": 0, "test": "DeLong"}
+            values = {name: getattr(test, name) for name in ("difference", "low", "high", "p")}
+            values |= {"higher_is_better": True, "first_value": test.second, "second_value": test.first}
+            found.append({**facts, **values})
     for metric, (value_of, higher, _) in view.per_case.items():
         first, second = (np.array([value_of(row) for row in run.units]) for run in (a, b))
         kept = np.isfinite(first) & np.isfinite(second)
@@ -102,6 +106,13 @@ def _pair(a, b, resamples, seed):
         values = _paired(first[kept], second[kept], subjects[kept], resamples, seed)
         found.append({**facts, **values, "higher_is_better": higher})
     return found
+
+
+def _compared(first, second):
+    """{ending of a metric's name: the folds whose cases are compared}: all cases and, where folds are equal, each."""
+    if first is None or second is None:  # one model: independent test cases
+        return {"": None}
+    return {"": np.zeros(len(first)), **({metrics.WITHIN: first} if np.array_equal(first, second) else {})}
 
 
 def _paired(first, second, subjects, resamples, seed):

@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from .. import config as config_module
+from .. import metrics
 from ..config import as_user_error
 from ..pages import figures, page
 from ..pages.figures.numbers import paired
@@ -77,7 +78,9 @@ def _first(runs):
 
 def _headline(rows, run):
     """The metric that the page begins with: the runs' own, or the first one of each case where that has no test."""
-    return run.headline if any(row["metric"] == run.headline for row in rows) else next(iter(run.task.view.per_case))
+    tested = [row["metric"] for row in rows]
+    names = [run.headline + metrics.WITHIN, run.headline]
+    return next((name for name in names if name in tested), next(iter(run.task.view.per_case)))
 
 
 def _sentence(row):
@@ -92,7 +95,7 @@ def _sentence(row):
 
 def _notes(rows, runs):
     first, found = _first(runs), []
-    if _headline(rows, first) != first.headline:
+    if _headline(rows, first) not in (first.headline, first.headline + metrics.WITHIN):
         values = [f"{number(run.value(first.headline), 3)} of {name}" for name, run in runs.items()]
         metric = page.capital(page.label(first.headline))
         found.append(f"{metric}, by which the runs select their epochs, has no test here; it is {', '.join(values)}.")

@@ -15,12 +15,19 @@ def headline(run):
         several, one = "No fold is finished yet: there are no test results.", "Not finished: there are no results yet."
         return tag("div", tag("p", several if len(run.splits) > 1 else one), class_="hero")
     view = run.task.view
-    found, low, high = run.with_interval(run.headline)
-    value = [tag("div", label(run.headline) + view.unit(run), class_="label")]
+    found, low, high = run.with_interval(run.estimate)
+    value = [tag("div", label(run.estimate) + view.unit(run), class_="label")]
     value.append(tag("div", number(found, 3), class_="value", id="headline", data_value=repr(found)))
     if not math.isnan(low):
         value.append(tag("div", f"95% interval {page.interval(low, high, 3)}", class_="label"))
+    if run.estimate != run.headline:
+        pooled, low, high = run.with_interval(run.headline)
+        limits = f" ({page.interval(low, high, 3)})" if not math.isnan(low) else ""
+        value.append(tag("div", f"over all pairs of cases: {number(pooled, 3)}{limits}", class_="label"))
     how = "All cases together, each predicted by a model that was not trained, and not selected, on its subject."
+    if len(run.finished) > 1:
+        about = "The interval is about the mean of these models on new cases of this population"
+        how += f" {about}, not about a model that the procedure would train on other cases."
     if run.task.pretrains:
         how = "On the validation cases, which have also chosen the epoch: a little better than on new cases."
     elif not run.complete:

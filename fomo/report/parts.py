@@ -68,15 +68,15 @@ def results(run):
     # a run that is not finished has no means
     over_folds = len(run.splits) > 1 and any("mean" in facts for facts in run.metrics.values())
     columns = ["metric", "all cases", "95% interval", *["cases left out"] * left_out]
-    columns += ["mean of folds", "SD of folds", "95% interval of the mean"] * over_folds
+    columns += ["mean of folds", "SD of folds"] * over_folds
 
     def line(metric):
         value, low, high = run.with_interval(metric)
         cells = [label(metric), value, page.interval_cell(low, high), *[_left_out(run, metric)] * left_out]
         return cells + (_over_folds(run, metric) if over_folds else [])
 
-    caption = f"All {run.cases} together with the bootstrap interval over subjects"
-    caption += "; beside it the folds' mean, SD and t-interval" if over_folds else ""
+    caption = f"All {run.cases} together with the interval over subjects"
+    caption += "; beside it the folds' mean and SD" if over_folds else ""
     classes = ["main" if metric == run.headline else None for metric in main]
     rest = page.table(columns, [*map(line, others)], f"Other metrics of all {run.cases} together")
     return [
@@ -87,17 +87,16 @@ def results(run):
 
 
 def _over_folds(run, metric):
-    """Mean, SD and interval of the mean over the folds; empty cells for counts, whose mean says nothing."""
-    if metric in _COUNTS or metric.endswith(metrics.COUNTS):
-        return [None] * 3
-    facts = run.metrics[metric]
-    return [facts["mean"], facts["std"], page.interval_cell(facts["ci_low"], facts["ci_high"])]
+    """Mean and SD over the folds; empty cells for counts, whose mean says nothing, and for what needs several folds."""
+    if metric in _COUNTS or metric.endswith((*metrics.COUNTS, metrics.WITHIN)):
+        return [None] * 2
+    return [run.metrics[metric][name] for name in ("mean", "std")]
 
 
 def _folds(run):
-    names = ("cases", *run.metrics)
-    rows = [[f"fold {row['fold']}", *(row.get(name, math.nan) for name in names)] for row in run.fold_scores]
-    return page.table(["fold", "cases", *map(label, run.metrics)], rows, "Test metrics of each fold")
+    own = [name for name in run.metrics if not name.endswith(metrics.WITHIN)]
+    rows = [[f"fold {row['fold']}", *(row.get(name, math.nan) for name in ("cases", *own))] for row in run.fold_scores]
+    return page.table(["fold", "cases", *map(label, own)], rows, "Test metrics of each fold")
 
 
 def _left_out(run, metric):

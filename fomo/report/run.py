@@ -6,6 +6,7 @@ import math
 import os
 import re
 
+from .. import metrics
 from ..run_folder import RunFolder, joined
 from ..tasks import Results, build
 from ..training import selection
@@ -61,6 +62,12 @@ class Run:
         if self.task.pretrains:  # nothing is tested
             return "validation cases"
         return "test cases" if len(self.splits) == 1 else "out-of-fold cases"
+
+    @property
+    def estimate(self):
+        """The metric at the top: the headline or, where its models are several, the headline within folds."""
+        within = self.headline + metrics.WITHIN
+        return within if not math.isnan(self.metrics.get(within, {}).get("pooled_low", math.nan)) else self.headline
 
     def value(self, metric):
         return self.metrics[metric]["pooled"]

@@ -22,6 +22,8 @@ def aggregate(config, folder, log):
     results = run_folder.joined(parts)
     pooled = scores[-1] if task.pretrains else task.score(results)
     intervals = task.intervals_of(pooled, results, config.eval.bootstrap, config.seed)
+    for message in task.shifts(results, config.seed):
+        log.warn(message)
     count = len(results.rows)
     aggregated = [_aggregated(name, pooled[name], intervals.get(name), fold_rows, count) for name in pooled]
     by_id = tasks.Results(*(sorted(part, key=lambda row: row["id"]) for part in results))
@@ -30,13 +32,15 @@ def aggregate(config, folder, log):
     summary = {"name": config.name, "task": config.task.type}
     summary["finished"] = datetime.datetime.now().isoformat(timespec="seconds")
     summary |= {"folds_done": numbers, "folds": len(splits), "cases": count, "headline": task.select}
+    within = task.select + metrics.WITHIN
+    summary |= {"headline_within": within} if within in intervals and not intervals[within].reason else {}
     summary |= {"classes": classes} if classes else {}
     summary["metrics"] = {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated}
     folder.write_scores(fold_rows, aggregated, summary)
     shown = {}
     for name in dict.fromkeys([task.select, *intervals]):
         shown[name] = pooled[name]
-        if name in intervals:
+        if name in intervals and not intervals[name].reason:
             shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
     log("cv", folds=len(finished), of=len(splits), cases=count, **shown)
 
@@ -57,6 +61,7 @@ def _aggregated(name, pooled, interval, fold_rows, cases):
     mean = defined.mean() if len(defined) else math.nan
     std = defined.std(ddof=1) if len(defined) > 1 else math.nan
     low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
-    ci = metrics.t_interval(values)
-    row = {"metric": name, "mean": mean, "std": std, "ci_low": ci.low, "ci_high": ci.high, "folds": len(defined)}
+    ci, few = metrics.t_interval(values), len(defined) < 3
+    t_low, t_high = (math.nan,) * 2 if few else np.clip((ci.low, ci.high), *metrics.range_of(name, defined)).tolist()
+    row = {"metric": name, "mean": mean, "std": std, "ci_low": t_low, "ci_high": t_high, "folds": len(defined)}
     return row | {"pooled": pooled, "pooled_low": low, "pooled_high": high, "cases": cases}

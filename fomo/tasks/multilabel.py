@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import UserError
 from ..data import sources
-from ..metrics import auroc, average_precision, brier, choose_threshold, ece, macro_auroc
+from ..metrics import WITHIN, auroc, average_precision, brier, choose_threshold, ece, macro_auroc, within_folds
 from ..metrics.checks import mean_of_defined
 from ..runtime import lazy
 from ..runtime.lazy import torch
@@ -194,7 +194,11 @@ class Multilabel(Task):
         recall, hamming (share of wrong decisions) and exact_match (share of rows without one) are at each label's own
         threshold and, where that is not 0.5, also at the threshold of all labels (`*_common`) and at 0.5 (`*_half`).
         """
-        found = self._score(_units(results), "volume")
+        units = Results(_units(results))
+        found = self._score(units.rows, "volume")
+        if units.folds is not None:
+            both = self.labels_and_scores(units.rows)
+            found[f"volume_auroc_macro{WITHIN}"] = within_folds(macro_auroc, *both, units.folds)
         return {**found, **self._score(results.rows, "slice")} if results.scans else found
 
     def _score(self, rows, level):
@@ -222,7 +226,11 @@ class Multilabel(Task):
         """Of the scans' macro AUROC; `tables` has those of each label."""
         units = Results(_units(results))
         both = self.labels_and_scores(units.rows)
-        return {"volume_auroc_macro": units.bootstrap(resamples, seed)(macro_auroc, *both, stratify=False)}
+        interval = units.bootstrap(resamples, seed)
+        found = {"volume_auroc_macro": interval(macro_auroc, *both, stratify=False)}
+        if units.folds is not None:
+            found[f"volume_auroc_macro{WITHIN}"] = interval(macro_auroc, *both, within=True)
+        return found
 
     def tables(self, results):
         """{"labels": a row per label}: prevalence and metrics over the scans or volumes, `slice_*` over the slices.

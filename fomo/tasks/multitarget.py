@@ -7,7 +7,7 @@ their names in the table, so that a checkpoint can be tested on another table.
 import numpy as np
 
 from ..config import UserError
-from ..metrics import auroc, confusion_matrix, macro_auroc, multiclass_metrics
+from ..metrics import WITHIN, auroc, confusion_matrix, macro_auroc, multiclass_metrics, within_folds
 from ..metrics.checks import mean_of_defined
 from ..runtime.lazy import torch
 from . import categories
@@ -16,6 +16,7 @@ from .task import HEAD, ONE_OR_MORE, Task
 from .views import multitarget as view
 
 _OF_EACH_TARGET = ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")
+_AUROC = {"bounds": (0, 1), "chance": 0.5}
 
 
 class Multitarget(Task):
@@ -173,17 +174,21 @@ class Multitarget(Task):
 
         `T_auroc` is the mean of each class against the rest; with more than two classes each stands as `T_auroc_CLASS`.
         """
-        result, aurocs = {}, []
+        result, aurocs, of_folds = {}, [], []
         for name in self.names:
             labels, _, probabilities, classes = categories.arrays_of(results, name)
             found = multiclass_metrics(labels, probabilities)
             aurocs.append(found["macro_auroc"])
+            if results.folds is not None:
+                one_hot = np.eye(len(classes))[labels]
+                of_folds.append(within_folds(macro_auroc, one_hot, probabilities, results.folds))
             result[f"{name}_auroc"] = found["macro_auroc"]
             each = zip(classes, found["auroc_per_class"].tolist()) if len(classes) > 2 else ()
             result.update({f"{name}_auroc_{text}": value for text, value in each})
             result.update({f"{name}_{metric}": found[metric] for metric in _OF_EACH_TARGET})
         undefined = int(np.isnan(aurocs).sum())
         macro = {"auroc_macro": mean_of_defined(aurocs), **({"targets_undefined": undefined} if undefined else {})}
+        macro |= {f"auroc_macro{WITHIN}": mean_of_defined(of_folds)} if of_folds else {}
         return {**macro, **result}
 
     def intervals(self, results, resamples, seed):
@@ -199,14 +204,20 @@ class Multitarget(Task):
                 result[f"{name}_auroc"] = interval(macro_auroc, one_hot, probabilities, stratify=False)
             result[f"{name}_accuracy"] = interval(np.mean, (decisions == labels).astype(float))
         if len(self.names) == 1:
-            return {"auroc_macro": result[f"{self.names[0]}_auroc"], **result}
+            found = {"auroc_macro": result[f"{self.names[0]}_auroc"]}
+            if results.folds is not None:
+                found[f"auroc_macro{WITHIN}"] = interval(macro_auroc, *of_targets[0], within=True)
+            return {**found, **result}
         ends = np.cumsum([one_hot.shape[1] for one_hot, _ in of_targets])[:-1]
 
         def mean_over_targets(labels, scores):
             parts = zip(np.split(labels, ends, axis=1), np.split(scores, ends, axis=1))
             return mean_of_defined([macro_auroc(*part) for part in parts])
 
-        return {"auroc_macro": interval(mean_over_targets, *map(np.hstack, zip(*of_targets)), stratify=False), **result}
+        return {
+            "auroc_macro": interval(mean_over_targets, *map(np.hstack, zip(*of_targets)), stratify=False, **_AUROC),
+            **result,
+        }
 
     def tables(self, results):
         """{"confusion": ...}: how many cases of which class were decided to be of which, a line per target and pair."""

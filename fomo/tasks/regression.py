@@ -4,7 +4,16 @@ import math
 
 import numpy as np
 
-from ..metrics import apply_bias_correction, bounded_bias_correction, mae, pearson, r2, regression_metrics
+from ..metrics import (
+    WITHIN,
+    apply_bias_correction,
+    bounded_bias_correction,
+    mae,
+    pearson,
+    r2,
+    regression_metrics,
+    within_folds,
+)
 from ..runtime import lazy
 from .results import Answer, Results
 from .task import HEAD, Columns, Task
@@ -103,6 +112,8 @@ class Regression(Task):
         """
         raw = regression_metrics(*results.arrays("target", "prediction"))
         scores = dict(raw)
+        if results.folds is not None:
+            scores[f"pearson{WITHIN}"] = within_folds(pearson, *results.arrays("target", "prediction"), results.folds)
         if "training_mean" in results.rows[0]:  # not where only files are evaluated
             scores["mae_of_the_mean"] = mae(*results.arrays("target", "training_mean"))
         if "corrected" in results.rows[0]:
@@ -115,12 +126,17 @@ class Regression(Task):
     def intervals(self, results, resamples, seed):
         """Of the raw predictions and, where they are defined, of the corrected ones."""
         interval, found = results.bootstrap(resamples, seed), {}
+        if results.folds is not None:
+            found[f"pearson{WITHIN}"] = interval(pearson, *results.arrays("target", "prediction"), within=True)
         for prefix, column in (("", "prediction"), ("corrected_", "corrected")):
             if column in results.rows[0]:
                 targets, values = results.arrays("target", column)
                 metrics = (mae, r2, pearson) if np.isfinite(values).all() else ()
                 found.update({prefix + metric.__name__: interval(metric, targets, values) for metric in metrics})
         return found
+
+    def shifts(self, results, seed):
+        return results.shift(pearson, "correlation", *results.arrays("target", "prediction"), seed)
 
     @staticmethod
     def merge(states):

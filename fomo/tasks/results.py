@@ -1,11 +1,10 @@
 """What travels between a task and those that run it: answers, results, and the outputs of its network."""
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from ..metrics import bootstrap_ci
+from ..metrics import bootstrap_ci, cross_validated_ci, fold_shift
 
 
 class Answer(NamedTuple):
@@ -31,9 +30,37 @@ class Results(NamedTuple):
         """[(n,) array of each of the columns `names` of the rows]."""
         return [np.array([row[name] for row in self.rows]) for name in names]
 
+    @property
+    def folds(self):
+        """(n,) fold of each row; None where the rows are not of several folds' models."""
+        folds = [row.get("fold") for row in self.rows]
+        return None if None in folds or len(set(folds)) < 2 else np.array(folds)
+
     def bootstrap(self, resamples, seed):
-        """`metrics.bootstrap_ci` of arrays that have a value per row; it draws whole subjects."""
-        return functools.partial(bootstrap_ci, resamples=resamples, seed=seed, groups=self.arrays("subject")[0])
+        """A function that gives the interval of a metric of arrays with a value per row, over whole subjects.
+
+        It is `metrics.bootstrap_ci`, with `stratify`, or that of the out-of-fold cases of several models,
+        `metrics.cross_validated_ci`, with `of_folds`, its options. chosen: the rows of which the arrays are.
+        """
+        subjects, folds = self.arrays("subject")[0], self.folds
+
+        def interval(metric, labels, scores=None, chosen=slice(None), stratify=None, within=False, **of_folds):
+            own = {"groups": subjects[chosen], "seed": seed}
+            if folds is None:
+                return bootstrap_ci(metric, labels, scores, resamples, stratify=stratify, **own)
+            return cross_validated_ci(metric, labels, scores, folds=folds[chosen], within=within, **own, **of_folds)
+
+        return interval
+
+    def shift(self, metric, name, labels, scores, seed):
+        """Messages: where the metric within folds is not that over all cases, the models differ in their scale."""
+        if self.folds is None:
+            return ()
+        difference, noise = fold_shift(metric, labels, scores, self.folds, self.arrays("subject")[0], seed)
+        if not noise or not abs(difference) > 3 * noise:
+            return ()
+        what = f"the {name} within folds is {abs(difference):.3f} {'higher' if difference > 0 else 'lower'}"
+        return [f"{what} than over all cases (noise {noise:.3f}): the folds' models do not score on one scale"]
 
 
 class Output(NamedTuple):

@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from ..data.cases import read_volume, rounded
-from ..metrics import COUNTS, dice, over_classes, segmentation_metrics_per_class, summarize
+from ..metrics import COUNTS, dice, over_classes, range_of, segmentation_metrics_per_class, summarize
 from ..runtime import lazy
 from ..runtime.lazy import torch
 from ..space import postprocess, volume
@@ -214,7 +214,8 @@ class Segmentation(Task):
         for name in _metric_names(results.rows):
             finite = Results([row for row in results.rows if np.isfinite(row[name])])
             if finite.rows:
-                found[name] = finite.bootstrap(resamples, seed)(np.mean, *finite.arrays(name))
+                values, interval = finite.arrays(name)[0], finite.bootstrap(resamples, seed)
+                found[name] = interval(np.mean, values, bounds=range_of(name, values))
         return found
 
     def doubts(self, scores):

@@ -264,6 +264,10 @@ class Task:
             raise TypeError(f"{type(self).__name__}.intervals: got {found!r}, wanted {wanted}")
         return found
 
+    def shifts(self, results, seed):
+        """Messages: where the models of several folds do not score on one scale."""
+        return ()
+
     def doubts(self, scores):
         """(message, number of cases) of what the scores of a test part show to be wrong."""
         return ()

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..config import UserError
-from ..metrics import auroc, average_precision, binary_metrics, choose_threshold
+from ..metrics import WITHIN, auroc, average_precision, binary_metrics, choose_threshold, within_folds
 from . import categories
 from .results import Output, Results
 from .task import ONE_OR_MORE
@@ -72,18 +72,25 @@ class TwoClasses:
 
     def score(self, results):
         labels, scores, decisions = results.arrays("target", "probability", "decision")
-        return binary_metrics(labels, scores, decisions=decisions)
+        found = binary_metrics(labels, scores, decisions=decisions)
+        folds = results.folds
+        return found if folds is None else {**found, f"auroc{WITHIN}": within_folds(auroc, labels, scores, folds)}
 
     def intervals(self, results, resamples, seed):
         """Of the ranking metrics, and of the shares of right decisions among all cases, class 1 and class 0."""
         interval = results.bootstrap(resamples, seed)
-        labels, scores, decisions, subjects = results.arrays("target", "probability", "decision", "subject")
+        labels, scores, decisions = results.arrays("target", "probability", "decision")
         right = (decisions == labels).astype(float)
         result = {metric.__name__: interval(metric, labels, scores) for metric in (auroc, average_precision)}
+        if results.folds is not None:
+            result[f"auroc{WITHIN}"] = interval(auroc, labels, scores, within=True)
         for name, chosen in (("accuracy", labels >= 0), ("recall", labels == 1), ("specificity", labels == 0)):
             if chosen.any():
-                result[name] = interval(np.mean, right[chosen], groups=subjects[chosen])
+                result[name] = interval(np.mean, right[chosen], chosen=chosen)
         return result
+
+    def shifts(self, results, seed):
+        return results.shift(auroc, "AUROC", *results.arrays("target", "probability"), seed)
 
     def finish(self, answers, fold=None):
         return Results([self.decided(answer.row) for answer in answers])

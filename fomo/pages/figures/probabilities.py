@@ -157,6 +157,25 @@ def score_histogram(axes, labels, scores, names=("class 0", "class 1"), what="ca
 
 
 @plot
+def scores_per_fold(axes, labels, scores, folds):
+    """The scores of each fold by class, as log odds, with the medians: are the models' scores on one scale?"""
+    clipped = np.clip(np.asarray(scores, float), 1e-6, 1 - 1e-6)
+    odds, numbers = np.log(clipped / (1 - clipped)), np.unique(folds)
+    for label, colour, marker, shift in ((0, BLUE, "o", -0.15), (1, ORANGE, "^", 0.15)):
+        chosen = labels == label
+        at = np.searchsorted(numbers, folds[chosen]) + 1 + shift
+        spread = 0.12 * np.linspace(-1, 1, max(chosen.sum(), 2))[: chosen.sum()]
+        axes.scatter(at + spread, odds[chosen], s=10, alpha=0.7, color=colour, marker=marker, label=f"class {label}")
+        for place, number_ in enumerate(numbers, start=1):
+            if (of_fold := chosen & (folds == number_)).any():
+                axes.hlines(np.median(odds[of_fold]), place + shift - 0.13, place + shift + 0.13, color=colour)
+    axes.set_xticks(np.arange(len(numbers)) + 1, [f"{int(fold)}" for fold in numbers])
+    axes.set(xlabel="fold", ylabel="log odds of class 1", xlim=(0.4, len(numbers) + 0.6))
+    legend_above(axes, ncols=2)
+    return f"log odds of the cases of {len(numbers)} folds by class, with the medians"
+
+
+@plot
 def per_label(axes, names, series, xlabel, chance):
     """A line per label. series: [(legend, values, lows or None, highs)]; chance: one number, or one per label."""
     axes.figure.set_figheight(max(2.0, 1.0 + 0.2 * len(names)))

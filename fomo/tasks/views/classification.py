@@ -6,7 +6,7 @@ import numpy as np
 
 from ...pages import page
 from ...pages.case_table import case_table
-from ...pages.figures.probabilities import calibration, precision_recall, roc, score_histogram
+from ...pages.figures.probabilities import calibration, precision_recall, roc, score_histogram, scores_per_fold
 from ...pages.page import number, tag
 from .heatmaps import heatmaps
 from .view import View
@@ -61,6 +61,14 @@ def _labels_and_scores(run):
     return labels.astype(int), scores
 
 
+def _of_folds(run, labels, scores):
+    folds = run.results.folds
+    if folds is None:
+        return []
+    said = "A fold whose two classes both lie higher or lower than the others' has a model with another scale."
+    return [page.figure(scores_per_fold(labels, scores, folds), "Scores of each fold.", said)]
+
+
 def _pictures(run, listed):
     labels, scores = _labels_and_scores(run)
     if len(np.unique(labels)) < 2:
@@ -75,6 +83,7 @@ def _pictures(run, listed):
         page.figure(recall, "Precision and recall.", "Chance is the share of positive cases."),
         page.figure(calibration(labels, scores, ece), "Calibration.", below),
         page.figure(score_histogram(labels, scores), "Scores.", "Class 1 upwards, class 0 downwards."),
+        *_of_folds(run, labels, scores),
         _confusion(run),
     ]
     return [page.grid(figures), *heatmaps(run)]
@@ -98,7 +107,7 @@ def _of_true_class(row):
 
 VIEW = View(
     title="Scores",
-    verdict=lambda run: against_chance(*run.with_interval("auroc")),
+    verdict=lambda run: against_chance(*run.with_interval(run.estimate)),
     tables=lambda run: [_confusion(run)],
     pictures=_pictures,
     cases=lambda run: cases(run.rows),

@@ -12,7 +12,7 @@ from .view import SHARE_RIGHT, View, names_in, truth
 
 
 def _verdict(run):
-    text = against_chance(*run.with_interval(run.headline), name="mean AUROC")
+    text = against_chance(*run.with_interval(run.estimate), name="mean AUROC")
     return f"{text} It is the mean over {len(run.config.task.targets)} labels, each against its absence."
 
 

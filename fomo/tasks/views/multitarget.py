@@ -42,7 +42,7 @@ def _targets(run):
 def _verdict(run):
     count = len(run.config.task.targets)
     of = f"mean AUROC of {count} targets" if count > 1 else "mean AUROC of the classes"
-    return against_chance(*run.with_interval(run.headline), name=of)
+    return against_chance(*run.with_interval(run.estimate), name=of)
 
 
 def _table(run, target):

@@ -24,9 +24,10 @@ _COUNTS = ("reference_voxels", "predicted_voxels", "lesions_missed", "lesions_fa
 
 def _against_nothing(run):
     lesions = [row for row in run.rows if row["reference_voxels"] > 0]
+    # of four cases or more with some overlap a resample of all cases misses all in less than 2.5%
     missed = sum(row["dice"] == 0 for row in lesions)
-    _, low, _ = run.with_interval("dice")
-    shown = "Better than" if low > 0 else "Not shown to be better than"
+    some = sum(row["dice"] > 0 for row in lesions)
+    shown = "Better than" if some > 3 else "Not shown to be better than"
     found = f"{missed or 'none'} {'is' if missed == 1 else 'are'} missed altogether"
     return f"{shown} an empty mask, which scores 0; of the {len(lesions)} cases with something to find, {found}."
 
