@@ -3,8 +3,8 @@
 Each file has one topic: overlap, surface and lesions (masks), challenge (masks as FOMO26 scores them), ranking,
 classification and calibration (labels), regression, intervals and comparison (statistics), summary (values with NaN and
 inf), probe and heads (frozen features), fairness (groups of subjects). Arrays go in, plain numbers come out; the
-reference comes before the prediction. An undefined metric is NaN. Bad input raises ValueError, which names the argument,
-what was got and what was wanted.
+reference comes before the prediction. An undefined metric is NaN. Bad input raises ValueError, which names the
+argument, what was got and what was wanted.
 """
 
 from .calibration import brier, ece, fit_logistic, log_loss

@@ -124,7 +124,7 @@ def evaluator(metric, data):
 
     The weights are 0 or more; where a metric has no fast function they are rounded down to how often a case is there.
     """
-    own = getattr(metric, "weighted", None) or _WEIGHTED.get(metric)
+    own = getattr(metric, "weighted", None) or WEIGHTED.get(metric)
     return own(*data) if own else one_by_one(metric, data)
 
 
