@@ -30,7 +30,7 @@ Found 2026-11-27, 300 studies, least to greatest coverage in percent over the sh
     R2                      78 to 84   81 to 83   86 to 89          90 to 93    93 to 95   95 to 97
     Pearson                 84 to 87   86 to 87   87 to 89          97 to 99    96 to 98   93 to 98
 
-With 5 features, with or without sessions, 2 of 276 set-ups are below 93% (92.0 and 92.3%; before: 174), with 30 features
+With 5 features and with sessions 2 of 276 set-ups are below 93% (92.0 and 92.3%; before: 174), with 30 features
 19 of 135 (least 89.7%; before: 107): models that overfit have a mean absolute error and a high AUROC whose variance the
 scores alone do not show. 200 of all 411 are above 97%: the accuracy of few positives (its interval is for class counts
 that are drawn, the studies have fixed ones), average precision, AUROCs of 20 cases, and subjects with sessions.
