@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from report_runs import make_run, needs_figures, shown, verdict
 
+from fomo import config, metrics, tasks
 from fomo.pages.figures.probabilities import calibration_bins, roc_band
 from fomo.report import run
 from fomo.tasks import views
@@ -16,6 +17,32 @@ from fomo.tasks import views
 def test_the_verdict(tmp_path, skill, start):
     folder = make_run(tmp_path / "run", "classification", skill=skill, cases=60, seed=1)
     assert verdict(run.Run(folder)).startswith(start)
+
+
+@needs_figures
+def test_the_auroc_within_folds_is_at_the_top(tmp_path):
+    folder = make_run(tmp_path / "run", "classification", cases=60)
+    found, page = run.Run(folder), shown(folder)
+    labels, scores = found.results.arrays("target", "probability")
+    within = metrics.within_folds(metrics.auroc, labels, scores, found.results.folds)
+    assert found.estimate == "auroc_within" and page.values["headline"] == pytest.approx(within)
+    assert "over all pairs of cases" in page.text and "mean of these models on new cases" in page.text
+    assert "Scores of each fold." in page.text
+
+
+def test_models_on_other_scales_are_a_warning():
+    rng = np.random.default_rng(0)
+    labels, folds = np.arange(100) % 2, np.arange(100) // 4 % 5
+    rows = [
+        {"id": str(i), "subject": str(i), "fold": int(folds[i]), "target": int(y), "probability": float(p)}
+        for i, (y, p) in enumerate(zip(labels, 1 / (1 + np.exp(-rng.normal(size=100) - labels))))
+    ]
+    task = tasks.build(config.Config(task=config.Task(type="classification")))
+    assert task.shifts(tasks.Results(rows), 0) == ()
+    moved = [{**row, "probability": (row["probability"] + row["fold"]) / 5} for row in rows]
+    (message,) = task.shifts(tasks.Results(moved), 0)
+    assert "within folds is" in message and "higher than over all cases" in message
+    assert task.shifts(tasks.Results([{**row, "fold": 1} for row in moved]), 0) == ()  # one model
 
 
 def test_classes_are_called_as_in_the_table(tmp_path):
