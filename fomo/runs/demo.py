@@ -11,7 +11,7 @@ from . import crossval, scoreboard
 
 TARGET, GROUPS = "cohort", ("gender", "age:57|68")  # columns of the table of heads; ages are 45 to 80
 _SIZE = 34  # voxels along the longest axis
-_PRETRAINED, _PROBED, _CASES = 60, 160, 40  # heads of each of the two layouts, scans of the table, cases of a task
+_PRETRAINED, _PROBED, _CASES = 80, 160, 40  # heads of each of the two layouts, scans of the table, cases of a task
 _OTHERS = 1  # seed of the heads to pretrain on
 
 
