@@ -26,7 +26,7 @@ from fomo.runtime.log import Log
 
 TASKS = (1, 2, 3, 4, 5)
 # as the validator spells them, and what it wants
-FLAGS = {1: "flair dwi adc swi", 2: "flair dwi t2s", 3: "t1", 4: "t2", 5: "t1"}
+FLAGS = {1: "flair dwi adc swi", 2: "flair dwi t2s", 3: "t1", 4: "t2", 5: "t1", 6: "input"}
 OTHER_FLAGS = {1: "flair dwi_b1000 adc t2s", 2: "flair dwi_b1000 swi", 3: "t1w", 4: "t2w", 5: "t1w"}
 
 
@@ -70,12 +70,16 @@ def call(folder, names):
 
 
 def output_of(task):
-    return "out.nii.gz" if task in (2, 4) else "out.txt"
+    return "out.nii.gz" if task in (2, 4) else "out.npy" if task == 6 else "out.txt"
 
 
 def validate(task, path, inputs):
     """The checks of the challenge's validator, in its order (fomo26/container_templates)."""
     assert path.stat().st_size > 0
+    if task == 6:
+        vector = np.load(path, allow_pickle=False)
+        assert vector.squeeze().ndim == 1 and vector.dtype == np.float32 and np.isfinite(vector).all()
+        return
     if task in (2, 4):
         image = nibabel.load(path)
         assert isinstance(image, nibabel.Nifti1Image)
@@ -167,7 +171,7 @@ def image(runs):
         if not root.exists():
             definition = (ROOT / "tools" / "fomo26.def").read_text()
             for source, target in re.findall(r"^ +(\S+|\{\{ checkpoints \}\}) /app/(\S+)$", definition, re.M):
-                path = runs(task) / "fold_1" / "best.pt" if "{" in source else ROOT / source
+                path = runs(3 if task == 6 else task) / "fold_1" / "best.pt" if "{" in source else ROOT / source
                 place = root / "app" / target / ("best.pt" if "{" in source else "")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, place)
@@ -191,7 +195,7 @@ def as_nobody():
     return tested if os.geteuid() == 0 and shutil.which("setpriv") else []
 
 
-@pytest.mark.parametrize("task", (1, 4))
+@pytest.mark.parametrize("task", (1, 4, 6))
 def test_the_container_runs_as_anybody_without_network_home_or_a_place_to_write(image, task):
     root = image(task)
     with tempfile.TemporaryDirectory(prefix="fomo26-", dir="/tmp") as place:
@@ -229,7 +233,11 @@ def test_the_definition_differs_from_that_of_fomo25_in_tool_and_task_only():
         return re.sub(r"#.*", "", re.search(rf"%{name}\n(.*?)(\n\n|\Z)", text, re.S)[1]).split()
 
     for name in ("files", "post", "runscript"):
-        assert section(first.replace("predict_fomo25", "predict_fomo26"), name) == section(second, name)
+        one, other = section(first.replace("predict_fomo25", "predict_fomo26"), name), section(second, name)
+        same = (
+            one.index("python") + 2 if name == "post" else None
+        )  # the last line loads the checkpoints as the task needs
+        assert one[:same] == other[:same]
     assert set(section(second, "environment")) - set(section(first, "environment")) == {"FOMO26_TASK={{", "task", "}}"}
     needed = (ROOT / "requirements.txt").read_text().split()
     assert re.findall(r'"([^" ]+)"', re.search("pip install.*", second)[0]) == [n for n in needed if n[:5] != "torch"]
@@ -242,12 +250,35 @@ def test_what_does_not_fit_the_task_is_refused_in_one_line(runs, tmp_path):
     arguments = [*call(tmp_path, "t2"), "--output", tmp_path / "o.nii.gz", "--checkpoints", runs(4) / "fold_1"]
     done = run_command("tools/predict_fomo26.py", "--task", 2, *arguments)
     one_line_error(done, "--task: got 2", "answers mask of 3 classes", "wanted checkpoints of mask of 2 classes")
-    for task, said in ((9, "--task: got 9, wanted one of 1, 2, 3, 4, 5"), (1, "wanted checkpoints of probability")):
+    for task, said in (
+        (9, "--task: got 9, wanted one of 1, 2, 3, 4, 5, 6, 7"),
+        (1, "wanted checkpoints of probability"),
+    ):
         with pytest.raises(UserError, match=said):
             tool("predict_fomo26", "--task", task, *arguments)
     with pytest.raises(UserError, match="--t2 and --t2w: got both"):
         tool("predict_fomo26", "--task", 4, *arguments, *call(tmp_path, "t2w"))
     assert not (tmp_path / "o.nii.gz").exists()
+
+
+def test_the_definition_checks_that_the_checkpoints_fit_the_task(runs):
+    line = re.search(r'python -c "(.*)"', (ROOT / "tools" / "fomo26.def").read_text())[1]
+    folder = runs(3) / "fold_1"
+    for task in (3, 6):
+        exec(line.replace("{{ task }}", str(task)).replace("'checkpoints'", repr(str(folder))), {})
+    with pytest.raises(UserError, match="--task: got 1"):
+        challenge.check_checkpoints(folder, 1)
+
+
+def test_vectors_have_one_length_whatever_the_scan(runs, tmp_path):
+    lengths = set()
+    for seed, shape in enumerate(((32, 32, 16), (70, 40, 36))):
+        path = scan(tmp_path / f"{seed}.nii.gz", shape, seed)
+        tool("predict_fomo26", "--input", path, "--output", tmp_path / "x.npy", "--checkpoints", runs(3) / "fold_1")
+        lengths.add(np.load(tmp_path / "x.npy").shape)
+    assert len(lengths) == 1
+    with pytest.raises(UserError, match="--output: got"):
+        tool("predict_fomo26", "--input", path, "--output", tmp_path / "x.txt", "--checkpoints", runs(3) / "fold_1")
 
 
 def test_the_task_is_also_known_by_the_environment_or_by_the_checkpoints(runs, tmp_path, monkeypatch):

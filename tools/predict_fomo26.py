@@ -5,6 +5,7 @@
   predict.py --t1 A --output O.txt                                               Task 3: age in years
   predict.py --t2 B --output O.nii.gz                                            Task 4: mask of 0, nerve 1, vessels 2
   predict.py --t1 A --output O.txt                                               Task 5: probability of polymicrogyria
+  predict.py --input ANY --output O.npy                                          Tasks 6, 7: a vector (float32)
 
 --dwi_b1000, --t1w and --t2w are other names of --dwi, --t1 and --t2, whatever the checkpoints call these sequences.
 Checkpoints: --checkpoints, or the folder `checkpoints` beside fomo/ (in the container what the definition file copied).
@@ -34,11 +35,12 @@ from fomo.runtime.log import Log
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    task = "1 to 5; default: FOMO26_TASK of the environment, or what the checkpoints are of"
+    task = "1 to 7; default: FOMO26_TASK of the environment, or what the checkpoints are of"
     parser.add_argument("--task", type=int, default=os.environ.get("FOMO26_TASK"), metavar="N", help=task)
     for name in challenge.CHANNELS:
         parser.add_argument(f"--{name}", metavar="FILE", help="NIfTI")
-    parser.add_argument("--output", required=True, metavar="FILE", help="text file, or .nii.gz for a mask")
+    parser.add_argument("--input", metavar="FILE", help="Tasks 6, 7: one scan, of any sequence")
+    parser.add_argument("--output", required=True, metavar="FILE", help="text file, .nii.gz (mask) or .npy (vector)")
     parser.add_argument(
         "--checkpoints", nargs="+", default=[str(ROOT / "checkpoints")], help="run folder, folder of *.pt, or files"
     )
@@ -48,6 +50,12 @@ def main(arguments):
     parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="time of the case (120)")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     options = parser.parse_args(arguments)
+    if options.input:
+        if len(options.checkpoints) != 1:
+            parser.error("--input goes with one checkpoint")
+        return challenge.embed(
+            options.input, options.output, options.checkpoints[0], Log(), options.device, begun=BEGUN
+        )
     given = {name: getattr(options, name) for name in challenge.CHANNELS if getattr(options, name)}
     how = {"mirror": options.mirror, "corrected": options.corrected, "device": options.device}
     time_of = {"begun": BEGUN, "budget_s": options.budget}

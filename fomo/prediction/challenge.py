@@ -11,6 +11,7 @@ from . import members, single
 
 np = lazy.Module("numpy")
 nibabel = lazy.Module("nibabel")
+embeddings = lazy.Module(".embeddings", __package__)
 
 # names of one sequence: the challenge's files, its two editions and its containers do not agree on them
 SPELLINGS = (("dwi_b1000", "dwi"), ("t1", "t1w"), ("t2", "t2w"))
@@ -27,7 +28,9 @@ class Wish(NamedTuple):
     high: float = math.inf
 
 
-# The tasks that answer with a trained head. Tasks 6 and 7 want an embedding, which no head makes.
+EMBEDDED = (6, 7)  # tasks that want a vector, which no head makes
+FEATURES = "multistage"  # of the vectors: it was better than the bottleneck for those who entered
+# the tasks that answer with a trained head
 FOMO26 = {
     1: Wish("probability", low=0.0, high=1.0),
     2: Wish("mask", classes=2),
@@ -59,10 +62,33 @@ def predict(
     log("predict", output=output, **row, **members.describe(networks), seconds=time.perf_counter() - begun)
 
 
+def embed(path, output, place, log, device=None, begun=None):
+    """Write the vector of the scan `path` to the .npy file `output`, by the checkpoint that `place` stands for."""
+    begun = time.perf_counter() if begun is None else begun
+    embedder = _embedder(place, members.choose_device(device))
+    numbers = embeddings.embed_to_file(embedder, path, output, log)
+    log("predict", output=output, numbers=numbers, seconds=time.perf_counter() - begun)
+
+
+def _embedder(place, device):
+    return embeddings.load_embedder(members.find_checkpoint(place), device, FEATURES)
+
+
+def check_checkpoints(place, task):
+    """Raise UserError where the checkpoints of a container cannot answer its task; for its definition file."""
+    device = members.choose_device("cpu")
+    if task in EMBEDDED:
+        _embedder(place, device)
+    else:
+        _fitting(task, members.load_members(members.find_checkpoints(place), device))
+
+
 def _fitting(number, networks):
     """The Wish of a task, which the networks answer."""
     if number not in FOMO26:
-        raise UserError(f"--task: got {number}, wanted one of {', '.join(map(str, FOMO26))}")
+        numbers = ", ".join(map(str, (*FOMO26, *EMBEDDED)))
+        hint = ", with --input for 6 and 7" if number in EMBEDDED else ""
+        raise UserError(f"--task: got {number}, wanted one of {numbers}{hint}")
     wish, task = FOMO26[number], networks[0].task
     classes = task.learned().get("classes") if task.single == "mask" else None
     if (task.single, classes) != (wish.answer, wish.classes):
