@@ -113,7 +113,7 @@ def _groups(found, methods):
         "Disparity: the largest value over the groups minus the smallest one. Its interval is that of the difference "
         "of these two groups, which includes 0 where none is shown; p knows that they were chosen among all (whole "
         "subjects of a class swap groups). Fairness score: the mean of 1 minus the disparity over the variables; "
-        "where its interval reaches beyond 1, no disparity is shown."
+        "where its interval reaches 1, no disparity is shown."
     )
     parts = [page.note(text)]
     for kind, caption in (("fairness", "Fairness score"), ("disparity", "Disparity"), ("group", "Groups")):
