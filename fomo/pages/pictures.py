@@ -13,10 +13,21 @@ PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))  # and the axis that ea
 _GAP = 3  # pixels between the tiles of a mosaic
 
 
-def outlined(image, reference, predicted, spacing_mm, alt):
+def sides(axis, radiological):
+    """Letters of the left and the right side of a plane across `axis`: of the patient's sides, or back and front."""
+    return ("P", "A") if axis == 0 else ("R", "L") if radiological else ("L", "R")
+
+
+def convention(radiological):
+    """What a page says of its pictures."""
+    where = "left (radiological convention)" if radiological else "right (neurological convention)"
+    return f"R: the patient's right, on the {where}; A: the front."
+
+
+def outlined(image, reference, predicted, spacing_mm, alt, radiological=True):
     """[(plane, Html of the picture)]: in each plane the slice with most of the reference, if empty of the prediction.
 
-    image (X, Y, Z), reference and predicted (X, Y, Z) bool, in RAS+: the patient's right is on the right.
+    image (X, Y, Z), reference and predicted (X, Y, Z) bool, in RAS+. radiological: the patient's right is on the left.
     """
     limits = volume.nonzero_box([image, reference, predicted]) or [(0, n) for n in image.shape]
     box = tuple(slice(max(start - 2, 0), stop + 2) for start, stop in limits)
@@ -28,13 +39,15 @@ def outlined(image, reference, predicted, spacing_mm, alt):
         across = tuple(other for other in range(3) if other != axis)
         index = int(shown.sum(across).argmax())
         slices = [array.take(index, axis).T for array in (image, reference, predicted)]
-        aspect = spacing_mm[across[1]] / spacing_mm[across[0]]
-        found.append((name, _with_outlines(*slices, greys, aspect, f"{alt}, {name} slice")))
+        if axis and radiological:
+            slices = [plane[:, ::-1] for plane in slices]
+        aspect, letters = spacing_mm[across[1]] / spacing_mm[across[0]], sides(axis, radiological)
+        found.append((name, _with_outlines(*slices, greys, aspect, letters, f"{alt}, {name} slice")))
     return found
 
 
-def _with_outlines(image, reference, predicted, greys, aspect, alt, pixels=400):
-    """A PNG, square and black around the slice, with the two outlines."""
+def _with_outlines(image, reference, predicted, greys, aspect, letters, alt, pixels=400):
+    """A PNG, square and black around the slice, with the two outlines and the letters of its sides."""
     from matplotlib import patheffects
     from matplotlib.figure import Figure
 
@@ -50,6 +63,8 @@ def _with_outlines(image, reference, predicted, greys, aspect, alt, pixels=400):
             x, y = ((np.arange(fine.shape[axis]) + 0.5) / 4 - 1.5 for axis in (1, 0))
             axes.contour(x, y, fine, levels=[0.5], colors=colour, linewidths=2, linestyles=style).set_path_effects(halo)
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
+    for x, align, letter in zip((0.02, 0.98), ("left", "right"), letters):
+        axes.text(x, 0.5, letter, transform=drawing.transFigure, color="white", fontsize=13, ha=align, va="center")
     file = io.BytesIO()
     drawing.savefig(file, format="png", metadata={"Software": None})
     return _html(file, pixels, pixels, alt)

@@ -18,10 +18,9 @@ from .scoreboard_page import write_scoreboard
 __all__ = ["compare", "comparison_text", "write", "write_comparison", "write_probe", "write_scoreboard"]
 
 
-def write(folder, cases=None):
+def write(folder):
     """Write the report in a run folder, whether the run is finished or not; returns its path.
 
-    cases: the run's Case list where it is at hand; otherwise, for the pictures of a segmentation, it is listed again,
-    which reads every mask. Raises UserError for a folder that holds no run.
+    Its images are read from the cache. Raises UserError for a folder that holds no run.
     """
-    return page.save(RunFolder(folder).report_path, parts.of_run(run.Run(folder), cases))
+    return page.save(RunFolder(folder).report_path, parts.of_run(run.Run(folder)))

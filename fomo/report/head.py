@@ -24,6 +24,7 @@ def headline(run):
         pooled, low, high = run.with_interval(run.headline)
         limits = f" ({page.interval(low, high, 3)})" if not math.isnan(low) else ""
         value.append(tag("div", f"over all pairs of cases: {number(pooled, 3)}{limits}", class_="label"))
+    value += [tag("div", text, class_="label") for text in view.beside(run)]
     how = "All cases together, each predicted by a model that was not trained, and not selected, on its subject."
     if len(run.finished) > 1:
         about = "The interval is about the mean of these models on new cases of this population"

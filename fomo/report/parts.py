@@ -16,13 +16,13 @@ _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds
 _LONGEST = 2000  # rows of a table that a browser still sorts at once
 
 
-def of_run(run, listed=None):
-    """The page of a run. listed: its Case list, if at hand."""
+def of_run(run):
+    """The page of a run."""
     view, show = run.task.view, figures.available()
     parts = [("results", "Results", results(run))] if run.metrics else []
     parts += [("training", "Training", training(run, show))] if run.histories else []
     if run.rows:
-        body = view.pictures(run, listed) if show else [page.note(figures.MISSING), *view.tables(run)]
+        body = view.pictures(run) if show else [page.note(figures.MISSING), *view.tables(run)]
         parts += [("pictures", view.title, body)] if body else []
         parts.append(("cases", "Cases", case_section(run)))
     parts.append(("about", "What was run", about(run)))
@@ -81,6 +81,7 @@ def results(run):
     rest = page.table(columns, [*map(line, others)], f"Other metrics of all {run.cases} together")
     return [
         page.table(columns, [*map(line, main)], caption, row_classes=classes),
+        *run.task.view.results(run),
         page.details(f"{len(others)} more metrics", rest) if others else None,
         page.details("Each fold", _folds(run)) if len(run.splits) > 1 else None,
     ]

@@ -4,6 +4,7 @@ import numpy as np
 
 from ... import metrics
 from ..page import number
+from ..rates import wilson
 from .epochs import FOLDS
 from .panel import BLUE, GREEN, GREY, MARKS, ORANGE, PURPLE, SKY, SOFT, diagonal, legend_above, plot, unit_square
 
@@ -115,13 +116,11 @@ def _draw_precision_recall(axes, labels, scores, style="-", **look):
 def calibration_bins(labels, scores, bins=10):
     """[(mean probability, share of positives, cases, low, high)] of equal-width bins, with Wilson's interval."""
     index = np.minimum((scores * bins).astype(int), bins - 1)
-    found, z2 = [], 1.959964**2
+    found = []
     for k in np.unique(index):
         inside = index == k
-        n, share = int(inside.sum()), float(labels[inside].mean())
-        centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-        half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-        found.append((float(scores[inside].mean()), share, n, centre - half, centre + half))
+        n, positive = int(inside.sum()), float(labels[inside].sum())
+        found.append((float(scores[inside].mean()), positive / n, n, *wilson(positive, n)))
     return found
 
 

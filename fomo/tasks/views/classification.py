@@ -69,7 +69,7 @@ def _of_folds(run, labels, scores):
     return [page.figure(scores_per_fold(labels, scores, folds), "Scores of each fold.", said)]
 
 
-def _pictures(run, listed):
+def _pictures(run):
     labels, scores = _labels_and_scores(run)
     if len(np.unique(labels)) < 2:
         alone = page.note("The finished folds have cases of one class only: there are no curves to draw.")

@@ -55,7 +55,7 @@ def _curves(run, options):
     return found
 
 
-def _pictures(run, listed):
+def _pictures(run):
     """A row of slices per query, from what `_write_neighbours` of tasks/dino.py has stored."""
     path = run.fold(1).neighbours
     if not os.path.exists(path):

@@ -11,7 +11,7 @@ from .view import read_arrays
 _MOST = 60  # cases on a page
 
 
-def _pictures(run, listed):
+def _pictures(run):
     ranked = sorted(run.rows, key=lambda row: abs(row["probability"] - row["target"]), reverse=True)
     stored = [(row, run.fold(row["fold"]).evidence(row["id"])) for row in ranked]
     stored = [pair for pair in stored if os.path.exists(pair[1])]
@@ -22,7 +22,7 @@ def _pictures(run, listed):
     what += "the probability of the finding, of which that of the case is made, and the mask, where there is one."
     left = len(run.rows) - len(shown)
     notes = [page.note(what + (f" {left} of {len(run.rows)} cases are not drawn." if left else ""))]
-    return [*classification.VIEW.pictures(run, listed), tag("h3", "Evidence"), *notes, page.grid(shown, "grid wide")]
+    return [*classification.VIEW.pictures(run), tag("h3", "Evidence"), *notes, page.grid(shown, "grid wide")]
 
 
 def _figure(row, planes, spacing_mm):

@@ -19,7 +19,7 @@ def _since_the_first_epoch(run):
     return f"{text}: after the first epoch it was {first}, at the selected one (epoch {int(best['epoch'])}) {value}."
 
 
-def _pictures(run, listed):
+def _pictures(run):
     stored = [(row, run.fold(row["fold"]).reconstruction(row["id"])) for row in run.rows]
     ranked = sorted((pair for pair in stored if os.path.exists(pair[1])), key=lambda pair: pair[0]["loss"])
     if not ranked:

@@ -33,7 +33,7 @@ def _against_the_mean(run):
     return f"Not shown to be better than {guess}: the difference may be 0."
 
 
-def _pictures(run, listed):
+def _pictures(run):
     targets, predictions = run.results.arrays("target", "prediction")
     name, unit = sources.of(run.config.data).number
     name, short = name + _unit(run), unit or "target's unit"
