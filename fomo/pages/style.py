@@ -54,6 +54,22 @@ figcaption b { color: var(--text) }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 14px; list-style: none; margin: 8px 0; padding: 0 }
 .legend i { display: inline-block; width: 22px; border-top: 3px solid; margin-right: 6px; vertical-align: middle }
 .dark { background: #000; color: #fff; display: inline-flex; padding: 4px 12px; border-radius: 4px }
+.browser { display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: flex-start; margin: 12px 0 }
+.browser details { margin: 0; font-size: 14px; max-width: 100% }
+.browser details[open] { flex: 1 0 100%; padding: 8px 12px; background: var(--back); border-radius: 8px }
+.views { display: flex; gap: 12px }
+.view { flex: 1 1 0 }
+.view input { width: 100%; margin: 4px 0 0 }
+.frame { position: relative; overflow: hidden; background: #000; border-radius: 4px; color: #fff; font-size: 12px }
+.frame img,.frame i { position: absolute; top: 0; height: 100%; width: calc(100%*var(--n)); left: calc(-100%*var(--i)) }
+figure .frame img { width: calc(100%*var(--n)); height: 100%; max-width: none; border-radius: 0 }
+.frame i { background-size: 100% calc(100%/var(--c)); background-repeat: repeat-y }
+.frame b,.frame s {
+  position: absolute; padding: 1px 4px; font-weight: 500; text-decoration: none; text-shadow: 0 0 3px #000;
+}
+.frame s { bottom: 2px; font-weight: 650 }
+.frame .left { left: 0 }
+.frame .right { right: 0 }
 .scroll { overflow: auto; margin: 8px 0 16px }
 .tall { max-height: 720px }
 :focus-visible { outline: 3px solid #56b4e9; outline-offset: 1px }
@@ -111,8 +127,16 @@ footer { margin-top: 48px; font-size: 14px; color: var(--soft) }
 }
 """
 
-# Undefined values go last in either direction.
+# Of a sorted table undefined values go last in either direction. A slider shows another slice.
 SCRIPT = """
+document.addEventListener('input', event => {
+  const frame = event.target.parentElement.querySelector('.frame');
+  if (frame) frame.style.setProperty('--i', event.target.value);
+});
+document.addEventListener('click', event => {
+  const link = event.target.closest('a[href^="#case-"]');
+  if (link) document.getElementById(link.hash.slice(1)).closest('details').open = true;
+});
 for (const table of document.querySelectorAll('table.sortable')) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {

@@ -11,6 +11,7 @@ from ..pages.page import label, number, tag
 from ..run_folder import AGGREGATED, SUMMARY, TABLES
 from . import head
 from . import run as run_module
+from .browser import browser
 
 _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
 _LONGEST = 2000  # rows of a table that a browser still sorts at once
@@ -24,7 +25,7 @@ def of_run(run):
     if run.rows:
         body = view.pictures(run) if show else [page.note(figures.MISSING), *view.tables(run)]
         parts += [("pictures", view.title, body)] if body else []
-        parts.append(("cases", "Cases", case_section(run)))
+        parts.append(("cases", "Cases", case_section(run, show)))
     parts.append(("about", "What was run", about(run)))
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in parts]
     about_it = [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")]
@@ -150,15 +151,18 @@ def _fold_legend(histories):
     return page.legend([(f"fold {fold}", f"border-color:{fold_colour(i, count)}") for i, fold in enumerate(histories)])
 
 
-def case_section(run):
+def case_section(run, show):
+    """show: whether there can be pictures."""
     columns, rows, warned = run.task.view.cases(run)
+    rows, slices = browser(run, columns, rows) if show else (rows, [])
     if len(run.splits) == 1:
         columns, *rows = (row[:-1] for row in [columns, *rows])  # the fold
     caption = ", ".join(filter(None, (f"Every {run.cases.removesuffix('s')}", run.task.view.order)))
     caption += "" if run.task.pretrains else f"; {len(warned)} of {len(rows)} with a warning"
     if len(rows) > _LONGEST:
         caption += f"; of them the first {_LONGEST}, all are in {TABLES['rows']}"
-    return [page.table(columns, rows[:_LONGEST], caption, sortable=True)]
+    table = page.table(columns, rows[:_LONGEST], caption, sortable=True)
+    return [tag("div", table, id="the-cases"), *slices]
 
 
 def about(run):

@@ -82,6 +82,10 @@ class Run:
                 found[id] = os.path.join(self.config.data.cache, own[-1].entry)
         return found
 
+    def has_entry(self, id):
+        """Whether the cache holds a case."""
+        return id in self._folders
+
     def entry(self, id):
         """The `data.entry.Entry` of a case; None where the cache does not hold it, or not any more."""
         try:
