@@ -217,9 +217,9 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def figure(picture, title, description):
-    """A picture (Html of an SVG or img) with its caption below."""
-    return tag("figure", [picture, tag("figcaption", [tag("b", title), " ", description])])
+def figure(picture, title, description, class_=None):
+    """A picture (Html of an SVG or img) with its caption below; class_="small": of half the width."""
+    return tag("figure", [picture, tag("figcaption", [tag("b", title), " ", description])], class_=class_)
 
 
 def grid(figures, class_="grid"):

@@ -48,6 +48,7 @@ figure { margin: 0; min-width: 0 }
 figure svg,figure img { display: block; width: 100%; height: auto }
 figure img { border-radius: 4px }
 figure svg text { font-family: system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important }
+figure.small { max-width: 220px }
 figcaption { margin-top: 4px }
 figure .scroll { margin: 0 }
 figcaption b { color: var(--text) }

@@ -12,6 +12,7 @@ from ..run_folder import AGGREGATED, SUMMARY, TABLES
 from . import head
 from . import run as run_module
 from .browser import browser
+from .cohort import cohort
 
 _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
 _LONGEST = 2000  # rows of a table that a browser still sorts at once
@@ -26,6 +27,8 @@ def of_run(run):
         body = view.pictures(run) if show else [page.note(figures.MISSING), *view.tables(run)]
         parts += [("pictures", view.title, body)] if body else []
         parts.append(("cases", "Cases", case_section(run, show)))
+    about_cases = cohort(run)
+    parts += [("cohort", "Cohort", [about_cases])] if about_cases else []
     parts.append(("about", "What was run", about(run)))
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in parts]
     about_it = [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")]
@@ -139,8 +142,11 @@ def _curves(run):
         text = "On the inner validation cases, which select the epoch."
         shown.append(page.figure(curve, f"{page.capital(label(name))}.", text))
         last_step += ", of the head"
-    rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze)
-    shown += [page.figure(rates, "Learning rate.", f"{last_step}."), *run.task.view.curves(run, options)]
+    rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, small=True)
+    shown += [
+        *run.task.view.curves(run, options),
+        page.figure(rates, "Learning rate.", f"{last_step}.", class_="small"),
+    ]
     return [_fold_legend(histories) if len(run.splits) > 1 else None, page.grid(shown)]
 
 

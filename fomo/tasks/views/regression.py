@@ -51,6 +51,32 @@ def _pictures(run):
     return [page.grid(figures)]
 
 
+def bins(targets, unit):
+    """(edges, step) of ranges of the true value: decades of years, or about eight round ranges of another unit."""
+    span = max(float(np.ptp(targets)), 1e-9)
+    rough = span / 8
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = 10.0 if unit == "years" else next(k * power for k in (1, 2, 5, 10) if k * power >= rough)
+    first, last = (math.floor(float(end) / step) for end in (targets.min(), targets.max()))
+    return [k * step for k in range(first, last + 2)], step
+
+
+def _by_range(run):
+    """The errors of each range of the true value."""
+    targets, predictions = run.results.arrays("target", "prediction")
+    _, unit = sources.of(run.config.data).number
+    edges, step = bins(targets, unit)
+    rows = []
+    for low, high in zip(edges, edges[1:]):
+        errors = (predictions - targets)[(targets >= low) & (targets < high)]
+        if len(errors):
+            name = f"{low:g} to {high - 1:g}" if unit == "years" else f"{low:g} to below {high:g}"
+            rows.append([name, len(errors), *(float(value) for value in (np.abs(errors).mean(), errors.mean()))])
+    columns = [f"true value{f' ({unit})' if unit else ''}", "cases", "MAE", "mean error"]
+    what = "decade" if unit == "years" else "range of the true value"
+    return [page.table(columns, rows, f"Error by {what}; the mean error is above 0 where predictions are too high")]
+
+
 def cases(rows):
     """By the absolute error."""
     errors = [row["prediction"] - row["target"] for row in rows]
@@ -71,6 +97,7 @@ def _absolute_error(row, column="prediction"):
 VIEW = View(
     verdict=_against_the_mean,
     unit=_unit,
+    results=_by_range,
     pictures=_pictures,
     cases=lambda run: cases(run.rows),
     per_case={
