@@ -12,11 +12,15 @@ _ENOUGH, _MOST = 8, 24  # slices of a plane
 _LEAST, _FEWER = 6, 50  # with fewer slices of all cases than `_LEAST`, only the worst cases are shown
 
 
-def plan(cases, channels):
-    """(cases that are shown, pixels of a slice, slices of a plane) that keep the page light."""
+def plan(cases, channels, voxels=_TILES[0]):
+    """(cases that are shown, pixels of a slice, slices of a plane) that keep the page light.
+
+    voxels: of the longest side of a volume, which gets two pixels of each at most.
+    """
+    tiles = [min(tile, 2 * voxels) for tile in _TILES]
     for shown in (cases, min(cases, _FEWER)):
-        pixels = (_CHARACTERS / shown - _PER_CASE) / _PER_PIXEL / (3 * channels)
-        fits = [(tile, int(pixels / (0.75 * tile**2))) for tile in _TILES]
+        pixels = (0.95 * _CHARACTERS / shown - _PER_CASE) / _PER_PIXEL / (3 * channels)
+        fits = [(tile, int(pixels / (0.75 * tile**2))) for tile in tiles]
         tile, count = next((fit for fit in fits if fit[1] >= _ENOUGH), fits[-1])
         if count >= _LEAST:
             break
@@ -28,7 +32,9 @@ def browser(run, columns, rows):
     cached = [index for index, row in enumerate(rows) if run.has_entry(row[0])]
     if not cached:
         return rows, [page.note(f"No slices of the cases: the cache {run.config.data.cache} does not hold them.")]
-    most, tile, count = plan(len(cached), len(run.config.data.channels))
+    first = run.entry(rows[cached[0]][0])
+    voxels = max(first.geometry.shape) if first else _TILES[0]
+    most, tile, count = plan(len(cached), len(run.config.data.channels), voxels)
     rows, panels, characters = list(rows), [], 0
     for index in cached[:most]:
         entry = run.entry(rows[index][0])

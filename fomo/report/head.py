@@ -45,6 +45,16 @@ def alerts(run):
     return page.alert(_open_folds(run) + messages[:_MOST] + more + notes)
 
 
+def progress(run):
+    """Of a run that is not finished: up to when the page knows it, and a button that loads the page again."""
+    if run.complete:
+        return None
+    at = f"This page is from {run.log[-1]['time'].replace('T', ' ')}." if run.log else ""
+    how = f"In progress. {at} To see more, run python tools/report.py {run.folder.path}, and "
+    button = tag("button", "reload this page", type="button", class_="reload")
+    return tag("p", [how, button], class_="progress")
+
+
 def _open_folds(run):
     if run.complete:
         return []

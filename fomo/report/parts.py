@@ -32,7 +32,7 @@ def of_run(run):
     parts.append(("about", "What was run", about(run)))
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in parts]
     about_it = [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")]
-    content = [tag("header", about_it), head.headline(run), head.alerts(run)]
+    content = [tag("header", about_it), head.progress(run), head.headline(run), head.alerts(run)]
     content.append(tag("nav", links, aria_label="on this page"))
     content += [page.section(title, body, anchor) for anchor, title, body in parts]
     same = f"the same numbers are in {SUMMARY}, {AGGREGATED} and {TABLES['rows']}."
@@ -168,7 +168,7 @@ def case_section(run, show):
     if len(rows) > _LONGEST:
         caption += f"; of them the first {_LONGEST}, all are in {TABLES['rows']}"
     table = page.table(columns, rows[:_LONGEST], caption, sortable=True)
-    return [tag("div", table, id="the-cases"), *slices]
+    return [tag("div", table, id="the-cases"), tag("div", page.join(slices), class_="browse") if slices else None]
 
 
 def about(run):
