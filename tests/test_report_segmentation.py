@@ -90,7 +90,7 @@ def test_pictures_of_a_case(tmp_path):
     channel, found = views.segmentation.planes(stored, path, "a")
     assert channel == 1
     assert [plane for plane, _ in found] == ["axial", "coronal", "sagittal"]
-    assert all(picture.text.startswith('<img src="data:image/png;base64,') for _, picture in found)
+    assert all(picture.text.startswith('<img src="data:image/jpeg;base64,') for _, picture in found)
     _, turned = views.segmentation.planes(stored, path, "a", radiological=False)
     assert [one[1].text == other[1].text for one, other in zip(found, turned)] == [False, False, True]
 

@@ -47,7 +47,7 @@ def outlined(image, reference, predicted, spacing_mm, alt, radiological=True):
 
 
 def _with_outlines(image, reference, predicted, greys, aspect, letters, alt, pixels=400):
-    """A PNG, square and black around the slice, with the two outlines and the letters of its sides."""
+    """A picture, square and black around the slice, with the two outlines and the letters of its sides."""
     from matplotlib import patheffects
     from matplotlib.figure import Figure
 
@@ -66,40 +66,41 @@ def _with_outlines(image, reference, predicted, greys, aspect, letters, alt, pix
     for x, align, letter in zip((0.02, 0.98), ("left", "right"), letters):
         axes.text(x, 0.5, letter, transform=drawing.transFigure, color="white", fontsize=13, ha=align, va="center")
     file = io.BytesIO()
-    drawing.savefig(file, format="png", metadata={"Software": None})
+    drawing.savefig(file, format="jpeg", pil_kwargs={"quality": 80})
     return _html(file, pixels, pixels, alt)
 
 
-def _html(png, width, height, alt):
-    data = base64.b64encode(png.getvalue()).decode()
-    return Html(f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">')
+def _html(jpeg, width, height, alt):
+    data = base64.b64encode(jpeg.getvalue()).decode()
+    return Html(f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">')
 
 
-def in_plane(spacing_mm, axis):
+def _in_plane(spacing_mm, axis):
     """Voxel size along the two axes of the plane across `axis`; (1, 1) where it is each case's own."""
     return (1.0, 1.0) if spacing_mm is None else tuple(mm for other, mm in enumerate(spacing_mm) if other != axis)
 
 
-def mosaic(rows, spacings_mm, alt, overlay=None, pixels=200):
-    """Html of one PNG with the planes in `rows` of equal length, each in the grey values of the first one of its row.
+def mosaic(rows, axes, spacing_mm, alt, radiological=True, overlay=None, pixels=200):
+    """Html of one picture: the planes in `rows` of equal length, each in the grey values of the first one of its row.
 
-    Planes are (A, B) arrays in RAS+ order; they are shown with their true proportions (spacings_mm: (a, b) of each row)
-    in square tiles on black. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane.
+    Planes are (A, B) arrays in RAS+ order, those of a row across its axis of `axes`; they are shown with their true
+    proportions (spacing_mm; None: each case's own, taken as equal) in square tiles on black. radiological: as in
+    `outlined`. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane.
     """
     from matplotlib.image import imsave
 
     step = pixels + _GAP
     height, width = len(rows) * step - _GAP, len(rows[0]) * step - _GAP
     canvas = np.zeros((height, width, 3), np.uint8)
-    for i, (row, spacing) in enumerate(zip(rows, spacings_mm)):
+    for i, (row, axis) in enumerate(zip(rows, axes)):
         low, high = np.percentile(np.asarray(row[0], np.float32), (0.5, 99.5))
         for j, plane in enumerate(row):
             grey = np.clip((np.asarray(plane, np.float32) - low) / max(high - low, 1e-6), 0, 1)
             colours = _heated(np.repeat(grey[:, :, None], 3, axis=2), overlay[i][j] if overlay else None)
             tile = canvas[i * step : i * step + pixels, j * step : j * step + pixels]
-            _fill(tile, colours, spacing)
+            _fill(tile, colours[::-1] if axis and radiological else colours, _in_plane(spacing_mm, axis))
     file = io.BytesIO()
-    imsave(file, canvas, format="png", metadata={"Software": None})
+    imsave(file, canvas, format="jpeg", pil_kwargs={"quality": 75})
     return _html(file, width, height, alt)
 
 

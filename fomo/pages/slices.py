@@ -14,7 +14,7 @@ import numpy as np
 from .page import Html, escape, tag
 from .pictures import LEGEND, PLANES, sides
 
-_QUALITY = 60  # of the JPEG
+_QUALITY = 50  # of the JPEG
 _FINE = 160  # pixels of an outline's tile, at least
 
 

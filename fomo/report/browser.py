@@ -5,21 +5,22 @@ import numpy as np
 from ..pages import page, pictures, slices
 from ..pages.page import tag
 
-_CHARACTERS = 4.2e6  # of all pictures: the page stays below 5 MB
-_PER_PIXEL, _PER_CASE = 0.16, 6000  # characters that a picture takes: its slices, and outlines and the rest
+PAGE = 4.9e6  # characters of a page with all its pictures
+_AT_LEAST = 1.2e6  # of them for the slices, however long the rest is
+_PER_PIXEL, _PER_CASE = 0.16, 6000  # characters that a picture is likely to take: its slices; its outlines and the rest
 _TILES = (160, 128, 96, 80, 64)  # pixels of a slice
 _ENOUGH, _MOST = 8, 24  # slices of a plane
-_LEAST, _FEWER = 6, 50  # with fewer slices of all cases than `_LEAST`, only the worst cases are shown
+_LEAST, _FEWER = 5, 50  # with fewer slices of all cases than `_LEAST`, only the worst cases are shown
 
 
-def plan(cases, channels, voxels=_TILES[0]):
+def plan(cases, channels, voxels=_TILES[0], characters=PAGE, per_pixel=_PER_PIXEL):
     """(cases that are shown, pixels of a slice, slices of a plane) that keep the page light.
 
-    voxels: of the longest side of a volume, which gets two pixels of each at most.
+    voxels: of the longest side of a volume, which gets two pixels of each at most. characters: of all pictures.
     """
     tiles = [min(tile, 2 * voxels) for tile in _TILES]
     for shown in (cases, min(cases, _FEWER)):
-        pixels = (0.95 * _CHARACTERS / shown - _PER_CASE) / _PER_PIXEL / (3 * channels)
+        pixels = (0.9 * characters / shown - _PER_CASE) / per_pixel / (3 * channels)
         fits = [(tile, int(pixels / (0.75 * tile**2))) for tile in tiles]
         tile, count = next((fit for fit in fits if fit[1] >= _ENOUGH), fits[-1])
         if count >= _LEAST:
@@ -27,21 +28,26 @@ def plan(cases, channels, voxels=_TILES[0]):
     return shown, tile, max(1, min(count, _MOST))
 
 
-def browser(run, columns, rows):
-    """(rows of the table of cases, whose ids open the slices; parts below the table)."""
-    cached = [index for index, row in enumerate(rows) if run.has_entry(row[0])]
-    if not cached:
+def browser(run, columns, rows, rest):
+    """(rows of the table of cases, whose ids open the slices; parts below the table).
+
+    rest: characters of the rest of the page.
+    """
+    cached, characters = [index for index, row in enumerate(rows) if run.has_entry(row[0])], max(PAGE - rest, _AT_LEAST)
+    first = run.entry(rows[cached[0]][0]) if cached else None
+    if first is None:
         return rows, [page.note(f"No slices of the cases: the cache {run.config.data.cache} does not hold them.")]
-    first = run.entry(rows[cached[0]][0])
-    voxels = max(first.geometry.shape) if first else _TILES[0]
-    most, tile, count = plan(len(cached), len(run.config.data.channels), voxels)
-    rows, panels, characters = list(rows), [], 0
+    size = len(cached), len(run.config.data.channels), max(first.geometry.shape), characters
+    most, tile, count = plan(*size)
+    trial = len(_panel(run, columns, rows[cached[0]], 0, first, tile, count).text)  # noise takes more than a guess
+    most, tile, count = plan(*size, per_pixel=_PER_PIXEL * trial / (0.9 * characters / most))
+    rows, panels = list(rows), []
     for index in cached[:most]:
         entry = run.entry(rows[index][0])
-        if entry is None or characters > _CHARACTERS:
+        if entry is None or characters < 0:
             continue
         panel = _panel(run, columns, rows[index], index, entry, tile, count)
-        characters += len(panel.text)
+        characters -= len(panel.text)
         panels.append(panel)
         link = tag("a", rows[index][0], href=f"#case-{index}")
         rows[index] = [page.Cell(link, rows[index][0]), *rows[index][1:]]

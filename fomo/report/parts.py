@@ -26,7 +26,8 @@ def of_run(run):
     if run.rows:
         body = view.pictures(run) if show else [page.note(figures.MISSING), *view.tables(run)]
         parts += [("pictures", view.title, body)] if body else []
-        parts.append(("cases", "Cases", case_section(run, show)))
+        rest = sum(len(page.join(body).text) for _, _, body in parts)
+        parts.append(("cases", "Cases", case_section(run, show, rest)))
     about_cases = cohort(run)
     parts += [("cohort", "Cohort", [about_cases])] if about_cases else []
     parts.append(("about", "What was run", about(run)))
@@ -157,10 +158,10 @@ def _fold_legend(histories):
     return page.legend([(f"fold {fold}", f"border-color:{fold_colour(i, count)}") for i, fold in enumerate(histories)])
 
 
-def case_section(run, show):
-    """show: whether there can be pictures."""
+def case_section(run, show, rest):
+    """show: whether there can be pictures. rest: characters of the rest of the page."""
     columns, rows, warned = run.task.view.cases(run)
-    rows, slices = browser(run, columns, rows) if show else (rows, [])
+    rows, slices = browser(run, columns, rows, rest) if show else (rows, [])
     if len(run.splits) == 1:
         columns, *rows = (row[:-1] for row in [columns, *rows])  # the fold
     caption = ", ".join(filter(None, (f"Every {run.cases.removesuffix('s')}", run.task.view.order)))

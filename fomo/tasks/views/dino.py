@@ -61,14 +61,15 @@ def _pictures(run):
     if not os.path.exists(path):
         return [page.note("The run has stored no neighbours.")]
     stored = read_arrays(path)
-    spacing = pictures.in_plane(run.config.data.spacing_mm, patches.thinnest(run.config.data.patch))
+    axis, radiological = patches.thinnest(run.config.data.patch), run.config.eval.radiological
     found, arrays = [], (stored[name] for name in ("ids", "similarity", "queries", "neighbours"))
     for (query, *names), cosines, own, others in zip(*arrays):
         near = ", ".join(f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, cosines.tolist()))
         alike = f"{query} and the cases that are most like it: {near}"
-        picture = pictures.mosaic([[own, *others]], [spacing], alike)
+        picture = pictures.mosaic([[own, *others]], [axis], run.config.data.spacing_mm, alike, radiological)
         found.append(page.figure(picture, str(query), near))
-    what = "On the left a case, beside it the validation cases nearest to it, with the cosine of their features."
+    what = "On the left a case, beside it the validation cases nearest to it, with the cosine of their features. "
+    what += pictures.convention(radiological)
     return [page.note(what), page.grid(found, "grid wide")]
 
 
