@@ -67,11 +67,13 @@ def _about(run, shown, cases, count):
 
 def _panel(run, columns, row, index, entry, tile, count):
     id, config = row[0], run.config
-    fold = next(line["fold"] for line in run.units if line["id"] == id)
-    reference, predicted = entry.mask, entry.predicted(run.fold(fold).mask(id))
+    unit = next(line for line in run.units if line["id"] == id)
+    reference, predicted = entry.mask, entry.predicted(run.fold(unit["fold"]).mask(id))
     masks = [None if mask is None else np.asarray(mask) > 0 for mask in (reference, predicted)]
     spacing_mm, radiological = entry.geometry.spacing_mm, config.eval.radiological
-    options = (spacing_mm, config.data.channels, radiological, tile, count)
+    lacking = (unit.get("missing") or "").split(", ")
+    channels = [f"{name}: missing" if name in lacking else name for name in config.data.channels]
+    options = (spacing_mm, channels, radiological, tile, count)
     view = slices.viewer(entry.image, entry.background, masks, *options)
     facts = [(title, page.shown(value)) for title, value in zip(columns[1:], row[1:])]
     said = tag("p", [tag("b", id), *(part for name, value in facts if value != "" for part in (f" · {name} ", value))])

@@ -55,9 +55,11 @@ def _voxel_sizes(run, facts):
     """{case id: (x, y, z) mm of the voxels of its files}, of those in the cache."""
     if len(facts) > _MOST:
         return {}
-    entries = {id: run.entry(id) for id in facts if run.has_entry(id)}
-    affines = {id: entry.geometry.native_affine for id, entry in entries.items() if entry is not None}
-    return {id: tuple(round(mm, 2) for mm in volume.spacing(affine)) for id, affine in affines.items()}
+    found = {}
+    for id in facts:  # one open file at a time
+        if run.has_entry(id) and (entry := run.entry(id)) is not None:
+            found[id] = tuple(round(mm, 2) for mm in volume.spacing(entry.geometry.native_affine))
+    return found
 
 
 def _sizes_in_words(sizes):

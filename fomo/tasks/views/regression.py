@@ -22,10 +22,12 @@ def _against_the_mean(run):
     of_the_mean = number(run.value("mae_of_the_mean"), 3)
     guess = f"predicting the mean of the training cases for everyone (MAE {of_the_mean})"
     gain, resamples = np.abs(means - targets) - np.abs(predictions - targets), run.config.eval.bootstrap
-    if not resamples or len(run.rows) < 2:
-        change = f"{number(abs(gain.mean()), 3)} {'smaller' if gain.mean() > 0 else 'larger'}"
+    value, low, high = float(gain.mean()), math.nan, math.nan
+    if resamples and len(run.rows) > 1:
+        value, low, high, _ = run.results.bootstrap(resamples, run.config.seed)(np.mean, gain)
+    if math.isnan(low) or math.isnan(high):
+        change = f"{number(abs(value), 3)} {'smaller' if value > 0 else 'larger'}"
         return f"Against {guess} the error is {change}; no interval was computed."
-    value, low, high, _ = run.results.bootstrap(resamples, run.config.seed)(np.mean, gain)
     if low > 0:
         return f"Better than {guess}: the error is {number(value, 3)} smaller (95% interval {interval(low, high, 3)})."
     if high < 0:
