@@ -54,11 +54,16 @@ def test_a_mosaic_shows_planes_as_they_lie():
     plane[-1, 0] = 1  # at the end of the first axis, the beginning of the second: right, below
     heat = np.zeros((10, 20))
     heat[0, -1] = 1  # left, above
-    picture = pictures.mosaic([[plane, plane]], [(2.0, 1.0)], "alt <text>", overlay=[[None, heat]], pixels=40)
+    picture = pictures.mosaic([[plane, plane]], [2], (2.0, 1.0, 9.0), "alt <text>", False, [[None, heat]], pixels=40)
     data = base64.b64decode(re.search('base64,([^"]*)', picture.text).group(1))
-    found = image.imread(io.BytesIO(data))[:, :, :3]
+    found = image.imread(io.BytesIO(data), format="jpeg") / 255
+    mirrored = pictures.mosaic([[plane, plane]], [2], (2.0, 1.0, 9.0), "alt <text>", True, [[None, heat]], pixels=40)
+    turned = image.imread(
+        io.BytesIO(base64.b64decode(re.search('base64,([^"]*)', mirrored.text).group(1))), format="jpeg"
+    )
+    assert turned[-1, :2].min() > 150 and turned[-1, 35:39].max() < 60
     assert found.shape == (40, 83, 3) and "alt &lt;text&gt;" in picture.text
     assert (
-        found[-1, 39].min() == 1 and found[-5, 39].max() == 0
+        found[-1, 38].min() > 0.8 and found[-8, 38].max() < 0.1
     )  # two voxels of 1 mm upwards are 4 pixels of 20 mm in 40
-    assert found[0, 43].max() > 0.3 > found[0, 0].max()
+    assert found[0, 44].max() > 0.3 > found[0, 0].max()

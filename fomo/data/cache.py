@@ -152,7 +152,7 @@ def prepare(cases, data, wanted, log=None, workers=None):
         os.makedirs(data.cache, exist_ok=True)
     settings = _settings(data, wanted)
     settings_hash = fingerprint(settings)
-    index_path = os.path.join(data.cache, f"index-{settings_hash}.jsonl")
+    index_path = _index_path(data, settings_hash)
     there, known = set(os.listdir(data.cache)), index.read(index_path, log)
     look = looks_at_files(data, len(cases))
     keys, entries, unseen = [], [], []
@@ -175,6 +175,24 @@ def prepare(cases, data, wanted, log=None, workers=None):
     prepared = [CachedCase(case, place, *facts, unlooked) for case, place, facts, unlooked in rows]
     copies.check(prepared, wanted.pretraining, log)
     return prepared
+
+
+def _index_path(data, settings_hash):
+    return os.path.join(data.cache, f"index-{settings_hash}.jsonl")
+
+
+def entries(data, wanted):
+    """{case id: [index.Facts of each of its entries]}, as the index has them: no source file is looked at."""
+    found = {}
+    if data.cache is not None:
+        for facts in index.read(_index_path(data, fingerprint(_settings(data, wanted)))).values():
+            found.setdefault(facts.entry.rpartition("-")[0], []).append(facts)
+    return found
+
+
+def voxels(checksums):
+    """16 characters that stand for the voxels of a case, from the checksums of its entry."""
+    return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16]
 
 
 def _updated(path, known, there, entries):

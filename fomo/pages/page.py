@@ -204,7 +204,8 @@ def table(columns, rows, caption, sortable=False, row_classes=None):
     inner = tag("table", inner, aria_label=caption, class_="sortable" if sortable else None)
     # the caption stands outside: a <caption> is as wide as the table and would scroll out of a narrow screen
     class_ = "scroll tall" if sortable else "scroll"
-    return join([note(caption), tag("div", inner, class_=class_, tabindex=0, role="region", aria_label=caption)])
+    more = tag("p", "\u2194 more columns: scroll sideways", class_="more")
+    return join([note(caption), more, tag("div", inner, class_=class_, tabindex=0, role="region", aria_label=caption)])
 
 
 def shown(content):
@@ -217,9 +218,9 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def figure(picture, title, description):
-    """A picture (Html of an SVG or img) with its caption below."""
-    return tag("figure", [picture, tag("figcaption", [tag("b", title), " ", description])])
+def figure(picture, title, description, class_=None):
+    """A picture (Html of an SVG or img) with its caption below; class_="small": of half the width."""
+    return tag("figure", [picture, tag("figcaption", [tag("b", title), " ", description])], class_=class_)
 
 
 def grid(figures, class_="grid"):

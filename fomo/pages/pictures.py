@@ -13,10 +13,21 @@ PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))  # and the axis that ea
 _GAP = 3  # pixels between the tiles of a mosaic
 
 
-def outlined(image, reference, predicted, spacing_mm, alt):
+def sides(axis, radiological):
+    """Letters of the left and the right side of a plane across `axis`: of the patient's sides, or back and front."""
+    return ("P", "A") if axis == 0 else ("R", "L") if radiological else ("L", "R")
+
+
+def convention(radiological):
+    """What a page says of its pictures."""
+    where = "left (radiological convention)" if radiological else "right (neurological convention)"
+    return f"R: the patient's right, on the {where}; A: the front."
+
+
+def outlined(image, reference, predicted, spacing_mm, alt, radiological=True):
     """[(plane, Html of the picture)]: in each plane the slice with most of the reference, if empty of the prediction.
 
-    image (X, Y, Z), reference and predicted (X, Y, Z) bool, in RAS+: the patient's right is on the right.
+    image (X, Y, Z), reference and predicted (X, Y, Z) bool, in RAS+. radiological: the patient's right is on the left.
     """
     limits = volume.nonzero_box([image, reference, predicted]) or [(0, n) for n in image.shape]
     box = tuple(slice(max(start - 2, 0), stop + 2) for start, stop in limits)
@@ -28,13 +39,15 @@ def outlined(image, reference, predicted, spacing_mm, alt):
         across = tuple(other for other in range(3) if other != axis)
         index = int(shown.sum(across).argmax())
         slices = [array.take(index, axis).T for array in (image, reference, predicted)]
-        aspect = spacing_mm[across[1]] / spacing_mm[across[0]]
-        found.append((name, _with_outlines(*slices, greys, aspect, f"{alt}, {name} slice")))
+        if axis and radiological:
+            slices = [plane[:, ::-1] for plane in slices]
+        aspect, letters = spacing_mm[across[1]] / spacing_mm[across[0]], sides(axis, radiological)
+        found.append((name, _with_outlines(*slices, greys, aspect, letters, f"{alt}, {name} slice")))
     return found
 
 
-def _with_outlines(image, reference, predicted, greys, aspect, alt, pixels=400):
-    """A PNG, square and black around the slice, with the two outlines."""
+def _with_outlines(image, reference, predicted, greys, aspect, letters, alt, pixels=400):
+    """A picture, square and black around the slice, with the two outlines and the letters of its sides."""
     from matplotlib import patheffects
     from matplotlib.figure import Figure
 
@@ -50,41 +63,44 @@ def _with_outlines(image, reference, predicted, greys, aspect, alt, pixels=400):
             x, y = ((np.arange(fine.shape[axis]) + 0.5) / 4 - 1.5 for axis in (1, 0))
             axes.contour(x, y, fine, levels=[0.5], colors=colour, linewidths=2, linestyles=style).set_path_effects(halo)
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(-0.5, image.shape[0] - 0.5))
+    for x, align, letter in zip((0.02, 0.98), ("left", "right"), letters):
+        axes.text(x, 0.5, letter, transform=drawing.transFigure, color="white", fontsize=13, ha=align, va="center")
     file = io.BytesIO()
-    drawing.savefig(file, format="png", metadata={"Software": None})
+    drawing.savefig(file, format="jpeg", pil_kwargs={"quality": 80})
     return _html(file, pixels, pixels, alt)
 
 
-def _html(png, width, height, alt):
-    data = base64.b64encode(png.getvalue()).decode()
-    return Html(f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">')
+def _html(jpeg, width, height, alt):
+    data = base64.b64encode(jpeg.getvalue()).decode()
+    return Html(f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">')
 
 
-def in_plane(spacing_mm, axis):
+def _in_plane(spacing_mm, axis):
     """Voxel size along the two axes of the plane across `axis`; (1, 1) where it is each case's own."""
     return (1.0, 1.0) if spacing_mm is None else tuple(mm for other, mm in enumerate(spacing_mm) if other != axis)
 
 
-def mosaic(rows, spacings_mm, alt, overlay=None, pixels=200):
-    """Html of one PNG with the planes in `rows` of equal length, each in the grey values of the first one of its row.
+def mosaic(rows, axes, spacing_mm, alt, radiological=True, overlay=None, pixels=200):
+    """Html of one picture: the planes in `rows` of equal length, each in the grey values of the first one of its row.
 
-    Planes are (A, B) arrays in RAS+ order; they are shown with their true proportions (spacings_mm: (a, b) of each row)
-    in square tiles on black. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane.
+    Planes are (A, B) arrays in RAS+ order, those of a row across its axis of `axes`; they are shown with their true
+    proportions (spacing_mm; None: each case's own, taken as equal) in square tiles on black. radiological: as in
+    `outlined`. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane.
     """
     from matplotlib.image import imsave
 
     step = pixels + _GAP
     height, width = len(rows) * step - _GAP, len(rows[0]) * step - _GAP
     canvas = np.zeros((height, width, 3), np.uint8)
-    for i, (row, spacing) in enumerate(zip(rows, spacings_mm)):
+    for i, (row, axis) in enumerate(zip(rows, axes)):
         low, high = np.percentile(np.asarray(row[0], np.float32), (0.5, 99.5))
         for j, plane in enumerate(row):
             grey = np.clip((np.asarray(plane, np.float32) - low) / max(high - low, 1e-6), 0, 1)
             colours = _heated(np.repeat(grey[:, :, None], 3, axis=2), overlay[i][j] if overlay else None)
             tile = canvas[i * step : i * step + pixels, j * step : j * step + pixels]
-            _fill(tile, colours, spacing)
+            _fill(tile, colours[::-1] if axis and radiological else colours, _in_plane(spacing_mm, axis))
     file = io.BytesIO()
-    imsave(file, canvas, format="png", metadata={"Software": None})
+    imsave(file, canvas, format="jpeg", pil_kwargs={"quality": 75})
     return _html(file, width, height, alt)
 
 

@@ -48,13 +48,35 @@ figure { margin: 0; min-width: 0 }
 figure svg,figure img { display: block; width: 100%; height: auto }
 figure img { border-radius: 4px }
 figure svg text { font-family: system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important }
+figure.small { max-width: 220px }
 figcaption { margin-top: 4px }
 figure .scroll { margin: 0 }
 figcaption b { color: var(--text) }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: 14px; list-style: none; margin: 8px 0; padding: 0 }
 .legend i { display: inline-block; width: 22px; border-top: 3px solid; margin-right: 6px; vertical-align: middle }
 .dark { background: #000; color: #fff; display: inline-flex; padding: 4px 12px; border-radius: 4px }
-.scroll { overflow: auto; margin: 8px 0 16px }
+.browser { display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: flex-start; margin: 12px 0 }
+.browser details { margin: 0; font-size: 14px; max-width: 100% }
+.browser details[open] { flex: 1 0 100%; padding: 8px 12px; background: var(--back); border-radius: 8px }
+.views { display: flex; gap: 12px }
+.view { flex: 1 1 0 }
+.view input { width: 100%; margin: 4px 0 0 }
+.frame { position: relative; overflow: hidden; background: #000; border-radius: 4px; color: #fff; font-size: 12px }
+.frame img,.frame i { position: absolute; top: 0; height: 100%; width: calc(100%*var(--n)); left: calc(-100%*var(--i)) }
+figure .frame img { width: calc(100%*var(--n)); height: 100%; max-width: none; border-radius: 0 }
+.frame i { background-size: 100% calc(100%/var(--c)); background-repeat: repeat-y }
+.frame b,.frame s {
+  position: absolute; padding: 1px 4px; font-weight: 500; text-decoration: none; text-shadow: 0 0 3px #000;
+}
+.frame s { bottom: 2px; font-weight: 650 }
+.frame .left { left: 0 }
+.frame .right { right: 0 }
+.scroll { overflow: auto; margin: 8px 0 16px; scrollbar-width: auto; scrollbar-color: #8a939c #e6e9ed }
+.scroll::-webkit-scrollbar { width: 10px; height: 10px; background: #e6e9ed; border-radius: 5px }
+.scroll::-webkit-scrollbar-thumb { background: #8a939c; border-radius: 5px }
+.more { display: none; font-size: 13px; color: var(--accent); margin: 4px 0 0 }
+.more.on { display: block }
+.more.on + .scroll { margin-top: 4px; border-right: 2px solid var(--accent) }
 .tall { max-height: 720px }
 :focus-visible { outline: 3px solid #56b4e9; outline-offset: 1px }
 table { border-collapse: separate; border-spacing: 0; font-size: 14px; font-variant-numeric: tabular-nums }
@@ -70,6 +92,7 @@ thead th {
 tbody th { font-weight: 500; position: sticky; left: 0; z-index: 1 }
 thead th:first-child { left: 0; z-index: 3 }
 tbody tr.main th,tbody tr.main td { font-weight: 650; background: var(--back) }
+button.reload { font: inherit; padding: 4px 14px; cursor: pointer }
 thead button { all: unset; cursor: pointer }
 thead button::after { content: "\\00a0\\2195"; color: var(--soft) }
 th[aria-sort=ascending] button::after { content: "\\00a0\\2191"; color: var(--text) }
@@ -102,17 +125,43 @@ footer { margin-top: 48px; font-size: 14px; color: var(--soft) }
   .warn { max-width: 9em }
   nav a { display: inline-block; padding: 4px 0 }
 }
+@page { margin: 14mm }
 @media print {
-  .scroll { overflow: visible }
+  body { font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact }
+  main { max-width: none; padding: 0 }
+  nav,.browse,.more,button.reload,thead button::after { display: none!important }
+  .scroll { overflow: visible; border: 0!important }
   .tall { max-height: none }
-  h2 { break-after: avoid }
-  figure,tr { break-inside: avoid }
-  thead button::after { content: "" }
+  thead { display: table-header-group }
+  thead th,tbody th { position: static }
+  table { font-size: 7.5pt }
+  th,td { padding: 2px 5px 2px 2px; white-space: normal }
+  h1,h2,h3,.note { break-after: avoid }
+  figure,tr,.hero,.alert,dl div { break-inside: avoid }
+  .grid { grid-template-columns: repeat(3,1fr); gap: 12px }
+  a { color: inherit; text-decoration: none }
 }
 """
 
-# Undefined values go last in either direction.
+# Of a sorted table undefined values go last in either direction. A slider shows another slice. A table that is wider
+# than the page says so.
 SCRIPT = """
+document.addEventListener('input', event => {
+  const frame = event.target.parentElement.querySelector('.frame');
+  if (frame) frame.style.setProperty('--i', event.target.value);
+});
+document.addEventListener('click', event => {
+  if (event.target.closest('button.reload')) location.reload();
+  const link = event.target.closest('a[href^="#case-"]');
+  if (link) document.getElementById(link.hash.slice(1)).closest('details').open = true;
+});
+const wide = () => document.querySelectorAll('.more').forEach(hint => {
+  const region = hint.nextElementSibling;
+  hint.classList.toggle('on', region.scrollWidth > region.clientWidth + 1);
+});
+addEventListener('resize', wide);
+document.addEventListener('toggle', wide, true);
+wide();
 for (const table of document.querySelectorAll('table.sortable')) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {

@@ -2,6 +2,7 @@
 
 - `run`: what a run folder holds, finished or not
 - `parts`: the parts of the page of a run, from top to bottom; `head`: the headline and what it means, in words
+- `browser`: the slices of each case; `cohort`: who was in the study
 - `differences`: paired differences of runs on the same cases; `differences_page`: as text, CSV and HTML
 - `probe_page`: linear probes of embeddings, and groups of subjects; `scoreboard_page`: checkpoints over all tasks
 - what is shown of a task's cases: tasks/views
@@ -18,10 +19,9 @@ from .scoreboard_page import write_scoreboard
 __all__ = ["compare", "comparison_text", "write", "write_comparison", "write_probe", "write_scoreboard"]
 
 
-def write(folder, cases=None):
+def write(folder):
     """Write the report in a run folder, whether the run is finished or not; returns its path.
 
-    cases: the run's Case list where it is at hand; otherwise, for the pictures of a segmentation, it is listed again,
-    which reads every mask. Raises UserError for a folder that holds no run.
+    Its images are read from the cache. Raises UserError for a folder that holds no run.
     """
-    return page.save(RunFolder(folder).report_path, parts.of_run(run.Run(folder), cases))
+    return page.save(RunFolder(folder).report_path, parts.of_run(run.Run(folder)))

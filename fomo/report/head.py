@@ -24,6 +24,7 @@ def headline(run):
         pooled, low, high = run.with_interval(run.headline)
         limits = f" ({page.interval(low, high, 3)})" if not math.isnan(low) else ""
         value.append(tag("div", f"over all pairs of cases: {number(pooled, 3)}{limits}", class_="label"))
+    value += [tag("div", text, class_="label") for text in view.beside(run)]
     how = "All cases together, each predicted by a model that was not trained, and not selected, on its subject."
     if len(run.finished) > 1:
         about = "The interval is about the mean of these models on new cases of this population"
@@ -42,6 +43,16 @@ def alerts(run):
     more = [f"and {len(messages) - _MOST} more in {LOG}"] if len(messages) > _MOST else []
     notes = run.task.view.notes(run) if run.metrics else []
     return page.alert(_open_folds(run) + messages[:_MOST] + more + notes)
+
+
+def progress(run):
+    """Of a run that is not finished: up to when the page knows it, and a button that loads the page again."""
+    if run.complete:
+        return None
+    at = f"This page is from {run.log[-1]['time'].replace('T', ' ')}." if run.log else ""
+    how = f"In progress. {at} To see more, run python tools/report.py {run.folder.path}, and "
+    button = tag("button", "reload this page", type="button", class_="reload")
+    return tag("p", [how, button], class_="progress")
 
 
 def _open_folds(run):

@@ -11,24 +11,29 @@ from ..pages.page import label, number, tag
 from ..run_folder import AGGREGATED, SUMMARY, TABLES
 from . import head
 from . import run as run_module
+from .browser import browser
+from .cohort import cohort
 
 _COUNTS = ("tp", "fp", "fn", "tn", "empty_predictions")  # whose mean over folds says nothing
 _LONGEST = 2000  # rows of a table that a browser still sorts at once
 
 
-def of_run(run, listed=None):
-    """The page of a run. listed: its Case list, if at hand."""
+def of_run(run):
+    """The page of a run."""
     view, show = run.task.view, figures.available()
     parts = [("results", "Results", results(run))] if run.metrics else []
     parts += [("training", "Training", training(run, show))] if run.histories else []
     if run.rows:
-        body = view.pictures(run, listed) if show else [page.note(figures.MISSING), *view.tables(run)]
+        body = view.pictures(run) if show else [page.note(figures.MISSING), *view.tables(run)]
         parts += [("pictures", view.title, body)] if body else []
-        parts.append(("cases", "Cases", case_section(run)))
+        rest = sum(len(page.join(body).text) for _, _, body in parts)
+        parts.append(("cases", "Cases", case_section(run, show, rest)))
+    about_cases = cohort(run)
+    parts += [("cohort", "Cohort", [about_cases])] if about_cases else []
     parts.append(("about", "What was run", about(run)))
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in parts]
     about_it = [tag("h1", run.config.name), tag("p", _subtitle(run), class_="sub"), tag("p", _what(run), class_="sub")]
-    content = [tag("header", about_it), head.headline(run), head.alerts(run)]
+    content = [tag("header", about_it), head.progress(run), head.headline(run), head.alerts(run)]
     content.append(tag("nav", links, aria_label="on this page"))
     content += [page.section(title, body, anchor) for anchor, title, body in parts]
     same = f"the same numbers are in {SUMMARY}, {AGGREGATED} and {TABLES['rows']}."
@@ -81,6 +86,7 @@ def results(run):
     rest = page.table(columns, [*map(line, others)], f"Other metrics of all {run.cases} together")
     return [
         page.table(columns, [*map(line, main)], caption, row_classes=classes),
+        *run.task.view.results(run),
         page.details(f"{len(others)} more metrics", rest) if others else None,
         page.details("Each fold", _folds(run)) if len(run.splits) > 1 else None,
     ]
@@ -137,8 +143,11 @@ def _curves(run):
         text = "On the inner validation cases, which select the epoch."
         shown.append(page.figure(curve, f"{page.capital(label(name))}.", text))
         last_step += ", of the head"
-    rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, unfreeze=unfreeze)
-    shown += [page.figure(rates, "Learning rate.", f"{last_step}."), *run.task.view.curves(run, options)]
+    rates = curves(histories, [("lr", "-", "")], "learning rate", best={}, small=True)
+    shown += [
+        *run.task.view.curves(run, options),
+        page.figure(rates, "Learning rate.", f"{last_step}.", class_="small"),
+    ]
     return [_fold_legend(histories) if len(run.splits) > 1 else None, page.grid(shown)]
 
 
@@ -149,15 +158,18 @@ def _fold_legend(histories):
     return page.legend([(f"fold {fold}", f"border-color:{fold_colour(i, count)}") for i, fold in enumerate(histories)])
 
 
-def case_section(run):
+def case_section(run, show, rest):
+    """show: whether there can be pictures. rest: characters of the rest of the page."""
     columns, rows, warned = run.task.view.cases(run)
+    rows, slices = browser(run, columns, rows, rest) if show else (rows, [])
     if len(run.splits) == 1:
         columns, *rows = (row[:-1] for row in [columns, *rows])  # the fold
     caption = ", ".join(filter(None, (f"Every {run.cases.removesuffix('s')}", run.task.view.order)))
     caption += "" if run.task.pretrains else f"; {len(warned)} of {len(rows)} with a warning"
     if len(rows) > _LONGEST:
         caption += f"; of them the first {_LONGEST}, all are in {TABLES['rows']}"
-    return [page.table(columns, rows[:_LONGEST], caption, sortable=True)]
+    table = page.table(columns, rows[:_LONGEST], caption, sortable=True)
+    return [tag("div", table, id="the-cases"), tag("div", page.join(slices), class_="browse") if slices else None]
 
 
 def about(run):

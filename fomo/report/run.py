@@ -1,12 +1,14 @@
 """A run folder and its log, as the report reads them."""
 
 import datetime
+import functools
 import json
 import math
 import os
 import re
 
 from .. import metrics
+from ..data import cache, entry
 from ..run_folder import RunFolder, joined
 from ..tasks import Results, build
 from ..training import selection
@@ -19,7 +21,8 @@ class Run:
         self.folder = folder = RunFolder(path)
         self.fold = folder.fold  # (number) -> its FoldFolder
         folder.check_begun()
-        self.config, recorded = folder.config_of_folds(), folder.recorded()
+        self.config, self.recorded = folder.config_of_folds(), folder.recorded()
+        recorded = self.recorded
         self.task, self.splits = build(self.config), recorded["folds"]  # {part: ids} of each fold
         self.classes = self.task.class_names(recorded["cases"])  # names of 0 and 1; [] without two classes
         folds = [folder.fold(number) for number in range(1, len(self.splits) + 1)]
@@ -68,6 +71,27 @@ class Run:
         """The metric at the top: the headline or, where its models are several, the headline within folds."""
         within = self.headline + metrics.WITHIN
         return within if not math.isnan(self.metrics.get(within, {}).get("pooled_low", math.nan)) else self.headline
+
+    @functools.cached_property
+    def _folders(self):
+        """{case id: folder} of the cases in the cache; of several entries the one with the voxels of this run."""
+        found, voxels = {}, self.recorded.get("images", {})
+        for id, several in cache.entries(self.config.data, self.task.wanted(self.config.task)).items():
+            own = [facts for facts in several if voxels.get(id) in (None, cache.voxels(facts.checksums))]
+            if id in self.recorded["cases"] and own:
+                found[id] = os.path.join(self.config.data.cache, own[-1].entry)
+        return found
+
+    def has_entry(self, id):
+        """Whether the cache holds a case."""
+        return id in self._folders
+
+    def entry(self, id):
+        """The `data.entry.Entry` of a case; None where the cache does not hold it, or not any more."""
+        try:
+            return entry.read(self._folders[id])
+        except (KeyError, OSError, ValueError):
+            return None
 
     def value(self, metric):
         return self.metrics[metric]["pooled"]

@@ -131,7 +131,7 @@ def _run(config, folder, log, dry_run, one_split):
     finished = dist.on_main(folder.finished)
     if finished:
         dist.on_main(lambda: pooled.aggregate(config, folder, log))
-        dist.on_main(lambda: report.write(folder.path, listed))
+        dist.on_main(lambda: report.write(folder.path))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
     if finished and not failures:

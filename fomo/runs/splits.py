@@ -1,10 +1,9 @@
 """Who is in which part of which fold: made once, kept in splits.json, and never used for other cases."""
 
-import hashlib
-
 from .. import folds as folds_module
 from .. import tasks
 from ..config import UserError, as_user_error
+from ..data import cache
 from ..runtime import files
 
 
@@ -173,7 +172,7 @@ def warn_of_changed_weights(folder, path, log):
 
 def warn_of_changed_images(folder, cases, log):
     """Warn where prepared cases have other voxels than at the first start, wherever their files lie now."""
-    images = {case.id: _voxels(case) for case in cases if getattr(case, "checksums", ())}
+    images = {case.id: cache.voxels(case.checksums) for case in cases if getattr(case, "checksums", ())}
     if not images:
         return
     saved = folder.recorded()
@@ -183,7 +182,3 @@ def warn_of_changed_images(folder, cases, log):
     if changed:
         what = "files of cases have changed since this run began, and finished folds have seen the old ones"
         log.warn(what, cases=len(changed), example=changed[0])
-
-
-def _voxels(case):
-    return hashlib.sha256(" ".join(case.checksums).encode()).hexdigest()[:16]

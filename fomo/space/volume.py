@@ -307,6 +307,16 @@ def to_native(array, geometry, order=1):
     return result
 
 
+def to_grid(mask, geometry):
+    """The mask (X, Y, Z) of a file on the network's grid, of each voxel the nearest one: for pictures, say."""
+    from nibabel import orientations
+
+    if mask.shape != tuple(geometry.native_shape):
+        raise ValueError(f"mask: got shape {_by(mask.shape)}, wanted {_by(geometry.native_shape)}")
+    turned = orientations.apply_orientation(mask, np.array(geometry.orientation))
+    return resample(turned[tuple(slice(*limits) for limits in geometry.box)], geometry.shape, order=0)
+
+
 def _by(shape):
     return "x".join(map(str, shape))
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..page import number
-from .panel import DARK, ORANGE, diagonal, histogram, plot, points
+from .panel import DARK, ORANGE, diagonal, histogram, legend_above, plot, points
 
 
 @plot
@@ -17,7 +17,7 @@ def distribution(axes, values, label, unit, mean):
         median = float(np.median(finite))
         axes.axvline(mean, color=ORANGE, linewidth=1.5, label=f"mean {number(mean, 3)}")
         axes.axvline(median, color=DARK, linewidth=1.2, linestyle="--", label=f"median {number(median, 3)}")
-        axes.legend(loc="best")
+        legend_above(axes, ncols=2)
     axes.set(xlabel=f"{label} ({unit})" if unit else label)
     return f"distribution of {label} over {len(finite)} cases, mean {number(mean, 3)}"
 
@@ -39,7 +39,7 @@ def volumes(axes, reference, predicted, unit):
     axes.set(xlabel=f"reference volume ({unit})", ylabel=f"predicted volume ({unit})")
     for axis in (axes.xaxis, axes.yaxis):
         _round_ticks(axis, *ends)
-    axes.legend(loc="upper left")
+    legend_above(axes, ncols=3, columnspacing=1, handletextpad=0.3)
     return f"predicted over reference volume of {len(reference)} cases, with the identity line"
 
 

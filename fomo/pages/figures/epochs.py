@@ -1,7 +1,7 @@
 """Losses, metrics and learning rates over the epochs of a training, a line per fold."""
 
 from ..page import number
-from .panel import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, SOFT, plot
+from .panel import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, SKY, SOFT, legend_above, plot
 
 FOLDS = (BLUE, ORANGE, GREEN, PURPLE, "#8a6d00", DARK, SKY, GREY)
 
@@ -11,7 +11,7 @@ def fold_colour(index, folds):
 
 
 @plot
-def curves(axes, histories, names, ylabel, best, unfreeze=None, level=None, limits=None):
+def curves(axes, histories, names, ylabel, best, unfreeze=None, level=None, limits=None, small=False):
     """Columns of the histories over the epochs.
 
     histories: {fold: rows}.
@@ -20,7 +20,10 @@ def curves(axes, histories, names, ylabel, best, unfreeze=None, level=None, limi
     unfreeze: the epoch in which the encoder begins to be trained.
     level: (value, what it is) of a line to compare with.
     limits: of the values' axis.
+    small: a plot of half the size.
     """
+    if small:
+        axes.figure.set_size_inches(2.2, 1.5)
     for index, (fold, rows) in enumerate(histories.items()):
         colour = fold_colour(index, len(histories))
         epochs = [row["epoch"] for row in rows]
@@ -32,17 +35,16 @@ def curves(axes, histories, names, ylabel, best, unfreeze=None, level=None, limi
             axes.plot(best[fold], value, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
     if unfreeze is not None:
         axes.axvline(unfreeze, color=SOFT, linewidth=1, linestyle=":")
-        late = unfreeze > max(len(rows) for rows in histories.values()) / 2
-        look = {"ha": "right" if late else "left", "va": "bottom", "fontsize": 8, "color": SOFT}
+        look = {"ha": "right", "va": "top", "rotation": 90, "fontsize": 7.5, "color": SOFT}
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        axes.annotate("encoder trained from here", (unfreeze, 1), (0, 2), **place, **look)
+        axes.annotate("encoder trained from here", (unfreeze, 1), (-1, -2), **place, **look)
     if level is not None:
         axes.axhline(level[0], color=GREY, linewidth=1, linestyle="--", label=level[1])
     if len(names) > 1:
         for _, style, legend in names:
             axes.plot([], [], style, color=SOFT, linewidth=_width(style), label=legend)
     if len(names) > 1 or level is not None:
-        axes.legend(loc="best")
+        legend_above(axes, ncols=2)
     axes.set(xlabel="epoch", ylabel=ylabel, ylim=limits)
     axes.xaxis.get_major_locator().set_params(integer=True)
     last = ", ".join(f"fold {fold}: {number(rows[-1][names[-1][0]], 3)}" for fold, rows in histories.items())

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..page import number
-from .panel import BLUE, DARK, GREY, plot
+from .panel import BLUE, DARK, GREY, legend_above, plot
 
 
 @plot
@@ -19,7 +19,7 @@ def by_group(axes, names, values, lows, highs, overall, label):
     axes.set_yticks(at, names)
     axes.grid(axis="y", visible=False)
     if overall is not None:
-        axes.legend(loc="best")
+        legend_above(axes)
     return f"{label} by group: " + ", ".join(f"{name} {number(value, 3)}" for name, value in zip(names, values))
 
 

@@ -6,7 +6,7 @@ series: [(legend, predictions)].
 import numpy as np
 
 from ..page import number
-from .panel import GREY, MARKS, ORANGE, histogram, identity, plot, points
+from .panel import GREY, MARKS, ORANGE, histogram, identity, legend_above, plot, points
 
 
 @plot
@@ -15,7 +15,7 @@ def predicted_over_true(axes, targets, series, unit):
     for (legend, values), mark in zip(series, MARKS):
         points(axes, targets, values, *mark, label=legend)
     axes.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}")
-    axes.legend(loc="upper left")
+    legend_above(axes, ncols=3, columnspacing=1, handletextpad=0.3)
     return f"predicted over true {unit} of {len(targets)} cases, with the identity line"
 
 
@@ -30,7 +30,7 @@ def residuals(axes, targets, series, unit, short):
         axes.plot(ends, slope * ends + intercept, color="white", linewidth=3.5, zorder=4)
         axes.plot(ends, slope * ends + intercept, color=colour, linewidth=1.8, zorder=5)
     axes.set(xlabel=f"true {unit}", ylabel=f"predicted minus true ({short})")
-    axes.legend(loc="best")
+    legend_above(axes, ncols=3, columnspacing=1, handletextpad=0.3)
     slopes = ", ".join(f"{legend} slope {number(line(targets, values - targets)[0], 3)}" for legend, values in series)
     return f"errors over true {unit}; {slopes}"
 
@@ -49,7 +49,7 @@ def paired(axes, first, second, names, label):
     identity(axes, first, second, legend="equal")
     points(axes, first, second, label="case")
     axes.set(xlabel=f"{label}, {names[0]}", ylabel=f"{label}, {names[1]}")
-    axes.legend(loc="best")
+    legend_above(axes, ncols=3, columnspacing=1, handletextpad=0.3)
     return f"{label} of {len(first)} cases: {names[1]} over {names[0]}"
 
 
@@ -61,5 +61,5 @@ def error_histogram(axes, errors, short):
     axes.axvline(0, linestyle="--", color=GREY, linewidth=1)
     axes.axvline(median, color=ORANGE, linewidth=1.5, label=f"median {number(median, 3)}")
     axes.set(xlabel=f"predicted minus true ({short})")
-    axes.legend(loc="best")
+    legend_above(axes, ncols=3, columnspacing=1, handletextpad=0.3)
     return f"histogram of {len(errors)} errors, median {number(median, 3)}"

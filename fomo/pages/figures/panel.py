@@ -6,6 +6,7 @@ The colours are Okabe and Ito's, which colour-blind readers tell apart; a second
 import functools
 import io
 import re
+import zlib
 
 import numpy as np
 
@@ -38,6 +39,9 @@ def plot(draw):
 def _accessible(text, alt):
     """The Html of the <svg> element alone, sized by the page, with its description for those who cannot see it."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing refers to them
+    own = f"{zlib.crc32(text.encode()):08x}"  # or the plots of a page have elements of the same id
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}", text)
     opening, rest = text.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', opening).group()
     opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view} xmlns="http://www.w3.org/2000/svg" role="img"'

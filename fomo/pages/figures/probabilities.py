@@ -4,6 +4,7 @@ import numpy as np
 
 from ... import metrics
 from ..page import number
+from ..rates import wilson
 from .epochs import FOLDS
 from .panel import BLUE, GREEN, GREY, MARKS, ORANGE, PURPLE, SKY, SOFT, diagonal, legend_above, plot, unit_square
 
@@ -12,10 +13,16 @@ _CHOSEN = (("-", GREEN), ("-.", PURPLE), (":", ORANGE))  # of the labels that ar
 
 
 @plot
-def roc(axes, labels, scores, subjects, seed, auroc):
-    """The curve of (n,) labels and scores, with its band over subjects."""
+def roc(axes, labels, scores, subjects, seed, auroc, point=None):
+    """The curve of (n,) labels and scores, with its band over subjects.
+
+    point: (false-positive rate, true-positive rate) of the decisions.
+    """
     axes.fill_between(*roc_band(labels, scores, subjects, seed), **_BAND)
     _draw_roc(axes, labels, scores, color=BLUE, linewidth=1.8, label=f"model, AUROC {number(auroc, 3)}")
+    if point is not None:
+        look = {"color": ORANGE, "markersize": 8, "markeredgecolor": "white", "zorder": 5}
+        axes.plot(*point, "D", label="decisions", clip_on=False, **look)
     _finish_roc(axes, chance="chance, 0.5")
     return f"ROC curve, area {number(auroc, 3)}; chance is 0.5"
 
@@ -81,7 +88,7 @@ def _draw_roc(axes, labels, scores, style="-", **look):
 def _finish_roc(axes, chance=None, **legend):
     """The diagonal, the legend and the axes of ROC curves; chance: what the legend calls the diagonal."""
     diagonal(axes, chance)
-    axes.legend(loc="lower right", **legend)
+    legend_above(axes, **{"ncols": 2, "columnspacing": 1, **legend})
     unit_square(axes, "false-positive rate", "true-positive rate")
 
 
@@ -91,7 +98,7 @@ def precision_recall(axes, labels, scores, average_precision):
     share, area = number(float(np.mean(labels)), 3), number(average_precision, 3)
     _draw_precision_recall(axes, labels, scores, color=BLUE, linewidth=1.8, label=f"model, average precision {area}")
     axes.axhline(np.mean(labels), linestyle="--", color=GREY, linewidth=1, label=f"chance, {share}")
-    axes.legend(loc="best")
+    legend_above(axes)
     unit_square(axes, "recall", "precision")
     return f"precision-recall curve, average precision {area}; chance is {share}"
 
@@ -101,7 +108,7 @@ def precision_recalls(axes, curves):
     """Several curves in one plot, the first one of all labels together: [(name, labels, scores, average precision)]."""
     for (name, labels, scores, value), (style, colour) in zip(curves, (("-", BLUE), *_CHOSEN)):
         _draw_precision_recall(axes, labels, scores, style, color=colour, label=f"{_short(name)}, {number(value, 3)}")
-    axes.legend(loc="best", fontsize=7.5, title="average precision", title_fontsize=7.5)
+    legend_above(axes, ncols=2, fontsize=7.5, title="average precision", title_fontsize=7.5, columnspacing=1)
     unit_square(axes, "recall", "precision")
     values = ", ".join(f"{name} {number(value, 3)}" for name, _, _, value in curves)
     return f"precision-recall curves, average precision: {values}"
@@ -115,13 +122,11 @@ def _draw_precision_recall(axes, labels, scores, style="-", **look):
 def calibration_bins(labels, scores, bins=10):
     """[(mean probability, share of positives, cases, low, high)] of equal-width bins, with Wilson's interval."""
     index = np.minimum((scores * bins).astype(int), bins - 1)
-    found, z2 = [], 1.959964**2
+    found = []
     for k in np.unique(index):
         inside = index == k
-        n, share = int(inside.sum()), float(labels[inside].mean())
-        centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-        half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-        found.append((float(scores[inside].mean()), share, n, centre - half, centre + half))
+        n, positive = int(inside.sum()), float(labels[inside].sum())
+        found.append((float(scores[inside].mean()), positive / n, n, *wilson(positive, n)))
     return found
 
 
@@ -151,7 +156,7 @@ def score_histogram(axes, labels, scores, names=("class 0", "class 1"), what="ca
     axes.set(xlim=(0, 1), ylim=(-top, top), ylabel=what, xlabel=f"predicted probability{of}")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
-    axes.legend(*(list(reversed(part)) for part in axes.get_legend_handles_labels()), loc="upper center", ncols=2)
+    legend_above(axes, ncols=2)
     positive = int(labels.sum())
     return f"histogram of the probabilities of {positive} positive and {len(labels) - positive} negative cases"
 

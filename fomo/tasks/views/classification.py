@@ -8,6 +8,7 @@ from ...pages import page
 from ...pages.case_table import case_table
 from ...pages.figures.probabilities import calibration, precision_recall, roc, score_histogram, scores_per_fold
 from ...pages.page import number, tag
+from ...pages.rates import of, rates_table
 from .heatmaps import heatmaps
 from .view import View
 
@@ -45,9 +46,19 @@ def confusion_table(counts, names, decided):
     return tag("table", [tag("thead", head), tag("tbody", rows)], class_=f"confusion{many}")
 
 
+def _counts(run):
+    return tuple(int(run.value(name)) for name in ("tp", "fp", "fn", "tn"))
+
+
+def _results(run):
+    where = "at 0.5" if run.config.eval.threshold == "half" else "each fold's at its own threshold"
+    names = [f"cases of class {name}" for name in reversed(run.classes)]
+    return [rates_table(*_counts(run), *names, f"Decisions on all {run.cases}, {where}")]
+
+
 def _confusion(run):
     """The 2x2 table of decisions, each fold's at its own threshold."""
-    tp, fp, fn, tn = (int(run.value(name)) for name in ("tp", "fp", "fn", "tn"))
+    tp, fp, fn, tn = _counts(run)
     table = confusion_table([[tp, fn], [fp, tn]], ["class 1", "class 0"], ["1", "0"])
     rule = run.config.eval.threshold
     where = "at 0.5" if rule == "half" else f"at its own threshold, chosen on its inner validation cases ({rule})"
@@ -69,17 +80,21 @@ def _of_folds(run, labels, scores):
     return [page.figure(scores_per_fold(labels, scores, folds), "Scores of each fold.", said)]
 
 
-def _pictures(run, listed):
+def _pictures(run):
     labels, scores = _labels_and_scores(run)
     if len(np.unique(labels)) < 2:
         alone = page.note("The finished folds have cases of one class only: there are no curves to draw.")
         return [_confusion(run), alone]
     auroc, average_precision, ece = map(run.value, ("auroc", "average_precision", "ece"))
-    band = roc(labels, scores, [row["subject"] for row in run.rows], run.config.seed, auroc)
+    tp, fp, fn, tn = _counts(run)
+    point = of(fp, fp + tn), of(tp, tp + fn)
+    band = roc(labels, scores, [row["subject"] for row in run.rows], run.config.seed, auroc, point)
     recall = precision_recall(labels, scores, average_precision)
     below = f"Dots below the diagonal: probabilities too high. Size: number of cases; ECE {number(ece, 3)}."
     figures = [
-        page.figure(band, "ROC.", f"All {run.cases}; pointwise bootstrap band over subjects."),
+        page.figure(
+            band, "ROC.", f"All {run.cases}; pointwise bootstrap band over subjects. Diamond: what was decided."
+        ),
         page.figure(recall, "Precision and recall.", "Chance is the share of positive cases."),
         page.figure(calibration(labels, scores, ece), "Calibration.", below),
         page.figure(score_histogram(labels, scores), "Scores.", "Class 1 upwards, class 0 downwards."),
@@ -109,6 +124,7 @@ VIEW = View(
     title="Scores",
     verdict=lambda run: against_chance(*run.with_interval(run.estimate)),
     tables=lambda run: [_confusion(run)],
+    results=_results,
     pictures=_pictures,
     cases=lambda run: cases(run.rows),
     per_case={

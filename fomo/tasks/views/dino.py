@@ -55,20 +55,21 @@ def _curves(run, options):
     return found
 
 
-def _pictures(run, listed):
+def _pictures(run):
     """A row of slices per query, from what `_write_neighbours` of tasks/dino.py has stored."""
     path = run.fold(1).neighbours
     if not os.path.exists(path):
         return [page.note("The run has stored no neighbours.")]
     stored = read_arrays(path)
-    spacing = pictures.in_plane(run.config.data.spacing_mm, patches.thinnest(run.config.data.patch))
+    axis, radiological = patches.thinnest(run.config.data.patch), run.config.eval.radiological
     found, arrays = [], (stored[name] for name in ("ids", "similarity", "queries", "neighbours"))
     for (query, *names), cosines, own, others in zip(*arrays):
         near = ", ".join(f"{name}\u00a0{number(value, 2)}" for name, value in zip(names, cosines.tolist()))
         alike = f"{query} and the cases that are most like it: {near}"
-        picture = pictures.mosaic([[own, *others]], [spacing], alike)
+        picture = pictures.mosaic([[own, *others]], [axis], run.config.data.spacing_mm, alike, radiological)
         found.append(page.figure(picture, str(query), near))
-    what = "On the left a case, beside it the validation cases nearest to it, with the cosine of their features."
+    what = "On the left a case, beside it the validation cases nearest to it, with the cosine of their features. "
+    what += pictures.convention(radiological)
     return [page.note(what), page.grid(found, "grid wide")]
 
 

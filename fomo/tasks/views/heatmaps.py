@@ -21,12 +21,13 @@ def heatmaps(run, words=("not its class", "its class")):
         return [page.note("The run has stored no maps.")]
     what = "Each case, and on it in colour what speaks for the labels with the highest probabilities (Grad-CAM)"
     what += "; last the weights of its attention (CBAM)" if run.config.model.attention == "cbam" else ""
-    what += ". A map shows what the network used, not that a finding is there."
-    figures = [_figure(read_arrays(path), run.config.data.spacing_mm, words) for path in paths[:_MOST]]
+    what += ". A map shows what the network used, not that a finding is there. "
+    what += pictures.convention(run.config.eval.radiological)
+    figures = [_figure(read_arrays(path), run.config, words) for path in paths[:_MOST]]
     return [tag("h3", "Where the networks looked"), page.note(what), page.grid(figures, "grid wide")]
 
 
-def _figure(stored, spacing_mm, words):
+def _figure(stored, config, words):
     """stored: what `runs.maps.write` has stored of a case."""
     rows, heats = [], []
     for axis in stored["axes"]:
@@ -38,6 +39,6 @@ def _figure(stored, spacing_mm, words):
         heats.append([None, *maps])
     outputs = zip(stored["labels"], stored["probabilities"], stored["targets"])
     said = ", ".join(f"{name} {number(float(value), 3)} ({words[target]})" for name, value, target in outputs)
-    spacings = [pictures.in_plane(spacing_mm, axis) for axis in stored["axes"]]
-    picture = pictures.mosaic(rows, spacings, f"{stored['id']}: {said}", overlay=heats)
+    options = config.data.spacing_mm, f"{stored['id']}: {said}", config.eval.radiological, heats
+    picture = pictures.mosaic(rows, stored["axes"], *options)
     return page.figure(picture, str(stored["id"]), said)

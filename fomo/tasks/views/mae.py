@@ -19,7 +19,7 @@ def _since_the_first_epoch(run):
     return f"{text}: after the first epoch it was {first}, at the selected one (epoch {int(best['epoch'])}) {value}."
 
 
-def _pictures(run, listed):
+def _pictures(run):
     stored = [(row, run.fold(row["fold"]).reconstruction(row["id"])) for row in run.rows]
     ranked = sorted((pair for pair in stored if os.path.exists(pair[1])), key=lambda pair: pair[0]["loss"])
     if not ranked:
@@ -27,16 +27,18 @@ def _pictures(run, listed):
     count = min(_SHOWN, len(ranked))  # evenly from the best to the worst
     shown = [ranked[round(i * (len(ranked) - 1) / max(1, count - 1))] for i in range(count)]
     columns = ", ".join(name for _, name in _KINDS)
-    what = f"From left to right: {columns}; the central axial, coronal and sagittal slice. Lowest error first."
-    figures = [_figure(row, read_arrays(path), run.config.data.spacing_mm) for row, path in shown]
+    what = f"From left to right: {columns}; the central axial, coronal and sagittal slice. Lowest error first. "
+    what += pictures.convention(run.config.eval.radiological)
+    figures = [_figure(row, read_arrays(path), run.config) for row, path in shown]
     return [page.note(what), page.grid(figures, "grid wide")]
 
 
-def _figure(row, planes, spacing_mm):
+def _figure(row, planes, config):
     """planes: original_A, masked_A and reconstructed_A, across each axis A from 0 to 2."""
     rows = [[planes[f"{kind}_{axis}"] for kind, _ in _KINDS] for _, axis in pictures.PLANES]
-    spacings = [pictures.in_plane(spacing_mm, axis) for _, axis in pictures.PLANES]
-    picture = pictures.mosaic(rows, spacings, f"{row['id']}: original, masked and reconstructed slices")
+    options = [axis for _, axis in pictures.PLANES], config.data.spacing_mm
+    alt = f"{row['id']}: original, masked and reconstructed slices"
+    picture = pictures.mosaic(rows, *options, alt, config.eval.radiological)
     return page.figure(picture, row["id"], f"squared error {number(row['loss'], 3)}")
 
 

@@ -55,7 +55,7 @@ def _tables(run):
     return [_table(run, labels), _decisions(run, labels)]
 
 
-def _pictures(run, listed):
+def _pictures(run):
     labels = run.task.tables(run.results)["labels"]
     table, decisions = _table(run, labels), _decisions(run, labels)
     return [table, *_curves(run, labels), decisions, *heatmaps(run, ("absent", "present"))]

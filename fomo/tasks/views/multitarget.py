@@ -119,7 +119,7 @@ VIEW = View(
     title="Targets",
     verdict=_verdict,
     tables=lambda run: _blocks(run, draw=False),
-    pictures=lambda run, listed: [*_blocks(run, draw=True), *heatmaps(run)],
+    pictures=lambda run: [*_blocks(run, draw=True), *heatmaps(run)],
     cases=cases,
     truth=truth,
     per_case={"brier": (_squared_error, False, "squared error"), **SHARE_RIGHT},

@@ -22,10 +22,12 @@ def _against_the_mean(run):
     of_the_mean = number(run.value("mae_of_the_mean"), 3)
     guess = f"predicting the mean of the training cases for everyone (MAE {of_the_mean})"
     gain, resamples = np.abs(means - targets) - np.abs(predictions - targets), run.config.eval.bootstrap
-    if not resamples or len(run.rows) < 2:
-        change = f"{number(abs(gain.mean()), 3)} {'smaller' if gain.mean() > 0 else 'larger'}"
+    value, low, high = float(gain.mean()), math.nan, math.nan
+    if resamples and len(run.rows) > 1:
+        value, low, high, _ = run.results.bootstrap(resamples, run.config.seed)(np.mean, gain)
+    if math.isnan(low) or math.isnan(high):
+        change = f"{number(abs(value), 3)} {'smaller' if value > 0 else 'larger'}"
         return f"Against {guess} the error is {change}; no interval was computed."
-    value, low, high, _ = run.results.bootstrap(resamples, run.config.seed)(np.mean, gain)
     if low > 0:
         return f"Better than {guess}: the error is {number(value, 3)} smaller (95% interval {interval(low, high, 3)})."
     if high < 0:
@@ -33,7 +35,7 @@ def _against_the_mean(run):
     return f"Not shown to be better than {guess}: the difference may be 0."
 
 
-def _pictures(run, listed):
+def _pictures(run):
     targets, predictions = run.results.arrays("target", "prediction")
     name, unit = sources.of(run.config.data).number
     name, short = name + _unit(run), unit or "target's unit"
@@ -49,6 +51,32 @@ def _pictures(run, listed):
         page.figure(error_histogram(predictions - targets, short), "Errors.", "Before bias correction."),
     ]
     return [page.grid(figures)]
+
+
+def bins(targets, unit):
+    """(edges, step) of ranges of the true value: decades of years, or about eight round ranges of another unit."""
+    span = max(float(np.ptp(targets)), 1e-9)
+    rough = span / 8
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = 10.0 if unit == "years" else next(k * power for k in (1, 2, 5, 10) if k * power >= rough)
+    first, last = (math.floor(float(end) / step) for end in (targets.min(), targets.max()))
+    return [k * step for k in range(first, last + 2)], step
+
+
+def _by_range(run):
+    """The errors of each range of the true value."""
+    targets, predictions = run.results.arrays("target", "prediction")
+    _, unit = sources.of(run.config.data).number
+    edges, step = bins(targets, unit)
+    rows = []
+    for low, high in zip(edges, edges[1:]):
+        errors = (predictions - targets)[(targets >= low) & (targets < high)]
+        if len(errors):
+            name = f"{low:g} to {high - 1:g}" if unit == "years" else f"{low:g} to below {high:g}"
+            rows.append([name, len(errors), *(float(value) for value in (np.abs(errors).mean(), errors.mean()))])
+    columns = [f"true value{f' ({unit})' if unit else ''}", "cases", "MAE", "mean error"]
+    what = "decade" if unit == "years" else "range of the true value"
+    return [page.table(columns, rows, f"Error by {what}; the mean error is above 0 where predictions are too high")]
 
 
 def cases(rows):
@@ -71,6 +99,7 @@ def _absolute_error(row, column="prediction"):
 VIEW = View(
     verdict=_against_the_mean,
     unit=_unit,
+    results=_by_range,
     pictures=_pictures,
     cases=lambda run: cases(run.rows),
     per_case={

@@ -5,21 +5,20 @@ import os
 
 import numpy as np
 
-from ...config import UserError
-from ...data import sources
-from ...data.cases import read_volume
 from ...pages import page, pictures
 from ...pages.case_table import case_table, outliers
 from ...pages.figures.agreement import distribution, volumes
 from ...pages.page import number, tag
+from ...pages.rates import rates_table
 from ...runtime import lazy
 from ...space import volume
 from .view import View
 
 nifti = lazy.Module("...space.nifti", __package__)
 
-_SHOWN = ("dice", "surface_dice", "hd95", "average_surface_distance", "sensitivity", "precision")  # of each case
-_COUNTS = ("reference_voxels", "predicted_voxels", "lesions_missed", "lesions_false")
+_COUNTS = ("lesions_missed", "lesions_false")
+_SHOWN = ("hd95", "surface_dice", "sensitivity", "precision", "average_surface_distance")  # of each case
+_ALARMS = 3  # that are drawn
 
 
 def _against_nothing(run):
@@ -29,7 +28,27 @@ def _against_nothing(run):
     some = sum(row["dice"] > 0 for row in lesions)
     shown = "Better than" if some > 3 else "Not shown to be better than"
     found = f"{missed or 'none'} {'is' if missed == 1 else 'are'} missed altogether"
-    return f"{shown} an empty mask, which scores 0; of the {len(lesions)} cases with something to find, {found}."
+    text = f"{shown} an empty mask, which scores 0; of the {len(lesions)} cases with something to find, {found}."
+    _, false, _, right = _by_case(run.rows)
+    return f"{text} {false} of {false + right} cases without a lesion got a mask." if false + right else text
+
+
+def _by_case(rows):
+    """(tp, fp, fn, tn) of the cases: whether there is a lesion at all, and whether the mask is not empty."""
+    pairs = [(row["reference_voxels"] > 0, row["predicted_voxels"] > 0) for row in rows]
+    return tuple(pairs.count(pair) for pair in ((True, True), (False, True), (True, False), (False, False)))
+
+
+def _beside(run):
+    tp, fp, fn, tn = _by_case(run.rows)
+    shares = (("sensitivity", tp, tp + fn), ("specificity", tn, tn + fp))
+    found = [f"{name} {number(hits / cases, 3)} ({hits} of {cases})" for name, hits, cases in shares if cases]
+    return [f"lesion or none, by case: {', '.join(found)}"]
+
+
+def _results(run):
+    caption = "Is there a lesion at all? A case counts as found if its predicted mask is not empty"
+    return [rates_table(*_by_case(run.rows), "cases with a lesion", "cases without a lesion", caption)]
 
 
 def _notes(run):
@@ -42,7 +61,7 @@ def _notes(run):
             yield f"{page.label(metric)} leaves out {count} of {len(run.rows)} cases: {why}."
 
 
-def _pictures(run, listed):
+def _pictures(run):
     dice, hd95, reference, predicted = run.results.arrays("dice", "hd95", "reference_voxels", "predicted_voxels")
     voxel_ml, unit = _voxel_ml(run)
     undefined = f"{np.isnan(dice).sum()} of {len(dice)} cases undefined (both masks empty)."
@@ -53,7 +72,7 @@ def _pictures(run, listed):
         page.figure(distribution(hd95, "HD95", "mm", run.value("hd95")), "HD95 of each case.", infinite),
         page.figure(sizes, "Volume.", "Crosses: one of the masks is empty; drawn on the axis."),
     ]
-    return [page.grid(figures), tag("h3", "Best, median and worst case"), *_case_pictures(run, listed)]
+    return [page.grid(figures), tag("h3", "Best, median and worst case, and false alarms"), *_case_pictures(run)]
 
 
 def _mask_path(run, row):
@@ -68,52 +87,56 @@ def _voxel_ml(run):
     return np.array([math.prod(volume.spacing(nifti.read_header(path).affine)) / 1000 for path in paths]), "ml"
 
 
-def _case_pictures(run, listed):
-    picks = chosen(run.rows)
+def _case_pictures(run):
+    picks, radiological = chosen(run.rows), run.config.eval.radiological
     if not picks:
-        return [page.note("No finished case has anything to find.")]
-    try:
-        listed = listed or sources.list_cases(run.config.data, run.task.wanted(run.config.task))
-        by_id = {case.id: case for case in listed}
-        gone = [row["id"] for _, row in picks if row["id"] not in by_id]
-        if gone:
-            raise UserError(f"{run.config.data.root}: the cases {', '.join(gone)} are not there any more")
-        channels = run.config.data.channels
-        shown = [(name, row, planes(by_id[row["id"]], channels, _mask_path(run, row))) for name, row in picks]
-    except (UserError, ValueError) as error:
-        return [page.note(f"The images cannot be shown: {error}")]
+        return [page.note("No finished case has anything to find, or to draw.")]
+    entries = [(name, row, run.entry(row["id"])) for name, row in picks]
+    gone = [row["id"] for _, row, entry in entries if entry is None or not os.path.exists(_mask_path(run, row))]
+    if gone:
+        where = f"the cache {run.config.data.cache} or the run's masks do not have {', '.join(gone)}"
+        return [page.note(f"The images cannot be shown: {where}.")]
     lines = [(name, f"border-top:3px {style} {colour}") for name, colour, style in pictures.LEGEND]
-    what = "In each plane the slice with most of the reference; the patient's right is on the right."
-    parts = [page.legend(lines, "legend dark"), page.note(what)]
-    for name, row, (channel, found) in shown:
-        values = f"Dice {number(row['dice'], 3)}, HD95 {number(row['hd95'], 3)} mm, {channel}"
-        parts.append(tag("p", [tag("b", f"{name.capitalize()}: {row['id']}"), f" · {values}"]))
+    what = "In each plane the slice with most of the reference, if that is empty of the prediction. "
+    parts = [page.legend(lines, "legend dark"), page.note(what + pictures.convention(radiological))]
+    for name, row, entry in entries:
+        channel, found = planes(entry, _mask_path(run, row), row["id"], radiological)
+        distance = f"HD95 {number(row['hd95'], 3)}" + (" mm" if math.isfinite(row["hd95"]) else "")
+        values = f"Dice {number(row['dice'], 3)}, {distance}, {run.config.data.channels[channel]}"
+        parts.append(tag("p", [tag("b", f"{page.capital(name)}: {row['id']}"), f" · {values}"]))
         figures = [tag("figure", [picture, tag("figcaption", plane)]) for plane, picture in found]
         parts.append(page.grid(figures, "planes"))
     return parts
 
 
 def chosen(rows):
-    """[(name, row)]: best, median and worst Dice of the cases whose reference is not empty."""
-    ranked = sorted((row for row in rows if row["reference_voxels"] > 0), key=lambda row: row["dice"])
+    """[(name, row)]: best, median and worst of all cases whose Dice is defined, and the largest false alarms."""
+    ranked = sorted((row for row in rows if not math.isnan(row["dice"])), key=_worst_first)
     if not ranked:
         return []
     picks = [("best", ranked[-1]), ("worst", ranked[0]), ("median", ranked[(len(ranked) - 1) // 2])][: len(ranked)]
-    return sorted(picks, key=lambda pick: -pick[1]["dice"])
+    picks = sorted(picks, key=lambda pick: -ranked.index(pick[1]))
+    alarms = sorted((row for row in ranked if row["reference_voxels"] == 0), key=lambda row: -row["predicted_voxels"])
+    shown = [row["id"] for _, row in picks]
+    return picks + [("false alarm", row) for row in alarms if row["id"] not in shown][:_ALARMS]
 
 
-def planes(case, channels, mask_path):
-    """(channel, `pictures.outlined` of it) of a Case and the predicted mask, read from their files.
+def _worst_first(row):
+    """A lesion that is missed is the worst, the larger the worse; then a false alarm, then a low Dice."""
+    return row["dice"], -row["reference_voxels"], -row["predicted_voxels"]
 
-    The channel is the one in which the lesion stands out most. Raises ValueError for unreadable or missing files.
+
+def planes(entry, mask_path, alt, radiological=True):
+    """(channel, `pictures.outlined` of it) of a case in the cache and the predicted mask in a file.
+
+    The channel is the one in which the lesion stands out most. Raises ValueError for an unreadable file.
     """
-    predicted, affine = nifti.read_nifti(mask_path)
-    reference, *images = (read_volume(source, like=affine)[0] for source in (case.mask, *case.files))
-    channel = int(np.argmax([_contrast(image, reference > 0) for image in images]))
-    image, ras_affine = volume.to_ras(images[channel], affine)
-    masks = (volume.to_ras(mask, affine)[0] > 0 for mask in (reference, predicted))
-    there = [text for text, source in zip(channels, case.images) if source is not None]
-    return there[channel], pictures.outlined(image, *masks, volume.spacing(ras_affine), case.id)
+    predicted, reference = entry.predicted(mask_path) > 0, np.asarray(entry.mask) > 0
+    lesion = reference if reference.any() else predicted
+    images = [np.asarray(image, np.float32) - value for image, value in zip(entry.image, entry.background)]
+    channel = int(np.argmax([_contrast(image, lesion) for image in images]))
+    spacing_mm = entry.geometry.spacing_mm
+    return channel, pictures.outlined(images[channel], reference, predicted, spacing_mm, alt, radiological)
 
 
 def _contrast(image, lesion):
@@ -124,15 +147,24 @@ def _contrast(image, lesion):
     return float(abs(image[lesion].mean() - rest.mean()) / rest.std())
 
 
-def cases(rows):
-    """By Dice; an undefined one is a rightly empty mask, so it goes last."""
+def cases(rows, voxel_ml=None):
+    """By Dice; an undefined one is a rightly empty mask, so it goes last. voxel_ml: of each row (None: in voxels)."""
     flagged = {row["id"] for row, flag in zip(rows, outliers([row["hd95"] for row in rows])) if flag}
+    sizes = {row["id"]: size for row, size in zip(rows, np.ones(len(rows)) if voxel_ml is None else voxel_ml)}
     lines = []
-    for row in sorted(rows, key=lambda row: (math.isnan(row["dice"]), row["dice"], -row["reference_voxels"])):
+    for row in sorted(rows, key=lambda row: (math.isnan(row["dice"]), _worst_first(row))):
         warning = "; ".join(_warnings(row, row["id"] in flagged))
-        lines.append((row, [row[name] for name in _SHOWN + _COUNTS], warning))
-    counted = ("reference voxels", "predicted voxels", "lesions missed", "false lesions")
-    return case_table([*map(page.label, _SHOWN), *counted], lines)
+        volumes = [float(row[f"{which}_voxels"] * sizes[row["id"]]) for which in ("reference", "predicted")]
+        values = [row[name] for name in (*_COUNTS, *_SHOWN)]
+        lines.append((row, [row["dice"], *volumes, *values], warning))
+    unit = "voxels" if voxel_ml is None else "ml"
+    counted = (f"reference ({unit})", f"predicted ({unit})", "lesions missed", "false lesions")
+    return case_table(["Dice", *counted, *map(page.label, _SHOWN)], lines)
+
+
+def _cases(run):
+    voxel_ml, unit = _voxel_ml(run)
+    return cases(run.rows, voxel_ml if unit == "ml" else None)
 
 
 def _warnings(row, outlier):
@@ -153,7 +185,9 @@ VIEW = View(
     verdict=_against_nothing,
     notes=lambda run: list(_notes(run)),
     pictures=_pictures,
-    cases=lambda run: cases(run.rows),
+    beside=_beside,
+    results=_results,
+    cases=_cases,
     truth=lambda row: row["reference_voxels"],
     per_case={
         "dice": (lambda row: row["dice"], True, "Dice"),

@@ -29,11 +29,13 @@ class View(NamedTuple):
     title: str = "Predictions"  # of the section with the pictures
     verdict: Callable = _plain_verdict  # (run) -> one plain sentence: the headline against chance, say
     unit: Callable = lambda run: ""  # (run) -> what follows the headline's name, such as " (years)"
+    beside: Callable = lambda run: []  # (run) -> lines below the headline's value
+    results: Callable = lambda run: []  # (run) -> parts below the table of the main results
     main: Callable = lambda metric: True  # (name of a metric) -> whether it stands in the first table of results
     notes: Callable = lambda run: []  # (run) -> texts that the reader should know before the numbers
     curves: Callable = lambda run, options: []  # (run, options of figures.epochs.curves) -> more figures of training
     tables: Callable = lambda run: []  # (run) -> parts that take the place of the pictures where matplotlib is missing
-    pictures: Callable = lambda run, listed: []  # (run, its Case list or None) -> parts
+    pictures: Callable = lambda run: []  # (run) -> parts
     cases: Callable = _plain_cases  # (run) -> what `pages.case_table.case_table` gives
     order: str = "worst first"  # of these cases, as the table's caption says it; "" for none
     # what the comparison of runs needs:
