@@ -39,12 +39,18 @@ class Task:
         "mask|none|auto",
     )
     loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
-    focal_gamma: float = key(2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal", low=0)
+    focal_gamma: float = key(
+        2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal|dice_focal", low=0
+    )
     focal_alpha: float = key(0.25, "weight of positives, 1 - alpha of negatives", only="task.loss=focal", low=0, high=1)
     gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0)
     gamma_pos: float = key(1.0, "focusing of the positives", only="task.loss=asymmetric", low=0)
     clip: float = key(0.05, "negatives below this probability cost 0", only="task.loss=asymmetric", low=0, high=0.5)
-    label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0, high=0.5)
+    tversky_alpha: float = key(0.3, "weight of false positives", only="task.loss=tversky", above=0, high=1)
+    tversky_beta: float = key(0.7, "weight of false negatives", only="task.loss=tversky", above=0, high=1)
+    label_smoothing: float = key(
+        0.0, "classes, labels: training targets move this far towards equal chances", low=0, high=0.5
+    )
     activation: str = key("softmax", "segmentation: softmax, or a sigmoid per foreground class", "softmax|sigmoid")
     class_weights: str = key(
         "none",
