@@ -65,8 +65,8 @@ def dice_focal(logits, target, class_weights=None, gamma=2.0, smooth=1.0, activa
 def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, activation="softmax"):
     """1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth), averaged over the foreground classes.
 
-    (Salehi et al. 2017.) Of class c TP = sum p_c y_c, FP = sum p_c (1 - y_c) and FN = sum (1 - p_c) y_c over the voxels of a sample; p and
-    channels as in dice_ce. alpha = beta = 1/2 is the Dice, beta above alpha values sensitivity.
+    Of class c TP = sum p_c y_c, FP = sum p_c (1 - y_c) and FN = sum (1 - p_c) y_c over the voxels of a sample (Salehi
+    et al. 2017); p and channels as in dice_ce. alpha = beta = 1/2 is the Dice, beta above alpha values sensitivity.
     """
     log_p, total = _log_probabilities(logits, target, activation), 0.0
     classes = _foreground(logits, target, activation)

@@ -173,6 +173,9 @@ class Model:
         "early|late|auto",
     )
     dropout: float = key(0.0, "dropout in front of the output layer of one output per case", low=0, high=0.9)
+    channel_dropout: float = key(
+        0.0, "U-Nets: share of whole feature maps dropped in the three coarsest levels", low=0, high=0.9
+    )
     attention: str = key("none", "2D networks: attention on the feature maps, before pooling", "none|se|cbam")
     multiscale: bool = key(False, "2D networks: fuse the feature maps at 1/8, 1/16 and 1/32, not only read the last")
     pooling: str = key("mean", "2D networks: how a feature map becomes one vector", "mean|max|mean_max")

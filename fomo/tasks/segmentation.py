@@ -43,6 +43,7 @@ class Segmentation(Task):
         "task.class_weights",
         "task.activation",
         "model.deep_supervision",
+        "model.channel_dropout",
         "eval.postprocess",
     )
     if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"

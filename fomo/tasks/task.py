@@ -53,7 +53,8 @@ _OF_FITTED_HEAD = Rates(0.03, 0.1)  # times the rate: more would undo what the f
 _OF_OPTIMIZER = {"adamw": 1, "sgd": 4}  # times the rate of AdamW; of masks 1e-2, as nnU-Net has it
 
 
-HEAD = ("model.head", "model.fusion", "model.dropout")  # options of the tasks that have `head_targets`
+# options of the tasks that have `head_targets`
+HEAD = ("model.head", "model.fusion", "model.dropout", "model.channel_dropout")
 ONE_OR_MORE = Columns(1, math.inf, "at least one column")
 
 
@@ -148,12 +149,19 @@ class Task:
     def rate(cls, config):
         """(the peak learning rate that is recommended for a config, what it depends on, in words)."""
         start, optim = "scratch" if config.weights.path is None else "pretrained", config.optim.name
-        network, head = NETWORKS[config.model.name], config.model.head
-        rate, width = getattr(cls.rates, start), config.model.width or network.arguments.get("width", _WIDTH)
-        if cls.head_targets and (network.best_head if head == "auto" else head) == "multistage":
+        own_width = NETWORKS[config.model.name].arguments.get("width", _WIDTH)
+        rate, width = getattr(cls.rates, start), config.model.width or own_width
+        if cls.head_of(config.model) == "multistage":
             rate *= getattr(_OF_FITTED_HEAD, start)
         lr = min(_HIGHEST, rate * _WIDTH / width)
         return lr * _OF_OPTIMIZER[optim], f"{config.task.type}, {start}, {optim}"
+
+    @classmethod
+    def head_of(cls, model):
+        """The head of a network; model: the config's section, whose `auto` is the network's best if the task has it."""
+        if model.head != "auto":
+            return model.head
+        return NETWORKS[model.name].best_head if cls.head_targets else "linear"
 
     @classmethod
     def settle(cls, config):
