@@ -258,7 +258,7 @@ class Train:
     compile: bool = key(False, "torch.compile the network")
     checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations: less memory, a third more time")
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)
-    balanced: bool = key(False, "classification: draw the classes equally often")
+    balanced: bool = key(False, "draw the classes (multilabel: the labels, and cases without any) equally often")
     ema: float = key(0.0, "decay of a moving average of the weights, used for evaluation (0: off)", low=0, high=1)
     patience: int | None = key(None, "stop after this many epochs without a better val_loss (none: never)", low=1)
     min_delta: float = key(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import check_declared
+from ..data import order
 from ..data.cases import Wanted
 from ..metrics import Interval
 from ..nets import NETWORKS
@@ -201,6 +202,10 @@ class Task:
 
     def inspect(self, cases):
         """Look at all labelled cases, before `fit` and before the network is built: how many classes there are, say."""
+
+    def balance(self, cases):
+        """Groups of the places of training cases, for the `data.order.Order` of train.balanced: by class."""
+        return order.by_class([int(case.target) for case in cases])
 
     def check_parts(self, train, val):
         """Raise UserError for a part from whose labels nothing can be learned or chosen; images are not needed yet."""

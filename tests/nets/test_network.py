@@ -211,7 +211,7 @@ def test_options_that_a_network_does_not_take_are_told_where_they_are():
         ("fusion", f"early for model.name=tiny: of {heads} only"),
     ]
     refused = [option for option, _ in nets.NETWORKS["resnet50"].option_problems("resnet50", OTHER, nets.NETWORKS)]
-    assert refused == ["deep_supervision", "skips", "skip_pooling", "head", "fusion"]
+    assert refused == ["deep_supervision", "skips", "skip_pooling", "channel_dropout", "head", "fusion"]
 
 
 @pytest.mark.parametrize(
