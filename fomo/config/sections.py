@@ -208,6 +208,12 @@ class Finetune:
         low=1,
     )
     unfreeze_every: int = key(2, "epochs until one more stage is trained", only="finetune.strategy=stagewise", low=1)
+    frozen_stages: int = key(
+        0,
+        "first stages of the encoder that are never trained, whatever else is",
+        only="finetune.strategy=full|gradual|decoder_first|stagewise",
+        low=0,
+    )
     layer_decay: float = key(1.0, "learning-rate factor per stage away from the head", above=0, high=1)
 
 
