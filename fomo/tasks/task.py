@@ -118,7 +118,6 @@ class Task:
             *((name, getattr(cls, name) in choices, f"one of {choices}") for name, choices in _CHOICES.items()),
             *((name, isinstance(getattr(cls, name), tuple), "a tuple of names") for name in _NAMES),
             ("columns", isinstance(cls.columns, Columns), "Columns(least, most, text)"),
-            ("columns", cls.reads != "number" or getattr(cls.columns, "most", 1) == 1, "one column for reads='number'"),
             ("reads", cls.reads != "nothing" or cls.pretrains, "a kind of label, as it does not pretrain"),
             ("select", isinstance(cls.select, str), "the name of a score"),
             ("view", isinstance(cls.view, View), "a View"),
@@ -313,5 +312,5 @@ class Task:
 
     @staticmethod
     def units(state):
-        """(mean, scale) of the target in one unit of the output; None where outputs have no unit."""
+        """(mean, scale) of the target in one unit of the output, or of each; None where outputs have no unit."""
         return None
