@@ -6,6 +6,7 @@ about it is addressed by (seed, fold, s).
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import os
 import shutil
@@ -245,6 +246,21 @@ def _reading(config, task, cases, fold):
     groups = task.balance(cases) if config.train.balanced else None
     samples = Samples(cases, Order(len(cases), config.seed, fold, groups), config, task.wanted(config.task), fold)
     return samples, Collate(config, task, fold, cases[0].scaling)
+
+
+def before_and_after(config, task, case, fold):
+    """({name: value} of a training patch of a case, the same augmented): what a step would see of it, on the CPU.
+
+    Both have image (C, X, Y, Z) and, where there is one, mask (X, Y, Z); a task that makes views has no second image.
+    """
+    augment = dataclasses.replace(config.augment, mix="none", device="cpu")  # of this case alone
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, balanced=False), augment=augment)
+    samples, collate = _reading(config, task, [case], fold)
+    before, batch = samples[0], collate([samples[0]])
+    after = {name: batch[name][0] for name in ("image", "mask") if name in batch}
+    if "image" in after and after["image"].shape[1:] != before["image"].shape[1:]:
+        del after["image"]
+    return before, after
 
 
 def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=False):
