@@ -353,7 +353,11 @@ class Config:
     name: str = key("run", "name of the run folder")
     output: str = free_key("runs", "folder of the run folders", path=True)
     seed: int = key(0, "seed of every random draw", low=0)
-    tensorboard: bool = free_key(False, "write event files in fold_K/tensorboard (needs the package)")
+    tracker: str = free_key(
+        "none",
+        "who gets the numbers of the log, below fold_K and without a network (needs the package)",
+        "none|tensorboard|wandb|mlflow|clearml",
+    )
     task: Task = Task()
     data: Data = Data()
     model: Model = Model()
