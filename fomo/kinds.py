@@ -153,6 +153,9 @@ def _check_network(config, refuse):
     values = {option: value for option, value in values.items() if value != "auto"}  # which the network decides
     for option, wanted in network.option_problems(model.name, values, NETWORKS):
         refuse(f"model.{option}", values[option], wanted)
+    if model.channel_dropout and kind(config).head_of(model) == "multistage":
+        wanted = f"0 for model.head=multistage, whose statistics dropped maps would change (model.head={model.head})"
+        refuse("model.channel_dropout", model.channel_dropout, f"{wanted}: or set model.head=linear, or mlp")
     if config.train.checkpoint_activations and not network.recomputes:
         wanted = f"false for model.name={model.name}, {asked}"
         refuse("train.checkpoint_activations", True, wanted)

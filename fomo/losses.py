@@ -9,26 +9,23 @@ import torch
 import torch.nn.functional as F
 
 
-def cross_entropy(logits, target, class_weights=None):
+def cross_entropy(logits, target, class_weights=None, label_smoothing=0.0):
     """-log softmax of the target class, times its weight; the mean over the voxels of a sample.
 
     class_weights: (K,). The loss is not divided by the weights in a batch; their mean over a training set should be 1.
+    label_smoothing e: 1 - e times this loss, and e times the mean over the K classes, as if each were the target.
     """
     _check_classes(logits, target)
-    return _per_sample(_nll(logits.float().log_softmax(1), target, class_weights))
+    return _of_target(-logits.float().log_softmax(1), target, class_weights, label_smoothing)
 
 
-def focal(logits, target, alpha=None, gamma=2.0):
+def focal(logits, target, alpha=None, gamma=2.0, label_smoothing=0.0):
     """Softmax focal loss alpha[y] (1 - p_y)^gamma (-log p_y) (Lin et al. 2017); the mean over the voxels of a sample.
 
-    alpha: class weights (K,) or None; gamma=0 is cross_entropy.
+    alpha: class weights (K,) or None; gamma=0 is cross_entropy, which explains label_smoothing.
     """
     _check_classes(logits, target)
-    nll = _nll(logits.float().log_softmax(1), target, None)
-    loss = _positive(-torch.expm1(-nll)) ** gamma * nll  # 1 - p without cancellation
-    if alpha is not None:
-        loss = loss * _values(alpha, logits, "class weights", scalar=False)[target.long()]
-    return _per_sample(loss)
+    return _of_target(_focused(-logits.float().log_softmax(1), gamma), target, alpha, label_smoothing)
 
 
 def dice_ce(logits, target, class_weights=None, smooth=1.0, activation="softmax"):
@@ -39,19 +36,45 @@ def dice_ce(logits, target, class_weights=None, smooth=1.0, activation="softmax"
     sum p_c / (sum p_c + smooth): 0 where none is predicted.
     activation="sigmoid": channel k of the logits is class k + 1, p their sigmoid, and sigmoid_cross_entropy is added.
     """
-    classes = _foreground(logits, target, activation)
+    log_p = _log_probabilities(logits, target, activation, class_weights)
     if activation == "sigmoid":
-        if class_weights is not None:
-            raise ValueError("class_weights: got some with activation='sigmoid', wanted None")
-        log_p, ce = F.logsigmoid(logits.float()), sigmoid_cross_entropy(logits, target)
+        ce = sigmoid_cross_entropy(logits, target)
     else:
-        log_p = logits.float().log_softmax(1)
-        ce = _per_sample(_nll(log_p, target, class_weights))
-    dice = 0.0
-    for channel, c in classes:  # class by class: no one-hot copy of the volume
-        p, y = log_p[:, channel].exp().flatten(1), (target == c).flatten(1)
-        dice = dice + (2 * (p * y).sum(1) + smooth) / (p.sum(1) + y.sum(1) + smooth)
-    return 1 - dice / len(classes) + ce
+        ce = _of_target(-log_p, target, class_weights)
+    return _dice(log_p, target, smooth, activation) + ce
+
+
+def dice_focal(logits, target, class_weights=None, gamma=2.0, smooth=1.0, activation="softmax"):
+    """As dice_ce, with the focal loss in place of the cross-entropy: easy voxels count less (Zhu et al. 2019).
+
+    With "softmax" this is `focal`, whose alpha are the class weights; with "sigmoid" (1 - q)^gamma (-log q) in each
+    voxel, q the probability of being right about a class, and the mean over the classes.
+    """
+    log_p = _log_probabilities(logits, target, activation, class_weights)
+    if activation == "softmax":
+        added = _of_target(_focused(-log_p, gamma), target, class_weights)
+    else:
+        classes, total = _foreground(logits, target, activation), 0.0
+        for channel, c in classes:
+            sign = 1 - 2 * (target == c).float()  # q is the sigmoid of the logit, or of its negative
+            total = total + _focused(F.softplus(sign * logits[:, channel].float()), gamma)
+        added = _per_sample(total) / len(classes)
+    return _dice(log_p, target, smooth, activation) + added
+
+
+def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, activation="softmax"):
+    """1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth), averaged over the foreground classes.
+
+    Of class c TP = sum p_c y_c, FP = sum p_c (1 - y_c) and FN = sum (1 - p_c) y_c over the voxels of a sample (Salehi
+    et al. 2017); p and channels as in dice_ce. alpha = beta = 1/2 is the Dice, beta above alpha values sensitivity.
+    """
+    log_p, total = _log_probabilities(logits, target, activation), 0.0
+    classes = _foreground(logits, target, activation)
+    for channel, c in classes:
+        both, predicted, true = _overlap(log_p[:, channel], target == c)
+        wrong = alpha * (predicted - both) + beta * (true - both)
+        total = total + (both + smooth) / (both + wrong + smooth)
+    return 1 - total / len(classes)
 
 
 def sigmoid_cross_entropy(logits, target):
@@ -209,10 +232,44 @@ def deep_supervision(loss, outputs, target):
     return total / (2 - 0.5 ** (len(outputs) - 1))
 
 
-def _nll(log_p, target, class_weights):
-    """-log p of the target class times its weight, in the target's shape."""
-    weights = None if class_weights is None else _values(class_weights, log_p, "class weights", scalar=False)
-    return F.nll_loss(log_p, target.long(), weight=weights, reduction="none")
+def _of_target(each, target, class_weights, smoothing=0.0):
+    """(B,): of `each`, the losses (B, K, ...) as if each class were the target, that of the target times its weight."""
+    weights = None if class_weights is None else _values(class_weights, each, "class weights", scalar=False)
+    loss = F.nll_loss(-each, target.long(), weight=weights, reduction="none")
+    if smoothing:
+        weights = 1.0 if weights is None else weights.view(-1, *[1] * (each.ndim - 2))
+        loss = (1 - smoothing) * loss + smoothing * (weights * each).mean(1)
+    return _per_sample(loss)
+
+
+def _focused(nll, gamma):
+    """(1 - p)^gamma (-log p), from -log p."""
+    return _positive(-torch.expm1(-nll)) ** gamma * nll  # 1 - p without cancellation
+
+
+def _log_probabilities(logits, target, activation, class_weights=None):
+    """Logarithms of the softmax or the sigmoid of segmentation logits, after a check of what is given."""
+    _foreground(logits, target, activation)
+    if activation == "softmax":
+        return logits.float().log_softmax(1)
+    if class_weights is not None:
+        raise ValueError("class_weights: got some with activation='sigmoid', wanted None")
+    return F.logsigmoid(logits.float())
+
+
+def _overlap(log_p, present):
+    """(sum p y, sum p, sum y), (B,) each: over the voxels of one class; log_p and present are (B, X, Y, Z)."""
+    p, y = log_p.exp().flatten(1), present.flatten(1)
+    return (p * y).sum(1), p.sum(1), y.sum(1)
+
+
+def _dice(log_p, target, smooth, activation):
+    """(B,): 1 - soft Dice, see dice_ce; class by class, so that there is no one-hot copy of the volume."""
+    classes, total = _foreground(log_p, target, activation), 0.0
+    for channel, c in classes:
+        both, predicted, true = _overlap(log_p[:, channel], target == c)
+        total = total + (2 * both + smooth) / (predicted + true + smooth)
+    return 1 - total / len(classes)
 
 
 def _per_sample(values):

@@ -141,7 +141,7 @@ class FoldFolder:
         self.path, self.number = os.fspath(path), number
         inside = functools.partial(os.path.join, self.path)
         self.best, self.last, self.previous = inside("best.pt"), inside("last.pt"), inside("last.previous.pt")
-        self.log_path, self.tensorboard, self.masks = inside(LOG), inside("tensorboard"), inside(_MASKS)
+        self.log_path, self.masks = inside(LOG), inside(_MASKS)
         self.rows_path, self._scans_path = inside(TABLES["rows"]), inside(TABLES["scans"])
         self._history, self._scores, self._split = inside(_HISTORY), inside(_SCORES), inside("split.json")
         self.neighbours = inside("neighbours.npz")
@@ -164,6 +164,10 @@ class FoldFolder:
     def is_finished(self):
         """Whether it is tested: results.csv is written last."""
         return os.path.exists(self._scores)
+
+    def tracked(self, tracker):
+        """The folder of a tracker, see training/tracking.py."""
+        return os.path.join(self.path, tracker)
 
     def kept(self, count):
         """Paths of the checkpoints of the `count` best epochs, the best first."""

@@ -28,7 +28,7 @@ LEVELS = {
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 RUN_TIME = {"torch", "nibabel", "numpy", "scipy", "yaml"}
-OPTIONAL = {"matplotlib", "pydicom", "tensorboard"}  # inside the function that needs them
+OPTIONAL = {"matplotlib", "pydicom"}  # inside the function that needs them
 
 
 def room_of(path):

@@ -17,7 +17,7 @@ from fomo.data import sources
 from fomo.data.cases import Case, Volume
 from fomo.runs import crossval
 from fomo.runtime import files
-from fomo.tasks.task import Columns, Task
+from fomo.tasks.task import Task
 
 
 @pytest.fixture
@@ -161,7 +161,6 @@ def test_what_a_task_does_not_declare_is_an_error_when_it_is_defined(lacking):
         ("stratum_kind", "continuos", "wanted one of .*continuous"),
         ("losses", "poisson", "wanted a tuple of names"),
         ("columns", 1, r"wanted Columns\(least, most, text\)"),
-        ("columns", Columns(1, 2, "two"), "wanted one column for reads='number'"),
         ("reads", "nothing", "wanted a kind of label, as it does not pretrain"),
         ("select", None, "wanted the name of a score"),
         ("view", None, "wanted a View"),

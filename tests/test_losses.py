@@ -105,6 +105,84 @@ def test_generalized_dice_by_hand():
     assert losses.generalized_dice(perfect, target).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_smoothed_classes_are_torchs_and_the_mix_of_the_losses_of_all_targets():
+    logits, target, weights = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 2]), torch.tensor([1.0, 0.5, 2.0, 3.0])
+    for of_each in (None, weights):
+        wanted = torch.nn.functional.cross_entropy(logits, target, of_each, reduction="none", label_smoothing=0.3)
+        torch.testing.assert_close(losses.cross_entropy(logits, target, of_each, 0.3), wanted)
+        each = torch.stack([losses.focal(logits, torch.full((6,), k), of_each) for k in range(4)])
+        wanted = 0.7 * losses.focal(logits, target, of_each) + 0.3 * each.mean(0)
+        torch.testing.assert_close(losses.focal(logits, target, of_each, label_smoothing=0.3), wanted)
+    volume, labels = torch.randn(2, 3, 4, 4, 4), torch.randint(3, (2, 4, 4, 4))
+    wanted = torch.nn.functional.cross_entropy(volume, labels, weights[:3], reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(losses.cross_entropy(volume, labels, weights[:3], 0.1), wanted.mean((1, 2, 3)))
+
+
+def counted(p, target, alpha, beta, classes):
+    """The Tversky index of each class of one sample, voxel by voxel; p: of each class, (X, Y, Z)."""
+    found = []
+    for channel, c in classes:
+        tp = fp = fn = 0.0
+        for probability, label in zip(p[channel].flatten().tolist(), target.flatten().tolist()):
+            if label == c:
+                tp, fn = tp + probability, fn + 1 - probability
+            else:
+                fp += probability
+        found.append((tp + 1) / (tp + alpha * fp + beta * fn + 1))
+    return found
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_tversky_and_dice_focal_by_counting(activation):
+    logits, target = torch.randn(2, 3, 3, 2, 4), torch.randint(3, (2, 3, 2, 4))
+    target[1] = 0  # a sample without foreground
+    p = logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+    classes = [(1, 1), (2, 2)] if activation == "softmax" else [(0, 1), (1, 2), (2, 3)]
+    for alpha, beta in ((0.3, 0.7), (0.9, 0.2)):
+        wanted = [
+            1 - sum(each) / len(each) for each in (counted(p[i], target[i], alpha, beta, classes) for i in (0, 1))
+        ]
+        found = losses.tversky(logits, target, alpha, beta, activation=activation)
+        torch.testing.assert_close(found, torch.tensor(wanted))
+    torch.testing.assert_close(
+        losses.dice_focal(logits, target, gamma=0.0, activation=activation),
+        losses.dice_ce(logits, target, activation=activation),
+    )
+    dice = losses.dice_ce(logits, target, activation=activation)
+    if activation == "softmax":
+        weights = [0.5, 2.0, 1.0]
+        wanted = dice - losses.cross_entropy(logits, target) + losses.focal(logits, target, weights, 3.0)
+        torch.testing.assert_close(losses.dice_focal(logits, target, weights, 3.0), wanted)
+        return
+    right = torch.stack([torch.where(target == c, p[:, channel], 1 - p[:, channel]) for channel, c in classes])
+    focal = (-((1 - right) ** 2) * right.log()).mean((0, 2, 3, 4))
+    wanted = dice - losses.sigmoid_cross_entropy(logits, target) + focal
+    torch.testing.assert_close(losses.dice_focal(logits, target, activation="sigmoid"), wanted)
+    with pytest.raises(ValueError, match="class_weights"):
+        losses.dice_focal(logits, target, [1.0, 2.0, 1.0], activation="sigmoid")
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_tversky_and_dice_focal_are_monais(activation):
+    monai = pytest.importorskip("monai.losses")
+    logits, target = torch.randn(2, 3, 4, 4, 4), torch.randint(3, (2, 4, 4, 4))
+    first = 0 if activation == "softmax" else 1
+    one_hot = torch.nn.functional.one_hot(target, 4)[..., first : first + 3].movedim(-1, 1).float()
+    background = {"include_background": activation == "sigmoid", activation: True}
+    for i in (0, 1):  # MONAI's mean is over the batch, too
+        one, wanted = logits[i : i + 1], one_hot[i : i + 1]
+        other = monai.TverskyLoss(**background, alpha=0.2, beta=0.6, smooth_nr=1.0, smooth_dr=1.0)(one, wanted)
+        found = losses.tversky(one, target[i : i + 1], 0.2, 0.6, activation=activation)
+        torch.testing.assert_close(found, other[None])
+        dice = monai.DiceLoss(**background, smooth_nr=1.0, smooth_dr=1.0)(one, wanted)
+        if activation == "softmax":  # MONAI's focal loss is the mean over the channels, of which one is not 0
+            focal = 3 * monai.FocalLoss(use_softmax=True, gamma=2.5)(one, wanted)
+        else:
+            focal = monai.FocalLoss(gamma=2.5)(one, wanted)
+        found = losses.dice_focal(one, target[i : i + 1], gamma=2.5, activation=activation)
+        torch.testing.assert_close(found, (dice + focal)[None], rtol=1e-4, atol=1e-5)
+
+
 def test_masked_mse_is_the_mean_over_the_masked_voxels_of_each_sample():
     prediction = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 4, 1, 1).repeat(2, 2, 1, 1, 1)
     prediction[:, 1] *= 10
@@ -153,6 +231,10 @@ def test_deep_supervision_by_hand():
 
 
 CLASS_LOSSES = [
+    losses.dice_focal,
+    losses.tversky,
+    lambda x, y: losses.dice_focal(x[:, :2], y, activation="sigmoid"),
+    lambda x, y: losses.tversky(x[:, :2], y, activation="sigmoid"),
     losses.cross_entropy,
     losses.focal,
     lambda x, y: losses.focal(x, y, gamma=0.5),

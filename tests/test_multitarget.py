@@ -102,6 +102,16 @@ def test_the_loss_of_a_validation_case_is_that_of_training(load):
     assert found == pytest.approx(task.loss(outputs, batch).tolist(), rel=1e-5)
 
 
+def test_smoothed_labels_are_shared_out_among_each_targets_own_classes(load):
+    task = inspected(load, task={"label_smoothing": 0.3})
+    outputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([case.target for case in CASES]).long()
+    loss = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=0.3)
+    wanted = (loss(outputs[:, :3], targets[:, 0]) + loss(outputs[:, 3:], targets[:, 1])) / 2
+    torch.testing.assert_close(task.loss(outputs, {"target": targets}), wanted)
+    assert not torch.allclose(task._mean_loss(outputs, targets), wanted)
+
+
 def test_classes_are_named_in_the_order_of_their_numbers_and_make_one_output_each(load):
     task = inspected(load)
     assert task.state["classes"] == [["core", "pair", "ring"], ["f", "m"]] and task.out_channels == 5

@@ -5,7 +5,11 @@ import copy
 import pytest
 import torch
 
-from fomo import kinds, losses, nets
+from fomo import checkpoint, kinds, losses, nets
+from fomo.config import UserError
+from fomo.report.run import read_log
+from fomo.run_folder import RunFolder
+from fomo.runs import crossval
 from fomo.training import optimization
 from fomo.training.clock import Clock
 from fomo.training.step import train_step
@@ -73,6 +77,48 @@ def test_what_each_strategy_freezes(tiny_config, tmp_path, strategy):
         head = {p.requires_grad for p in network.decoder.fc.parameters()}
         assert head == {True}
         assert encoder == {strategy == "full" or (strategy in ("gradual", "decoder_first") and epoch >= 2)}
+
+
+@pytest.mark.parametrize("name, stages", [("unet_b", 5), ("resenc_unet_s", 6), ("suprem_unet3d", 4), ("resnet50", 5)])
+def test_the_first_stages_stay_frozen_whatever_the_strategy_unfreezes(tiny_config, tmp_path, name, stages):
+    network = nets.build(name, 1, 2, mode="classification", width=4)
+    weights = {"path": str(tmp_path / "w.pt")}
+    for count in (0, 1, 3, stages):
+        for strategy in ("full", "gradual", "stagewise"):
+            finetune = {"frozen_stages": count, "strategy": strategy, "unfreeze_epoch": 2, "unfreeze_every": 1}
+            config = load(tiny_config, finetune=finetune, weights=weights, **LONG)
+            optimization.freeze(network, optimization.frozen_prefixes(config, network, 8))
+            wanted = tuple(prefix for stage in network.stages[:count] for prefix in stage)
+            assert all(p.requires_grad != name.startswith(wanted) for name, p in network.named_parameters())
+    first = optimization.frozen_prefixes(config, network, 0)
+    assert len(set(first)) == len(first) and not [one for one in first if one.startswith(tuple(set(first) - {one}))]
+    config = load(tiny_config, finetune={"frozen_stages": stages + 1}, weights=weights)
+    with pytest.raises(
+        UserError, match=f"frozen_stages: got {stages + 1}, wanted at most {stages}, the encoder stages"
+    ):
+        optimization.always_frozen(config, network)
+
+
+def test_random_stages_are_not_frozen(tiny_config):
+    with pytest.raises(UserError, match="finetune.frozen_stages: got 2, wanted 0 while weights.path is none"):
+        load(tiny_config, finetune={"frozen_stages": 2})
+
+
+@pytest.mark.parametrize("strategy", ["full", "frozen_encoder"])
+def test_the_log_names_what_is_frozen_and_it_does_not_move(tiny_config, tmp_path, strategy):
+    start = nets.build("unet_b_lw_dec", 1, 1, width=2)
+    checkpoint.save(tmp_path / "w.pt", {"model": start.state_dict()})
+    finetune = {"strategy": strategy, **({"frozen_stages": 2} if strategy == "full" else {})}
+    sections = {"finetune": finetune, "weights": {"path": str(tmp_path / "w.pt")}, "train": {"epochs": 1}}
+    channels = {"data": {"channels": ["t1"]}}
+    crossval.run(kinds.load(tiny_config("regression", **sections, **channels)), one_split=True)
+    [line] = [event for event in read_log(tmp_path / "runs" / "run" / "log.txt") if event["event"] == "freeze"]
+    names = "encoder." if strategy == "frozen_encoder" else "encoder.in_conv,encoder.encoder_conv1"
+    assert line["frozen"].strip("[]()").replace(" ", "") == names, line
+    trained = checkpoint.load(RunFolder(str(tmp_path / "runs" / "run")).fold(1).best)["model"]
+    shared = [name for name in start.state_dict() if name in trained and name.startswith("encoder.")]
+    same = {name for name in shared if torch.equal(trained[name], start.state_dict()[name])}
+    assert same == {name for name in shared if name.startswith(tuple(names.split(",")))}
 
 
 @pytest.mark.parametrize("strategy", ["decoder_first", "frozen_encoder"])

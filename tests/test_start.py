@@ -68,7 +68,7 @@ def test_a_run_imports_no_compiler(tiny_config, tmp_path, type):
     assert not heavy
 
 
-@pytest.mark.parametrize("name", ["embed", "probe", "probe_stages", "scoreboard"])
+@pytest.mark.parametrize("name", ["embed", "look", "probe", "probe_stages", "scoreboard"])
 def test_help_of_tools_imports_nothing_heavy(name):
     run = f"runpy.run_path('tools/{name}.py', run_name='__main__')"
     script = f"import runpy\ntry: {run}\nexcept SystemExit as end: print(end.code)"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fomo import config as config_module
-from fomo import kinds, tasks
+from fomo import kinds, losses, tasks
 from fomo.config import UserError
 from fomo.data import cache, sources
 from fomo.data.cases import Case, Volume
@@ -69,6 +69,38 @@ def test_the_loss_of_a_validation_case_is_that_of_training(tiny_config, monkeypa
         case = SimpleNamespace(id="a", subject="a", target=float(target), labels=(), image=lambda: None, background=())
         wanted = task.loss(torch.tensor([[0.3, -0.9]]), {"target": torch.tensor([target])}).item()
         assert task.predict(None, case, None).row["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_smoothed_labels_are_for_training_only(tiny_config, loss):
+    logits, targets = torch.tensor([[3.0, -3.0]]), torch.tensor([0])
+    plain = build(tiny_config, "classification", task={"loss": loss})
+    smoothed = build(tiny_config, "classification", task={"loss": loss, "label_smoothing": 0.2})
+    one, other = (plain.loss(logits, {"target": torch.tensor([k])}).item() for k in (0, 1))
+    batch = {"target": targets}
+    assert smoothed.loss(logits, batch).item() == pytest.approx(0.9 * one + 0.1 * other)
+    assert smoothed._loss(logits, targets).item() == pytest.approx(one)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_losses_of_segmentation_follow_their_keys(tiny_config, activation):
+    def loss(**section):
+        task = build(tiny_config, "segmentation", task={"activation": activation, **section})
+        return task.loss(*given).tolist()
+
+    logits, mask = torch.randn(2, 2 - (activation == "sigmoid"), 4, 4, 4), torch.randint(2, (2, 4, 4, 4))
+    given = logits, {"mask": mask}
+    weights = {"alpha": 0.6, "beta": 0.4}
+    for section, wanted in (
+        ({"loss": "tversky"}, losses.tversky(logits, mask, activation=activation)),
+        (
+            {"loss": "tversky", **{f"tversky_{name}": value for name, value in weights.items()}},
+            losses.tversky(logits, mask, **weights, activation=activation),
+        ),
+        ({"loss": "dice_focal"}, losses.dice_focal(logits, mask, activation=activation)),
+        ({"loss": "dice_focal", "focal_gamma": 1.0}, losses.dice_focal(logits, mask, gamma=1.0, activation=activation)),
+    ):
+        assert loss(**section) == pytest.approx(wanted.tolist())
 
 
 def test_classes_of_another_table_are_known_by_their_names(tiny_config, monkeypatch):
@@ -341,6 +373,9 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
         ("classification", {"activation": "sigmoid"}, "task.activation"),
         ("segmentation", {"activation": "sigmoid", "class_weights": "inverse_frequency"}, "task.class_weights"),
         ("segmentation", {"loss": "generalized_dice", "class_weights": "inverse_frequency"}, "task.class_weights"),
+        ("segmentation", {"loss": "tversky", "class_weights": "inverse_frequency"}, "task.class_weights"),
+        ("segmentation", {"label_smoothing": 0.1}, "task.label_smoothing"),
+        ("segmentation", {"loss": "tversky", "tversky_beta": 0.0}, "task.tversky_beta"),
         ("regression", {"loss": "generalized_dice"}, "task.loss"),
     ],
 )

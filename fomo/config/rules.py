@@ -73,8 +73,12 @@ def _check_training(config, refuse):
 
 
 def _check_finetuning(config, refuse):
-    strategy = config.finetune.strategy
-    if strategy in ("head_only", "frozen_encoder") and config.weights.path is None:
+    strategy, stages = config.finetune.strategy, config.finetune.frozen_stages
+    if config.weights.path is not None:
+        return
+    if stages:
+        refuse("finetune.frozen_stages", stages, "0 while weights.path is none: random stages would stay random")
+    if strategy in ("head_only", "frozen_encoder"):
         wanted = "full or gradual while weights.path is none: a random encoder would stay random"
         refuse("finetune.strategy", strategy, wanted)
 

@@ -39,12 +39,18 @@ class Task:
         "mask|none|auto",
     )
     loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
-    focal_gamma: float = key(2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal", low=0)
+    focal_gamma: float = key(
+        2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal|dice_focal", low=0
+    )
     focal_alpha: float = key(0.25, "weight of positives, 1 - alpha of negatives", only="task.loss=focal", low=0, high=1)
     gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0)
     gamma_pos: float = key(1.0, "focusing of the positives", only="task.loss=asymmetric", low=0)
     clip: float = key(0.05, "negatives below this probability cost 0", only="task.loss=asymmetric", low=0, high=0.5)
-    label_smoothing: float = key(0.0, "multilabel: training targets move this far towards 1/2", low=0, high=0.5)
+    tversky_alpha: float = key(0.3, "weight of false positives", only="task.loss=tversky", above=0, high=1)
+    tversky_beta: float = key(0.7, "weight of false negatives", only="task.loss=tversky", above=0, high=1)
+    label_smoothing: float = key(
+        0.0, "classes, labels: training targets move this far towards equal chances", low=0, high=0.5
+    )
     activation: str = key("softmax", "segmentation: softmax, or a sigmoid per foreground class", "softmax|sigmoid")
     class_weights: str = key(
         "none",
@@ -167,6 +173,9 @@ class Model:
         "early|late|auto",
     )
     dropout: float = key(0.0, "dropout in front of the output layer of one output per case", low=0, high=0.9)
+    channel_dropout: float = key(
+        0.0, "U-Nets: share of whole feature maps dropped in the three coarsest levels", low=0, high=0.9
+    )
     attention: str = key("none", "2D networks: attention on the feature maps, before pooling", "none|se|cbam")
     multiscale: bool = key(False, "2D networks: fuse the feature maps at 1/8, 1/16 and 1/32, not only read the last")
     pooling: str = key("mean", "2D networks: how a feature map becomes one vector", "mean|max|mean_max")
@@ -199,6 +208,12 @@ class Finetune:
         low=1,
     )
     unfreeze_every: int = key(2, "epochs until one more stage is trained", only="finetune.strategy=stagewise", low=1)
+    frozen_stages: int = key(
+        0,
+        "first stages of the encoder that are never trained, whatever else is",
+        only="finetune.strategy=full|gradual|decoder_first|stagewise",
+        low=0,
+    )
     layer_decay: float = key(1.0, "learning-rate factor per stage away from the head", above=0, high=1)
 
 
@@ -249,7 +264,7 @@ class Train:
     compile: bool = key(False, "torch.compile the network")
     checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations: less memory, a third more time")
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)
-    balanced: bool = key(False, "classification: draw the classes equally often")
+    balanced: bool = key(False, "draw the classes (multilabel: the labels, and cases without any) equally often")
     ema: float = key(0.0, "decay of a moving average of the weights, used for evaluation (0: off)", low=0, high=1)
     patience: int | None = key(None, "stop after this many epochs without a better val_loss (none: never)", low=1)
     min_delta: float = key(
@@ -339,7 +354,11 @@ class Config:
     name: str = key("run", "name of the run folder")
     output: str = free_key("runs", "folder of the run folders", path=True)
     seed: int = key(0, "seed of every random draw", low=0)
-    tensorboard: bool = free_key(False, "write event files in fold_K/tensorboard (needs the package)")
+    tracker: str = free_key(
+        "none",
+        "who gets the numbers of the log, below fold_K and without a network (needs the package)",
+        "none|tensorboard|wandb|mlflow|clearml",
+    )
     task: Task = Task()
     data: Data = Data()
     model: Model = Model()

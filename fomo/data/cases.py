@@ -64,7 +64,7 @@ class Case:
 class Wanted(NamedTuple):
     """What a task reads of each case; sources, cache and loader ask this and not which task it is."""
 
-    kind: str  # "class", "number", "flags" (0 or 1 for each of several findings), "mask" or "nothing"
+    kind: str  # "class", "number" (or several), "flags" (0 or 1 for each of several findings), "mask" or "nothing"
     targets: tuple[str, ...] = ()  # columns of a table
     classes: int = 2  # of a mask, background included, or of a single target
     pretraining: bool = False  # labels may be missing, and layouts need not have any

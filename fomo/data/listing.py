@@ -27,7 +27,9 @@ def describe(config, wanted, listed, log):
         warn_without_geometry(listed, log)
     _warn_of_unused_folds(config, wanted, listed, log)
     if wanted.kind == "number":
-        _warn_of_codes([case for case in listed if case.target is not None], log)
+        labelled = [case for case in listed if case.target is not None]
+        for name, targets in _numbers(wanted, labelled):
+            _warn_of_codes(labelled, targets, {"target": name} if name else {}, log)
 
 
 def counts(wanted, cases, taken=()):
@@ -41,9 +43,14 @@ def counts(wanted, cases, taken=()):
     return found
 
 
-def _warn_of_codes(cases, log):
+def _numbers(wanted, labelled):
+    """[(name, or "" of a single one, (n,) values)] of the numbers that are learned."""
+    columns = np.array([case.target for case in labelled], float).reshape(len(labelled), -1).T
+    return list(zip(wanted.targets if len(columns) > 1 else ("",), columns))
+
+
+def _warn_of_codes(cases, targets, named, log):
     """Warn of numbers that stand for a missing one, as -9 and 999 do: apart from the others, by sign or by size."""
-    targets = np.array([case.target for case in cases])
     if len(targets) < _FEW_NUMBERS:
         return
     low, high = np.percentile(targets, (25, 75))
@@ -54,7 +61,7 @@ def _warn_of_codes(cases, log):
         values = sorted(set(targets[far].tolist()))[:5]
         example = cases[int(np.argmax(far))].id
         said = "targets lie far from all others: if they are codes for a missing value, leave these cases out"
-        log.warn(said, cases=int(far.sum()), values=values, example=example)
+        log.warn(said, **named, cases=int(far.sum()), values=values, example=example)
 
 
 def _warn_of_unused_folds(config, wanted, cases, log):
@@ -127,8 +134,10 @@ def _targets(wanted, labelled):
     elif wanted.kind == "flags":
         yield from zip(wanted.targets, np.array([case.target for case in labelled]).sum(axis=0).astype(int).tolist())
     elif wanted.kind == "number":
-        targets = [case.target for case in labelled]
-        yield from (("lowest", min(targets)), ("mean", sum(targets) / len(targets)), ("highest", max(targets)))
+        for name, targets in _numbers(wanted, labelled):
+            begin, values = f"{name}_" if name else "", targets.tolist()
+            yield from ((f"{begin}lowest", min(values)), (f"{begin}mean", sum(values) / len(values)))
+            yield f"{begin}highest", max(values)
     else:
         several = isinstance(labelled[0].target, tuple)
         for place, column in enumerate(wanted.targets if several else ("class",)):

@@ -6,6 +6,7 @@ about it is addressed by (seed, fold, s).
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import os
 import shutil
@@ -22,6 +23,7 @@ from ..space import patches
 from ..transforms import build, mixing
 from . import sources
 from .cases import Wanted
+from .order import Order
 
 _OPEN_CASES = 32  # that a process keeps mapped, since mapping again takes time; each is one or two open files
 _FEW_BATCHES = 4  # per worker: fewer are read sooner than a process is started
@@ -46,33 +48,6 @@ class Plan:
     @property
     def micro_batches(self):
         return self.batch_size // self.world_size // self.micro_batch
-
-
-class Order:
-    """The case of each slot: one shuffled pass after another, so that all cases are seen equally often.
-
-    labels: with class labels (balanced sampling) the passes are over the classes, and each class has its own passes.
-    """
-
-    def __init__(self, count, seed, fold, labels=None):
-        self._arguments = count, seed, fold, labels
-        labels = np.zeros(count, int) if labels is None else np.asarray(labels)
-        self._groups = [np.flatnonzero(labels == value) for value in np.unique(labels)]
-        self._shuffled = functools.lru_cache(maxsize=2 * len(self._groups) + 2)(self._shuffle)
-
-    def _shuffle(self, size, *address):
-        _, seed, fold, _ = self._arguments
-        return seeds.generator(seed, "order", fold, *address).permutation(size)
-
-    def __getitem__(self, slot):
-        turn, place = divmod(slot, len(self._groups))
-        which = self._shuffled(len(self._groups), 0, turn)[place]
-        members = self._groups[which]
-        turn, place = divmod(turn, len(members))
-        return int(members[self._shuffled(len(members), 1 + int(which), turn)[place]])
-
-    def __reduce__(self):  # to worker processes that are spawned: the memo stays behind
-        return Order, self._arguments
 
 
 @functools.lru_cache(maxsize=_OPEN_CASES)
@@ -268,9 +243,24 @@ def read_batch(config, task, cases, fold, slots):
 
 def _reading(config, task, cases, fold):
     """(Samples, Collate) of the training cases of a fold."""
-    labels = [int(case.target) for case in cases] if config.train.balanced else None
-    samples = Samples(cases, Order(len(cases), config.seed, fold, labels), config, task.wanted(config.task), fold)
+    groups = task.balance(cases) if config.train.balanced else None
+    samples = Samples(cases, Order(len(cases), config.seed, fold, groups), config, task.wanted(config.task), fold)
     return samples, Collate(config, task, fold, cases[0].scaling)
+
+
+def before_and_after(config, task, case, fold):
+    """({name: value} of a training patch of a case, the same augmented): what a step would see of it, on the CPU.
+
+    Both have image (C, X, Y, Z) and, where there is one, mask (X, Y, Z); a task that makes views has no second image.
+    """
+    augment = dataclasses.replace(config.augment, mix="none", device="cpu")  # of this case alone
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, balanced=False), augment=augment)
+    samples, collate = _reading(config, task, [case], fold)
+    before, batch = samples[0], collate([samples[0]])
+    after = {name: batch[name][0] for name in ("image", "mask") if name in batch}
+    if "image" in after and after["image"].shape[1:] != before["image"].shape[1:]:
+        del after["image"]
+    return before, after
 
 
 def batches(config, task, cases, fold, plan, first_step, last_step, pin_memory=False):

@@ -46,7 +46,7 @@ def _probes(config, task, network, cases):
     if head is None:
         raise UserError(f"model.head: got {config.model.head}, wanted multistage or auto")
     values, subjects = statistics(config, network, cases), [case.subject for case in cases]
-    targets = np.array([[case.target] for case in cases] if numbers else task.head_targets(cases), float)
+    targets = np.array([np.atleast_1d(case.target) for case in cases] if numbers else task.head_targets(cases), float)
     depths, of_kinds = np.array(head.depths), np.array(head.kinds)
     chosen = [("all", "all", np.full(len(depths), True))]
     chosen += [(depth, "all", depths == depth) for depth in np.unique(depths)]
@@ -66,4 +66,5 @@ def _scores(targets, answers, numbers):
     if not numbers:
         return {"r2": r2, "auroc": np.nanmean([metrics.auroc(*pair) for pair in zip(targets.T.astype(int), answers.T)])}
     mae = np.abs(answers - targets).mean()
-    return {"r2": r2, "mae": mae, "pearson": np.corrcoef(targets[:, 0], answers[:, 0])[0, 1]}
+    each = [np.corrcoef(*pair)[0, 1] for pair in zip(targets.T, answers.T)]
+    return {"r2": r2, "mae": mae, "pearson": np.mean(each)}  # of several numbers the means

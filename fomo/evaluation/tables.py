@@ -13,23 +13,31 @@ def pair(table, request):
     decided = [name.removeprefix("decision_") for name in table.columns if name.startswith("decision_")]
     several = [name for name in decided if f"probability_{name}" not in table.columns]
     several = [name for name in several if categories.columns_of(name, table.columns)]
-    name = _task_of(table, several, request.known)
+    numbers = [name.removeprefix("prediction_") for name in table.columns if name.startswith("prediction_")]
+    name = _task_of(table, several, numbers, request.known)
     task = tasks.TASKS[name]
     first = task.scored[0] if task.scored else task.single
     if task.reads == "flags":
         return _pair_labels(name, table, request)
     if several and first not in table.columns:
         return _pair_classes(name, several, table, request)
+    if len(numbers) > 1 and first not in table.columns:
+        return _pair_numbers(name, numbers, table, request)
     return _pair_target(name, first, table, request)
 
 
-def _task_of(table, several, known):
-    """The task, known or by the columns; several: the targets that have decisions and probabilities of classes."""
+def _task_of(table, several, numbers, known):
+    """The task, known or by the columns.
+
+    several: the targets that have decisions and probabilities of classes; numbers: those that have predicted numbers.
+    """
     name = known.task if known.reads in ("class", "number", "flags") else first_scored(table)
     if name is not None:
         return name
     if several:
         return known.task_for("class")
+    if len(numbers) > 1:
+        return known.task_for("number")
     if any(column.startswith("probability_") for column in table.columns):
         return known.task_for("flags")
     firsts = dict.fromkeys(task.scored[0] for task in tasks.TASKS.values() if task.scored)
@@ -102,6 +110,23 @@ def _pair_classes(name, targets, table, request):
             row.update({name: table.number(id, name) for name in names})
     count = max(3, *map(len, classes.values()))  # 3: also one target of two classes has a softmax
     return config.Task(type=name, targets=tuple(targets), classes=count), rows, {}
+
+
+def _pair_numbers(name, targets, table, request):
+    """Of several numbers: the true and the predicted one of each target, and what else its columns say of it."""
+    references = places.Table(request.references, (request.columns.id or "id",), flag="--id-column")
+    request.check_same_cases(table.cells, references.cells)
+    columns = _reference_columns(targets, references, request)
+    rows = request.begin_rows(sorted(table.cells), table.subjects(), references.subjects(request.columns.subject))
+    for row in rows:
+        id = row["id"]
+        for target, column in columns.items():
+            row[f"target_{target}"] = references.number(id, column, label=f": {column}")
+            row[f"prediction_{target}"] = table.number(id, f"prediction_{target}")
+            for more in (f"{kind}_{target}" for kind in ("training_mean", "training_sd", "corrected")):
+                if more in table.columns:
+                    row[more] = table.number(id, more, undefined=True)
+    return config.Task(type=name, targets=tuple(targets)), rows, {}
 
 
 def _reference_columns(targets, references, request):

@@ -37,6 +37,7 @@ def build(name, in_channels, out_channels, mode="segmentation", width=None, **op
         head ("linear", "mlp", "multistage"), fusion ("early", "late"): of the U-Nets with one output per case, see
         `image_head`.
         dropout: in front of the output layer of one output per case.
+        channel_dropout: of whole feature maps in the deeper levels of the U-Nets, see `unet.UNet`.
         attention ("none", "se", "cbam"), multiscale, pooling ("mean", "max", "mean_max"): of the 2D networks, see
         `resnet.ResNet`.
 

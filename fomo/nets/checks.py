@@ -19,13 +19,18 @@ def counts(**values):
             raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
 
 
-def image_head(mode, head, dropout, fusion):
-    """What a 3D network with an `image_head.ImageHead` takes; without one output per case it has none of them."""
+def image_head(mode, head, dropout, fusion, channel_dropout):
+    """What a 3D network with an `image_head.ImageHead` takes; without one output per case it has no head's options."""
     choice("head", head, HEADS)
     choice("fusion", fusion, FUSIONS)
     for name, value, plain in (("head", head, "linear"), ("dropout", dropout, 0), ("fusion", fusion, "early")):
         if mode not in WHOLE_CASE and value != plain:
             raise ValueError(f"{name}: got {value!r} for mode {mode!r}, wanted {plain!r}: it has no output per case")
+    if not 0 <= channel_dropout < 1:
+        raise ValueError(f"channel_dropout: got {channel_dropout!r}, wanted at least 0 and less than 1")
+    if channel_dropout and head == "multistage":
+        wanted = "0: its statistics differ less between cases than a dropped map changes them"
+        raise ValueError(f"channel_dropout: got {channel_dropout!r} for head 'multistage', wanted {wanted}")
 
 
 def fitting(size, stride):

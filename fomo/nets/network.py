@@ -12,6 +12,7 @@ PLAIN = dict(
     skips=True,
     skip_pooling="average",
     dropout=0.0,
+    channel_dropout=0.0,
     attention="none",
     multiscale=False,
     pooling="mean",

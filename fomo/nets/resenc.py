@@ -29,6 +29,8 @@ class ResEncUNet(WithImageHead, nn.Module):
     skip_pooling: how a residual block that halves the axes pools what it skips, "average" or "maximum".
     deep_supervision: while gradients are enabled, segmentation gives a list, from full to 1/32 resolution.
     head, dropout: of a whole-volume mode, see `image_head`.
+    channel_dropout: share of whole feature maps that each level of the three coarsest resolutions, of encoder and
+        decoder, drops in training (as the deeper half of Kendall et al. 2015).
     fusion: "late", of a whole-volume mode: the encoder has one channel, and sees those of a case one by one.
     """
 
@@ -50,6 +52,7 @@ class ResEncUNet(WithImageHead, nn.Module):
         head="linear",
         dropout=0.0,
         fusion="early",
+        channel_dropout=0.0,
     ):
         super().__init__()
         self.skip_pooling = skip_pooling
@@ -60,7 +63,7 @@ class ResEncUNet(WithImageHead, nn.Module):
             if mode != "segmentation" and value != plain:
                 raise ValueError(f"{option}: got {value} for mode {mode!r}, wanted {plain}: it has no decoder")
         widths = [factor * width for factor in (1, 2, 4, 8)] + [int(deepest * width)] * 2
-        checks.image_head(mode, head, dropout, fusion)
+        checks.image_head(mode, head, dropout, fusion, channel_dropout)
         copies = in_channels if fusion == "late" else 1
         self.encoder = _Encoder(in_channels // copies, widths, blocks, skip_pooling, copies)
         stages = [(f"encoder.stages.{i}.",) for i in range(_STAGES)]
@@ -81,6 +84,8 @@ class ResEncUNet(WithImageHead, nn.Module):
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
+        for level in (*self.encoder.stages[-3:], *(self.decoder.decoder_convs[:2] if self.segments else ())):
+            level.dropped = channel_dropout
 
     def checkpoint_activations(self, wanted):
         """Trade time for memory: keep only input and output of each block, and compute the rest again for gradients."""
@@ -107,9 +112,12 @@ class _Convolution(nn.Module):
 
 
 class _Single(nn.Module):
-    """One convolution of all that is given, one after the other; `recompute`: the backward pass computes it again."""
+    """One convolution of all that is given, one after the other; `recompute`: the backward pass computes it again.
 
-    recompute = False
+    dropped: the share of its maps that it drops in training.
+    """
+
+    recompute, dropped = False, 0.0
 
     def __init__(self, channels_in, channels_out):
         super().__init__()
@@ -119,7 +127,7 @@ class _Single(nn.Module):
         x, found = _maybe_again(self.recompute, self._together, moments_of is not None, *parts)
         if moments_of is not None:
             moments_of += found
-        return x
+        return nn.functional.dropout3d(x, self.dropped, self.training)
 
     def _together(self, wanted, *parts):
         found = [] if wanted else None
@@ -155,7 +163,12 @@ class _Residual(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Residual blocks, of which the first one has the stride and changes the number of channels."""
+    """Residual blocks, of which the first one has the stride and changes the number of channels.
+
+    dropped: the share of its maps that it drops in training.
+    """
+
+    dropped = 0.0
 
     def __init__(self, channels_in, channels_out, blocks, stride, pooling):
         super().__init__()
@@ -167,7 +180,7 @@ class _Stage(nn.Module):
         """moments_of: a list to which those of the last block are added."""
         for block in self.blocks[:-1]:
             x = block(x)
-        return self.blocks[-1](x, moments_of)
+        return nn.functional.dropout3d(self.blocks[-1](x, moments_of), self.dropped, self.training)
 
 
 class _Encoder(nn.Module):

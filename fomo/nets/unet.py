@@ -24,6 +24,8 @@ class UNet(WithImageHead, nn.Module):
     light_decoder: segmentation with one convolution per decoder level instead of two.
     deep_supervision: while gradients are enabled, segmentation gives a list, from full to 1/16 resolution.
     head, dropout: of a whole-volume mode, see `image_head`.
+    channel_dropout: share of whole feature maps that each level of the three coarsest resolutions, of encoder and
+        decoder, drops in training (as the deeper half of Kendall et al. 2015).
     fusion: "late", of a whole-volume mode: the encoder has one channel, and sees those of a case one by one.
     """
 
@@ -42,13 +44,14 @@ class UNet(WithImageHead, nn.Module):
         head="linear",
         dropout=0.0,
         fusion="early",
+        channel_dropout=0.0,
     ):
         super().__init__()
         checks.choice("mode", mode, checks.MODES)
         checks.counts(in_channels=in_channels, out_channels=out_channels, width=width)
         if mode != "segmentation" and deep_supervision:
             raise ValueError(f"deep_supervision: got True for mode {mode!r}, wanted False: it has one output only")
-        checks.image_head(mode, head, dropout, fusion)
+        checks.image_head(mode, head, dropout, fusion, channel_dropout)
         copies = in_channels if fusion == "late" else 1
         self.encoder = _Encoder(in_channels // copies, width, copies)
         stages = [("encoder.in_conv",), *((f"encoder.encoder_conv{i}",) for i in range(1, 5))]
@@ -67,6 +70,10 @@ class UNet(WithImageHead, nn.Module):
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)
+        for name in ("encoder_conv2", "encoder_conv3", "encoder_conv4"):
+            getattr(self.encoder, name).dropped = channel_dropout
+        if self.segments:
+            self.decoder.decoder_conv1.dropped = self.decoder.decoder_conv2.dropped = channel_dropout
 
     def checkpoint_activations(self, wanted):
         """Trade time for memory: keep only input and output of each level, and compute the rest again for gradients."""
@@ -76,9 +83,12 @@ class UNet(WithImageHead, nn.Module):
 
 
 class _Level(nn.Sequential):
-    """conv1 (and conv2), each [conv, norm, activation]; `recompute`: the backward pass computes them again."""
+    """conv1 (and conv2), each [conv, norm, activation]; `recompute`: the backward pass computes them again.
 
-    recompute = False
+    dropped: the share of its maps that it drops in training.
+    """
+
+    recompute, dropped = False, 0.0
 
     def __init__(self, channels_in, channels_out, convolutions=2):
         super().__init__()
@@ -99,7 +109,7 @@ class _Level(nn.Sequential):
             x, found = self._run(x, wanted)
         if wanted:
             moments_of.append(found)
-        return x
+        return nn.functional.dropout3d(x, self.dropped, self.training)
 
     def _run(self, x, wanted):
         found = []

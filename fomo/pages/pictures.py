@@ -80,12 +80,13 @@ def _in_plane(spacing_mm, axis):
     return (1.0, 1.0) if spacing_mm is None else tuple(mm for other, mm in enumerate(spacing_mm) if other != axis)
 
 
-def mosaic(rows, axes, spacing_mm, alt, radiological=True, overlay=None, pixels=200):
+def mosaic(rows, axes, spacing_mm, alt, radiological=True, overlay=None, pixels=200, alike=True):
     """Html of one picture: the planes in `rows` of equal length, each in the grey values of the first one of its row.
 
     Planes are (A, B) arrays in RAS+ order, those of a row across its axis of `axes`; they are shown with their true
     proportions (spacing_mm; None: each case's own, taken as equal) in square tiles on black. radiological: as in
-    `outlined`. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane.
+    `outlined`. overlay: rows of (A, B) arrays in 0 .. 1, or None, drawn as heat over the plane. alike: False: each
+    plane in its own grey values.
     """
     from matplotlib.image import imsave
 
@@ -93,8 +94,9 @@ def mosaic(rows, axes, spacing_mm, alt, radiological=True, overlay=None, pixels=
     height, width = len(rows) * step - _GAP, len(rows[0]) * step - _GAP
     canvas = np.zeros((height, width, 3), np.uint8)
     for i, (row, axis) in enumerate(zip(rows, axes)):
-        low, high = np.percentile(np.asarray(row[0], np.float32), (0.5, 99.5))
         for j, plane in enumerate(row):
+            if not (alike and j):
+                low, high = np.percentile(np.asarray(plane, np.float32), (0.5, 99.5))
             grey = np.clip((np.asarray(plane, np.float32) - low) / max(high - low, 1e-6), 0, 1)
             colours = _heated(np.repeat(grey[:, :, None], 3, axis=2), overlay[i][j] if overlay else None)
             tile = canvas[i * step : i * step + pixels, j * step : j * step + pixels]

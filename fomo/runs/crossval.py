@@ -112,7 +112,7 @@ def _run(config, folder, log, dry_run, one_split):
         if dry_run or trains:  # what is tested knows its classes
             inspect(task, listed)
         if config.weights.path is not None and trains:  # before all the scans are prepared
-            counts = dist.on_main(lambda: start_from(config.weights, task, build_network(config, task, 0)).counts())
+            counts = dist.on_main(lambda: _try_to_start(config, task).counts())
             if dry_run:
                 log("weights", **counts, path=config.weights.path)
         if dry_run:
@@ -205,6 +205,13 @@ def check_ranks_agree(config, code):
         for rank, value in enumerate(others, 1):
             if value != first:
                 raise UserError(f"rank {rank} has another {what} than rank 0 ({value}, {first}): start all alike")
+
+
+def _try_to_start(config, task):
+    """The checkpoint.LoadReport of a network that starts from weights.path, some of whose stages may stay frozen."""
+    network = build_network(config, task, 0)
+    optimization.always_frozen(config, network)
+    return start_from(config.weights, task, network)
 
 
 def _dry_run(config, task, wanted, listed, log):

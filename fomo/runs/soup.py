@@ -70,10 +70,14 @@ def merged(task, states):
 
 
 def _in_units(model, head, own, wanted):
-    """The weights, with a head whose output has the units `wanted`, (mean, scale), and no longer its `own`."""
+    """The weights, with a head whose outputs have the units `wanted`, (mean, scale), and no longer their `own`."""
     if own is None:
         return model
-    (own_mean, own_scale), (mean, scale) = own, wanted
+    weight, bias = (model[f"{head}.{name}"] for name in ("weight", "bias"))
+    (own_mean, own_scale), (mean, scale) = (
+        [torch.as_tensor(value, dtype=torch.float64, device=bias.device).reshape(-1) for value in pair]
+        for pair in (own, wanted)
+    )
     ratio, shift = own_scale / scale, (own_mean - mean) / scale
-    weight, bias = f"{head}.weight", f"{head}.bias"
-    return {**model, weight: model[weight] * ratio, bias: model[bias] * ratio + shift}
+    scaled = {f"{head}.weight": weight * ratio[:, None], f"{head}.bias": bias * ratio + shift}
+    return {**model, **{name: value.to(bias.dtype) for name, value in scaled.items()}}

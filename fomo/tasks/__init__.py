@@ -42,8 +42,7 @@ def build_network(config, task):
     """The network of a config, as its task needs it."""
     model, channels = config.model, (len(config.data.channels), task.out_channels)
     options = {option: getattr(model, option) for option in ("width", *nets.PLAIN)}
-    if model.head == "auto":
-        options["head"] = nets.NETWORKS[model.name].best_head if task.head_targets else "linear"
+    options["head"] = task.head_of(model)
     if model.fusion == "auto":
         options["fusion"] = "early"
     if model.deep_supervision == "auto":

@@ -67,11 +67,11 @@ def inverse_frequency(counts):
     return weights
 
 
-def softmax_loss(section, logits, target, class_weights):
+def softmax_loss(section, logits, target, class_weights, smoothing=0.0):
     """(B,): the loss of one softmax; section: the config's section `task`, which names the loss."""
     if section.loss == "focal":
-        return losses.focal(logits, target, alpha=class_weights, gamma=section.focal_gamma)
-    return losses.cross_entropy(logits, target, class_weights=class_weights)
+        return losses.focal(logits, target, class_weights, section.focal_gamma, smoothing)
+    return losses.cross_entropy(logits, target, class_weights, smoothing)
 
 
 def columns_of(name, columns):

@@ -43,10 +43,10 @@ class Classification(TwoClasses, Task):
         return np.eye(self.out_channels)[[int(case.target) for case in cases]]
 
     def loss(self, outputs, batch):
-        return self._loss(outputs, batch["target"].long())
+        return self._loss(outputs, batch["target"].long(), self.config.task.label_smoothing)
 
-    def _loss(self, logits, target):
-        return categories.softmax_loss(self.config.task, logits, target, self.state["class_weights"])
+    def _loss(self, logits, target, smoothing=0.0):
+        return categories.softmax_loss(self.config.task, logits, target, self.state["class_weights"], smoothing)
 
     def infer(self, network, image, background, windows):
         """Probability of class 1: the mean or the maximum over the windows that cover the case."""

@@ -56,6 +56,7 @@ class Dino(Task):
                 refuse(name, scale, "the lower one first")
         for name, value, plain, why in (
             ("finetune.strategy", config.finetune.strategy, "full", ": nothing is fine-tuned"),
+            ("finetune.frozen_stages", config.finetune.frozen_stages, 0, ": nothing is fine-tuned"),
             ("train.ema", train.ema, 0.0, ": the teacher is the average"),
             ("train.patience", train.patience, None, ": a lower loss is not a better network"),
             ("train.checkpoint_activations", train.checkpoint_activations, False, ""),

@@ -51,7 +51,13 @@ class Evidence(TwoClasses, Task):
     rates = Segmentation.rates
     stratum_kind = "class_and_number"
     keys = ("eval.threshold", "data.mask_column", "data.foreground_fraction")
-    options = ("task.class_weights", "task.evidence", "train.balanced", "model.deep_supervision")
+    options = (
+        "task.class_weights",
+        "task.evidence",
+        "train.balanced",
+        "model.deep_supervision",
+        "model.channel_dropout",
+    )
     optional_volumes = ("probabilities",)
     view = view.VIEW
 

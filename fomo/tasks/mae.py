@@ -39,7 +39,7 @@ class MaskedAutoencoder(Task):
         "task.keep_epoch",
         "data.crop_position",
     )
-    options = ("model.skips",)
+    options = ("model.skips", "model.channel_dropout")
     view = view.VIEW
 
     @classmethod

@@ -9,7 +9,7 @@ import operator
 import numpy as np
 
 from ..config import UserError
-from ..data import sources
+from ..data import order, sources
 from ..metrics import WITHIN, auroc, average_precision, brier, choose_threshold, ece, macro_auroc, within_folds
 from ..metrics.checks import mean_of_defined
 from ..runtime import lazy
@@ -33,7 +33,7 @@ class Multilabel(Task):
     stratum_kind = "multilabel"
     training_state = ("pos_weight",)
     keys = ("task.focal_alpha", "data.crop_position", *_EVAL_KEYS)
-    options = ("task.class_weights", "task.label_smoothing", "augment.mix", "eval.saliency", *HEAD)
+    options = ("task.class_weights", "task.label_smoothing", "train.balanced", "augment.mix", "eval.saliency", *HEAD)
     view = view.VIEW
 
     @classmethod
@@ -76,6 +76,9 @@ class Multilabel(Task):
         alike = np.flatnonzero(~_varies(positives, cases))
         names = ", ".join(f"{self.config.task.targets[k]} ({positives[k]:g})" for k in alike)
         return [f"labels that none or all of the {cases} {part} cases have: {names}: {effect}"] if names else ()
+
+    def balance(self, cases):
+        return order.by_label([case.target for case in cases])
 
     def head_targets(self, cases):
         return [case.target for case in cases]

@@ -30,6 +30,7 @@ class Multitarget(Task):
     options = (
         "task.classes",
         "task.class_weights",
+        "task.label_smoothing",
         "task.evidence",
         "train.balanced",
         "augment.mix",
@@ -110,12 +111,13 @@ class Multitarget(Task):
         return np.concatenate(list(each), axis=1)
 
     def loss(self, outputs, batch):
-        return self._mean_loss(outputs, batch["target"].long().reshape(len(outputs), -1))
+        targets = batch["target"].long().reshape(len(outputs), -1)
+        return self._mean_loss(outputs, targets, self.config.task.label_smoothing)
 
-    def _mean_loss(self, logits, targets):
+    def _mean_loss(self, logits, targets, smoothing=0.0):
         """(B,) over the targets; logits: (B, outputs), targets: (B, targets)."""
         each = zip(self._split(logits), targets.unbind(1), self.state["class_weights"])
-        return sum(categories.softmax_loss(self.config.task, *one) for one in each) / len(self.names)
+        return sum(categories.softmax_loss(self.config.task, *one, smoothing) for one in each) / len(self.names)
 
     def _split(self, values):
         """Of each target its columns (B, classes)."""

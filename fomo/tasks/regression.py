@@ -16,7 +16,7 @@ from ..metrics import (
 )
 from ..runtime import lazy
 from .results import Answer, Results
-from .task import HEAD, Columns, Task
+from .task import HEAD, ONE_OR_MORE, Task
 from .views import regression as view
 
 losses = lazy.Module("..losses", __package__)
@@ -25,7 +25,7 @@ losses = lazy.Module("..losses", __package__)
 class Regression(Task):
     mode = "regression"
     losses = ("huber", "mse")
-    reads, columns = "number", Columns(1, 1, "one column")
+    reads, columns = "number", ONE_OR_MORE
     select, higher_is_better = "mae", False
     stratum_kind = "continuous"
     training_state = ("training_mean", "mean", "scale")
@@ -35,6 +35,13 @@ class Regression(Task):
     view = view.VIEW
     single = "prediction"
     scored = ("prediction", "corrected")
+
+    @classmethod
+    def variant(cls, section):
+        """Several targets have an output each."""
+        from .multiregression import Multiregression  # which is made of Regressions
+
+        return Multiregression if len(section.targets) > 1 else cls
 
     def __init__(self, config):
         super().__init__(config)

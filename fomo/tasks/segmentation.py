@@ -24,12 +24,13 @@ nifti = lazy.Module("..space.nifti", __package__)
 
 _NO_METRICS = ("id", "subject", "fold", "missing", "loss", "predicted_voxels", "reference_voxels")  # of a row
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")  # it becomes a part of columns
+_UNWEIGHTED = ("generalized_dice", "tversky")  # losses without class weights
 _VOXELS = 2**16  # whose probabilities are computed at once
 
 
 class Segmentation(Task):
     mode = "segmentation"
-    losses = ("dice_ce", "generalized_dice", "cross_entropy")
+    losses = ("dice_ce", "dice_focal", "generalized_dice", "tversky", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
     rates = Rates(2.5e-3, 2.5e-3)
     select, higher_is_better = "dice", True
@@ -42,6 +43,7 @@ class Segmentation(Task):
         "task.class_weights",
         "task.activation",
         "model.deep_supervision",
+        "model.channel_dropout",
         "eval.postprocess",
     )
     if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"
@@ -52,8 +54,8 @@ class Segmentation(Task):
     @classmethod
     def check(cls, config, refuse):
         task = config.task
-        if task.class_weights != "none" and (task.activation == "sigmoid" or task.loss == "generalized_dice"):
-            wanted = "none for task.activation=sigmoid and for task.loss=generalized_dice"
+        if task.class_weights != "none" and (task.activation == "sigmoid" or task.loss in _UNWEIGHTED):
+            wanted = f"none for task.activation=sigmoid and for task.loss={'|'.join(_UNWEIGHTED)}"
             refuse("task.class_weights", task.class_weights, wanted)
         names = task.class_names
         distinct = len({name.lower() for name in names}) == len(names) and all(map(_NAME.fullmatch, names))
@@ -95,7 +97,11 @@ class Segmentation(Task):
         task = self.config.task
         if task.loss == "generalized_dice":
             return losses.generalized_dice(logits, mask, task.activation)
+        if task.loss == "tversky":
+            return losses.tversky(logits, mask, task.tversky_alpha, task.tversky_beta, activation=task.activation)
         weights = None if self.sigmoid else self.state["class_weights"]
+        if task.loss == "dice_focal":
+            return losses.dice_focal(logits, mask, weights, task.focal_gamma, activation=task.activation)
         if task.loss != "cross_entropy":
             return losses.dice_ce(logits, mask, weights, activation=task.activation)
         if self.sigmoid:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import check_declared
+from ..data import order
 from ..data.cases import Wanted
 from ..metrics import Interval
 from ..nets import NETWORKS
@@ -53,7 +54,8 @@ _OF_FITTED_HEAD = Rates(0.03, 0.1)  # times the rate: more would undo what the f
 _OF_OPTIMIZER = {"adamw": 1, "sgd": 4}  # times the rate of AdamW; of masks 1e-2, as nnU-Net has it
 
 
-HEAD = ("model.head", "model.fusion", "model.dropout")  # options of the tasks that have `head_targets`
+# options of the tasks that have `head_targets`
+HEAD = ("model.head", "model.fusion", "model.dropout", "model.channel_dropout")
 ONE_OR_MORE = Columns(1, math.inf, "at least one column")
 
 
@@ -116,7 +118,6 @@ class Task:
             *((name, getattr(cls, name) in choices, f"one of {choices}") for name, choices in _CHOICES.items()),
             *((name, isinstance(getattr(cls, name), tuple), "a tuple of names") for name in _NAMES),
             ("columns", isinstance(cls.columns, Columns), "Columns(least, most, text)"),
-            ("columns", cls.reads != "number" or getattr(cls.columns, "most", 1) == 1, "one column for reads='number'"),
             ("reads", cls.reads != "nothing" or cls.pretrains, "a kind of label, as it does not pretrain"),
             ("select", isinstance(cls.select, str), "the name of a score"),
             ("view", isinstance(cls.view, View), "a View"),
@@ -148,12 +149,19 @@ class Task:
     def rate(cls, config):
         """(the peak learning rate that is recommended for a config, what it depends on, in words)."""
         start, optim = "scratch" if config.weights.path is None else "pretrained", config.optim.name
-        network, head = NETWORKS[config.model.name], config.model.head
-        rate, width = getattr(cls.rates, start), config.model.width or network.arguments.get("width", _WIDTH)
-        if cls.head_targets and (network.best_head if head == "auto" else head) == "multistage":
+        own_width = NETWORKS[config.model.name].arguments.get("width", _WIDTH)
+        rate, width = getattr(cls.rates, start), config.model.width or own_width
+        if cls.head_of(config.model) == "multistage":
             rate *= getattr(_OF_FITTED_HEAD, start)
         lr = min(_HIGHEST, rate * _WIDTH / width)
         return lr * _OF_OPTIMIZER[optim], f"{config.task.type}, {start}, {optim}"
+
+    @classmethod
+    def head_of(cls, model):
+        """The head of a network; model: the config's section, whose `auto` is the network's best if the task has it."""
+        if model.head != "auto":
+            return model.head
+        return NETWORKS[model.name].best_head if cls.head_targets else "linear"
 
     @classmethod
     def settle(cls, config):
@@ -193,6 +201,10 @@ class Task:
 
     def inspect(self, cases):
         """Look at all labelled cases, before `fit` and before the network is built: how many classes there are, say."""
+
+    def balance(self, cases):
+        """Groups of the places of training cases, for the `data.order.Order` of train.balanced: by class."""
+        return order.by_class([int(case.target) for case in cases])
 
     def check_parts(self, train, val):
         """Raise UserError for a part from whose labels nothing can be learned or chosen; images are not needed yet."""
@@ -300,5 +312,5 @@ class Task:
 
     @staticmethod
     def units(state):
-        """(mean, scale) of the target in one unit of the output; None where outputs have no unit."""
+        """(mean, scale) of the target in one unit of the output, or of each; None where outputs have no unit."""
         return None

@@ -64,7 +64,7 @@ def _trained(config, parts, fold, log, progress=None):
         log.warn(f"finetune.strategy={config.finetune.strategy} freezes random weights: weights.path is none")
     if head_is_new and not dist.on_main(lambda: os.path.exists(fold.last) or os.path.exists(fold.previous)):
         start_head(config, task, network, parts["train"], log)
-    with tracking.event_files(config, fold) as sink:
+    with tracking.sink(config, fold) as sink:
         fit(config, task, network, parts["train"], parts["val"], fold, log.bind(sink=sink), progress)
     return task, network
 

@@ -137,6 +137,21 @@ def _doubtful(version):
 
 def frozen_prefixes(config, network, epoch):
     """Prefixes of the parameters that are not trained in an epoch, from 0."""
+    frozen, always = _frozen_by_strategy(config, network, epoch), always_frozen(config, network)
+    return (*frozen, *(prefix for prefix in always if not prefix.startswith(frozen)))
+
+
+def always_frozen(config, network):
+    """Prefixes of the first finetune.frozen_stages of the encoder; UserError where it has fewer stages."""
+    wanted, prefixes = config.finetune.frozen_stages, tuple(network.encoder_prefixes)
+    stages = [stage for stage in network.stages if all(prefix.startswith(prefixes) for prefix in stage)]
+    if wanted > len(stages):
+        has = f"at most {len(stages)}, the encoder stages of model.name={config.model.name}"
+        raise UserError(f"finetune.frozen_stages: got {wanted}, wanted {has}")
+    return tuple(prefix for stage in stages[:wanted] for prefix in stage)
+
+
+def _frozen_by_strategy(config, network, epoch):
     finetune, stages = config.finetune, network.stages
     late = finetune.strategy in ("gradual", "decoder_first") and epoch + 1 < finetune.unfreeze_epoch
     if late or finetune.strategy == "frozen_encoder":

@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from fomo import config as config_module
 from fomo import kinds, tasks
 from fomo.data import cache, loader, sources
+from fomo.data.order import by_class, by_label
 
 
 def test_a_passes_sees_every_case_once():
@@ -28,11 +30,47 @@ def test_a_passes_sees_every_case_once():
 
 def test_balanced_order_draws_classes_equally_and_cases_within_a_class_equally():
     labels = [0] * 9 + [1] * 3
-    order = loader.Order(12, seed=0, fold=1, labels=labels)
+    order = loader.Order(12, seed=0, fold=1, groups=by_class(labels))
     counts = collections.Counter(order[slot] for slot in range(36))
     assert sum(counts[case] for case in range(9)) == 18
     assert [counts[case] for case in range(9)] == [2] * 9
     assert [counts[case] for case in range(9, 12)] == [6] * 3
+
+
+def shares_seen(flags, slots=6000):
+    """(labels + 1,) of many samples the shares that have each label, or none."""
+    order = loader.Order(len(flags), seed=0, fold=1, groups=by_label(flags))
+    seen = np.array([flags[order[slot]] for slot in range(slots)])
+    return np.array([*seen.mean(0), 1 - seen.any(1).mean()])
+
+
+def test_balanced_order_shows_each_label_and_none_about_equally_often():
+    rng = np.random.default_rng(0)
+    flags = (rng.random((300, 4)) < [0.6, 0.3, 0.05, 0.02]).astype(int)  # independent: they occur together, too
+    assert flags.mean(0).max() > 20 * flags.mean(0).min()
+    shares = shares_seen(flags)
+    assert shares.max() < 1.1 * shares.min()
+    one = np.array([[1]] * 3 + [[0]] * 9)
+    assert shares_seen(one) == pytest.approx([0.5, 0.5], abs=0.02), "of one label as of two classes"
+    within = np.column_stack([one[:, 0], [1] * 6 + [0] * 6, [1] * 12, [0] * 12])  # the first only with the second
+    first, second, every, never, _ = shares_seen(within)
+    assert first <= second < 1.1 * first and every == 1 and never == 0 and second == pytest.approx(0.5, abs=0.05)
+    order = loader.Order(300, seed=0, fold=1, groups=by_label(flags))
+    seen = [order[slot] for slot in range(6000)]
+    assert set(seen) == set(range(300)), "every case is seen"
+    assert pickle.loads(pickle.dumps(order))[1234] == seen[1234]
+
+
+def test_balanced_multilabel_training_draws_so(tiny_config):
+    flags = [(1, 0)] * 9 + [(0, 1)] * 2 + [(0, 0)] * 9
+    cases = [types.SimpleNamespace(target=tuple(map(float, row)), scaling=None) for row in flags]
+    labels = {"type": "multilabel", "targets": ["a", "b"]}
+    for balanced, wanted in ((True, (1 / 3, 1 / 3)), (False, (9 / 20, 1 / 10))):
+        data = {"source": "table", "csv": "cases.csv", "channels": ["t1"]}
+        config = kinds.load(tiny_config("classification", task=labels, data=data, train={"balanced": balanced}))
+        samples, _ = loader._reading(config, tasks.build(config), cases, fold=1)
+        seen = np.array([flags[samples.order[slot]] for slot in range(1000)])
+        assert seen.mean(0) == pytest.approx(wanted, abs=0.04)
 
 
 @pytest.mark.parametrize("world_size, micro_batch", [(1, 8), (1, 2), (2, 4), (4, 1)])

@@ -18,6 +18,7 @@ OTHER = {
     "skips": False,
     "skip_pooling": "maximum",
     "dropout": 0.5,
+    "channel_dropout": 0.3,
     "attention": "se",
     "multiscale": True,
     "pooling": "max",
@@ -202,6 +203,7 @@ def test_options_that_a_network_does_not_take_are_told_where_they_are():
         ("skips", f"true for model.name=tiny: of {residual} only"),
         ("skip_pooling", f"average for model.name=tiny: of {residual} only"),
         ("dropout", f"0 for model.name=tiny: of {heads}, {images} only"),
+        ("channel_dropout", f"0 for model.name=tiny: of {unets} only"),
         ("attention", f"none for model.name=tiny: of {images} only"),
         ("multiscale", f"false for model.name=tiny: of {images} only"),
         ("pooling", f"mean for model.name=tiny: of {images} only"),
@@ -209,7 +211,7 @@ def test_options_that_a_network_does_not_take_are_told_where_they_are():
         ("fusion", f"early for model.name=tiny: of {heads} only"),
     ]
     refused = [option for option, _ in nets.NETWORKS["resnet50"].option_problems("resnet50", OTHER, nets.NETWORKS)]
-    assert refused == ["deep_supervision", "skips", "skip_pooling", "head", "fusion"]
+    assert refused == ["deep_supervision", "skips", "skip_pooling", "channel_dropout", "head", "fusion"]
 
 
 @pytest.mark.parametrize(

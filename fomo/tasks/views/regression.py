@@ -19,9 +19,13 @@ def _unit(run):
 
 def _against_the_mean(run):
     targets, predictions, means = run.results.arrays("target", "prediction", "training_mean")
-    of_the_mean = number(run.value("mae_of_the_mean"), 3)
-    guess = f"predicting the mean of the training cases for everyone (MAE {of_the_mean})"
-    gain, resamples = np.abs(means - targets) - np.abs(predictions - targets), run.config.eval.bootstrap
+    gain = np.abs(means - targets) - np.abs(predictions - targets)
+    return against_the_mean(run, gain, f"MAE {number(run.value('mae_of_the_mean'), 3)}")
+
+
+def against_the_mean(run, gain, error):
+    """A sentence; gain: (n,) by how much the error is smaller than that of the training mean, which `error` names."""
+    guess, resamples = f"predicting the mean of the training cases for everyone ({error})", run.config.eval.bootstrap
     value, low, high = float(gain.mean()), math.nan, math.nan
     if resamples and len(run.rows) > 1:
         value, low, high, _ = run.results.bootstrap(resamples, run.config.seed)(np.mean, gain)
@@ -36,21 +40,24 @@ def _against_the_mean(run):
 
 
 def _pictures(run):
-    targets, predictions = run.results.arrays("target", "prediction")
     name, unit = sources.of(run.config.data).number
-    name, short = name + _unit(run), unit or "target's unit"
+    return [page.grid(figures_of(run.results, name + _unit(run), unit or "target's unit"))]
+
+
+def figures_of(results, name, short):
+    """Figures of one number, which is called `name`, in a unit that is called `short`."""
+    targets, predictions = results.arrays("target", "prediction")
     series = [("predicted", predictions)]
-    if all(math.isfinite(row.get("corrected", math.nan)) for row in run.rows):
-        series.append(("bias-corrected", *run.results.arrays("corrected")))
+    if all(math.isfinite(row.get("corrected", math.nan)) for row in results.rows):
+        series.append(("bias-corrected", *results.arrays("corrected")))
     slopes = "; ".join(f"{legend} {number(line(targets, values - targets)[0], 2)}" for legend, values in series)
     falling = f"A falling line is the pull towards the mean. Slope: {slopes}."
     above = "Above the line: predicted too high."
-    figures = [
+    return [
         page.figure(predicted_over_true(targets, series, name), "Predicted over true.", above),
         page.figure(residuals(targets, series, name, short), "Error over true value.", falling),
         page.figure(error_histogram(predictions - targets, short), "Errors.", "Before bias correction."),
     ]
-    return [page.grid(figures)]
 
 
 def bins(targets, unit):
