@@ -4,6 +4,7 @@
 - `parts`: the parts of the page of a run, from top to bottom; `head`: the headline and what it means, in words
 - `differences`: paired differences of runs on the same cases; `differences_page`: as text, CSV and HTML
 - `probe_page`: linear probes of embeddings, and groups of subjects; `scoreboard_page`: checkpoints over all tasks
+- `stress_page`: what changed images cost
 - what is shown of a task's cases: tasks/views
 """
 
@@ -14,8 +15,9 @@ from .differences import compare
 from .differences_page import comparison_text, write_comparison
 from .probe_page import write_probe
 from .scoreboard_page import write_scoreboard
+from .stress_page import write_stress
 
-__all__ = ["compare", "comparison_text", "write", "write_comparison", "write_probe", "write_scoreboard"]
+__all__ = ["compare", "comparison_text", "write", "write_comparison", "write_probe", "write_scoreboard", "write_stress"]
 
 
 def write(folder, cases=None):

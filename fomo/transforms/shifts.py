@@ -2,10 +2,10 @@
 
     image = SHIFTS["noise"].changed(image, 0.2, generator, spacing_mm=(1, 1, 1))
 
-They are the transforms of augmentation with fixed parameters. What is left to chance (a noise field, the nodes of a bias
-field, the axis of a rotation) comes from the generator: equal generators give the same field at every grade. Images are
-as networks see them, after preprocessing. Because a scan would be normalised after such a change, a channel can get back
-the mean and the standard deviation that it had before (`standardised`).
+They are the transforms of augmentation with fixed parameters. What is left to chance (a noise field, the nodes of a
+bias field, the axis of a rotation) comes from the generator: equal generators give the same field at every grade.
+Images are as networks see them, after preprocessing. As a scan would be normalised after such a change, a channel can
+get back the mean and the standard deviation that it had before (`standardised`).
 """
 
 from collections.abc import Callable
