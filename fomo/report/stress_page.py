@@ -68,7 +68,8 @@ def _curves(rows, shifts):
 
 
 def _curve(rows, shift):
-    sign = 1 if rows[0]["drop"] * (rows[0]["unchanged"] - rows[0]["changed"]) >= 0 else -1  # -1 of errors
+    errors = any(row["drop"] * (row["unchanged"] - row["changed"]) < 0 for row in rows)  # which grow
+    sign = -1 if errors else 1
     limits = [tuple(row["unchanged"] - sign * row[end] for end in ("low", "high")) for row in rows]
     grades, values = [row["grade"] for row in rows], [row["changed"] for row in rows]
     unchanged = rows[0]["unchanged"]
