@@ -9,8 +9,17 @@ import zlib
 import numpy as np
 
 # a number is never given to another stream
-STREAMS = {"initialise": 2, "order": 3, "crop": 4, "augment": 5, "task": 6, "case": 7, "dropout": 8, "mix": 9}
-STREAMS |= {"stress": 10}
+STREAMS = {
+    "initialise": 2,
+    "order": 3,
+    "crop": 4,
+    "augment": 5,
+    "task": 6,
+    "case": 7,
+    "dropout": 8,
+    "mix": 9,
+    "stress": 10,
+}
 
 
 def generator(seed, stream, *address):
