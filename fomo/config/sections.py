@@ -330,6 +330,11 @@ class Eval:
         "auto: each fold chooses flips of one or of all axes, a gamma, or none of them by inner validation",
         "none|auto",
     )
+    calibrate: str = key(
+        "none",
+        "two classes: temperature makes probabilities as sure as they are right on inner validation",
+        "none|temperature",
+    )
     postprocess: str = key(
         "none", "segmentation: auto chooses holes and component sizes by inner validation", "none|auto"
     )
