@@ -173,7 +173,7 @@ def _check_task(config, refuse):
         refuse("task.loss", section.loss, f"one of {', '.join(losses)} for {named}")
     foreign = {name: "" for name in _options(TASKS) if name not in task.options}
     if task.pretrains:
-        tested = ("data.test_folds", "eval.mirror_axes", "cv.final")
+        tested = ("data.test_folds", "eval.mirror_axes", "eval.views", "cv.final")
         foreign.update(dict.fromkeys(tested, ": pretraining tests nothing"))
     for name, why in foreign.items():
         # as a network is without the option

@@ -4,6 +4,7 @@ config.yaml  splits.json  log.txt  report.html
 predictions.csv  predictions_volumes.csv  fold_results.csv  aggregated_results.csv  summary.json
 fold_K/      split.json  best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predictions.csv ...  masks/ID.nii.gz
 final/       the final model, with final.json
+stress/      what changed images cost: stress.html  stress.json  stress.csv  log.txt  fold_K.jsonl
 """
 
 import functools
@@ -104,6 +105,11 @@ class RunFolder:
     def final(self):
         """The folder of the final model, which is trained like a fold where it is trained at all."""
         return FinalFolder(os.path.join(self.path, "final"))
+
+    @property
+    def stress(self):
+        """The folder of what changed images cost."""
+        return os.path.join(self.path, "stress")
 
     def all_folds(self):
         """The FoldFolders of all folds of the run, begun or not."""

@@ -359,7 +359,7 @@ def test_as_many_views_as_fit_into_the_time(runs, tmp_path, monkeypatch, seconds
     members, now, asked = members_of(runs(4), mirror_axes=(0, 1)), [0.0], []
 
     def infer(some, case, image, background):
-        flips = [len(member.network.flips) for member in some]
+        flips = [len(member.network.views) for member in some]
         asked.append(flips)
         now[0] += 0.25 * sum(flips)
         return "said"
@@ -368,7 +368,7 @@ def test_as_many_views_as_fit_into_the_time(runs, tmp_path, monkeypatch, seconds
     monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
     log = Recorder()
     used, said = budget.infer_within(members, None, None, None, seconds, log)
-    assert said == "said" and [len(member.network.flips) for member in used] == [views] * networks
+    assert said == "said" and [len(member.network.views) for member in used] == [views] * networks
     assert now[0] <= max(seconds, 0.25) + 1e-9 and asked[-1] == [views] * networks
     fewer = (views, networks) != (4, 2)
     assert [(w["views"], w["of_views"], w["networks"]) for w in log.warnings] == fewer * [(views, 4, networks)]

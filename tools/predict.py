@@ -60,7 +60,7 @@ def main(arguments):
         type=int,
         choices=(0, 1, 2),
         metavar="AXIS",
-        help="average over flips of these axes; default: the checkpoint's eval.mirror_axes",
+        help="average over flips of these axes; default: as the checkpoint says (eval.mirror_axes, eval.views)",
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="where voxels have some: write probabilities/*.nii.gz as well"

@@ -17,6 +17,10 @@ def check(config, refuse):
     _check_folds(config, refuse)
     if len(set(config.eval.mirror_axes)) != len(config.eval.mirror_axes):
         refuse("eval.mirror_axes", config.eval.mirror_axes, "each axis once")
+    if config.eval.views != "none" and config.eval.mirror_axes:
+        refuse(
+            "eval.mirror_axes", config.eval.mirror_axes, f"[] for eval.views={config.eval.views}, which chooses them"
+        )
 
 
 def unread(config, windows="several"):

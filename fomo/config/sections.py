@@ -340,6 +340,16 @@ class Eval:
     mirror_axes: tuple[int, ...] = key(
         (), "average the predictions over flips of these axes (0 x, 1 y, 2 z), after training", low=0, high=2
     )
+    views: str = key(
+        "none",
+        "auto: each fold chooses flips of one or of all axes, a gamma, or none of them by inner validation",
+        "none|auto",
+    )
+    calibrate: str = key(
+        "none",
+        "two classes: temperature makes probabilities as sure as they are right on inner validation",
+        "none|temperature",
+    )
     postprocess: str = key(
         "none", "segmentation: auto chooses holes and component sizes by inner validation", "none|auto"
     )

@@ -265,7 +265,7 @@ def _by_group(found, method, subjects, test, one_hot, scores, whose, resamples, 
         for key, interval in values.items():
             kind, variable, group = (*key, "", "")[:3]
             row = {"method": method, "metric": name, "kind": kind, "variable": variable, "group": group}
-            high = min(interval.high, 1.0) if kind == "fairness" else interval.high  # of the differences with their sign
+            high = min(interval.high, 1.0) if kind == "fairness" else interval.high
             row |= {"value": interval.value, "low": interval.low, "high": high, "p": math.nan}
             if kind == "group":
                 row["cases"] = int(groups[variable].members()[group].sum())

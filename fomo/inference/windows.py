@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from ..space import patches
+from ..transforms.intensity import change_
+from ..transforms.registry import TRANSFORMS
 
 
 def window_weights(patch, mode="gaussian", sigma=0.125):
@@ -106,25 +108,36 @@ class WindowOptions:
 
 
 class Mirrored(torch.nn.Module):
-    """A network whose outputs are the mean over all flips of the spatial `axes` (0, 1, 2), flipped back if dense.
+    """A network whose outputs are the mean over several views of what it sees.
 
-    views: only so many of the flips, the plain one first, then those of one axis.
+    The views are all flips of the spatial `axes` (0, 1, 2), flipped back if the outputs are dense, and the images after
+    each of the powers `gammas`, channel by channel between darkest and brightest voxel, with the mean and the standard
+    deviation kept.
+    count: only so many of the views, the plain one first, then the flips of one axis.
     """
 
-    def __init__(self, network, axes, views=None):
+    def __init__(self, network, axes, count=None, gammas=()):
         super().__init__()
-        self.network, self.axes = network, tuple(axes)
+        self.network, self.axes, self.gammas = network, tuple(axes), tuple(gammas)
         dims = [2 + axis for axis in axes]
-        flips = [flip for count in range(len(dims) + 1) for flip in itertools.combinations(dims, count)]
-        self.flips = flips[:views]
+        flips = [flip for size in range(len(dims) + 1) for flip in itertools.combinations(dims, size)]
+        self.views = [*((flip, None) for flip in flips), *(((), gamma) for gamma in self.gammas)][:count]
 
     def forward(self, batch):
         total = None
-        for dims in self.flips:
-            outputs = self.network(batch.flip(dims) if dims else batch).float()
+        for dims, gamma in self.views:
+            seen = batch if gamma is None else _powered(batch, gamma)
+            outputs = self.network(seen.flip(dims) if dims else seen).float()
             outputs = outputs.flip(dims) if dims and outputs.ndim == batch.ndim else outputs
             total = outputs if total is None else total + outputs
-        return total / len(self.flips)
+        return total / len(self.views)
+
+
+def _powered(batch, gamma):
+    changed = batch.float().clone()
+    for channel in changed.flatten(0, 1):
+        change_(channel, [(TRANSFORMS["gamma"], {"gamma": gamma, "invert": False, "retain": True})])
+    return changed.to(batch.dtype)
 
 
 def _forward(network, volume, starts, patch, background, windows, device, autocast):

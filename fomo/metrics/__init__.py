@@ -7,7 +7,7 @@ reference comes before the prediction. An undefined metric is NaN. Bad input rai
 argument, what was got and what was wanted.
 """
 
-from .calibration import brier, ece, fit_logistic, log_loss
+from .calibration import brier, ece, fit_logistic, fit_temperature, log_loss, tempered
 from .challenge import fomo26_dice, fomo26_metrics, fomo26_nsd
 from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
 from .comparison import delong_test, paired_permutation, paired_swap
@@ -18,6 +18,7 @@ from .ranking import auroc, average_precision, macro_auroc, precision_recall_cur
 from .regression import (
     apply_bias_correction,
     bounded_bias_correction,
+    conformal_half_width,
     fit_bias_correction,
     mae,
     pearson,

@@ -129,3 +129,17 @@ def _products(first, second):
 def _squares(values):
     """Sum of the squares about the mean."""
     return _products(values, values)
+
+
+def conformal_half_width(targets, predictions, level=0.9):
+    """Half the width of an interval about a prediction that holds a new case's target with probability `level` or more.
+
+    Split conformal prediction (Lei et al., JASA 113:1094, 2018): the ceil((n + 1) * level)-th smallest absolute error
+    of n cases, which the model was not trained on and which are as new ones are. Infinite for too few
+    cases, at 0.9 fewer than nine: no smaller interval can promise the level.
+    """
+    targets, predictions = checks.real_pair(targets, predictions, "targets", "predictions")
+    level = checks.number(level, "level", 0.5, 0.9999)
+    place = int(np.ceil((len(targets) + 1) * level - 1e-9))
+    errors = np.sort(np.abs(targets - predictions))
+    return float(errors[place - 1]) if place <= len(errors) else float("inf")

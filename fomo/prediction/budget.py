@@ -34,12 +34,12 @@ def infer_within(members, case, image, background, seconds, log):
 
 
 def _views(member):
-    return len(getattr(member.network, "flips", ((),)))
+    return len(getattr(member.network, "views", (None,)))
 
 
 def _limited(member, views):
     """The member with so many of its views."""
     if _views(member) <= views:
         return member
-    network = Mirrored(member.network.network, member.network.axes, views)
+    network = Mirrored(member.network.network, member.network.axes, views, member.network.gammas)
     return dataclasses.replace(member, network=network)

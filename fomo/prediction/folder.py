@@ -54,7 +54,7 @@ class PredictionFolder:
         """
         self._keys = {item.id: _key_of(item.images) for item in items}
         os.makedirs(self.path, exist_ok=True)
-        own = [{"sha256": m.sha256, "mirror_axes": list(getattr(m.network, "axes", ()))} for m in self._members]
+        own = [{"sha256": m.sha256, **_views_of(m.network)} for m in self._members]
         if os.path.exists(self._path(self._table)) or os.path.exists(self._unsaved):
             self._keep(own == self._checkpoints(), overwrite)
         config, paths = self._members[0].config, [member.path for member in self._members]
@@ -178,6 +178,12 @@ class PredictionFolder:
             scan = {"id": row["id"], "slices": int(row["slices"]), "findings": found, "top": top}
             scans.append({**scan, "probabilities": probabilities})
         return {"checkpoints": networks, "volumes": scans}
+
+
+def _views_of(network):
+    """{name: value} of the test-time views of a network, for settings.json."""
+    gammas = list(getattr(network, "gammas", ()))
+    return {"mirror_axes": list(getattr(network, "axes", ())), **({"gammas": gammas} if gammas else {})}
 
 
 def _check_line(line):

@@ -11,7 +11,7 @@ from ..data import sources
 from ..run_folder import FinalFolder, RunFolder
 from ..runtime import dist, files
 from ..tasks.task import Task
-from ..training import evaluate, memory, optimization
+from ..training import evaluate, memory, optimization, views
 from ..training.restore import restore
 
 
@@ -119,8 +119,10 @@ def _load_member(path, device, mirror_axes):
         wanted = "a network that was fine-tuned from it (weights.path)"
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted {wanted}")
     optimization.lay_out(network.eval(), device)
-    axes = config.eval.mirror_axes if mirror_axes is None else tuple(mirror_axes)
-    network = inference.Mirrored(network, axes) if axes else network
+    if mirror_axes is None:
+        network = views.of_checkpoint(config, network, content, path)
+    else:
+        network = views.applied(network, {"axes": mirror_axes, "gammas": ()})
     amp = optimization.amp_of(config.train.amp, device)
     amp = "off" if amp == "fp16" and device.type == "cpu" else amp  # which the CPU does not have
     subjects, windows = frozenset(content["subjects"]), evaluate.windows_of(config, device, amp)

@@ -16,7 +16,7 @@ from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
 from ..runtime.log import Log
 from ..runtime.progress import Progress
-from ..training import optimization, tracking
+from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, inspect, load_fold, start_from, train_fold, with_patch_that_fits
 from ..training.step import make_plan
@@ -335,6 +335,9 @@ def run_fold(config, split, by_id, fold, log, progress):
     scores = task.score(found)
     for message, count in task.doubts(scores):
         log.warn(message, cases=count, of=len(found.rows))
+    if config.eval.views == "auto":
+        scores["views_gain"] = views.gain(config, task, network, tested)
+        log("views", test=task.select, gain=scores["views_gain"], cases=len(tested))
     if config.eval.saliency:
         dist.on_main(lambda: maps.write(config, task, network, tested, found.rows, fold))
     if dist.is_main():

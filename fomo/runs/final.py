@@ -8,7 +8,7 @@ from ..config import UserError
 from ..data import sources
 from ..run_folder import RunFolder
 from ..runtime import dist
-from ..training import optimization
+from ..training import optimization, views
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, train_on_all
 from . import soup
@@ -47,11 +47,12 @@ def _refit(config, cases, folds, final, log):
     warmup = min(config.optim.warmup_epochs, epochs)
     optim, train = replace(config.optim, warmup_epochs=warmup), replace(config.train, **length)
     log("fold", fold=0, final="refit", epochs=epochs, train=len(cases))
-    train_on_all(replace(config, optim=optim, train=train), cases, merged, final, log.bind(fold=0))
+    chosen = views.merge([content.get("views") for content in best])
+    train_on_all(replace(config, optim=optim, train=train), cases, merged, chosen, final, log.bind(fold=0))
 
 
 def _without_weights(content):
-    return {name: content[name] for name in ("task", "epoch")}
+    return {name: content[name] for name in ("task", "epoch", "views") if name in content}
 
 
 def _put_together(kind, folds, final):

@@ -19,6 +19,8 @@ def aggregate(config, folder, log):
     # a pretraining is scored on features, too, which no table holds: there the fold's own scores stand
     scores = [fold.scores() if task.pretrains else task.score(part) for fold, part in zip(finished, parts)]
     fold_rows = [{"fold": n, "cases": len(part.rows), **own} for n, part, own in zip(numbers, parts, scores)]
+    for row, fold in zip(fold_rows, finished):  # what stands beside the task's own scores
+        row.update({name: value for name, value in fold.scores().items() if name not in row})
     results = run_folder.joined(parts)
     pooled = scores[-1] if task.pretrains else task.score(results)
     intervals = task.intervals_of(pooled, results, config.eval.bootstrap, config.seed)

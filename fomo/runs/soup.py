@@ -9,6 +9,7 @@ import torch
 from .. import kinds, nets, tasks
 from ..config import UserError
 from ..nets import image_head
+from ..training import views
 
 
 def average(checkpoints):
@@ -34,6 +35,7 @@ def average(checkpoints):
     content["task"] = merged(task, states)
     content["subjects"] = sorted({subject for checkpoint in checkpoints for subject in checkpoint["subjects"]})
     content["calibrated"] = all(checkpoint.get("calibrated", False) for checkpoint in checkpoints)
+    content["views"] = views.merge([checkpoint.get("views") for checkpoint in checkpoints])
     return content | {"soup": [checkpoint["fold"] for checkpoint in checkpoints]}
 
 

@@ -9,7 +9,17 @@ import zlib
 import numpy as np
 
 # a number is never given to another stream
-STREAMS = {"initialise": 2, "order": 3, "crop": 4, "augment": 5, "task": 6, "case": 7, "dropout": 8, "mix": 9}
+STREAMS = {
+    "initialise": 2,
+    "order": 3,
+    "crop": 4,
+    "augment": 5,
+    "task": 6,
+    "case": 7,
+    "dropout": 8,
+    "mix": 9,
+    "stress": 10,
+}
 
 
 def generator(seed, stream, *address):
@@ -20,6 +30,11 @@ def generator(seed, stream, *address):
 def of_case(seed, id):
     """The numpy Generator for the evaluation of a case; all epochs and ranks draw the same, by its id alone."""
     return generator(seed, "case", zlib.crc32(id.encode()))
+
+
+def of_change(seed, id, change):
+    """The numpy Generator for a change of a case's images by this name; all its grades draw the same."""
+    return generator(seed, "stress", zlib.crc32(id.encode()), zlib.crc32(change.encode()))
 
 
 def integer(seed, stream, *address):

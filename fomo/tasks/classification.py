@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from .. import metrics
 from ..runtime.lazy import torch
 from . import categories
 from .evidence import Evidence
 from .multitarget import Multitarget
-from .results import Answer
+from .results import Answer, Results
 from .task import Task
 from .two_classes import TwoClasses
 from .views import classification as view
@@ -17,7 +18,7 @@ class Classification(TwoClasses, Task):
     losses = categories.SOFTMAX_LOSSES
     stratum_kind = "class"
     keys = ("eval.pool_windows", "eval.threshold", "data.crop_position")
-    options = Multitarget.options
+    options = (*Multitarget.options, "eval.calibrate")
     if_constant = (
         f"{Task.if_constant}; where cases have masks of the finding, let it learn from them: task.evidence=auto"
     )
@@ -34,7 +35,7 @@ class Classification(TwoClasses, Task):
     def __init__(self, config):
         super().__init__(config)
         self.out_channels = config.task.classes
-        self.state = self.begin_state()
+        self.state = {**self.begin_state(), "temperature": 1.0}
 
     def strata(self, cases):
         return [categories.class_of(case)[1] for case in cases]
@@ -55,7 +56,7 @@ class Classification(TwoClasses, Task):
     @staticmethod
     def answer(tasks, parts, geometry):
         """Mean probability, and the decision at the mean of the thresholds."""
-        return TwoClasses.decided_together(tasks, parts), {}
+        return TwoClasses.decided_together(tasks, [task.tempered(part) for task, part in zip(tasks, parts)]), {}
 
     def predict(self, network, case, windows, fold=None):
         probability = self.infer(network, case.image(), case.background, windows)
@@ -64,12 +65,29 @@ class Classification(TwoClasses, Task):
         loss = float(self._loss(log_p, torch.tensor([target])))
         return Answer.of(case, target=target, probability=probability, loss=loss)
 
+    def tempered(self, probability):
+        """A network's probability after temperature scaling, where that was fitted."""
+        return float(metrics.tempered(probability, self.state.get("temperature", 1.0)))
+
+    def finish(self, answers, fold=None):
+        rows = [{**answer.row, "probability": self.tempered(answer.row["probability"])} for answer in answers]
+        return Results([self.decided(row) for row in rows])
+
     def calibrate(self, evaluate):
-        """Choose the decision threshold on the inner validation cases."""
-        if self.config.eval.threshold != "half":
-            self.choose_threshold(evaluate())
+        """Fit the temperature, then choose the decision threshold, on the inner validation cases."""
+        wanted, self.state["temperature"] = self.config.eval, 1.0
+        if wanted.calibrate == "none" and wanted.threshold == "half":
+            return ()
+        results = evaluate()
+        if wanted.calibrate == "temperature":
+            self.state["temperature"] = metrics.fit_temperature(*results.arrays("target", "probability"))
+        rows = [{**row, "probability": self.tempered(row["probability"])} for row in results.rows]
+        self.choose_threshold(Results(rows))
         return ()
 
     @staticmethod
     def merge(states):
-        return {"threshold": float(np.mean([state["threshold"] for state in states]))}
+        """The mean threshold and, of the temperatures, the geometric mean."""
+        temperatures = [state.get("temperature", 1.0) for state in states]
+        temperature = float(np.exp(np.mean(np.log(temperatures))))
+        return {"threshold": float(np.mean([state["threshold"] for state in states])), "temperature": temperature}

@@ -8,6 +8,7 @@ from ..metrics import (
     WITHIN,
     apply_bias_correction,
     bounded_bias_correction,
+    conformal_half_width,
     mae,
     pearson,
     r2,
@@ -22,6 +23,9 @@ from .views import regression as view
 losses = lazy.Module("..losses", __package__)
 
 
+LEVEL = 0.9  # of the prediction interval; .95 would need 19 validation cases
+
+
 class Regression(Task):
     mode = "regression"
     losses = ("huber", "mse")
@@ -34,7 +38,7 @@ class Regression(Task):
     options = HEAD
     view = view.VIEW
     single = "prediction"
-    scored = ("prediction", "corrected")
+    scored = ("prediction", "corrected", "low", "high")
 
     @classmethod
     def variant(cls, section):
@@ -45,7 +49,7 @@ class Regression(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        self.state = {"training_mean": None, "mean": 0.0, "scale": 1.0, "bias_correction": None}
+        self.state = {"training_mean": None, "mean": 0.0, "scale": 1.0, "bias_correction": None, "half_width": None}
 
     def fit(self, train, val):
         """Fit mean and standard deviation of the training targets; equal targets get the scale 1."""
@@ -80,10 +84,14 @@ class Regression(Task):
 
     @staticmethod
     def answer(tasks, parts, geometry):
-        """The mean of the networks' predictions and, if all have a bias correction, of their corrected predictions."""
-        rows = [task._corrected([{"prediction": part}])[0] for task, part in zip(tasks, parts)]
+        """The mean of the networks' predictions and, if all have them, of corrected ones and of the limits.
+
+        Of several networks `prediction_sd` is the standard deviation between them: where they disagree.
+        """
+        rows = [task._fitted([{"prediction": part}])[0] for task, part in zip(tasks, parts)]
         shared = set.intersection(*map(set, rows))
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name in shared}, {}
+        row = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name in shared}
+        return row | ({"prediction_sd": float(np.std(parts, ddof=1))} if len(parts) > 1 else {}), {}
 
     def predict(self, network, case, windows, fold=None):
         scaled = self._scaled(network, case.image(), case.background, windows)
@@ -95,16 +103,31 @@ class Regression(Task):
         return tuple(float(values.std()) for values in results.arrays("prediction", "target"))
 
     def calibrate(self, evaluate):
-        """Fit the line that undoes the pull towards the mean (age bias), as far as it is safe, on validation cases."""
+        """Fit two things on validation cases: the line that undoes the pull towards the mean, as far as it is safe (age
+        bias), and the interval that holds LEVEL of the targets, see `metrics.conformal_half_width`.
+        """
         targets, predictions = evaluate().arrays("target", "prediction")
         line, reason = bounded_bias_correction(targets, predictions)
         self.state["bias_correction"] = list(line)
-        if reason is None:
-            return ()
-        return [f"age-bias correction from {len(targets)} validation cases: off (`corrected` is the raw one): {reason}"]
+        width, count = conformal_half_width(targets, predictions, LEVEL), len(targets)
+        self.state["half_width"] = width if math.isfinite(width) else None
+        messages = []
+        if reason is not None:
+            said = f"age-bias correction from {count} validation cases: off (`corrected` is the raw one): {reason}"
+            messages.append(said)
+        if self.state["half_width"] is None:
+            messages.append(f"no prediction interval (low, high): {count} validation cases are too few for {LEVEL:.0%}")
+        return messages or ()
 
     def finish(self, answers, fold=None):
-        return Results(self._corrected([answer.row for answer in answers]))
+        return Results(self._fitted([answer.row for answer in answers]))
+
+    def _fitted(self, rows):
+        """The rows with all that was fitted on validation cases: `corrected`; `low` and `high` about `prediction`."""
+        rows, half = self._corrected(rows), self.state.get("half_width")
+        if half is None:
+            return rows
+        return [{**row, "low": row["prediction"] - half, "high": row["prediction"] + half} for row in rows]
 
     def _corrected(self, rows):
         if self.state["bias_correction"] is None:
@@ -128,6 +151,10 @@ class Regression(Task):
             defined = np.isfinite(corrected).all()
             values = regression_metrics(targets, corrected) if defined else dict.fromkeys(raw, math.nan)
             scores.update({f"corrected_{name}": value for name, value in values.items()})
+        if _has_limits(results):
+            low, high = results.arrays("low", "high")
+            scores["interval_coverage"] = float(_covered(results).mean())
+            scores["interval_width"] = float((high - low).mean())
         return scores
 
     def intervals(self, results, resamples, seed):
@@ -140,6 +167,8 @@ class Regression(Task):
                 targets, values = results.arrays("target", column)
                 metrics = (mae, r2, pearson) if np.isfinite(values).all() else ()
                 found.update({prefix + metric.__name__: interval(metric, targets, values) for metric in metrics})
+        if _has_limits(results):
+            found["interval_coverage"] = interval(np.mean, _covered(results))
         return found
 
     def shifts(self, results, seed):
@@ -147,14 +176,27 @@ class Regression(Task):
 
     @staticmethod
     def merge(states):
-        """The lines (p - intercept) / slope are linear in p: their mean, written as one line."""
+        """The lines (p - intercept) / slope are linear in p: their mean, written as one line; the mean half width."""
         if states[0]["bias_correction"] is None:
             return {}
+        widths = [state.get("half_width") for state in states]
+        width = {"half_width": None if None in widths else float(np.mean(widths))}
         slopes, intercepts = np.array([state["bias_correction"] for state in states]).T
         with np.errstate(divide="ignore", invalid="ignore"):
             slope = 1 / np.mean(1 / slopes)
-            return {"bias_correction": [float(slope), float(slope * np.mean(intercepts / slopes))]}
+            return {**width, "bias_correction": [float(slope), float(slope * np.mean(intercepts / slopes))]}
 
     @staticmethod
     def units(state):
         return state["mean"], state["scale"]
+
+
+def _has_limits(results):
+    """Whether all rows have `low` and `high`."""
+    return all(name in row for row in results.rows for name in ("low", "high"))
+
+
+def _covered(results):
+    """(n,) 1 where the target lies in its interval, and 0."""
+    targets, low, high = results.arrays("target", "low", "high")
+    return ((low <= targets) & (targets <= high)).astype(float)

@@ -60,9 +60,13 @@ class TwoClasses:
 
     @staticmethod
     def decided_together(tasks, probabilities):
-        """The row of a case: the mean of the networks' probabilities, decided at the mean of their thresholds."""
+        """The row of a case: the mean of the networks' probabilities, decided at the mean of their thresholds.
+
+        Of several networks `probability_sd` is the standard deviation between them: where they disagree.
+        """
         probability, threshold = float(np.mean(probabilities)), np.mean([task.state["threshold"] for task in tasks])
-        return {"probability": probability, "decision": int(probability >= threshold)}
+        spread = {"probability_sd": float(np.std(probabilities, ddof=1))} if len(tasks) > 1 else {}
+        return {"probability": probability, "decision": int(probability >= threshold), **spread}
 
     def choose_threshold(self, results):
         """Put the decision threshold that is best on these cases into `state`."""

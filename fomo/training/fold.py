@@ -6,11 +6,11 @@ import os
 
 import torch
 
-from .. import checkpoint, inference, kinds, nets, tasks
+from .. import checkpoint, kinds, nets, tasks
 from ..config import UserError
 from ..data import listing
 from ..runtime import dist, seeds
-from . import optimization, tracking
+from . import optimization, tracking, views
 from .evaluate import evaluate
 from .head import start_head
 from .loop import fit
@@ -27,16 +27,18 @@ def train_fold(config, parts, fold, log, progress=None):
     return task, *_calibrated(config, task, network, parts["val"], fold, log)
 
 
-def train_on_all(config, cases, merged, fold, log):
+def train_on_all(config, cases, merged, chosen, fold, log):
     """Train for all epochs on all prepared cases, none of which is held back; the last epoch is best.pt of `fold`.
 
-    merged: {key: value} of the task's state in the place of what would be fitted on validation cases.
+    merged: {key: value} of the task's state in the place of what would be fitted on validation cases; chosen: its
+        views, likewise.
     """
     task, _ = _trained(config, {"train": cases, "val": []}, fold, log)
     own = {name: task.state[name] for name in task.training_state}
 
     def finish():
-        checkpoint.save(fold.best, {**checkpoint.load(fold.best), "task": {**merged, **own}, "calibrated": True})
+        fitted = {"task": {**merged, **own}, "calibrated": True, "views": chosen}
+        checkpoint.save(fold.best, {**checkpoint.load(fold.best), **fitted})
 
     dist.on_main(finish)
 
@@ -80,7 +82,7 @@ def load_fold(config, parts, fold, log):
     checkpoint.warn_of_known({case.subject for case in parts["test"]}, best["subjects"], path, log)
     loaded = checkpoint.LoadReport(tuple(best["model"]), (), (), (), (), family="fomo", part="")
     log("weights", **loaded.said(), path=path)
-    return task, _mirrored(config, network), best
+    return task, views.of_checkpoint(config, network, best, path), best
 
 
 def with_patch_that_fits(config, cases):
@@ -114,17 +116,15 @@ def start_from(weights, task, network):
 
 def _calibrated(config, task, network, val_cases, fold, log):
     """(network to evaluate, best.pt): every kept checkpoint gets what the task fits on the validation cases."""
-    evaluated, kept = _mirrored(config, network), fold.kept(config.train.keep_best)
+    kept = fold.kept(config.train.keep_best)
     for path in reversed(dist.on_main(lambda: list(filter(os.path.exists, kept)))):  # best.pt last: it is tested
         best = checkpoint.load(path)
         network.load_state_dict(best["model"])
         task.state = best["task"]
+        chosen = views.choose(config, task, network, val_cases, log.bind(path=path))
+        evaluated = views.applied(network, chosen)
         for message in task.calibrate(lambda: evaluate(config, task, evaluated, val_cases)):
             log.warn(message, path=path)
-        content = {**best, "task": task.state, "calibrated": True}
+        content = {**best, "task": task.state, "calibrated": True, "views": chosen}
         dist.on_main(lambda: checkpoint.save(path, content))
     return evaluated, best
-
-
-def _mirrored(config, network):
-    return inference.Mirrored(network, config.eval.mirror_axes) if config.eval.mirror_axes else network

@@ -49,7 +49,7 @@ def _table(run):
     return page.table(columns, rows, f"Each target in its own unit, of {len(run.rows)} cases")
 
 
-def _pictures(run, listed):
+def _pictures(run):
     parts = [_table(run)]
     for title, name in zip(run.config.task.targets, run.task.names):
         parts += [tag("h3", title), page.grid(figures_of(results_of(run.results, name), title, f"unit of {title}"))]

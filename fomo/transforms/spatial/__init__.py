@@ -36,6 +36,11 @@ def draw(transforms, generator, parameters, grid, hit):
         drawn = transform.draw(generator, parameters[name], grid, hit)
         if drawn is not None:
             move = transform.apply(move, drawn)
+    return plan_of(move, grid)
+
+
+def plan_of(move, grid):
+    """The plan of a Move, as of `draw`; None where it moves nothing."""
     inverse = np.linalg.inv(move.matrix) * grid.unit / grid.unit[:, None]
     if move.elastic is None and not move.shift.any() and np.array_equal(inverse, np.eye(3)):
         return None
