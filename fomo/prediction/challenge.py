@@ -11,7 +11,6 @@ from . import members, single
 
 np = lazy.Module("numpy")
 nibabel = lazy.Module("nibabel")
-embeddings = lazy.Module(".embeddings", __package__)
 
 # names of one sequence: the challenge's files, its two editions and its containers do not agree on them
 SPELLINGS = (("dwi_b1000", "dwi"), ("t1", "t1w"), ("t2", "t2w"))
@@ -64,21 +63,21 @@ def predict(
 
 def embed(path, output, place, log, device=None, begun=None):
     """Write the vector of the scan `path` to the .npy file `output`, by the checkpoint that `place` stands for."""
+    from . import embeddings  # torch, which a wrong argument does not wait for
+
     begun = time.perf_counter() if begun is None else begun
-    embedder = _embedder(place, members.choose_device(device))
+    embedder = embeddings.load_embedder(members.find_checkpoint(place), members.choose_device(device), FEATURES)
     numbers = embeddings.embed_to_file(embedder, path, output, log)
     log("predict", output=output, numbers=numbers, seconds=time.perf_counter() - begun)
 
 
-def _embedder(place, device):
-    return embeddings.load_embedder(members.find_checkpoint(place), device, FEATURES)
-
-
 def check_checkpoints(place, task):
     """Raise UserError where the checkpoints of a container cannot answer its task; for its definition file."""
+    from . import embeddings
+
     device = members.choose_device("cpu")
     if task in EMBEDDED:
-        _embedder(place, device)
+        embeddings.load_embedder(members.find_checkpoint(place), device, FEATURES)
     else:
         _fitting(task, members.load_members(members.find_checkpoints(place), device))
 
