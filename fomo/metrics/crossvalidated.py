@@ -232,8 +232,12 @@ def _model(metric, data, folds, subject, bounds, chance):
     if metric is regression.r2:
         scale = np.abs(1 - regression.r2(*data)) / count
         return _Model(-np.inf, 1, lambda r: scale * (1 - r), 0.0, 5 if scale else 0, count)
-    if metric in (regression.mae, regression.mse, regression.rmse):
-        bounds = (0, np.inf)
+    errors = metric in (regression.mae, regression.mse, regression.rmse)
+    return _model_of_means(metric, data, (0, np.inf) if errors else bounds, chance, count)
+
+
+def _model_of_means(metric, data, bounds, chance, count):
+    """The _Model of a mean over cases, as of shares, errors and distances."""
     if metric is np.mean and bounds is None:
         least, most = np.min(data[0]), np.max(data[0])
         bounds = (0 if least >= 0 else -np.inf, 1 if least >= 0 and most <= 1 else np.inf)

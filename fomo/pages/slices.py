@@ -30,11 +30,9 @@ def viewer(image, background, masks, spacing_mm, channels, radiological, tile, c
     found = []
     for name, axis in PLANES:
         across = [other for other in range(3) if other != axis]
-        extent = [images[0].shape[other] * spacing_mm[other] for other in across]
         if min(images[0].shape[other] for other in across) < 2:
             continue
-        longest = min(tile, 2 * max(images[0].shape[other] for other in across))
-        size = [max(1, round(longest * mm / max(extent))) for mm in extent]
+        size = _size(images[0].shape, spacing_mm, across, tile)
         places, first = _places(images[0].shape[axis], count, None if shown is None else shown.sum(tuple(across)))
         flip = bool(axis and radiological)
         rows = [
@@ -47,6 +45,13 @@ def viewer(image, background, masks, spacing_mm, channels, radiological, tile, c
         )
         found.append(_frame(name, sprite, outlines, size, places, first, channels, sides(axis, radiological)))
     return tag("div", found, class_="views")
+
+
+def _size(shape, spacing_mm, across, tile):
+    """[pixels, pixels] of a slice along the axes `across`, in true proportions."""
+    extent = [shape[axis] * spacing_mm[axis] for axis in across]
+    longest = min(tile, 2 * max(shape[axis] for axis in across))
+    return [max(1, round(longest * mm / max(extent))) for mm in extent]
 
 
 def _greys(channel, background):

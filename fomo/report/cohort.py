@@ -23,16 +23,18 @@ def cohort(run):
     columns = ["", "cases", "subjects", *titles, *["voxels (mm)"] * bool(sizes), *["missing channels"] * bool(missing)]
     rows = []
     for name, ids in parts:
-        ids = [id for id in ids if id in facts]
-        if ids:
+        if ids := [id for id in ids if id in facts]:
             row = [name, len(ids), len({facts[id].get("subject") for id in ids}), *describe([facts[id] for id in ids])]
             row += [_sizes_in_words([sizes[id] for id in ids if id in sizes])] * bool(sizes)
-            lacking = collections.Counter(text for id in ids for text in missing.get(id, "").split(", ") if text)
-            row += [", ".join(f"{text}: {count}" for text, count in lacking.items())] * bool(missing)
-            rows.append(row)
+            rows.append(row + [_lacking_in_words(missing, ids)] * bool(missing))
     if not rows:
         return None
     return page.table(columns, rows, "The cases; voxels are those of the files, before they are resampled")
+
+
+def _lacking_in_words(missing, ids):
+    lacking = collections.Counter(text for id in ids for text in missing.get(id, "").split(", ") if text)
+    return ", ".join(f"{text}: {count}" for text, count in lacking.items())
 
 
 def _labels(run):

@@ -30,13 +30,8 @@ def aggregate(config, folder, log):
     aggregated = [_aggregated(name, pooled[name], intervals.get(name), fold_rows, count) for name in pooled]
     by_id = tasks.Results(*(sorted(part, key=lambda row: row["id"]) for part in results))
     folder.write_results(by_id, task.tables(by_id))
-    classes = task.class_names(recorded["cases"])
-    summary = {"name": config.name, "task": config.task.type}
-    summary["finished"] = datetime.datetime.now().isoformat(timespec="seconds")
-    summary |= {"folds_done": numbers, "folds": len(splits), "cases": count, "headline": task.select}
-    within = task.select + metrics.WITHIN
-    summary |= {"headline_within": within} if within in intervals and not intervals[within].reason else {}
-    summary |= {"classes": classes} if classes else {}
+    of_folds = {"folds_done": numbers, "folds": len(splits), "cases": count}
+    summary = _summary(config, task, of_folds, intervals, task.class_names(recorded["cases"]))
     summary["metrics"] = {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated}
     folder.write_scores(fold_rows, aggregated, summary)
     shown = {}
@@ -45,6 +40,15 @@ def aggregate(config, folder, log):
         if name in intervals and not intervals[name].reason:
             shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
     log("cv", folds=len(finished), of=len(splits), cases=count, **shown)
+
+
+def _summary(config, task, of_folds, intervals, classes):
+    """What summary.json says besides the metrics."""
+    finished = datetime.datetime.now().isoformat(timespec="seconds")
+    summary = {"name": config.name, "task": config.task.type, "finished": finished, **of_folds, "headline": task.select}
+    within = task.select + metrics.WITHIN
+    summary |= {"headline_within": within} if within in intervals and not intervals[within].reason else {}
+    return summary | ({"classes": classes} if classes else {})
 
 
 def _read(fold, part, splits):
