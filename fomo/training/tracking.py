@@ -128,7 +128,9 @@ class _Wandb:
         run = self._once.run or f"{config.name}-{fold.number}-{time.time_ns()}"
         self._once.begin(run)
         named = {"project": _PROJECT, "group": config.name, "name": f"{config.name} fold {fold.number}"}
-        self._run = wandb.init(**named, id=run, resume="allow", mode="offline", dir=folder, config=to_dict(config))
+        quiet = {"silent": True, "console": "off"}  # the terminal is the log's
+        options = {"id": run, "resume": "allow", "mode": "offline", "dir": folder, "settings": quiet}
+        self._run = wandb.init(**named, **options, config=to_dict(config))
         for event in first:  # not over calls of log(), which two kinds of lines share
             self._run.define_metric(f"{event}/at")
             self._run.define_metric(f"{event}/*", step_metric=f"{event}/at")
