@@ -6,6 +6,7 @@ All of them write below the fold's folder and need no network. Their packages ar
 
 import contextlib
 import importlib
+import math
 import os
 import pathlib
 import time
@@ -176,7 +177,10 @@ class _Mlflow:
 
 
 class _Clearml:
-    """ClearML, offline: a session for each start, which Task.import_offline_session uploads."""
+    """ClearML, offline: a session for each start, which Task.import_offline_session uploads.
+
+    It would make 0 of an undefined number: such ones are left out.
+    """
 
     def __init__(self, config, fold, first):
         folder = os.path.abspath(fold.tracked("clearml"))
@@ -197,7 +201,8 @@ class _Clearml:
     def write(self, event, at, numbers):
         if self._once.takes(event, at):
             for name, value in numbers.items():
-                self._logger.report_scalar(title=name, series=event, value=value, iteration=at)
+                if math.isfinite(value):
+                    self._logger.report_scalar(title=name, series=event, value=value, iteration=at)
 
     def close(self):
         self._task.close()
