@@ -127,6 +127,8 @@ def test_the_other_convention_is_an_option(tmp_path):
     fill_cache(folder, record(folder, "class"), 4, False)
     text = read(report.write(folder))
     assert "neurological convention" in text and '<s class="left">L</s><s class="right">R</s>' in text
+    again = read(report.write(folder, radiological=True))
+    assert "radiological convention" in again and '<s class="left">R</s><s class="right">L</s>' in again
     assert not re.search(r"\bnan\b", Page(text).text)  # no interval was computed
 
 

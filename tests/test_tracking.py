@@ -1,5 +1,6 @@
 """A tracker holds each number of the log once, however often the run was stopped, and needs no network."""
 
+import math
 import os
 import re
 import signal
@@ -201,6 +202,17 @@ def test_each_fold_has_a_run_of_its_own(tmp_path, tiny_config, fakes, tracker):
     folds = [tmp_path / "runs" / "run" / f"fold_{number}" / tracker / "sent.json" for number in (1, 2)]
     assert [files.read_json(path)["epoch"] for path in folds] == [1, 1] and len(fakes.opened) == fakes.closed == 2
     assert len([one for one in fakes.sent if one[1] == "train_loss"]) == 2
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow", "clearml"])
+def test_an_undefined_number_is_never_a_number(tmp_path, fakes, tracker):
+    with tracking.sink(config_with(tmp_path, tracker), FoldFolder(tmp_path, 1)) as sink:
+        sink("epoch", {"fold": 1, "epoch": 1, "step": 3, "val_loss": 0.5, "val_auroc": float("nan"), "best": True})
+        sink("checkpoint", {"epoch": 1, "path": "best.pt"})
+    sent = {name: value for _, name, _, value in fakes.sent}
+    assert sent.pop("val_loss") == 0.5 and sent.pop("best") == 1
+    undefined = sent.pop("val_auroc", math.nan)  # ClearML would make 0 of it: it does not get it
+    assert math.isnan(undefined) and not sent
 
 
 def test_a_run_that_is_killed_and_continued(tmp_path, tiny_config):

@@ -17,9 +17,12 @@ from fomo.runtime.log import Log
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
-    log = Log()
-    for folder in parser.parse_args(arguments).runs:
-        log("report", path=report.write(folder))
+    what = "the patient's right is on the left (radiological) or on the right of the pictures (default: as in the run)"
+    parser.add_argument("--convention", choices=("radiological", "neurological"), help=what)
+    given, log = parser.parse_args(arguments), Log()
+    radiological = None if given.convention is None else given.convention == "radiological"
+    for folder in given.runs:
+        log("report", path=report.write(folder, radiological))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@
 - what is shown of a task's cases: tasks/views
 """
 
+import dataclasses
+
 from ..pages import page
 from ..run_folder import RunFolder
 from . import parts, run
@@ -21,9 +23,14 @@ from .stress_page import write_stress
 __all__ = ["compare", "comparison_text", "write", "write_comparison", "write_probe", "write_scoreboard", "write_stress"]
 
 
-def write(folder):
+def write(folder, radiological=None):
     """Write the report in a run folder, whether the run is finished or not; returns its path.
 
-    Its images are read from the cache. Raises UserError for a folder that holds no run.
+    radiological: in place of eval.radiological of the run. Its images are read from the cache. Raises UserError for a
+    folder that holds no run.
     """
-    return page.save(RunFolder(folder).report_path, parts.of_run(run.Run(folder)))
+    found = run.Run(folder)
+    if radiological is not None:
+        own = dataclasses.replace(found.config.eval, radiological=radiological)
+        found.config = dataclasses.replace(found.config, eval=own)
+    return page.save(RunFolder(folder).report_path, parts.of_run(found))

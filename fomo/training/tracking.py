@@ -6,6 +6,7 @@ All of them write below the fold's folder and need no network. Their packages ar
 
 import contextlib
 import importlib
+import math
 import os
 import pathlib
 import time
@@ -128,7 +129,9 @@ class _Wandb:
         run = self._once.run or f"{config.name}-{fold.number}-{time.time_ns()}"
         self._once.begin(run)
         named = {"project": _PROJECT, "group": config.name, "name": f"{config.name} fold {fold.number}"}
-        self._run = wandb.init(**named, id=run, resume="allow", mode="offline", dir=folder, config=to_dict(config))
+        quiet = {"silent": True, "console": "off"}  # the terminal is the log's
+        options = {"id": run, "resume": "allow", "mode": "offline", "dir": folder, "settings": quiet}
+        self._run = wandb.init(**named, **options, config=to_dict(config))
         for event in first:  # not over calls of log(), which two kinds of lines share
             self._run.define_metric(f"{event}/at")
             self._run.define_metric(f"{event}/*", step_metric=f"{event}/at")
@@ -174,7 +177,10 @@ class _Mlflow:
 
 
 class _Clearml:
-    """ClearML, offline: a session for each start, which Task.import_offline_session uploads."""
+    """ClearML, offline: a session for each start, which Task.import_offline_session uploads.
+
+    It would make 0 of an undefined number: such ones are left out.
+    """
 
     def __init__(self, config, fold, first):
         folder = os.path.abspath(fold.tracked("clearml"))
@@ -195,7 +201,8 @@ class _Clearml:
     def write(self, event, at, numbers):
         if self._once.takes(event, at):
             for name, value in numbers.items():
-                self._logger.report_scalar(title=name, series=event, value=value, iteration=at)
+                if math.isfinite(value):
+                    self._logger.report_scalar(title=name, series=event, value=value, iteration=at)
 
     def close(self):
         self._task.close()

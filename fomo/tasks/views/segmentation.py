@@ -97,8 +97,10 @@ def _case_pictures(run):
         where = f"the cache {run.config.data.cache} or the run's masks do not have {', '.join(gone)}"
         return [page.note(f"The images cannot be shown: {where}.")]
     lines = [(name, f"border-top:3px {style} {colour}") for name, colour, style in pictures.LEGEND]
+    _, alarms, _, _ = _by_case(run.rows)
+    few = f" Of the {alarms} false alarms the largest ones." if alarms > _ALARMS else ""
     what = "In each plane the slice with most of the reference, if that is empty of the prediction. "
-    parts = [page.legend(lines, "legend dark"), page.note(what + pictures.convention(radiological))]
+    parts = [page.legend(lines, "legend dark"), page.note(what + pictures.convention(radiological) + few)]
     for name, row, entry in entries:
         channel, found = planes(entry, _mask_path(run, row), row["id"], radiological)
         distance = f"HD95 {number(row['hd95'], 3)}" + (" mm" if math.isfinite(row["hd95"]) else "")
