@@ -34,12 +34,18 @@ def aggregate(config, folder, log):
     summary = _summary(config, task, of_folds, intervals, task.class_names(recorded["cases"]))
     summary["metrics"] = {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated}
     folder.write_scores(fold_rows, aggregated, summary)
+    shown = _with_limits([task.select, *intervals], pooled, intervals)
+    log("cv", folds=len(finished), of=len(splits), cases=count, **shown)
+
+
+def _with_limits(names, pooled, intervals):
+    """{name: value} of metrics and, where they have an interval, of its limits."""
     shown = {}
-    for name in dict.fromkeys([task.select, *intervals]):
+    for name in dict.fromkeys(names):
         shown[name] = pooled[name]
         if name in intervals and not intervals[name].reason:
             shown[f"{name}_low"], shown[f"{name}_high"] = intervals[name].low, intervals[name].high
-    log("cv", folds=len(finished), of=len(splits), cases=count, **shown)
+    return shown
 
 
 def _summary(config, task, of_folds, intervals, classes):
