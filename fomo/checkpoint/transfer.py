@@ -140,7 +140,7 @@ def _check(file, own, new, misshapen, unused, permitted, path):
         found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
         ratios = {len(file[name]) / len(own[name]) for name in misshapen if file[name].ndim == 1}
         same_names = not problems["missing"] and not problems["unexpected"]
-        if len(ratios) == 1 and same_names and 2 * len(problems["misshapen"]) > len(own):
+        if len(ratios) == 1 and same_names and 3 * len(problems["misshapen"]) > len(own):
             wanted = "set model.width to so many times what it is now"
             raise UserError(f"{path}: weights of a network {ratios.pop():.3g} times as wide as this one: {wanted}")
         raise UserError(f"{path}: weights of another network: {found}. Check model.name, model.width and task.type")
