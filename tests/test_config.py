@@ -360,3 +360,8 @@ def test_what_a_key_is_for_names_keys_and_values():
             assert set(wanted.split("|")) < set(known) if known else wanted in plain, f"{name}: {condition}"
     for kind in (*tasks.TASKS.values(), *sources.SOURCES.values()):
         assert {*kind.keys, *kind.options} <= set(values), kind
+
+
+def test_a_key_of_older_checkpoints_is_understood():
+    for old, tracker in ((True, "tensorboard"), (False, "none")):
+        assert config.from_dict({"tensorboard": old, "name": "old"}, "old.pt").tracker == tracker

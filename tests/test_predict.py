@@ -295,10 +295,23 @@ def test_what_would_be_ignored_is_refused(trained, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             tool("predict", *places, *options, "--output", tmp_path / "out")
-    for options in (["--id", "x", "--cases", "t.csv"], ["--ids", "x", *both]):
+    for options in (
+        ["--id", "x", "--cases", "t.csv"],
+        ["--ids", "x", *both],
+        [],
+        ["--root", "x", *both],
+        ["--source", "fomo3"],
+    ):
         with pytest.raises(SystemExit, match="2"):
             tool("predict", best, *options, "--output", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_has_the_layout_of_the_training_where_none_is_named(trained, scans, tmp_path):
+    id = files.read_csv(trained("regression") / "fold_1" / "predictions.csv")[0]["id"]
+    best = trained("regression") / "fold_1" / "best.pt"  # trained on phantoms, which can be made anywhere
+    tool("predict", best, "--root", scans("regression").parent, "--ids", id, "--output", tmp_path / "out")
+    assert [row["id"] for row in files.read_csv(tmp_path / "out" / "predictions.csv")] == [id]
 
 
 def test_sources_that_list_a_folder_of_volumes_can_be_named(capsys):

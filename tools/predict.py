@@ -1,5 +1,6 @@
 """Predict new cases with one or more checkpoints, averaged; answers lie in the space of the input files.
 
+  python tools/predict.py runs/task1 --root data/new --output answers                        as the training's own data
   python tools/predict.py runs/task1 --source fomo1 --root data/new --output answers
   python tools/predict.py runs/task2/final --cases table.csv --output answers --probabilities
   python tools/predict.py runs/task3/fold_1/best.pt --input t1=a.nii.gz t2=b.nii.gz --id a --output answers
@@ -24,6 +25,8 @@ from fomo.prediction.folder import PredictionFolder
 from fomo.prediction.members import choose_device, find_checkpoints, load_members
 from fomo.runtime.log import Log
 
+LAYOUTS = [name for name, source in SOURCES.items() if source.geometry and source.reads_root]
+
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,11 +39,10 @@ def main(arguments):
     parser.add_argument(
         "--folds", nargs="+", type=int, default=(), metavar="K", help="these folds of a run folder only"
     )
-    which = parser.add_mutually_exclusive_group(required=True)
+    which = parser.add_mutually_exclusive_group()
     which.add_argument("--input", nargs="+", metavar="CHANNEL=PATH", help="one case")
     which.add_argument("--cases", metavar="TABLE.csv", help="columns: the ids, as in training or id, and the channels")
-    layouts = [name for name, source in SOURCES.items() if source.geometry and source.reads_root]
-    which.add_argument("--source", choices=layouts, help="a data set in this layout, see --root")
+    which.add_argument("--source", choices=LAYOUTS, help="layout of --root; default: the one of the training")
     which.add_argument(
         "--slices", metavar="PLACE", help="networks of slices: a table splits/*_slices.csv, or a folder of .npy slices"
     )
@@ -50,7 +52,7 @@ def main(arguments):
         metavar="PATH",
         help="networks of slices: CT volumes, or folders of them; slices are taken in memory",
     )
-    parser.add_argument("--root", help="folder of the data set (--source)")
+    parser.add_argument("--root", help="folder of a data set")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="these cases only")
     parser.add_argument("--id", help="name of the case (--input); default: the first channel's file name")
     parser.add_argument("--output", required=True, help="folder: predictions.csv, masks/, log.txt")
@@ -68,12 +70,16 @@ def main(arguments):
     parser.add_argument("--overwrite", action="store_true", help="predict cases again that are in --output already")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: the first GPU, else the CPU")
     options = parser.parse_args(arguments)
-    if bool(options.source) != bool(options.root):
-        parser.error("--source and --root go together")
+    others = [f"--{name}" for name in ("input", "cases", "slices", "volumes") if getattr(options, name)]
+    if options.source and not options.root:
+        parser.error("--source goes with --root")
+    if len(others) + bool(options.root) != 1:
+        got = " ".join([*others, *["--root"] * bool(options.root)]) or "none"
+        parser.error(f"got {got}, wanted one of --input, --cases, --root, --slices, --volumes")
     if options.id is not None and not options.input:
         parser.error("--id goes with --input")
-    if options.ids and not (options.cases or options.source):
-        parser.error("--ids goes with --cases or --source")
+    if options.ids and not (options.cases or options.root):
+        parser.error("--ids goes with --cases or --root")
 
     paths = [path for place in options.checkpoints for path in find_checkpoints(place, options.folds)]
     members = load_members(paths, choose_device(options.device), options.mirror)
@@ -114,7 +120,11 @@ def _cases(config, options):
     if options.cases:
         listed = inputs.cases_from_table(options.cases, config.data)
     else:
-        listed = inputs.cases_from_source(config, options.source, options.root)
+        source = options.source or config.data.source
+        if source not in LAYOUTS:
+            wanted = f"--source {'|'.join(LAYOUTS)} beside it, or --cases"
+            raise UserError(f"--root: got a checkpoint of data.source={source}, which has no folder, wanted {wanted}")
+        listed = inputs.cases_from_source(config, source, options.root)
     if options.ids:
         unknown = sorted(set(options.ids) - {case.id for case in listed})
         if unknown:

@@ -173,6 +173,10 @@ def map_leaves(tree, function):
     return {k: map_leaves(v, function) if isinstance(v, dict) else function(v) for k, v in tree.items()}
 
 
+# keys of older runs and checkpoints: {dotted key: function of its value that gives {field: value}}
+_FORMER = {"tensorboard": lambda value: {"tracker": "tensorboard" if value in (True, "true") else "none"}}
+
+
 def build(cls, values, prefix, folder, where, choices):
     """The dataclass `cls` from a tree.
 
@@ -184,6 +188,9 @@ def build(cls, values, prefix, folder, where, choices):
     hints = typing.get_type_hints(cls)
     result = {}
     for name, value in values.items():
+        if prefix + name in _FORMER:
+            result |= _FORMER[prefix + name](value.value)
+            continue
         if name not in known:
             names = [key for key, _, _ in fields(Config())]
             alike = [key for key in names if key.split(".")[-1] == name.split(".")[-1]]
