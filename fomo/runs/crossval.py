@@ -146,7 +146,12 @@ def _announce(config, folder, log):
     code, device = code_version(), dist.device()
     check_ranks_agree(config, code)
     what = {"name": config.name, "task": config.task.type, "folder": folder.path}
-    where = {"ranks": dist.world_size(), "device": str(device), "amp": optimization.amp_of(config.train.amp, device)}
+    where = {
+        "ranks": dist.world_size(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "amp": optimization.amp_of(config.train.amp, device),
+    }
     where["augment_on"] = "gpu" if loader.augments_on_gpu(config) else "cpu"
     log("run", **what, **where, torch=torch.__version__, code=code, seed=config.seed)
     for message in optimization.doubts(device):
