@@ -65,6 +65,8 @@ def test_planted_classes_are_found_and_the_numbers_are_scikit_learns(tmp_path, c
     first = next(row for row in found["summary"] if (row["method"], row["metric"]) == ("heads", "auroc"))
     assert first["value"] == pytest.approx(value) and first["splits"] == 2
     assert first["mean"] == pytest.approx(np.mean([value for value, _, _ in scores_of(output)]))
+    assert first["sd"] == pytest.approx(np.std([value for value, _, _ in scores_of(output)], ddof=1))
+    assert not {"mean_low", "mean_high"} & set(first), "splits share their subjects: the mean has no interval of theirs"
     log = capsys.readouterr().out
     assert "probe method=heads seed=7" in log and "rate=" in log
     page = (output / "probe.html").read_text()

@@ -294,14 +294,18 @@ def _predictions(subjects, test, scores, missing):
 
 
 def _summary(scores, seeds):
-    """Of each method and metric the first split with its interval over subjects, and the mean over the splits."""
+    """Of each method and metric the first split with its interval over subjects, and mean and SD over the splits.
+
+    The mean has no interval: splits share their subjects, and Student's t over 5 of them left out chance in 13 to 27%
+    of 600 data sets without signal (100 subjects); Nadeau and Bengio's corrected one (2003) is wider than one split's.
+    """
     rows = []
     for method in METHODS:
         for name in fairness.METRICS:
             own = [row for row in scores if (row["method"], row["metric"]) == (method, name)]
-            over = metrics.t_interval([row["value"] for row in own])
+            over = metrics.summarize([row["value"] for row in own])
             first = {key: own[0][key] for key in ("value", "low", "high")}
-            splits = {"mean": over.value, "mean_low": over.low, "mean_high": over.high, "splits": len(seeds)}
+            splits = {"mean": over["mean"], "sd": over["std"], "splits": len(seeds)}
             rows.append({"method": method, "metric": name, **first, **splits})
     return rows
 
