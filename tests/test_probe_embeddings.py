@@ -33,7 +33,7 @@ def read(path):
 
 def probed(tmp_path, place, table, *more):
     output = tmp_path / "out"
-    tool("probe", place, "--table", table, "--target", "selected_cohort", "--output", output, *more)
+    tool("probe", place, "--table", table, "--target", "selected_cohort", "--output", output, "--overwrite", *more)
     return output
 
 
@@ -99,6 +99,9 @@ def test_subjects_are_split_by_class_and_never_apart(tmp_path):
         for part, of_class in (("train", 24), ("val", 6), ("test", 30)):
             assert np.bincount(subjects.labels[parts[part]]).tolist() == [of_class, of_class]
     assert any((probe.split(subjects, 42)["test"] != probe.split(subjects, 43)["test"]).tolist())
+    mixed = [{"id": f"s{i}", "subject": f"s{i // 2}", "t": "xy"[i % 2]} for i in range(40)]
+    with pytest.raises(UserError, match="class y: got 0 subjects.*subject s0 has cases of .* x, y.*--subject-column"):
+        probe.split(probe.read_subjects(write_table(tmp_path / "t.csv", mixed), "t"), 42)
     few = probe.read_subjects(write_table(tmp_path / "t.csv", rows[:10]), "t")
     with pytest.raises(UserError, match="class x: got 3 subjects, wanted 4 or more"):
         probe.split(few, 42)
@@ -173,3 +176,25 @@ def test_mistakes_are_one_line(tmp_path):
     np.save(place / "p3.npy", np.zeros(7, np.float32))
     with pytest.raises(UserError, match="7 numbers of p3"):
         probed(tmp_path, place, table)
+
+
+def test_a_probe_of_other_inputs_is_not_replaced(tmp_path):
+    place, table = embeddings(tmp_path, 0.6, n=60)
+    arguments = "probe", place, "--table", table, "--output", tmp_path / "out", "--seeds", 42, "--bootstrap", 20
+    tool(*arguments, "--target", "selected_cohort", "--groups", "sex")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    tool(*arguments, "--target", "selected_cohort", "--groups", "sex")
+    for more, said in (
+        (("--target", "sex"), "holds a probe of target=selected_cohort, got target=sex: wanted another --output"),
+        (("--target", "selected_cohort"), "got groups="),
+    ):
+        with pytest.raises(UserError, match=said):
+            tool(*arguments, *more)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with open(table, "a") as file:
+        file.write("p99,a,F,30\n")
+    with pytest.raises(UserError, match="holds a probe of table=subjects.csv"):
+        tool(*arguments, "--target", "selected_cohort", "--groups", "sex")
+    tool(*arguments, "--target", "sex", "--overwrite")
+    assert json.loads((tmp_path / "out" / "probe.json").read_text())["inputs"]["target"] == "sex"
+    assert not (tmp_path / "out" / "fairness.csv").exists(), "of the probe that was replaced"

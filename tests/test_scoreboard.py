@@ -156,17 +156,26 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
     log = capsys.readouterr().out
     assert log.count("finished=true") == 4 and "kept=30" in log
     assert json.loads((output / "scoreboard.json").read_text()) == found
-    with pytest.raises(scoreboard.TasksFailed, match="task1 of mae: .*another config .train.epochs.*3 more failed"):
-        tool("scoreboard", *arguments, "train.epochs=2")
+    before = {path: path.read_bytes() for path in output.glob("scoreboard.*")}
+    others = (
+        ([*arguments, "train.epochs=2"], "mae/task1 holds a run of another config .train.epochs"),
+        (arguments[:-1] + ["subject"], "mae/probe: holds a probe of subject=PatientID, got subject=subject"),
+        ([*arguments, "--features", "multistage"], "mae/embeddings: got features=multistage, and its vectors"),
+        (arguments[: arguments.index("--cases")], "scoreboard.json has task6, task7, too"),
+        ([text for text in arguments if text != configs[1]], "scoreboard.json has task3, too"),
+        (arguments[1:], "scoreboard.json has mae, too"),
+    )
+    for changed, said in others:
+        with pytest.raises(UserError, match=said):
+            tool("scoreboard", *changed)
     content = checkpoints.load(checkpoint)
     content["model"] = {
         key: value + 1 if value.is_floating_point() else value for key, value in content["model"].items()
     }
     checkpoints.save(checkpoint, content)
-    with pytest.raises(scoreboard.TasksFailed, match="task1 of mae: .*began from other weights.*2 more failed"):
+    with pytest.raises(UserError, match="mae/task1 began from other weights"):
         tool("scoreboard", *arguments)
-    missing = json.loads((output / "scoreboard.json").read_text())["missing"]
-    assert "and its vectors were made with" in next(row["why"] for row in missing if row["task"] == "embeddings")
+    assert before == {path: path.read_bytes() for path in output.glob("scoreboard.*")}, "nothing is lost"
 
 
 def test_a_task_that_fails_loses_no_other_and_the_same_command_tries_again(asked, tmp_path, capsys):
@@ -213,6 +222,15 @@ def test_names_and_mistakes(asked, tmp_path):
     assert names == ["mae", "mae_2", "random"]
     with pytest.raises(UserError, match="got the name task1 twice"):
         scoreboard.run([str(checkpoint)], [configs[0], configs[0]], str(tmp_path / "b"), Log(active=False))
+    wrong = (
+        ("cohort", ("age:60|x",), "t1", "wanted numbers that rise"),
+        ("cohorte", (), "t1", "did you mean 'cohort'"),
+    )
+    for target, groups, column, said in (*wrong, ("cohort", (), "T1", "wanted T1 with")):
+        probed = scoreboard.Probed(str(tmp_path / "heads" / "table.csv"), target, groups, column)
+        with pytest.raises(UserError, match=said):
+            scoreboard.run([str(checkpoint)], configs, str(tmp_path / "b"), Log(active=False), (), probed)
+    assert not (tmp_path / "b").exists(), "what cannot end is not begun"
     with pytest.raises(UserError, match="no such file"):
         scoreboard.contestants([str(tmp_path / "none.pt")])
 

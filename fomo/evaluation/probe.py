@@ -161,13 +161,24 @@ def split(subjects, seed):
         members = np.flatnonzero(of_class == number)
         if len(members) < 4:
             wanted = "wanted 4 or more: two to train on, one to choose by and one to test"
-            raise UserError(f"class {name}: got {len(members)} subjects, {wanted}")
+            raise UserError(f"class {name}: got {len(members)} subjects, {wanted}{_several_classes(subjects)}")
         order = np.random.default_rng([seed, number]).permutation(members)
         train, val = (max(least, round(share * len(members))) for least, share in zip((2, 1), _PARTS))
         part_of[order] = "test"
         part_of[order[: train + val]] = "val"
         part_of[order[:train]] = "train"
     return {part: np.flatnonzero(part_of[subject] == part) for part in ("train", "val", "test")}
+
+
+def _several_classes(subjects):
+    """To end an error with: whose cases have several classes, of which only the first one's counts."""
+    names, inverse = np.unique(subjects.subjects, return_inverse=True)
+    for number, name in enumerate(names):
+        if len(own := np.unique(subjects.labels[inverse == number])) > 1:
+            of = ", ".join(subjects.classes[label] for label in own[:5]) + (", ..." if len(own) > 5 else "")
+            said = f"subject {name} has cases of the classes {of}, and counts as the first one's"
+            return f"; {said} (is --subject-column the right one?)"
+    return ""
 
 
 def worst(labels, classes):
@@ -310,14 +321,38 @@ def _summary(scores, seeds):
     return rows
 
 
-def write(found, output, title):
-    """probe.json, the CSVs of the rows and probe.html in a folder; returns the path of the page."""
+def inputs(embeddings, output, table, target, groups=(), id_column=None, subject_column="subject", seeds=SEEDS):
+    """{name: value} of what a probe in the folder `output` is made of; paths as they lie from there."""
+    with as_user_error(f"cannot read {table}", OSError):
+        of_table = f"{os.path.basename(table)} (sha256 {files.sha256(table)[:12]})"
+    asked = {"target": target, "groups": list(groups), "table": of_table}
+    place = os.path.relpath(os.path.abspath(embeddings), os.path.abspath(output))
+    return {**asked, "embeddings": place, "id": id_column, "subject": subject_column, "seeds": list(seeds)}
+
+
+def refuse_another(output, given, remedy):
+    """Raise UserError where a folder holds the probe of other `inputs` than the given ones; remedy: what to do."""
+    path = os.path.join(output, "probe.json")
+    if not os.path.exists(path):
+        return
+    there = files.read_json(path).get("inputs") or {}
+    for name, value in given.items():
+        if there.get(name) != value:
+            old = f"{name}={there[name]}" if name in there else "what it does not say"
+            raise UserError(f"{output}: holds a probe of {old}, got {name}={value}: {remedy}")
+
+
+def write(found, output, title, given):
+    """probe.json, the CSVs of the rows and probe.html in a folder; returns the path of the page. given: its `inputs`"""
     with as_user_error(f"cannot write to {output}"):
         os.makedirs(output, exist_ok=True)
         tables = {"probe": found.scores, "fairness": found.fairness, "predictions": found.predictions}
         for name, rows in tables.items():
+            path = os.path.join(output, f"{name}.csv")
             if rows:
-                files.write_csv(os.path.join(output, f"{name}.csv"), rows)
-        content = {"title": title, **found.facts, "summary": found.summary, "fairness": found.fairness}
+                files.write_csv(path, rows)
+            elif os.path.exists(path):  # of the probe that is replaced
+                os.remove(path)
+        content = {"title": title, "inputs": given, **found.facts, "summary": found.summary, "fairness": found.fairness}
         files.write_json(os.path.join(output, "probe.json"), content)
     return report.write_probe(found, METHODS, os.path.join(output, "probe.html"), title)

@@ -243,14 +243,20 @@ def refuse_failures(failures, folder):
         raise UserError(f"scan {id}: {message}{rest}; the others are in {folder}")
 
 
+def refuse_others(folder, about, remedy):
+    """Raise UserError where the vectors of a folder are of other facts than `about`, some of `Embedder.about`."""
+    path = os.path.join(folder, _RECORD)
+    there = files.read_json(path, *about) if os.path.exists(path) else about
+    for name, value in about.items():
+        if there[name] != value:
+            raise UserError(f"{folder}: got {name}={value}, and its vectors were made with {there[name]}: {remedy}")
+
+
 def _begin(embedder, folder, overwrite):
     """{id: key} of the vectors in a folder, which from now on is of this embedder."""
     path, about = os.path.join(folder, _RECORD), embedder.about()
-    if os.path.exists(path) and not overwrite:
-        for name, value in files.read_json(path, *about).items():
-            if value != about.get(name):
-                got = f"got {name}={about.get(name)}, and its vectors were made with {value}"
-                raise UserError(f"{folder}: {got}: wanted another folder, or --overwrite")
+    if not overwrite:
+        refuse_others(folder, about, "wanted another folder, or --overwrite")
     if overwrite and os.path.exists(os.path.join(folder, _DONE)):
         os.remove(os.path.join(folder, _DONE))
     files.write_json(path, about)
