@@ -198,3 +198,35 @@ def test_a_probe_of_other_inputs_is_not_replaced(tmp_path):
     tool(*arguments, "--target", "sex", "--overwrite")
     assert json.loads((tmp_path / "out" / "probe.json").read_text())["inputs"]["target"] == "sex"
     assert not (tmp_path / "out" / "fairness.csv").exists(), "of the probe that was replaced"
+
+
+def test_groups_that_say_little_are_named_before_the_fairness_score(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [{"id": f"p{i}", "t": "ab"[i % 2], "age": 20 + i / 2, "site": "only", "sex": "fm"[i % 2]} for i in range(80)]
+    for i, row in enumerate(rows):
+        row["rare"] = "x" if i < 4 else "" if i < 10 else "y"
+    table = write_table(tmp_path / "t.csv", rows)
+    subjects = probe.read_subjects(table, "t", ("age", "site", "sex", "rare"))
+    test = probe.split(subjects, 42)["test"]
+    found = probe.run(rng.normal(size=(80, 4)), subjects, (42,), 20)
+    tested = [rows[i]["rare"] for i in test]
+    wanted = (
+        "age: 80 groups of a number without edges: did you mean age:29.9|39.8|49.6?",
+        f"age: {len(test)} of {len(test)} groups have fewer than 5 tested subjects: ",
+        "site: one group (only) is tested, so it has no disparity",
+        "sex: 2 of 2 groups have tested subjects of one class only, and no AUROC: f (20), m (20)",
+        f"rare: {tested.count('')} of 40 tested subjects have no value",
+        f"rare: 1 of 2 groups have fewer than 5 tested subjects: x ({tested.count('x')})",
+    )
+    for said in wanted:
+        assert any(text.startswith(said) for text in found.facts["doubts"]), (said, found.facts["doubts"])
+    np.save(tmp_path / "e.npy", rng.normal(size=(80, 4)))
+    arguments = "probe", tmp_path / "e.npy", "--table", table, "--target", "t", "--seeds", 42, "--bootstrap", 20
+    tool(*arguments, "--groups", "site", "--output", tmp_path / "site")
+    log, page = capsys.readouterr().out, (tmp_path / "site" / "probe.html").read_text()
+    said = "the fairness score by AUROC and that by F1 are undefined: no variable has two tested groups"
+    assert said in log and log.index(said) < log.index("kind=fairness") and said in page
+    tool(*arguments, "--groups", "sex", "--output", tmp_path / "sex")
+    assert "the fairness score by AUROC is undefined" in (tmp_path / "sex" / "probe.html").read_text()
+    tool(*arguments, "--groups", "rare", "--output", tmp_path / "rare")
+    assert "is undefined" not in (tmp_path / "rare" / "probe.html").read_text() or tested.count("x") < 2

@@ -69,7 +69,8 @@ def without_figures(monkeypatch):
 @needs_figures
 def test_the_page_shows_intervals_and_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.undo()
-    found = board.Board(["a", "random"], {("random", "task3"): "no such folder"})
+    failed, paths = {("random", "task3"): "no such folder"}, {"a": "/x/a.pt", "random": None}
+    found = board.Board(["a", "random"], failed, paths)
     found._ranked = {"task1": challenge.TASKS[1], "task3": challenge.TASKS[3]}
     for name, task, metric, value in (("a", "task1", "auroc", 0.8), ("random", "task1", "auroc", 0.6)):
         found._add(name, task, metric, value, value - 0.1, value + 0.1, 20)
@@ -80,8 +81,15 @@ def test_the_page_shows_intervals_and_what_is_missing(tmp_path, monkeypatch):
     assert [row["overall"] for row in found.ranking] == [1, 2]
     text = open(found.write(str(tmp_path)), encoding="utf-8").read()
     assert text.count("<svg") == 3 and "task3 of random is missing, and has the last rank: no such folder" in text
+    assert "/<wbr>x/<wbr>a.pt" in text and "task3 by MAE and Pearson r" in text
     assert "0.7000 to 0.9000" in text and "Nothing can be compared" in text
-    assert files.read_csv(tmp_path / "scoreboard.csv")[0]["rank"] == "1.0"
+    assert files.read_csv(tmp_path / "scoreboard.csv")[0]["rank"] == "1.0" and "FOMO26 ranks masks" not in text
+    found = board.Board(["a"], {})
+    found._ranked = {"task2": challenge.TASKS[2]}
+    found._add("a", "task2", "dice", 0.5, 0.4, 0.6, 9)
+    found._add("a", "task2", "surface_dice", 0.5, 0.4, 0.6, 9)
+    found.finish()
+    assert "FOMO26 ranks masks by its own Dice and NSD instead" in open(found.write(str(tmp_path))).read()
 
 
 FAST = {"train": {"epochs": 1, "steps_per_epoch": 2}, "eval": {"bootstrap": 20}}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import metrics, report
-from ..config import UserError, as_user_error
+from ..config import UserError, as_user_error, listed
 from ..data import spreadsheet
 from ..metrics import fairness, heads, probe
 from ..runtime import files
@@ -22,6 +22,8 @@ SEEDS = (42, 43, 44, 45, 46)
 METHODS = {"heads": "linear heads (FOMO26)", "logistic": "logistic regression", "neighbours": "nearest neighbours"}
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # of the logistic regression's penalty
 _PARTS = (0.4, 0.1)  # to train on, to choose by
+_FEW = 5  # tested subjects, below which a group says little
+_MANY = 10  # groups of a number, above which it lacks edges
 _BLANK = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "?")
 
 
@@ -233,13 +235,16 @@ def run(features, subjects, seeds=SEEDS, resamples=1000, log=None):
     if log:
         log("data", **facts)
     if log and missing.any():
-        first = [id for id, gone in zip(subjects.ids, missing) if gone][:5]
-        log.warn("subjects have no embedding: tested ones get the worst answer", count=facts["missing"], ids=first)
+        ids = listed([id for id, gone in zip(subjects.ids, missing) if gone])
+        log.warn("subjects have no embedding: tested ones get the worst answer", count=facts["missing"], ids=ids)
     for place, seed in enumerate(seeds):
         test, of_methods = answers(features, subjects, seed)
         one_hot, whose = np.eye(facts["classes"], dtype=int)[subjects.labels[test]], subjects.subjects[test]
         if place == 0:
             found.predictions = _predictions(subjects, test, of_methods["heads"][0], missing)
+            found.facts["doubts"] = doubts(subjects, test)
+            for text in found.facts["doubts"] if log else ():
+                log.warn(text)
         for method, (scores, choice) in of_methods.items():
             line = {"method": method, "seed": seed, "tested": len(test), "missing": int(missing[test].sum())}
             rows = [_scored(line, name, one_hot, scores, whose, resamples, seed) for name in fairness.METRICS]
@@ -249,6 +254,39 @@ def run(features, subjects, seeds=SEEDS, resamples=1000, log=None):
             if place == 0:
                 _by_group(found, method, subjects, test, one_hot, scores, whose, resamples, seed, log)
     found.summary = _summary(found.scores, seeds)
+    return found
+
+
+def doubts(subjects, test):
+    """Texts: why the groups of the Subjects may say little of fairness; test: indices of the tested cases."""
+    found, whose, labels = [], subjects.subjects[test], subjects.labels[test]
+    pairs, defined = False, False
+    for variable, groups in subjects.groups.items():
+        of = groups._replace(codes=groups.codes[test])
+        members, numbers = of.members(), [spreadsheet.number(name) for name in groups.names]
+        if len(numbers) > _MANY and None not in numbers:
+            edges = "|".join(dict.fromkeys(f"{edge:.3g}" for edge in np.quantile(numbers, (0.25, 0.5, 0.75))))
+            said = f"{len(numbers)} groups of a number without edges: did you mean {variable}:{edges}?"
+            found.append(f"{variable}: {said}")
+        total, unknown = len(np.unique(whose)), len(np.unique(whose[of.codes < 0]))
+        if unknown:
+            found.append(f"{variable}: {unknown} of {total} tested subjects have no value, and are in no group")
+        if len(members) < 2:
+            got = f"one group ({next(iter(members))})" if members else "no group"
+            found.append(f"{variable}: {got} is tested, so it has no disparity, and is in no fairness score")
+        sizes = {name: len(np.unique(whose[own])) for name, own in members.items()}
+        few = [f"{name} ({count})" for name, count in sizes.items() if count < _FEW]
+        if few:
+            said = f"{len(few)} of {len(members)} groups have fewer than {_FEW} tested subjects"
+            found.append(f"{variable}: {said}: {listed(few)}")
+        single = [f"{name} ({sizes[name]})" for name, own in members.items() if len(np.unique(labels[own])) < 2]
+        if single:
+            said = f"{len(single)} of {len(members)} groups have tested subjects of one class only"
+            found.append(f"{variable}: {said}, and no AUROC: {listed(single)}")
+        pairs, defined = pairs or len(members) > 1, defined or len(members) - len(single) > 1
+    if subjects.groups and not defined:
+        which = "AUROC is" if pairs else "AUROC and that by F1 are"
+        found.append(f"the fairness score by {which} undefined: no variable has two tested groups with a value")
     return found
 
 

@@ -59,12 +59,7 @@ def _notes(found):
         notes.append(f"{facts['missing']} cases have no embedding: where they are tested they get the worst answer.")
     if facts["unlabelled"]:
         notes.append(f"{facts['unlabelled']} lines of the table have no class, and are left out.")
-    rows = [row for row in found.fairness if row["method"] == _CHALLENGE and row["kind"] == "group"]
-    for row in rows:
-        if math.isnan(row["value"]):
-            why = f"{row['cases']} cases, of one class"
-            notes.append(f"{label(row['metric'])} is undefined in {row['variable']} {row['group']} ({why}).")
-    return notes
+    return [*notes, *(f"{text}." for text in facts["doubts"])]
 
 
 def _metrics(found, methods):

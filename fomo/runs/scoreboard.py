@@ -148,7 +148,7 @@ def _board(entrants, asked, runs, probed, output, failed, log):
         except Exception as error:  # of whatever kind: the tasks that are done are shown
             failed[one.name, "embeddings"] = one_line(error)
             log.warn("task failed", checkpoint=one.name, task="embeddings", error=one_line(error))
-    board = Board([one.name for one in entrants], failed)
+    board = Board([one.name for one in entrants], failed, {one.name: one.path for one in entrants})
     for task, of_task in asked.items():
         board.add_runs(task, of_task.ranked, {name: place for (name, of), place in runs.items() if of == task})
     if probed is not None:
