@@ -50,13 +50,14 @@ def main(arguments):
     parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="time of the case (120)")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     options = parser.parse_args(arguments)
+    given = {name: getattr(options, name) for name in challenge.CHANNELS if getattr(options, name)}
+    challenge.check_arguments(options.task, given, options.input)
     if options.input:
         if len(options.checkpoints) != 1:
             parser.error("--input goes with one checkpoint")
         return challenge.embed(
             options.input, options.output, options.checkpoints[0], Log(), options.device, begun=BEGUN
         )
-    given = {name: getattr(options, name) for name in challenge.CHANNELS if getattr(options, name)}
     how = {"mirror": options.mirror, "corrected": options.corrected, "device": options.device}
     time_of = {"begun": BEGUN, "budget_s": options.budget}
     challenge.predict(given, options.output, options.checkpoints, Log(), options.task, **how, **time_of)
