@@ -172,7 +172,10 @@ def test_mistakes_are_one_line(tmp_path):
         assert said in str(error.value) and "\n" not in str(error.value)
     np.save(place / "p3.npy", np.full(24, np.inf, np.float32))
     arguments = "tools/probe.py", place, "--table", table, "--target", "selected_cohort"
-    one_line_error(run_command(*arguments), "p3.npy", "finite")
+    one_line_error(run_command(*arguments), "p3.npy: 24 numbers are infinite of 24, wanted finite ones")
+    np.save(place / "p3.npy", np.array([np.nan, *[0] * 23], np.float32))
+    with pytest.raises(UserError, match="p3.npy: 1 number is NaN of 24, wanted finite ones"):
+        probed(tmp_path, place, table)
     np.save(place / "p3.npy", np.zeros(7, np.float32))
     with pytest.raises(UserError, match="7 numbers of p3"):
         probed(tmp_path, place, table)

@@ -119,7 +119,7 @@ def read_embeddings(place, subjects):
         vectors = [_vector(os.path.join(place, f"{id}.npy")) for id in subjects.ids]
         lengths = {len(vector): id for vector, id in zip(vectors, subjects.ids) if vector is not None}
         if len(lengths) != 1:
-            got = ", ".join(f"{length} numbers of {id}" for length, id in sorted(lengths.items())) or "none of them"
+            got = listed(f"{length} numbers of {id}" for length, id in sorted(lengths.items())) or "none of them"
             raise UserError(f"{place}: wanted ID.npy of one length for the table's ids, got {got}")
         [length] = lengths
         return np.array([np.full(length, np.nan) if vector is None else vector for vector in vectors])
@@ -130,7 +130,8 @@ def read_embeddings(place, subjects):
     array = array[subjects.places].astype(float)
     broken = ~np.isfinite(array).all(1) & ~np.isnan(array).all(1)
     if broken.any():
-        raise UserError(f"{place}: the row of {subjects.ids[broken.argmax()]} has numbers that are not finite")
+        first = broken.argmax()
+        raise UserError(f"{place}: the row of {subjects.ids[first]}: {_not_finite(array[first])}")
     if np.isnan(array).all():
         raise UserError(f"{place}: got no embedding of the table's cases, wanted some")
     return array
@@ -150,9 +151,17 @@ def _vector(path):
     if not os.path.exists(path):
         return None
     vector = np.squeeze(_array(path)).astype(float)
-    if vector.ndim != 1 or not np.isfinite(vector).all():
-        raise UserError(f"{path}: got shape {vector.shape}, wanted one vector of finite numbers")
+    if vector.ndim != 1:
+        raise UserError(f"{path}: got shape {vector.shape}, wanted one vector")
+    if not np.isfinite(vector).all():
+        raise UserError(f"{path}: {_not_finite(vector)}")
     return vector
+
+
+def _not_finite(vector):
+    counts = {"NaN": np.isnan(vector).sum(), "infinite": np.isinf(vector).sum()}
+    said = [f"{count} number{'s are' if count > 1 else ' is'} {name}" for name, count in counts.items() if count]
+    return f"{' and '.join(said)} of {len(vector)}, wanted finite ones"
 
 
 def split(subjects, seed):
@@ -177,7 +186,7 @@ def _several_classes(subjects):
     names, inverse = np.unique(subjects.subjects, return_inverse=True)
     for number, name in enumerate(names):
         if len(own := np.unique(subjects.labels[inverse == number])) > 1:
-            of = ", ".join(subjects.classes[label] for label in own[:5]) + (", ..." if len(own) > 5 else "")
+            of = listed(subjects.classes[label] for label in own)
             said = f"subject {name} has cases of the classes {of}, and counts as the first one's"
             return f"; {said} (is --subject-column the right one?)"
     return ""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import checkpoint, config, inference, kinds, nets
-from ..config import Config, Data, UserError, as_user_error, one_line
+from ..config import Config, Data, UserError, as_user_error, listed, one_line
 from ..data import cache, sources, spreadsheet
 from ..data.cases import Wanted
 from ..nets import image_head
@@ -216,7 +216,7 @@ def embed_to_folder(embedder, cases, folder, log, overwrite=False):
         there = {id for id in done if os.path.exists(_place(folder, id))}
         changed = sorted(id for id in there if id in keys and done[id] != keys[id] and not overwrite)
         if changed:
-            got = f"the scans of {', '.join(changed[:5])} have changed since"
+            got = f"the scans of {listed(changed)} have changed since"
             raise UserError(f"{folder}: {got}: wanted --overwrite, or another folder")
         todo = [case for case in cases if overwrite or case.id not in there]
         log("embed", scans=len(cases), kept=len(cases) - len(todo), device=str(embedder.device), output=folder)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .. import config as config_module
 from .. import kinds, tasks
-from ..config import UserError, as_user_error, one_line
+from ..config import UserError, as_user_error, listed, one_line
 from ..evaluation import probe
 from ..prediction import embeddings, members
 from ..run_folder import RunFolder
@@ -206,8 +206,7 @@ def _check_run(one, name, asked, output, overrides):
     old, new = map(config_module.identity, (folder.config(), config))
     changed = [key for key, value in new.items() if value != "auto" and old.get(key) != value]
     if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        got = f"{folder.path} holds a run of another config ({', '.join(changed[:5])}{more})"
+        got = f"{folder.path} holds a run of another config ({listed(changed)})"
         raise UserError(f"{got}: choose another --output, or restore these keys")
 
 
