@@ -194,7 +194,11 @@ def cases_of_table(path, column=None):
         got = ", ".join(there)[:500]
         raise UserError(f"{path}: line 1: got the columns {got}, wanted {' or '.join(columns)} with the scans' files")
     id_column = "id" if "id" in there else "ptid"
-    return inputs.cases_from_table(path, dataclasses.replace(Data(), channels=(scans,), id_column=id_column))
+    cases = inputs.cases_from_table(path, dataclasses.replace(Data(), channels=(scans,), id_column=id_column))
+    if not any(os.path.exists(file.path) for case in cases for file in case.files):
+        got = f"got {len(cases)} paths of which none exists, as {cases[0].files[0].path}"
+        raise UserError(f"{path}: column '{scans}': {got}, wanted the scans' files; is --column the right one?")
+    return cases
 
 
 def cases_of_source(source, root):
