@@ -7,6 +7,7 @@
   predict.py --t1 A --output O.txt                                               Task 5: probability of polymicrogyria
   predict.py --input ANY --output O.npy                                          Tasks 6, 7: a vector (float32)
 
+With --task the channels must be those of the task, and the checkpoints must read no others.
 --dwi_b1000, --t1w and --t2w are other names of --dwi, --t1 and --t2, whatever the checkpoints call these sequences.
 Checkpoints: --checkpoints, or the folder `checkpoints` beside fomo/ (in the container what the definition file copied).
 

@@ -5,8 +5,8 @@
 
 The embeddings are a folder of ID.npy, as tools/embed.py writes it, or an array with a row per line of the table. The
 table has the column id (or ptid), the classes, and the groups: a column as it is, or numbers in bins by their edges.
-Writes probe.html, probe.json, probe.csv, fairness.csv and predictions.csv. (tools/probe_stages.py tells what each
-encoder stage of a network knows of a config's task.)
+Writes probe.html, probe.json, probe.csv, fairness.csv and predictions.csv; a probe of other inputs
+there is refused. (tools/probe_stages.py tells what each encoder stage of a network knows of a config's task.)
 """
 
 import argparse
