@@ -187,6 +187,14 @@ def test_a_table_becomes_a_folder_which_is_continued_and_never_mixed(tmp_path, c
     assert np.allclose(np.load(folder / "p0.npy"), embed(LIGHTNING, str(tmp_path / "0.nii")))
 
 
+def test_a_wrong_column_of_a_table_is_one_line(tmp_path, capsys):
+    rows = [{"id": f"p{i}", "image": scan(tmp_path, f"{i}.nii", seed=i), "sex": "F"} for i in range(3)]
+    arguments = "embed", LIGHTNING, "--cases", write_table(tmp_path / "table.csv", rows), "--output", tmp_path / "out"
+    with pytest.raises(UserError, match="column 'sex': got 3 paths of which none exists, as .*F, wanted .*--column"):
+        tool(*arguments, "--column", "sex")
+    assert "scan failed" not in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
 def test_a_tree_of_scans_is_embedded_too(tmp_path):
     (tmp_path / "data" / "sub-1").mkdir(parents=True)
     scan(tmp_path / "data" / "sub-1")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tool, write_table
 
-from fomo import metrics
+from fomo import config, metrics, tasks
 from fomo.evaluation import evaluate
 
 
@@ -78,3 +78,20 @@ def test_of_tables_the_challenge_has_nothing_of_its_own(tmp_path, capsys):
     answers = write_table(tmp_path / "answers.csv", rows)
     tool("evaluate", "--predictions", answers, "--references", answers, "--challenge", "fomo26", "--bootstrap", 0)
     assert "challenge=fomo26 own_metrics=none" in capsys.readouterr().out
+
+
+def test_shares_have_the_limits_of_shares_and_counts_without_spread_none(places):
+    """From a folder of masks and from a run, whose rows have folds: both names of a metric are of one kind."""
+    _, answers, labels = places
+    for path in answers.rglob("*.nii.gz"):
+        save(path, np.zeros(np.asarray(nibabel.load(path).dataobj).shape))
+    _, rows, summary = evaluate.evaluate(str(answers), str(labels), challenge="fomo26", resamples=200)
+    folds = tasks.Results([{**row, "subject": row["id"], "fold": 1 + number % 2} for number, row in enumerate(rows)])
+    task = tasks.build(config.Config(task=config.Task(type="segmentation", classes=3)))
+    of_run = task.intervals(folds, 200, 0)
+    for name in ("fomo26_nsd", "fomo26_nsd_nerve", "surface_dice_nerve", "volume_similarity_nerve"):
+        assert summary[name]["value"] == 0 == summary[name]["ci_low"] < summary[name]["ci_high"] < 1, name
+        assert 0 == of_run[name].low < of_run[name].high <= 1, name
+    for name in ("lesions_detected_nerve", "lesions_false_nerve"):
+        assert summary[name]["value"] == 0 and np.isnan([summary[name]["ci_low"], summary[name]["ci_high"]]).all()
+        assert np.isnan([of_run[name].low, of_run[name].high]).all()

@@ -248,17 +248,31 @@ def test_the_definition_differs_from_that_of_fomo25_in_tool_and_task_only():
 
 def test_what_does_not_fit_the_task_is_refused_in_one_line(runs, tmp_path):
     arguments = [*call(tmp_path, "t2"), "--output", tmp_path / "o.nii.gz", "--checkpoints", runs(4) / "fold_1"]
-    done = run_command("tools/predict_fomo26.py", "--task", 2, *arguments)
+    done = run_command("tools/predict_fomo26.py", "--task", 2, *call(tmp_path, "flair"), *arguments[2:])
     one_line_error(done, "--task: got 2", "answers mask of 3 classes", "wanted checkpoints of mask of 2 classes")
     for task, said in (
         (9, "--task: got 9, wanted one of 1, 2, 3, 4, 5, 6, 7"),
-        (1, "wanted checkpoints of probability"),
+        (1, "--t2: task 1 has no such channel, wanted --flair, --dwi, --adc, --swi, --t2s"),
     ):
         with pytest.raises(UserError, match=said):
             tool("predict_fomo26", "--task", task, *arguments)
     with pytest.raises(UserError, match="--t2 and --t2w: got both"):
         tool("predict_fomo26", "--task", 4, *arguments, *call(tmp_path, "t2w"))
-    assert not (tmp_path / "o.nii.gz").exists()
+    one = call(tmp_path, "t1")
+    for wrong, said in (
+        (["--task", 8, "--input", one[1]], "--task: got 8, wanted one of 1, 2, 3, 4, 5, 6, 7"),
+        (["--task", 3, "--input", one[1]], "--task: got 3 with --input, wanted --t1; --input is for 6 and 7"),
+        (["--task", 6, *one], "--task: got 6 without --input"),
+        (["--input", one[1], *one], "--input and --t1: got both"),
+        (["--task", 5, *call(tmp_path, "t1w flair")], "--flair: task 5 has no such channel, wanted --t1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            tool("predict_fomo26", *wrong, "--output", tmp_path / "o.npy", "--checkpoints", runs(4) / "fold_1")
+    for task, names in ((5, "t1"), (1, "flair dwi adc swi")):  # both answer a probability, from other channels
+        given = [*call(tmp_path, names), "--output", tmp_path / "o.txt", "--checkpoints", runs(6 - task) / "fold_1"]
+        with pytest.raises(UserError, match=f"--task: got {task}, and .* reads the channel '.*', which the task does"):
+            tool("predict_fomo26", "--task", task, *given)
+    assert not [*tmp_path.glob("o.*")]
 
 
 def test_the_definition_checks_that_the_checkpoints_fit_the_task(runs):

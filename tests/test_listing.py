@@ -99,7 +99,22 @@ def test_codes_for_a_missing_number_are_warned_of(codes):
 
 @pytest.mark.parametrize(
     "targets",
-    [AGES, AGES + [95.0, 0.0], [1.0] * 20 + [2.0], AGES[:6] + [999.0], [-x for x in AGES], AGES[:8] + [-5.0] * 8],
+    [
+        AGES,
+        AGES + [95.0, 0.0],
+        [0.0, 1.0, 2.0],
+        [1.0] * 20 + [2.0],
+        AGES[:6] + [999.0],
+        [-x for x in AGES],
+        AGES[:8] + [-5.0] * 8,
+    ],
 )
 def test_numbers_that_may_be_as_they_are_are_not(targets):
     assert described("regression", targets)[1] == []
+
+
+def test_numbers_that_look_like_classes_are_warned_of():
+    _, [(message, values)] = described("regression", [0.0, 1.0, 1.0, 0.0])
+    assert "all targets are 0 or 1, which look like classes" in message and values == {"cases": 4}
+    _, [(message, values)] = described("regression", [(0.0, 20.5), (1.0, 30.0)], ("sex", "age"))
+    assert "look like classes" in message and values == {"target": "sex", "cases": 2}

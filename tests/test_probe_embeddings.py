@@ -33,7 +33,7 @@ def read(path):
 
 def probed(tmp_path, place, table, *more):
     output = tmp_path / "out"
-    tool("probe", place, "--table", table, "--target", "selected_cohort", "--output", output, *more)
+    tool("probe", place, "--table", table, "--target", "selected_cohort", "--output", output, "--overwrite", *more)
     return output
 
 
@@ -65,6 +65,8 @@ def test_planted_classes_are_found_and_the_numbers_are_scikit_learns(tmp_path, c
     first = next(row for row in found["summary"] if (row["method"], row["metric"]) == ("heads", "auroc"))
     assert first["value"] == pytest.approx(value) and first["splits"] == 2
     assert first["mean"] == pytest.approx(np.mean([value for value, _, _ in scores_of(output)]))
+    assert first["sd"] == pytest.approx(np.std([value for value, _, _ in scores_of(output)], ddof=1))
+    assert not {"mean_low", "mean_high"} & set(first), "splits share their subjects: the mean has no interval of theirs"
     log = capsys.readouterr().out
     assert "probe method=heads seed=7" in log and "rate=" in log
     page = (output / "probe.html").read_text()
@@ -97,6 +99,9 @@ def test_subjects_are_split_by_class_and_never_apart(tmp_path):
         for part, of_class in (("train", 24), ("val", 6), ("test", 30)):
             assert np.bincount(subjects.labels[parts[part]]).tolist() == [of_class, of_class]
     assert any((probe.split(subjects, 42)["test"] != probe.split(subjects, 43)["test"]).tolist())
+    mixed = [{"id": f"s{i}", "subject": f"s{i // 2}", "t": "xy"[i % 2]} for i in range(40)]
+    with pytest.raises(UserError, match="class y: got 0 subjects.*subject s0 has cases of .* x, y.*--subject-column"):
+        probe.split(probe.read_subjects(write_table(tmp_path / "t.csv", mixed), "t"), 42)
     few = probe.read_subjects(write_table(tmp_path / "t.csv", rows[:10]), "t")
     with pytest.raises(UserError, match="class x: got 3 subjects, wanted 4 or more"):
         probe.split(few, 42)
@@ -167,7 +172,64 @@ def test_mistakes_are_one_line(tmp_path):
         assert said in str(error.value) and "\n" not in str(error.value)
     np.save(place / "p3.npy", np.full(24, np.inf, np.float32))
     arguments = "tools/probe.py", place, "--table", table, "--target", "selected_cohort"
-    one_line_error(run_command(*arguments), "p3.npy", "finite")
+    one_line_error(run_command(*arguments), "p3.npy: 24 numbers are infinite of 24, wanted finite ones")
+    np.save(place / "p3.npy", np.array([np.nan, *[0] * 23], np.float32))
+    with pytest.raises(UserError, match="p3.npy: 1 number is NaN of 24, wanted finite ones"):
+        probed(tmp_path, place, table)
     np.save(place / "p3.npy", np.zeros(7, np.float32))
     with pytest.raises(UserError, match="7 numbers of p3"):
         probed(tmp_path, place, table)
+
+
+def test_a_probe_of_other_inputs_is_not_replaced(tmp_path):
+    place, table = embeddings(tmp_path, 0.6, n=60)
+    arguments = "probe", place, "--table", table, "--output", tmp_path / "out", "--seeds", 42, "--bootstrap", 20
+    tool(*arguments, "--target", "selected_cohort", "--groups", "sex")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    tool(*arguments, "--target", "selected_cohort", "--groups", "sex")
+    for more, said in (
+        (("--target", "sex"), "holds a probe of target=selected_cohort, got target=sex: wanted another --output"),
+        (("--target", "selected_cohort"), "got groups="),
+    ):
+        with pytest.raises(UserError, match=said):
+            tool(*arguments, *more)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with open(table, "a") as file:
+        file.write("p99,a,F,30\n")
+    with pytest.raises(UserError, match="holds a probe of table=subjects.csv"):
+        tool(*arguments, "--target", "selected_cohort", "--groups", "sex")
+    tool(*arguments, "--target", "sex", "--overwrite")
+    assert json.loads((tmp_path / "out" / "probe.json").read_text())["inputs"]["target"] == "sex"
+    assert not (tmp_path / "out" / "fairness.csv").exists(), "of the probe that was replaced"
+
+
+def test_groups_that_say_little_are_named_before_the_fairness_score(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [{"id": f"p{i}", "t": "ab"[i % 2], "age": 20 + i / 2, "site": "only", "sex": "fm"[i % 2]} for i in range(80)]
+    for i, row in enumerate(rows):
+        row["rare"] = "x" if i < 4 else "" if i < 10 else "y"
+    table = write_table(tmp_path / "t.csv", rows)
+    subjects = probe.read_subjects(table, "t", ("age", "site", "sex", "rare"))
+    test = probe.split(subjects, 42)["test"]
+    found = probe.run(rng.normal(size=(80, 4)), subjects, (42,), 20)
+    tested = [rows[i]["rare"] for i in test]
+    wanted = (
+        "age: 80 groups of a number without edges: did you mean age:29.9|39.8|49.6?",
+        f"age: {len(test)} of {len(test)} groups have fewer than 5 tested subjects: ",
+        "site: one group (only) is tested, so it has no disparity",
+        "sex: 2 of 2 groups have tested subjects of one class only, and no AUROC: f (20), m (20)",
+        f"rare: {tested.count('')} of 40 tested subjects have no value",
+        f"rare: 1 of 2 groups have fewer than 5 tested subjects: x ({tested.count('x')})",
+    )
+    for said in wanted:
+        assert any(text.startswith(said) for text in found.facts["doubts"]), (said, found.facts["doubts"])
+    np.save(tmp_path / "e.npy", rng.normal(size=(80, 4)))
+    arguments = "probe", tmp_path / "e.npy", "--table", table, "--target", "t", "--seeds", 42, "--bootstrap", 20
+    tool(*arguments, "--groups", "site", "--output", tmp_path / "site")
+    log, page = capsys.readouterr().out, (tmp_path / "site" / "probe.html").read_text()
+    said = "the fairness score by AUROC and that by F1 are undefined: no variable has two tested groups"
+    assert said in log and log.index(said) < log.index("kind=fairness") and said in page
+    tool(*arguments, "--groups", "sex", "--output", tmp_path / "sex")
+    assert "the fairness score by AUROC is undefined" in (tmp_path / "sex" / "probe.html").read_text()
+    tool(*arguments, "--groups", "rare", "--output", tmp_path / "rare")
+    assert "is undefined" not in (tmp_path / "rare" / "probe.html").read_text() or tested.count("x") < 2

@@ -116,6 +116,8 @@ def test_numbers_in_print():
 
 def test_names_in_print():
     assert page.label("corrected_mae") == "corrected MAE"
+    assert page.label("volume_similarity_nerve") == "volume similarity, nerve"
+    assert (page.label("volume_similarity"), page.label("volume_auroc")) == ("volume similarity", "AUROC")
     assert page.label("val_dice_2") == "validation Dice, class 2"
     assert page.breakable("/a/b_c<").text == "/<wbr>a/<wbr>b_<wbr>c&lt;"
 

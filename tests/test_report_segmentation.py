@@ -1,15 +1,18 @@
 """The view of segmentation: verdict, cases, pictures; a real run."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 from conftest import run_command
 from report_runs import make_run, needs_figures, read, shown, verdict
 
+from fomo import config, tasks
 from fomo.data import entry
+from fomo.metrics import segmentation_metrics_per_class
 from fomo.report import run
 from fomo.space import nifti, volume
-from fomo.tasks import views
+from fomo.tasks import segmentation, views
 
 
 def test_the_verdict(tmp_path):
@@ -144,3 +147,25 @@ def test_a_real_run(tiny_config, tmp_path):
     assert 2e4 < len(text) < 5e6
     done = run_command("tools/report.py", tmp_path / "runs")
     assert done.returncode == 2 and "config.yaml" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_class_that_is_never_predicted_is_said():
+    nerve, vessels = np.zeros((2, 8, 8, 8), bool)
+    nerve[1:4, 1:4, 1:4], vessels[5:7, 5:7, 5:7] = True, True
+    reference, said = nerve + 2 * vessels, nerve.astype(int)
+    names = ("nerve", "vessels")
+
+    def row(reference, prediction):
+        found = segmentation_metrics_per_class(reference, prediction, (1.0, 1.0, 1.0), 3, 1.0)
+        return segmentation._with_mean(found, names)
+
+    rows = [row(reference, said), row(said, said), row(reference, said)]
+    assert views.segmentation.never_predicted(rows) == {"vessels": 2}
+    assert views.segmentation.never_predicted([row(said, said)]) == {}, "no case has it"
+    assert views.segmentation.never_predicted([*rows, row(reference, reference)]) == {}
+    task = tasks.build(config.Config(task=config.Task(type="segmentation", classes=3, class_names=names)))
+    doubts = dict(task.doubts({"empty_predictions": 0}, rows))
+    assert doubts == {"class vessels is never predicted, though cases have it": 2}
+    metrics = {"hd95": {}, "dice": {}}
+    notes = views.segmentation.VIEW.notes(SimpleNamespace(rows=rows, metrics=metrics))
+    assert notes == ["Class vessels is never predicted, though 2 of 3 cases have it."]

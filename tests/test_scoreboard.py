@@ -69,7 +69,8 @@ def without_figures(monkeypatch):
 @needs_figures
 def test_the_page_shows_intervals_and_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.undo()
-    found = board.Board(["a", "random"], {("random", "task3"): "no such folder"})
+    failed, paths = {("random", "task3"): "no such folder"}, {"a": "/x/a.pt", "random": None}
+    found = board.Board(["a", "random"], failed, paths)
     found._ranked = {"task1": challenge.TASKS[1], "task3": challenge.TASKS[3]}
     for name, task, metric, value in (("a", "task1", "auroc", 0.8), ("random", "task1", "auroc", 0.6)):
         found._add(name, task, metric, value, value - 0.1, value + 0.1, 20)
@@ -80,8 +81,15 @@ def test_the_page_shows_intervals_and_what_is_missing(tmp_path, monkeypatch):
     assert [row["overall"] for row in found.ranking] == [1, 2]
     text = open(found.write(str(tmp_path)), encoding="utf-8").read()
     assert text.count("<svg") == 3 and "task3 of random is missing, and has the last rank: no such folder" in text
+    assert "/<wbr>x/<wbr>a.pt" in text and "task3 by MAE and Pearson r" in text
     assert "0.7000 to 0.9000" in text and "Nothing can be compared" in text
-    assert files.read_csv(tmp_path / "scoreboard.csv")[0]["rank"] == "1.0"
+    assert files.read_csv(tmp_path / "scoreboard.csv")[0]["rank"] == "1.0" and "FOMO26 ranks masks" not in text
+    found = board.Board(["a"], {})
+    found._ranked = {"task2": challenge.TASKS[2]}
+    found._add("a", "task2", "dice", 0.5, 0.4, 0.6, 9)
+    found._add("a", "task2", "surface_dice", 0.5, 0.4, 0.6, 9)
+    found.finish()
+    assert "FOMO26 ranks masks by its own Dice and NSD instead" in open(found.write(str(tmp_path))).read()
 
 
 FAST = {"train": {"epochs": 1, "steps_per_epoch": 2}, "eval": {"bootstrap": 20}}
@@ -156,17 +164,26 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
     log = capsys.readouterr().out
     assert log.count("finished=true") == 4 and "kept=30" in log
     assert json.loads((output / "scoreboard.json").read_text()) == found
-    with pytest.raises(scoreboard.TasksFailed, match="task1 of mae: .*another config .train.epochs.*3 more failed"):
-        tool("scoreboard", *arguments, "train.epochs=2")
+    before = {path: path.read_bytes() for path in output.glob("scoreboard.*")}
+    others = (
+        ([*arguments, "train.epochs=2"], "mae/task1 holds a run of another config .train.epochs"),
+        (arguments[:-1] + ["subject"], "mae/probe: holds a probe of subject=PatientID, got subject=subject"),
+        ([*arguments, "--features", "multistage"], "mae/embeddings: got features=multistage, and its vectors"),
+        (arguments[: arguments.index("--cases")], "scoreboard.json has task6, task7, too"),
+        ([text for text in arguments if text != configs[1]], "scoreboard.json has task3, too"),
+        (arguments[1:], "scoreboard.json has mae, too"),
+    )
+    for changed, said in others:
+        with pytest.raises(UserError, match=said):
+            tool("scoreboard", *changed)
     content = checkpoints.load(checkpoint)
     content["model"] = {
         key: value + 1 if value.is_floating_point() else value for key, value in content["model"].items()
     }
     checkpoints.save(checkpoint, content)
-    with pytest.raises(scoreboard.TasksFailed, match="task1 of mae: .*began from other weights.*2 more failed"):
+    with pytest.raises(UserError, match="mae/task1 began from other weights"):
         tool("scoreboard", *arguments)
-    missing = json.loads((output / "scoreboard.json").read_text())["missing"]
-    assert "and its vectors were made with" in next(row["why"] for row in missing if row["task"] == "embeddings")
+    assert before == {path: path.read_bytes() for path in output.glob("scoreboard.*")}, "nothing is lost"
 
 
 def test_a_task_that_fails_loses_no_other_and_the_same_command_tries_again(asked, tmp_path, capsys):
@@ -213,6 +230,15 @@ def test_names_and_mistakes(asked, tmp_path):
     assert names == ["mae", "mae_2", "random"]
     with pytest.raises(UserError, match="got the name task1 twice"):
         scoreboard.run([str(checkpoint)], [configs[0], configs[0]], str(tmp_path / "b"), Log(active=False))
+    wrong = (
+        ("cohort", ("age:60|x",), "t1", "wanted numbers that rise"),
+        ("cohorte", (), "t1", "did you mean 'cohort'"),
+    )
+    for target, groups, column, said in (*wrong, ("cohort", (), "T1", "wanted T1 with")):
+        probed = scoreboard.Probed(str(tmp_path / "heads" / "table.csv"), target, groups, column)
+        with pytest.raises(UserError, match=said):
+            scoreboard.run([str(checkpoint)], configs, str(tmp_path / "b"), Log(active=False), (), probed)
+    assert not (tmp_path / "b").exists(), "what cannot end is not begun"
     with pytest.raises(UserError, match="no such file"):
         scoreboard.contestants([str(tmp_path / "none.pt")])
 

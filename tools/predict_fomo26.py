@@ -7,6 +7,7 @@
   predict.py --t1 A --output O.txt                                               Task 5: probability of polymicrogyria
   predict.py --input ANY --output O.npy                                          Tasks 6, 7: a vector (float32)
 
+With --task the channels must be those of the task, and the checkpoints must read no others.
 --dwi_b1000, --t1w and --t2w are other names of --dwi, --t1 and --t2, whatever the checkpoints call these sequences.
 Checkpoints: --checkpoints, or the folder `checkpoints` beside fomo/ (in the container what the definition file copied).
 
@@ -50,13 +51,14 @@ def main(arguments):
     parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="time of the case (120)")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     options = parser.parse_args(arguments)
+    given = {name: getattr(options, name) for name in challenge.CHANNELS if getattr(options, name)}
+    challenge.check_arguments(options.task, given, options.input)
     if options.input:
         if len(options.checkpoints) != 1:
             parser.error("--input goes with one checkpoint")
         return challenge.embed(
             options.input, options.output, options.checkpoints[0], Log(), options.device, begun=BEGUN
         )
-    given = {name: getattr(options, name) for name in challenge.CHANNELS if getattr(options, name)}
     how = {"mirror": options.mirror, "corrected": options.corrected, "device": options.device}
     time_of = {"begun": BEGUN, "budget_s": options.budget}
     challenge.predict(given, options.output, options.checkpoints, Log(), options.task, **how, **time_of)

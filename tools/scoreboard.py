@@ -6,7 +6,8 @@
   python tools/scoreboard.py --demo
 
 Each task is a cross-validation in OUTPUT/CHECKPOINT/TASK. With --cases scans are embedded and probed as well (tasks 6
-and 7, see tools/embed.py and tools/probe.py). The same command again continues; what is finished is not run again. A
+and 7, see tools/embed.py and tools/probe.py). The same command again continues; what is finished is not run again, and
+an OUTPUT of other keys, weights or tables, or with more checkpoints or tasks, is refused before anything is written. A
 task that fails is missing, with its reason, and has the last rank; the exit code is 1 then.
 Writes scoreboard.html, scoreboard.json, scoreboard.csv (scores with intervals) and differences.csv (paired, with
 Holm's correction). --demo shows it all on synthetic heads, in a quarter of an hour on two CPU cores.

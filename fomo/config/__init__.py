@@ -6,7 +6,7 @@ import os
 
 import yaml
 
-from .errors import UserError, as_user_error, one_line
+from .errors import UserError, as_user_error, listed, one_line
 from .reading import Sourced, build, map_leaves, override, read
 from .rules import check, unread
 from .sections import Config, Cv, Data, Eval, Task, Train, check_declared, fields, length, show

@@ -16,6 +16,12 @@ def one_line(error):
     return repr(error) if not text or isinstance(error, KeyError) else text
 
 
+def listed(texts, shown=5):
+    """The first of the texts in a line, and how many more there are: "a, b and 7 more"."""
+    texts = list(texts)
+    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
+
+
 @contextlib.contextmanager
 def as_user_error(said, kinds=(OSError, UnicodeDecodeError)):
     """Errors of these kinds in the block become a UserError, "said: error"; by default those of files."""

@@ -29,6 +29,9 @@ def describe(config, wanted, listed, log):
     if wanted.kind == "number":
         labelled = [case for case in listed if case.target is not None]
         for name, targets in _numbers(wanted, labelled):
+            if set(targets.tolist()) == {0, 1}:
+                said = "all targets are 0 or 1, which look like classes: is it another task's folder or column?"
+                log.warn(said, **({"target": name} if name else {}), cases=len(targets))
             _warn_of_codes(labelled, targets, {"target": name} if name else {}, log)
 
 

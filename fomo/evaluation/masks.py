@@ -6,7 +6,7 @@ As a challenge scores them there are columns more, called by its name; their mea
 import numpy as np
 
 from .. import config, metrics
-from ..config import UserError, as_user_error
+from ..config import UserError, as_user_error, listed
 from ..data.cases import Volume, read_volume, rounded
 from ..space import volume
 from . import places
@@ -33,7 +33,7 @@ def pair(masks, table, request):
         predicted, wanted = predicted | labels[0], wanted | labels[1]
         per_class.append({k: score(reference == k, prediction == k, spacing_mm) for k in set.union(*labels)})
     if request.known.classes is None and predicted and wanted and not predicted & wanted:
-        got, other = (", ".join(map(str, sorted(labels)[:5])) for labels in (wanted, predicted))
+        got, other = (listed(map(str, sorted(labels))) for labels in (wanted, predicted))
         said = f"got masks of the labels {got}, and those of {request.predictions} have {other}"
         raise UserError(f"{request.references}: {said}: wanted the same classes")
     if predicted ^ wanted:

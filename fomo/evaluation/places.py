@@ -4,7 +4,7 @@ import os
 from typing import NamedTuple
 
 from .. import tasks
-from ..config import UserError, as_user_error
+from ..config import UserError, as_user_error, listed
 from ..data import spreadsheet
 from ..run_folder import TABLES, RunFolder
 from ..runtime import files
@@ -60,7 +60,7 @@ class Request(NamedTuple):
         missing, extra = set(wanted) - set(found) - self.known.untested, set(found) - set(wanted)
         for ids, text in ((missing, "of {} are missing"), (extra, "are not in {}")):
             if ids:
-                said = f"{len(ids)} cases {text.format(self.references)}: {', '.join(sorted(ids)[:5])}"
+                said = f"{len(ids)} cases {text.format(self.references)}: {listed(sorted(ids))}"
                 hint = spreadsheet.lost_zeros(sorted(ids), wanted if ids is extra else found)
                 raise UserError(f"{self.predictions}: {said}{hint}")
 

@@ -124,10 +124,10 @@ def fold_shift(metric, labels, scores, folds, groups=None, seed=0, resamples=200
     return difference, float(np.nanstd(found))
 
 
-def score_limits(metric, data, subject, level):
+def score_limits(metric, data, subject, level, bounds=None):
     """(low, high) for independent test cases, where resampling gives no interval because all resamples are equal."""
-    model = _model(metric, data, None, subject, None, None)
-    factor = _factor(metric, data, None, subject, None, None, 0)
+    model = _model(metric, data, None, subject, bounds, None)
+    factor = _factor(metric, data, None, subject, bounds, None, 0)
     return _limits(float(metric(*data)), subject.max() + 1, model, factor, level, refitted=False)
 
 

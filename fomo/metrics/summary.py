@@ -6,7 +6,8 @@ from . import checks
 
 WITHIN = "_within"  # ending of the name of a metric that compares the cases of one fold only
 _SHARES = (
-    "accuracy precision recall specificity sensitivity f1 dice jaccard auroc ap brier ece hamming match coverage"
+    "accuracy precision recall specificity sensitivity f1 dice nsd jaccard similarity auroc ap brier ece hamming match "
+    "coverage"
 ).split()
 _SIGNED = "mcc kappa pearson spearman ccc".split()  # from -1 to 1
 COUNTS = ("_undefined", "_infinite")  # endings of the names under which tables count what a mean leaves out

@@ -124,7 +124,8 @@ def label(metric):
     if metric in LABELS:
         return LABELS[metric]
     start, _, rest = metric.partition("_")
-    if start in _STARTS:
+    own = any(metric.startswith(f"{base}_") for base in LABELS if base.startswith(f"{start}_"))  # volume_similarity
+    if start in _STARTS and not own:
         return _STARTS[start].format(label(rest))
     base, _, ending = metric.rpartition("_")
     if ending.isdigit():

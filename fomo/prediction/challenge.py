@@ -22,6 +22,7 @@ class Wish(NamedTuple):
     """What a container is to answer."""
 
     answer: str  # the task's one answer of a case, see `tasks.task.Task.single`
+    channels: tuple[str, ...]  # that the task has, by one of their SPELLINGS; not all are needed
     classes: int | None = None  # of a mask
     low: float = -math.inf  # limits of a number
     high: float = math.inf
@@ -31,12 +32,40 @@ EMBEDDED = (6, 7)  # tasks that want a vector, which no head makes
 FEATURES = "multistage"  # of the vectors: it was better than the bottleneck for those who entered
 # the tasks that answer with a trained head
 FOMO26 = {
-    1: Wish("probability", low=0.0, high=1.0),
-    2: Wish("mask", classes=2),
-    3: Wish("prediction"),
-    4: Wish("mask", classes=3),
-    5: Wish("probability", low=0.0, high=1.0),
+    1: Wish("probability", ("flair", "dwi", "adc", "swi", "t2s"), low=0.0, high=1.0),
+    2: Wish("mask", ("flair", "dwi", "swi", "t2s"), classes=2),
+    3: Wish("prediction", ("t1",)),
+    4: Wish("mask", ("t2",), classes=3),
+    5: Wish("probability", ("t1",), low=0.0, high=1.0),
 }
+
+
+def check_arguments(task, given, scan):
+    """Raise UserError where the number of a task (None: unknown), channels given and the one scan do not go together.
+
+    given: names of channels. scan: the path of --input, or None.
+    """
+    if task is not None and task not in (*FOMO26, *EMBEDDED):
+        raise UserError(f"--task: got {task}, wanted one of {', '.join(map(str, (*FOMO26, *EMBEDDED)))}")
+    if scan and given:
+        raise UserError(f"--input and --{sorted(given)[0]}: got both, wanted the channels of a task, or one scan")
+    if scan and task in FOMO26:
+        wanted = f"wanted {_flags(FOMO26[task].channels)}; --input is for {' and '.join(map(str, EMBEDDED))}"
+        raise UserError(f"--task: got {task} with --input, {wanted}")
+    if task in EMBEDDED and not scan:
+        raise UserError(f"--task: got {task} without --input, wanted one scan of any sequence as --input")
+    spare = sorted(set(given) - _spelled(FOMO26[task].channels)) if task in FOMO26 else ()
+    if spare:
+        raise UserError(f"--{spare[0]}: task {task} has no such channel, wanted {_flags(FOMO26[task].channels)}")
+
+
+def _flags(channels):
+    return ", ".join(f"--{name}" for name in channels)
+
+
+def _spelled(channels):
+    """The set of all names of these channels."""
+    return {*channels, *(name for names in SPELLINGS if {*names} & {*channels} for name in names)}
 
 
 def predict(
@@ -50,6 +79,7 @@ def predict(
     budget_s: seconds from `begun` (of time.perf_counter) on, see `budget.infer_within`; None: as long as it takes.
     """
     begun = time.perf_counter() if begun is None else begun
+    check_arguments(task, given, None)
     paths = [path for place in places for path in members.find_checkpoints(place)]
     networks = members.load_members(paths, members.choose_device(device), mirror)
     wish = None if task is None else _fitting(task, networks)
@@ -76,6 +106,7 @@ def check_checkpoints(place, task):
     from . import embeddings
 
     device = members.choose_device("cpu")
+    check_arguments(task, (), "any" if task in EMBEDDED else None)
     if task in EMBEDDED:
         embeddings.load_embedder(members.find_checkpoint(place), device, FEATURES)
     else:
@@ -83,17 +114,17 @@ def check_checkpoints(place, task):
 
 
 def _fitting(number, networks):
-    """The Wish of a task, which the networks answer."""
-    if number not in FOMO26:
-        numbers = ", ".join(map(str, (*FOMO26, *EMBEDDED)))
-        hint = ", with --input for 6 and 7" if number in EMBEDDED else ""
-        raise UserError(f"--task: got {number}, wanted one of {numbers}{hint}")
+    """The Wish of a task, which the networks answer from channels that it has."""
     wish, task = FOMO26[number], networks[0].task
     classes = task.learned().get("classes") if task.single == "mask" else None
     if (task.single, classes) != (wish.answer, wish.classes):
         got = f"{task.single or 'several answers'}{f' of {classes} classes' if classes else ''}"
         wanted = f"{wish.answer}{f' of {wish.classes} classes' if wish.classes else ''}"
         raise UserError(f"--task: got {number}, and {networks[0].path} answers {got}, wanted checkpoints of {wanted}")
+    known, channels = _spelled(wish.channels), networks[0].config.data.channels
+    if other := [text for text in channels if not known & set(text.split("|"))]:
+        got = f"got {number}, and {networks[0].path} reads the channel '{other[0]}', which the task does not have"
+        raise UserError(f"--task: {got}, wanted checkpoints of {', '.join(wish.channels)}")
     return wish
 
 

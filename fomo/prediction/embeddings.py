@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import checkpoint, config, inference, kinds, nets
-from ..config import Config, Data, UserError, as_user_error, one_line
+from ..config import Config, Data, UserError, as_user_error, listed, one_line
 from ..data import cache, sources, spreadsheet
 from ..data.cases import Wanted
 from ..nets import image_head
@@ -194,7 +194,11 @@ def cases_of_table(path, column=None):
         got = ", ".join(there)[:500]
         raise UserError(f"{path}: line 1: got the columns {got}, wanted {' or '.join(columns)} with the scans' files")
     id_column = "id" if "id" in there else "ptid"
-    return inputs.cases_from_table(path, dataclasses.replace(Data(), channels=(scans,), id_column=id_column))
+    cases = inputs.cases_from_table(path, dataclasses.replace(Data(), channels=(scans,), id_column=id_column))
+    if not any(os.path.exists(file.path) for case in cases for file in case.files):
+        got = f"got {len(cases)} paths of which none exists, as {cases[0].files[0].path}"
+        raise UserError(f"{path}: column '{scans}': {got}, wanted the scans' files; is --column the right one?")
+    return cases
 
 
 def cases_of_source(source, root):
@@ -216,7 +220,7 @@ def embed_to_folder(embedder, cases, folder, log, overwrite=False):
         there = {id for id in done if os.path.exists(_place(folder, id))}
         changed = sorted(id for id in there if id in keys and done[id] != keys[id] and not overwrite)
         if changed:
-            got = f"the scans of {', '.join(changed[:5])} have changed since"
+            got = f"the scans of {listed(changed)} have changed since"
             raise UserError(f"{folder}: {got}: wanted --overwrite, or another folder")
         todo = [case for case in cases if overwrite or case.id not in there]
         log("embed", scans=len(cases), kept=len(cases) - len(todo), device=str(embedder.device), output=folder)
@@ -243,14 +247,20 @@ def refuse_failures(failures, folder):
         raise UserError(f"scan {id}: {message}{rest}; the others are in {folder}")
 
 
+def refuse_others(folder, about, remedy):
+    """Raise UserError where the vectors of a folder are of other facts than `about`, some of `Embedder.about`."""
+    path = os.path.join(folder, _RECORD)
+    there = files.read_json(path, *about) if os.path.exists(path) else about
+    for name, value in about.items():
+        if there[name] != value:
+            raise UserError(f"{folder}: got {name}={value}, and its vectors were made with {there[name]}: {remedy}")
+
+
 def _begin(embedder, folder, overwrite):
     """{id: key} of the vectors in a folder, which from now on is of this embedder."""
     path, about = os.path.join(folder, _RECORD), embedder.about()
-    if os.path.exists(path) and not overwrite:
-        for name, value in files.read_json(path, *about).items():
-            if value != about.get(name):
-                got = f"got {name}={about.get(name)}, and its vectors were made with {value}"
-                raise UserError(f"{folder}: {got}: wanted another folder, or --overwrite")
+    if not overwrite:
+        refuse_others(folder, about, "wanted another folder, or --overwrite")
     if overwrite and os.path.exists(os.path.join(folder, _DONE)):
         os.remove(os.path.join(folder, _DONE))
     files.write_json(path, about)

@@ -59,22 +59,20 @@ def _notes(found):
         notes.append(f"{facts['missing']} cases have no embedding: where they are tested they get the worst answer.")
     if facts["unlabelled"]:
         notes.append(f"{facts['unlabelled']} lines of the table have no class, and are left out.")
-    rows = [row for row in found.fairness if row["method"] == _CHALLENGE and row["kind"] == "group"]
-    for row in rows:
-        if math.isnan(row["value"]):
-            why = f"{row['cases']} cases, of one class"
-            notes.append(f"{label(row['metric'])} is undefined in {row['variable']} {row['group']} ({why}).")
-    return notes
+    return [*notes, *(f"{text}." for text in facts["doubts"])]
 
 
 def _metrics(found, methods):
-    titles = ["method", "metric", "value", "95% interval", "mean over splits", "95% interval of the mean", "splits"]
+    titles = ["method", "metric", "value", "95% interval", "mean over splits", "SD over splits", "splits"]
     rows = [
         [methods[row["method"]], label(row["metric"]), row["value"], interval_cell(row["low"], row["high"])]
-        + [row["mean"], interval_cell(row["mean_low"], row["mean_high"]), row["splits"]]
+        + [row["mean"], row["sd"], row["splits"]]
         for row in found.summary
     ]
-    text = "Value and interval are of the first split, the interval over subjects; that of the mean is over splits."
+    text = (
+        "Value and interval are of the first split, the interval over subjects. Mean and SD are over splits, which "
+        "share their subjects: the SD says how much a split's luck counts, not how exact the mean is."
+    )
     return [page.note(text), page.table(titles, rows, "How well classes are told")]
 
 

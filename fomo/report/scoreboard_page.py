@@ -4,7 +4,7 @@ import math
 
 from ..pages import figures, page
 from ..pages.figures import groups as groups_figure
-from ..pages.page import interval, interval_cell, label, number, tag
+from ..pages.page import breakable, interval, interval_cell, label, number, tag
 
 
 def write_scoreboard(board, path):
@@ -46,10 +46,21 @@ def _notes(board):
 def _ranks(board):
     tasks = list(board.weights)
     total = math.fsum(board.weights.values())
-    titles = ["checkpoint", "mean rank", *(f"{task} ({board.weights[task] / total:.0%})" for task in tasks)]
-    rows = [[row["checkpoint"], row["overall"], *(row["tasks"][task] for task in tasks)] for row in board.ranking]
+    file = {name: breakable(path) if path else "none" for name, path in board.paths.items()}
+    titles = ["checkpoint", "file", "mean rank", *(f"{task} ({board.weights[task] / total:.0%})" for task in tasks)]
+    rows = [
+        [row["checkpoint"], file.get(row["checkpoint"], ""), row["overall"], *(row["tasks"][task] for task in tasks)]
+        for row in board.ranking
+    ]
     caption = "Ranks of FOMO26: a task's is the mean over its metrics, the mean over tasks is weighted (in brackets)"
-    return page.table(titles, rows, caption, sortable=True)
+    metrics = [f"{task} by {' and '.join(label(metric) for metric in names)}" for task, names in board.metrics.items()]
+    text = f"Ranked: {'; '.join(metrics)}."
+    if any("surface_dice" in names for names in board.metrics.values()):
+        text += (
+            " FOMO26 ranks masks by its own Dice and NSD instead, which count rightly empty masks as 1 and 0: "
+            "tools/evaluate.py --challenge fomo26 computes these from a run's masks."
+        )
+    return page.join([page.table(titles, rows, caption, sortable=True), page.note(text)])
 
 
 def _by_metric(board):

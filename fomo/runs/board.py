@@ -23,10 +23,11 @@ class Board:
 
     scores: of each checkpoint, task and metric the value with its interval and rank. differences: of each pair and
     metric. ranking: the checkpoints, best first. failed: {(checkpoint, task): why}. notes: texts for the reader.
+    paths: {checkpoint: its file}, None of random weights.
     """
 
-    def __init__(self, names, failed):
-        self.names, self.failed = names, failed
+    def __init__(self, names, failed, paths=()):
+        self.names, self.failed, self.paths = names, failed, dict(paths)
         self.scores, self.differences, self.ranking, self.notes = [], [], [], []
         self._ranked = {}  # {task: challenge.Ranked}
 
@@ -58,6 +59,8 @@ class Board:
             for name, metric in itertools.product(self.names, ranked.metrics):
                 values = _probed(found[name][0], metric) if name in found else (math.nan,) * 3
                 self._add(name, task, metric, *values, len(found[name][0].predictions) if name in found else None)
+        if found:  # all have the same subjects
+            self.notes += [f"task7: {text}" for text in next(iter(found.values()))[0].facts["doubts"]]
         for first, second in itertools.combinations([name for name in self.names if name in found], 2):
             self.differences += _probe_differences(first, second, found, has_groups)
 
@@ -91,6 +94,11 @@ class Board:
         """{task: its share of the ranking}, of the tasks that were asked for."""
         return {task: ranked.weight for task, ranked in self._ranked.items()}
 
+    @property
+    def metrics(self):
+        """{task: names of the metrics that it is ranked by}."""
+        return {task: tuple(ranked.metrics) for task, ranked in self._ranked.items()}
+
     def write(self, output):
         """scoreboard.csv, differences.csv, scoreboard.json and scoreboard.html in a folder; returns the page's path."""
         missing = [{"checkpoint": name, "task": task, "why": why} for (name, task), why in self.failed.items()]
@@ -98,6 +106,7 @@ class Board:
             files.write_csv(os.path.join(output, "scoreboard.csv"), self.scores)
             files.write_csv(os.path.join(output, "differences.csv"), self.differences)
             content = {"ranking": self.ranking, "weights": self.weights, "scores": self.scores, "missing": missing}
+            content["checkpoints"] = self.paths
             files.write_json(os.path.join(output, "scoreboard.json"), {**content, "differences": self.differences})
         return report.write_scoreboard(self, os.path.join(output, "scoreboard.html"))
 

@@ -338,7 +338,7 @@ def run_fold(config, split, by_id, fold, log, progress):
     log.status("")
     found = found._replace(rows=_numbered(found.rows, fold), scans=_numbered(found.scans, fold))
     scores = task.score(found)
-    for message, count in task.doubts(scores):
+    for message, count in task.doubts(scores, found.rows):
         log.warn(message, cases=count, of=len(found.rows))
     if config.eval.views == "auto":
         scores["views_gain"] = views.gain(config, task, network, tested)

@@ -5,9 +5,11 @@
              scoreboard.{json,csv,html}, differences.csv
 
 Running it again continues: what is finished is not run again. A task that fails is missing, with its reason, and counts
-as the last place; the others go on.
+as the last place; the others go on. What a folder holds of another config, of other weights or of more checkpoints or
+tasks is refused before anything is run or written.
 """
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import NamedTuple
 
 from .. import config as config_module
 from .. import kinds, tasks
-from ..config import UserError, as_user_error, one_line
+from ..config import UserError, as_user_error, listed, one_line
 from ..evaluation import probe
 from ..prediction import embeddings, members
 from ..run_folder import RunFolder
@@ -24,6 +26,7 @@ from . import challenge, crossval
 from .board import Board
 
 RANDOM = "random"
+_SEED = 0  # of random embeddings
 _PREPARED = ("spacing_mm", "crop", "normalize")  # keys of data in which a task should follow a pretraining
 
 
@@ -38,6 +41,11 @@ class Contestant:
     name: str
     path: str | None
     origin: embeddings.Origin | None  # of the network; None: that of each config
+
+    @functools.cached_property
+    def sha256(self):
+        """Of its file, as vectors and runs record it; of random weights their seed."""
+        return files.sha256(self.path) if self.path else f"random {_SEED}"
 
     def overrides(self):
         """Texts `key=value` that start a task's config from it."""
@@ -93,9 +101,16 @@ def run(paths, configs, output, log, overrides=(), probed=None):
     """Run what is not finished, and write the scoreboard; returns the path of its page.
 
     configs: files of tasks. overrides: `key=value` for all of them. probed: a Probed for tasks 6 and 7, or None.
-    Raises TasksFailed, after all else is done, where one has failed.
+    Raises TasksFailed, after all else is done, where one has failed. UserError, before anything is touched, where the
+    output holds what this would replace.
     """
     asked, entrants, output = _asked(configs, overrides), contestants(paths), os.path.abspath(output)
+    _check_board(asked, entrants, probed, output)
+    for one in entrants:
+        for of_task in asked.items():
+            _check_run(one, *of_task, output, overrides)
+    if probed is not None:
+        _check_probes(entrants, probed, output)
     with as_user_error(f"cannot write to {output}", OSError):
         os.makedirs(output, exist_ok=True)
     runs, failed = {}, {}
@@ -103,7 +118,7 @@ def run(paths, configs, output, log, overrides=(), probed=None):
         for one in entrants:
             place = os.path.join(output, one.name, task)
             try:
-                _cross_validate(one, of_task, place, output, overrides, log)
+                _cross_validate(one, task, _config(one, task, of_task, output, overrides), log)
                 runs[one.name, task] = place
             except interrupt.Interrupted:
                 raise
@@ -133,7 +148,7 @@ def _board(entrants, asked, runs, probed, output, failed, log):
         except Exception as error:  # of whatever kind: the tasks that are done are shown
             failed[one.name, "embeddings"] = one_line(error)
             log.warn("task failed", checkpoint=one.name, task="embeddings", error=one_line(error))
-    board = Board([one.name for one in entrants], failed)
+    board = Board([one.name for one in entrants], failed, {one.name: one.path for one in entrants})
     for task, of_task in asked.items():
         board.add_runs(task, of_task.ranked, {name: place for (name, of), place in runs.items() if of == task})
     if probed is not None:
@@ -164,29 +179,68 @@ def _asked(configs, overrides):
     return found
 
 
-def _cross_validate(one, asked, place, output, overrides, log):
-    """Run or continue a task from a checkpoint; nothing is done where it is finished."""
-    folder, name = os.path.split(place)
+def _config(one, name, asked, output, overrides):
+    """The config of a task from a checkpoint."""
     shared = [] if asked.own_cache else [f"data.cache={os.path.join(output, 'cache')}"]
-    config = kinds.load(asked.path, [*one.overrides(), *overrides, *shared, f"output={folder}", f"name={name}"])
-    run_folder = RunFolder(place)
-    begun = run_folder.is_run
-    if begun and one.path and run_folder.recorded().get("weights", "") not in ("", files.sha256(one.path)):
-        raise UserError(f"{place} began from other weights than {one.path} holds now: choose another --output")
-    finished = begun and _is_finished(run_folder)
+    place = [f"output={os.path.join(output, one.name)}", f"name={name}"]
+    return kinds.load(asked.path, [*one.overrides(), *overrides, *shared, *place])
+
+
+def _cross_validate(one, name, config, log):
+    """Run or continue a task from a checkpoint; nothing is done where it is finished."""
+    finished = _is_finished(RunFolder(os.path.join(config.output, name)))
     log("scoreboard", checkpoint=one.name, task=name, finished=finished)
     if not finished:
         _warn_of_preparation(one, config, name, log)
-        return crossval.run(config)
-    old, new = map(config_module.identity, (run_folder.config(), config))
+        crossval.run(config)
+
+
+def _check_run(one, name, asked, output, overrides):
+    """Raise UserError where a task's run has begun from other weights, or by another config."""
+    folder = RunFolder(os.path.join(output, one.name, name))
+    if not folder.is_run:
+        return
+    if one.path and folder.recorded().get("weights", "") not in ("", one.sha256):
+        raise UserError(f"{folder.path} began from other weights than {one.path} holds now: choose another --output")
+    config = _config(one, name, asked, output, overrides)
+    old, new = map(config_module.identity, (folder.config(), config))
     changed = [key for key, value in new.items() if value != "auto" and old.get(key) != value]
     if changed:
-        got = f"{place} holds a run of another config ({', '.join(changed[:5])})"
+        got = f"{folder.path} holds a run of another config ({listed(changed)})"
         raise UserError(f"{got}: choose another --output, or restore these keys")
 
 
+def _check_board(asked, entrants, probed, output):
+    """Raise UserError where the scoreboard of the folder has values of a checkpoint or task that is not asked for."""
+    path = os.path.join(output, "scoreboard.json")
+    if not os.path.exists(path):
+        return
+    scores = [row for row in files.read_json(path, "scores")["scores"] if row["value"] is not None]
+    probes = () if probed is None else ("task6", *(("task7",) if probed.groups else ()))
+    named = {"checkpoint": {one.name for one in entrants}, "task": {*asked, *probes}}
+    gone = [text for kind, names in named.items() for text in {row[kind] for row in scores} - names]
+    if gone:
+        got = f"{path} has {', '.join(sorted(gone))}, too, which would be lost"
+        raise UserError(f"{got}: name all that it has and what is new, or choose another --output")
+
+
+def _check_probes(entrants, probed, output):
+    """Raise UserError where tasks 6 and 7 cannot be run, or the folder holds vectors or probes of other inputs."""
+    subjects, remedy = _subjects(probed), "choose another --output"
+    embeddings.cases_of_table(probed.table, probed.column)
+    for seed in probed.seeds:
+        probe.split(subjects, seed)
+    if entrants[0].path is None:
+        raise UserError("--cases: got no checkpoint, wanted one: random embeddings are of its network")
+    for one in entrants:
+        place = os.path.join(output, one.name)
+        about = {"sha256": one.sha256, "features": probed.features}
+        embeddings.refuse_others(os.path.join(place, "embeddings"), about, remedy)
+        probe.refuse_another(os.path.join(place, "probe"), _inputs(probed, place), remedy)
+
+
 def _is_finished(folder):
-    summary = folder.summary()
+    summary = folder.summary() if folder.is_run else None
     return summary is not None and len(summary["folds_done"]) == len(folder.recorded()["folds"])
 
 
@@ -205,15 +259,23 @@ def _warn_of_preparation(one, config, task, log):
 def _probe(one, first, probed, place, log):
     """(Found, Subjects) of a contestant's embeddings, which are made where they are not there."""
     source = one if one.path else first
-    if source.path is None:
-        raise UserError("no checkpoint to take the network of random embeddings from")
-    seed = None if one.path else 0
+    seed = None if one.path else _SEED
     embedder = embeddings.load_embedder(source.path, members.choose_device(), probed.features, random_seed=seed)
     folder = os.path.join(place, "embeddings")
     # scans that cannot be used are logged, and get the worst answer
     embeddings.embed_to_folder(embedder, embeddings.cases_of_table(probed.table, probed.column), folder, log)
-    subjects = probe.read_subjects(probed.table, probed.target, probed.groups, subject_column=probed.subject_column)
+    subjects = _subjects(probed)
     features, own_log = probe.read_embeddings(folder, subjects), log.bind(checkpoint=one.name)
     found = probe.run(features, subjects, probed.seeds, log=own_log)
-    probe.write(found, os.path.join(place, "probe"), f"Linear probe of {one.name}: {probed.target}")
+    title = f"Linear probe of {one.name}: {probed.target}"
+    probe.write(found, os.path.join(place, "probe"), title, _inputs(probed, place))
     return found, subjects
+
+
+def _subjects(probed):
+    return probe.read_subjects(probed.table, probed.target, probed.groups, subject_column=probed.subject_column)
+
+
+def _inputs(probed, place):
+    asked = probed.table, probed.target, probed.groups, None, probed.subject_column, probed.seeds
+    return probe.inputs(os.path.join(place, "embeddings"), os.path.join(place, "probe"), *asked)

@@ -47,7 +47,8 @@ class Results(NamedTuple):
         def interval(metric, labels, scores=None, chosen=slice(None), stratify=None, within=False, **of_folds):
             own = {"groups": subjects[chosen], "seed": seed}
             if folds is None:
-                return bootstrap_ci(metric, labels, scores, resamples, stratify=stratify, **own)
+                bounds = of_folds.get("bounds")
+                return bootstrap_ci(metric, labels, scores, resamples, stratify=stratify, bounds=bounds, **own)
             return cross_validated_ci(metric, labels, scores, folds=folds[chosen], within=within, **own, **of_folds)
 
         return interval

@@ -224,9 +224,11 @@ class Segmentation(Task):
                 found[name] = interval(np.mean, values, bounds=range_of(name, values))
         return found
 
-    def doubts(self, scores):
+    def doubts(self, scores, rows):
         if scores["empty_predictions"]:
             yield "predicted masks are empty", scores["empty_predictions"]
+        for name, count in view.never_predicted(rows).items():
+            yield f"class {name} is never predicted, though cases have it", count
 
     def learned(self):
         names = self.config.task.class_names

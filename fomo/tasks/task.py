@@ -280,8 +280,8 @@ class Task:
         """Messages: where the models of several folds do not score on one scale."""
         return ()
 
-    def doubts(self, scores):
-        """(message, number of cases) of what the scores of a test part show to be wrong."""
+    def doubts(self, scores, rows):
+        """(message, number of cases) of what the scores and rows of a test part show to be wrong."""
         return ()
 
     def tables(self, results):

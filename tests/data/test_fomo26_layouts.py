@@ -100,8 +100,40 @@ def test_several_tasks_below_one_root_are_named(tmp_path):
         write(tmp_path / f"Task_{task}", task)
     with pytest.raises(UserError, match="preprocessed in .*Task_1 and in .*Task_2, wanted one: name it"):
         listed(1, tmp_path)
-    with pytest.raises(UserError, match="nowhere: no cases found, got no folders, wanted a folder preprocessed"):
+    write(tmp_path, 1)
+    with pytest.raises(UserError, match="preprocessed in .*, .*Task_1, .*Task_2, wanted one: name it"):
+        listed(1, tmp_path)
+    shutil.rmtree(tmp_path / "Task_2")
+    with pytest.raises(UserError, match="preprocessed in .* and in .*Task_1, wanted one: name it"):
+        listed(1, tmp_path)
+
+
+def test_a_root_that_is_no_folder_is_said(tmp_path):
+    with pytest.raises(UserError, match="data.root: .*nowhere does not exist, wanted the folder of the data set"):
         listed(4, tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="data.root: .*file is a file, wanted the folder"):
+        listed(4, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no cases found, got no folders, wanted a folder preprocessed"):
+        listed(4, tmp_path / "empty")
+
+
+def test_what_lies_where_a_channel_or_a_label_is_missing_is_named(tmp_path):
+    write(tmp_path, 3)
+    with pytest.raises(UserError, match="channel .* is missing, .*; there: t1w.nii.gz, and no session has it: is"):
+        listed(1, tmp_path)
+    session = tmp_path / "preprocessed" / "sub-new" / "ses-01"
+    shutil.copytree(tmp_path / "preprocessed" / "sub-001" / "ses-01", session)
+    others = sorted(entry.name for entry in (tmp_path / "labels").iterdir())
+    said = f"case sub-new_ses-01: no label, wanted .*; .*labels has the subjects {', '.join(others[:5])}"
+    with pytest.raises(UserError, match=said + (f" and {len(others) - 5} more" if len(others) > 5 else "$")):
+        listed(3, tmp_path)
+    for name in [f"x{i:02d}" for i in range(10)]:
+        (session / f"{name}.nii.gz").touch()
+    (session / "t1w.nii.gz").unlink()
+    with pytest.raises(UserError, match="channel 't1w.t1' is missing, .*; there: x00.nii.gz, .*x07.nii.gz and 2 more$"):
+        listed(3, tmp_path)
 
 
 def test_what_is_there_twice_is_named(tmp_path):

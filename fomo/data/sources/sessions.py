@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import replace
 
-from ...config import UserError
+from ...config import UserError, listed
 from ..cases import Case, Volume, foreground_mm3, stated_number
 from ..npy import count_volumes
 from .source import Source
@@ -21,7 +21,8 @@ _SESSION = re.compile(r"[_-](ses(sion)?|run)[_-]?[0-9a-z]+([_-].*)?$", re.ASCII 
 _MASKS = ("labels_masked/{}/seg_masked.nii.gz", "labels/{}/seg.nii.gz")  # {}: SUB/SES
 _RAW = ("preprocessed", "")  # a folder of scans, and what their names begin with
 LABELS = ("label.txt", "labels.txt")  # of the first and the second edition
-_SHOWN = 5  # folders that an error names
+_FILES = 8  # that an error names
+_TASK = re.compile(r"task[_-]?\d+", re.IGNORECASE)  # a folder as the archives of the challenge have it
 _ELSEWHERE = "another data.source: this layout has none"
 
 
@@ -50,24 +51,29 @@ def _sessions(data, wanted, labels, log=None, *, folders, masks):
 def root_of(root, folders):
     """The folder that holds one of the `folders`, by name: `root`, or the only one in it that does.
 
-    Raises UserError, which says what is there, where none does, or several: also Task_1 beside Task_1/Task_1.
+    Raises UserError, which says what is there, where none does, or several: also Task_1 beside Task_1/Task_1, or where
+    the root holds one beside a Task_1 that does.
     """
+    if not os.path.isdir(root):
+        got = "is a file" if os.path.exists(root) else "does not exist"
+        raise UserError(f"data.root: {root} {got}, wanted the folder of the data set")
 
     def holds(place):
         return any(os.path.isdir(os.path.join(place, name)) for name in folders)
 
     inside = [os.path.join(root, name) for name in _folders(root)]
     own_name = os.path.basename(os.path.abspath(root))
-    doubled = [place for place in inside if os.path.basename(place) == own_name]
+    tops = {os.path.basename(place): place for place in inside}
+    doubled = [place for name, place in tops.items() if name == own_name or _TASK.fullmatch(name)]
     found = [place for place in ((root, *doubled) if holds(root) else inside) if holds(place)]
     names = " or ".join(folders)
     if len(found) > 1:
-        both = " and in ".join(found[:_SHOWN])
+        both = listed(found) if len(found) > 2 else " and in ".join(found)
         raise UserError(f"data.root: got a folder {names} in {both}, wanted one: name it, or move the others away")
     if not found:
         deeper = [os.path.join(place, name) for place in inside for name in _folders(place)]
         below = [place for place in deeper if holds(place)]
-        there = ", ".join(_folders(root)[:_SHOWN]) or "no folders"
+        there = listed(_folders(root)) or "no folders"
         hint = f"; there is one in {below[0]}: give that as data.root" if below else ""
         wanted = f"wanted a folder {names} in it, or in the one folder that it holds (layouts: configs/README.md)"
         raise UserError(f"{root}: no cases found, got {there}, {wanted}{hint}")
@@ -132,10 +138,30 @@ def _channel(folder, prefix, text, case, optional):
         _refuse_lookalikes(folder, {f"{prefix}{name}." for name in text.split("|")}, case)
         return None
     if not there:
-        raise UserError(f"case {case}: {folder}: channel '{text}' is missing, wanted {' or '.join(names[::2])}")
+        missing = f"channel '{text}' is missing, wanted {' or '.join(names[::2])}"
+        raise UserError(f"case {case}: {folder}: {missing}; {_what_is_there(folder, names)}")
     if len(there) > 1:
         raise UserError(f"case {case}: channel '{text}' is there twice, {' and '.join(there)}; wanted one of them")
     return Volume(there[0])
+
+
+def _what_is_there(folder, names):
+    """To end an error with: the files of a session's folder, and whether no other session has one of the `names`."""
+    files = listed(sorted(entry.name for entry in os.scandir(folder) if entry.is_file()), _FILES) or "no files"
+    base = os.path.dirname(os.path.dirname(folder))
+    others = (os.path.join(base, *session, name) for session in _sessions_below(base) for name in names)
+    hint = "" if any(map(os.path.exists, others)) else ", and no session has it: is it another task's folder?"
+    return f"there: {files}{hint}"
+
+
+def _whose_labels(texts):
+    """To end an error with: whose labels there are, where a subject has none; texts: where its label may lie."""
+    if not texts:
+        return ""
+    own = os.path.dirname(texts[-1])  # of the subject
+    labels = os.path.dirname(own)
+    there = [] if os.path.isdir(own) else _folders(labels)
+    return f"; {labels} has the subjects {listed(there)}" if there else ""
 
 
 def _refuse_lookalikes(folder, beginnings, case):
@@ -167,7 +193,8 @@ def _target(kind, case, mask, size, masks, texts):
     """
     if kind == "mask":
         if mask is None:
-            raise UserError(f"case {case}: no mask, wanted {' or '.join(masks) or _ELSEWHERE}")
+            wanted = " or ".join(masks) or _ELSEWHERE
+            raise UserError(f"case {case}: no mask, wanted {wanted}{_whose_labels(texts) if masks else ''}")
         return float(size > 0)
     there = [path for path in texts if os.path.exists(path)]
     for path, other in zip(there, there[1:]):
@@ -182,7 +209,7 @@ def _target(kind, case, mask, size, masks, texts):
             values.append((float(size > 0), mask.path))
     if not values:
         wanted = masks * (kind == "class") + texts
-        raise UserError(f"case {case}: no label, wanted {' or '.join(wanted) or _ELSEWHERE}")
+        raise UserError(f"case {case}: no label, wanted {' or '.join(wanted) or _ELSEWHERE}{_whose_labels(texts)}")
     (first, place), *others = values
     for value, path in others:
         if value != first:

@@ -51,7 +51,20 @@ def _results(run):
     return [rates_table(*_by_case(run.rows), "cases with a lesion", "cases without a lesion", caption)]
 
 
+def never_predicted(rows):
+    """{class: how many cases have it}, of several classes, of those that no case was given a voxel of."""
+    names = [name.removeprefix("precision_") for name in rows[0] if name.startswith("precision_")]
+    found = {}
+    for name in names:
+        there = sum(not math.isnan(row[f"sensitivity_{name}"]) for row in rows)
+        if there and all(math.isnan(row[f"precision_{name}"]) for row in rows):
+            found[name] = there
+    return found
+
+
 def _notes(run):
+    for name, count in never_predicted(run.rows).items():
+        yield f"Class {name} is never predicted, though {count} of {len(run.rows)} cases have it."
     for metric, ending, why in (
         ("hd95", "infinite", "one mask is empty, so the distance is infinite"),
         ("dice", "undefined", "both masks are empty, so the overlap is undefined"),
