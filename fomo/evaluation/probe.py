@@ -272,31 +272,39 @@ def doubts(subjects, test):
     pairs, defined = False, False
     for variable, groups in subjects.groups.items():
         of = groups._replace(codes=groups.codes[test])
-        members, numbers = of.members(), [spreadsheet.number(name) for name in groups.names]
-        if len(numbers) > _MANY and None not in numbers:
-            edges = "|".join(dict.fromkeys(f"{edge:.3g}" for edge in np.quantile(numbers, (0.25, 0.5, 0.75))))
-            said = f"{len(numbers)} groups of a number without edges: did you mean {variable}:{edges}?"
-            found.append(f"{variable}: {said}")
-        total, unknown = len(np.unique(whose)), len(np.unique(whose[of.codes < 0]))
+        members, unknown = of.members(), len(np.unique(whose[of.codes < 0]))
+        said = [_without_edges(variable, groups.names)]
         if unknown:
-            found.append(f"{variable}: {unknown} of {total} tested subjects have no value, and are in no group")
+            said.append(f"{unknown} of {len(np.unique(whose))} tested subjects have no value, and are in no group")
         if len(members) < 2:
             got = f"one group ({next(iter(members))})" if members else "no group"
-            found.append(f"{variable}: {got} is tested, so it has no disparity, and is in no fairness score")
+            said.append(f"{got} is tested, so it has no disparity, and is in no fairness score")
         sizes = {name: len(np.unique(whose[own])) for name, own in members.items()}
-        few = [f"{name} ({count})" for name, count in sizes.items() if count < _FEW]
-        if few:
-            said = f"{len(few)} of {len(members)} groups have fewer than {_FEW} tested subjects"
-            found.append(f"{variable}: {said}: {listed(few)}")
-        single = [f"{name} ({sizes[name]})" for name, own in members.items() if len(np.unique(labels[own])) < 2]
-        if single:
-            said = f"{len(single)} of {len(members)} groups have tested subjects of one class only"
-            found.append(f"{variable}: {said}, and no AUROC: {listed(single)}")
+        few = [name for name, count in sizes.items() if count < _FEW]
+        single = [name for name, own in members.items() if len(np.unique(labels[own])) < 2]
+        said.append(_of_groups(few, sizes, f"have fewer than {_FEW} tested subjects"))
+        said.append(_of_groups(single, sizes, "have tested subjects of one class only, and no AUROC"))
+        found += [f"{variable}: {text}" for text in said if text]
         pairs, defined = pairs or len(members) > 1, defined or len(members) - len(single) > 1
     if subjects.groups and not defined:
         which = "AUROC is" if pairs else "AUROC and that by F1 are"
         found.append(f"the fairness score by {which} undefined: no variable has two tested groups with a value")
     return found
+
+
+def _without_edges(variable, names):
+    """The doubt about groups that are single numbers, or None."""
+    numbers = [spreadsheet.number(name) for name in names]
+    if len(numbers) <= _MANY or None in numbers:
+        return None
+    edges = "|".join(dict.fromkeys(f"{edge:.3g}" for edge in np.quantile(numbers, (0.25, 0.5, 0.75))))
+    return f"{len(numbers)} groups of a number without edges: did you mean {variable}:{edges}?"
+
+
+def _of_groups(names, sizes, what):
+    """The doubt about some of the groups, or None where it is of none."""
+    shown = listed([f"{name} ({sizes[name]})" for name in names])
+    return f"{len(names)} of {len(sizes)} groups {what}: {shown}" if names else None
 
 
 def _shown(rows):

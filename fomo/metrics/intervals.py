@@ -12,18 +12,9 @@ _SCORED = (np.mean, ranking.auroc, ranking.average_precision)  # that have an in
 
 
 def bootstrap_ci(
-    metric,
-    labels,
-    scores=None,
-    resamples=1000,
-    seed=0,
-    *,
-    level=0.95,
-    method="bca",
-    groups=None,
-    stratify=None,
-    bounds=None,
-):
+    metric, labels, scores=None, resamples=1000, seed=0,
+    *, level=0.95, method="bca", groups=None, stratify=None, bounds=None,
+):  # fmt: skip
     """Bootstrap confidence interval of `metric(labels, scores)` over cases (Efron and Tibshirani 1993).
 
     metric: a function of (labels, scores), or of (labels,) where scores is None, that returns a number, or a dict of
@@ -70,15 +61,22 @@ def bootstrap_ci(
     z = scipy.special.stdtrit(subjects - 1, (1 + level) / 2) * widen * np.array([-1, 1])
     if not isinstance(estimate, dict):
         found = _interval(estimate, values, left_out, strata, z)
-        degenerate = np.isnan(found.low) or (found.low == found.high and (bounds is not None or found.low in (0, 1)))
-        if metric in _SCORED and degenerate and np.isfinite(estimate):
-            low, high = score_limits(metric, data, subject, level, bounds)
-            found = found if np.isnan(low) and bounds is None else found._replace(low=low, high=high)
-        return found
+        if metric not in _SCORED:
+            return found
+        return _with_limits(found, bounds, lambda: score_limits(metric, data, subject, level, bounds))
     return {
         name: _interval(value, [part[name] for part in values], [part[name] for part in left_out], strata, z)
         for name, value in estimate.items()
     }
+
+
+def _with_limits(found, bounds, limits):
+    """The Interval with other limits() where it has none, or no width."""
+    degenerate = np.isnan(found.low) or (found.low == found.high and (bounds is not None or found.low in (0, 1)))
+    if not (degenerate and np.isfinite(found.value)):
+        return found
+    low, high = limits()
+    return found if np.isnan(low) and bounds is None else found._replace(low=low, high=high)
 
 
 def _strata(labels, groups, stratify):

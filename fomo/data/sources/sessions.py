@@ -72,12 +72,16 @@ def root_of(root, folders):
         raise UserError(f"data.root: got a folder {names} in {both}, wanted one: name it, or move the others away")
     if not found:
         deeper = [os.path.join(place, name) for place in inside for name in _folders(place)]
-        below = [place for place in deeper if holds(place)]
-        there = listed(_folders(root)) or "no folders"
-        hint = f"; there is one in {below[0]}: give that as data.root" if below else ""
-        wanted = f"wanted a folder {names} in it, or in the one folder that it holds (layouts: configs/README.md)"
-        raise UserError(f"{root}: no cases found, got {there}, {wanted}{hint}")
+        _refuse_root(root, names, [place for place in deeper if holds(place)])
     return found[0]
+
+
+def _refuse_root(root, names, below):
+    """Raise UserError for a root without one of the folders `names`; below: deeper places that have one."""
+    there = listed(_folders(root)) or "no folders"
+    hint = f"; there is one in {below[0]}: give that as data.root" if below else ""
+    wanted = f"wanted a folder {names} in it, or in the one folder that it holds (layouts: configs/README.md)"
+    raise UserError(f"{root}: no cases found, got {there}, {wanted}{hint}")
 
 
 def _label_files(subject, session):
