@@ -9,6 +9,7 @@ from . import families
 from .families import listed
 from .saving import read
 
+_COARSE = "decoder.ds_out_conv"
 _TEACHER = "teacher.backbone."
 _COUNTER = "num_batches_tracked"  # of a batch norm; files from before torch 0.4.1, as torchvision's, have none
 
@@ -186,7 +187,11 @@ def _adapt(weight, channels, rule):
 
 
 def downstream(model):
-    """{name: tensor} of a best.pt's `model` that other networks start from: all, or the teacher of a DINO run."""
+    """{name: tensor} of a best.pt's `model` for other networks: all, or the teacher of a DINO run.
+
+    The coarse outputs of deep supervision are left out: only a training has them.
+    """
+    model = {name: tensor for name, tensor in model.items() if not name.startswith(_COARSE)}
     teacher = {name.removeprefix(_TEACHER): tensor for name, tensor in model.items() if name.startswith(_TEACHER)}
     return teacher or model
 

@@ -66,7 +66,7 @@ def each_row(path, required, key):
     the header. Columns without a name at the end, which spreadsheets append, are left out; if they are several, their
     cells must be blank.
     """
-    separator = "\t" if path.lower().endswith(".tsv") else ","
+    separator = "\t" if str(path).lower().endswith(".tsv") else ","
     with opened(path, f"{key}: cannot read {path}") as file:
         first = next(file, "")
         _check_separator(path, first, separator)

@@ -92,7 +92,7 @@ def test_one_channel_becomes_several_and_wrong_files_are_refused(tmp_path):
     report = checkpoint.load_weights(network, tmp_path / "suprem.pth")
     assert report.adapted == ("down_tr64.ops.0.conv1.weight",)
     torch.testing.assert_close(network.state_dict()[network.stem], state[network.stem].expand(-1, 3, -1, -1, -1) / 3)
-    with pytest.raises(UserError, match="weights of another network"):
+    with pytest.raises(UserError, match="weights of a network 2 times as wide"):
         checkpoint.load_weights(nets.build("suprem_unet3d", 1, 2, width=4), tmp_path / "suprem.pth")
 
 
