@@ -80,6 +80,11 @@ def _weighted_average_precision(labels, scores):
 def _weighted_macro_auroc(labels, scores):
     labels, scores = checks.labels_and_scores(labels, scores, dimensions=2)
     columns = [_weighted_auroc(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]
+    return _macro(columns)
+
+
+def _macro(columns):
+    """The mean of those of several functions of the weights that are defined."""
 
     def evaluate(weights):
         values = np.array([column(weights) for column in columns])
@@ -149,13 +154,7 @@ def _within_auroc(labels, scores, folds):
 
 def _within_macro_auroc(labels, scores, folds):
     columns = [_within_auroc(labels[:, k], scores[:, k], folds) for k in range(labels.shape[1])]
-
-    def evaluate(weights):
-        values = np.array([column(weights) for column in columns])
-        with np.errstate(invalid="ignore"):
-            return sum(np.nan_to_num(values)) / sum(~np.isnan(values))
-
-    return evaluate
+    return _macro(columns)
 
 
 def _within_pearson(targets, predictions, folds):

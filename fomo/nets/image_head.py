@@ -55,7 +55,8 @@ def intensities(x):
     """(10, B, C) float32: mean, logarithm of the deviation, and for each of _TAILS the darkest and the brightest part.
 
     x: (B, C, X, Y, Z), averaged over cubes of 2 voxels first. Air does not count, nor does the skin of the head, where
-    air and tissue mix: a voxel counts where some channel, there and all around, is brighter than the faintest.
+    air and tissue mix: a voxel counts where some channel, there and all around, is brighter than the faintest. In a
+    window of air alone, as at the edge of a large scan, all voxels count.
     """
     x = nn.functional.avg_pool3d(x.float(), 2)
     low, high = x.amin(dim=(2, 3, 4), keepdim=True), x.amax(dim=(2, 3, 4), keepdim=True)
