@@ -1,6 +1,8 @@
 """What only a GPU can show: it gives what the CPU gives, and nothing in a step waits for it. Skipped without one."""
 
 import contextlib
+import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import torch
 
 from fomo import inference, kinds, losses, nets
 from fomo.data import loader
-from fomo.nets import norm
+from fomo.nets import conv, norm
 from fomo.training import optimization
+from fomo.training.graphs import Graphed
 from fomo.training.step import to_device, train_step
 from fomo.transforms import build
 from fomo.transforms.registry import TRANSFORMS
@@ -30,19 +33,22 @@ def make_batch(samples=2, channels=3):
     return {"image": image, "mask": (image[:, 0] > 1).to(torch.uint8), "id": [f"case{i}" for i in range(samples)]}
 
 
-def make_step(config, amp="bf16", **arguments):
+def make_step(config, amp="bf16", name="unet_b", width=8, recompute=False, cuda_graph=False, **options):
     """(function of a batch on the CPU: one training step on the GPU, its network)."""
     torch.manual_seed(0)
-    network = nets.build("unet_b", 3, 2, width=8)
-    network.checkpoint_activations(arguments.get("recompute", False))
+    network = nets.build(name, 3, 2, width=width, **options).train()
+    if recompute:
+        network.checkpoint_activations(True)
     layout = optimization.lay_out(network, GPU)
     optimizer, augment = optimization.build_optimizer(config, network, GPU), loader.augmentation(config)
     autocast, scaler = optimization.precision(amp, GPU)
+    train = dataclasses.replace(config.train, cuda_graph=cuda_graph, checkpoint_activations=recompute)
 
     def step(batch):
         batch = to_device(batch, GPU, augment, layout)
-        return train_step(network, Task(), [batch], optimizer, scaler, autocast, 1.0)
+        return train_step(step.forward, Task(), [batch], optimizer, scaler, autocast, 1.0)
 
+    step.forward = optimization.wrap(network, train, loader.Plan(2, 0, 1, 2), GPU)
     return step, network
 
 
@@ -61,9 +67,9 @@ def config(tiny_config):
     return kinds.load(tiny_config("segmentation", data={"patch": list(PATCH)}, augment={"preset": "strong"}))
 
 
-@pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
-def test_a_step_with_its_augmentation_waits_for_nothing(config, amp):
-    step, network = make_step(config, amp)
+@pytest.mark.parametrize("amp, graph", [("bf16", False), ("bf16", True), ("fp16", False), ("off", False)])
+def test_a_step_with_its_augmentation_waits_for_nothing(config, amp, graph):
+    step, network = make_step(config, amp, cuda_graph=graph)
     average = optimization.Average(network, 0.9)
     augment = loader.augmentation(config)
 
@@ -83,28 +89,45 @@ def test_a_step_with_its_augmentation_waits_for_nothing(config, amp):
     assert np.isfinite(taken.read())
 
 
-def test_the_split_norm_is_as_exact_as_torchs():
-    draw = torch.Generator().manual_seed(0)
-    for dtype in (torch.bfloat16, torch.float16):
-        x = (2 * torch.randn(2, 8, 64, 64, 48, generator=draw) + 1).to(GPU, dtype)
-        module = norm.InstanceNorm(8, affine=True, device=GPU)
-        torch.nn.init.normal_(module.weight), torch.nn.init.normal_(module.bias)
-        gradient = torch.randn(x.shape, generator=draw).to(GPU, dtype)
+def test_the_kernels_of_the_norm_run_here():
+    assert norm.problem(GPU) is None
+
+
+def test_graphs_give_the_losses_of_single_kernels(config):
+    def run(graph, **options):
+        step, network = make_step(config, cuda_graph=graph, **options)
         found = []
-        for function, given in (
-            (module, x),
-            (lambda x: torch.nn.InstanceNorm3d.forward(module, x), x),
-            (
-                lambda x: torch.nn.InstanceNorm3d.forward(module.double(), x),
-                x.double(),
-            ),  # last: the module is double now
-        ):
-            given, module.weight.grad, module.bias.grad = given.clone().requires_grad_(), None, None
-            y = function(given)
-            y.backward(gradient.to(y.dtype))
-            found.append([tensor.double() for tensor in (y.detach(), given.grad, module.weight.grad, module.bias.grad)])
-        for own, torchs, true in zip(*found):
-            assert (own - true).abs().max() <= (torchs - true).abs().max() + 1e-3 * true.abs().max()
+        for _ in range(8):
+            torch.manual_seed(len(found))  # as training does, for dropout
+            found.append(step(make_batch()).read())
+        assert getattr(step.forward, "problem", None) is None and isinstance(step.forward, Graphed) == graph
+        return found, [buffer.clone() for buffer in network.buffers()]
+
+    for options in ({}, {"channel_dropout": 0.3}, {"name": "suprem_unet3d"}):
+        (own, own_buffers), (plain, buffers) = run(True, **options), run(False, **options)
+        assert own == pytest.approx(plain, abs=1e-3) and own[-1] < own[0]
+        assert all(
+            torch.equal(a, b) or (a - b).abs().max() < 0.01 * b.abs().max() for a, b in zip(own_buffers, buffers)
+        )
+
+
+def test_a_network_that_waits_is_trained_without_graphs(config):
+    step, network = make_step(config, cuda_graph=True)
+    plain = network.forward
+    network.forward = lambda x: plain(x * float(x.abs().max() > 0))
+    losses = [step(make_batch()).read() for _ in range(3)]
+    assert step.forward.problem and np.isfinite(losses).all()
+    torch.rand(3, device=GPU)  # random numbers are as before
+
+
+def test_pooling_is_torchs():
+    x = torch.randn(2, 8, 8, 6, 4, device=GPU).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    own = conv.AvgPool3d()(x)
+    assert own.is_contiguous(memory_format=torch.channels_last_3d)
+    (gradient,) = torch.autograd.grad(own.square().sum(), x)
+    true = torch.nn.functional.avg_pool3d(x, 2)
+    torch.testing.assert_close(own, true)
+    torch.testing.assert_close(gradient, torch.autograd.grad(true.square().sum(), x)[0])
 
 
 def test_losses_are_those_of_the_cpu_and_of_recomputed_activations(config):
@@ -125,12 +148,14 @@ def test_losses_are_those_of_the_cpu_and_of_recomputed_activations(config):
 def test_recomputed_activations_take_less_memory(config):
     peaks = []
     for recompute in (False, True):
-        step, _ = make_step(config, recompute=recompute)
+        step, network = make_step(config, recompute=recompute, width=16)
         step(make_batch())
+        gc.collect()
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step(make_batch())
-        peaks.append(torch.cuda.max_memory_allocated())
-        del step
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        del step, network
     assert peaks[1] < 0.8 * peaks[0]
 
 

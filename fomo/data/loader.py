@@ -179,14 +179,7 @@ class Collate:
             batch["scaling"] = self.scaling
             outside = None  # of several channels that are one
         plans = self.augment.draw(self._generators("augment", slots), *batch["image"].shape[:2], outside)
-        if not self.apply:
-            return {**batch, "plans": plans}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums depend on the number of threads: the same in this process as in a worker
-        try:
-            return mixed(self.augment.apply(batch, plans))
-        finally:
-            torch.set_num_threads(threads)
+        return {**batch, "plans": plans} if not self.apply else augmented(self.augment, batch, plans)
 
     def _generators(self, stream, slots):
         return [seeds.generator(self.seed, stream, self.fold, slot) for slot in slots]
@@ -200,6 +193,16 @@ def _add_partners(batch, samples):
     batch["own_share"] = torch.tensor([1.0 if plan is None else plan["share"] for plan in batch["mix"]])
     batch["image"] = torch.cat([batch["image"], *(partner["image"][None] for partner in partners)])
     return partners
+
+
+def augmented(augment, batch, plans):
+    """The batch augmented and mixed, by one thread: sums depend on their number, and small matrices need no more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return mixed(augment.apply(batch, plans))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mixed(batch):

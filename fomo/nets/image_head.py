@@ -23,12 +23,16 @@ _FAINT = 0.1  # of a channel's range: where all channels are darker, there is ai
 BOUND = 4.0  # standard deviations beyond which a statistic counts no more
 
 
-def moments(x):
-    """(2, B, C) float32: mean and logarithm of the deviation over the voxels of x (B, C, X, Y, Z)."""
+def moments(x, bias=None):
+    """(2, B, C) float32: mean and logarithm of the deviation over the voxels of x (B, C, X, Y, Z).
+
+    bias: (C,), added to x first.
+    """
     planes = x.flatten(2)
     mean = planes.sum(2, dtype=torch.float32) / planes.shape[2]
     square = torch.linalg.vector_norm(planes, dim=2, dtype=torch.float32).square() / planes.shape[2]
-    return torch.stack([mean, 0.5 * torch.log((square - mean.square()).clamp(min=0) + 1e-6)])
+    deviation = 0.5 * torch.log((square - mean.square()).clamp(min=0) + 1e-6)
+    return torch.stack([mean if bias is None else mean + bias, deviation])
 
 
 def means(x):

@@ -7,13 +7,16 @@ Source: gardening_tools (FOMO26 baseline) and github.com/MIC-DKFZ/dynamic-networ
 residual.py (He et al. 2016; Isensee et al. 2024).
 """
 
+import functools
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import checks, norm
-from .conv import Conv3d
-from .image_head import ImageHead, WithImageHead, moments
+from . import checks
+from .conv import AvgPool3d, Conv3d
+from .image_head import ImageHead, WithImageHead
+from .norm import normalised
 
 _STRIDE = 32  # the encoder halves each axis five times
 _STAGES = 6
@@ -100,15 +103,12 @@ class _Convolution(nn.Module):
     def __init__(self, channels_in, channels_out, size=3, stride=1, activated=True):
         super().__init__()
         self.conv = Conv3d(channels_in, channels_out, size, stride=stride, padding=size // 2, bias=size > 1)
-        self.norm_op = norm.InstanceNorm(channels_out, eps=1e-5, affine=True)
+        self.norm_op = nn.InstanceNorm3d(channels_out, eps=1e-5, affine=True)
         self.activation = nn.LeakyReLU(0.01, inplace=True) if activated else nn.Identity()
 
     def forward(self, x, moments_of=None):
         """moments_of: a list to which those of the convolution's output are added."""
-        x = self.conv(x)
-        if moments_of is not None:
-            moments_of.append(moments(x))
-        return self.activation(self.norm_op(x))
+        return normalised(self.conv, self.norm_op, self.activation, x, moments_of)
 
 
 class _Single(nn.Module):
@@ -145,7 +145,7 @@ class _Residual(nn.Module):
         self.conv2 = _Convolution(channels_out, channels_out, activated=False)
         self.skip = nn.Sequential()
         if stride > 1:
-            self.skip.append(_POOLING[pooling](stride))
+            self.skip.append(_POOLING[pooling]())
         if channels_in != channels_out:
             self.skip.append(_Convolution(channels_in, channels_out, size=1, activated=False))
         self.activation = nn.LeakyReLU(0.01, inplace=True)
@@ -232,7 +232,7 @@ class _Decoder(nn.Module):
         return [logits, *reversed(coarse)]
 
 
-_POOLING = {"average": nn.AvgPool3d, "maximum": nn.MaxPool3d}
+_POOLING = {"average": AvgPool3d, "maximum": functools.partial(nn.MaxPool3d, 2)}
 
 
 def _maybe_again(recompute, function, *inputs):

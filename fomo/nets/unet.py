@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import checks, norm
+from . import checks
 from .conv import Conv3d
-from .image_head import ImageHead, WithImageHead, moments
+from .image_head import ImageHead, WithImageHead
+from .norm import normalised
 
 _STRIDE = 16  # the encoder halves each axis four times
 
@@ -95,7 +96,7 @@ class _Level(nn.Sequential):
         for i in range(1, convolutions + 1):
             block = nn.Sequential()
             block.add_module("conv", Conv3d(channels_in, channels_out, 3, padding=1))
-            block.add_module("norm", norm.InstanceNorm(channels_out, eps=1e-5, affine=True))
+            block.add_module("norm", nn.InstanceNorm3d(channels_out, eps=1e-5, affine=True))
             block.add_module("activation", nn.LeakyReLU(0.01, inplace=True))
             self.add_module(f"conv{i}", block)
             channels_in = channels_out
@@ -112,12 +113,9 @@ class _Level(nn.Sequential):
         return nn.functional.dropout3d(x, self.dropped, self.training)
 
     def _run(self, x, wanted):
-        found = []
+        found = [] if wanted else None
         for block in self:
-            x = block.conv(x)
-            if wanted:
-                found.append(moments(x))
-            x = block.activation(block.norm(x))
+            x = normalised(block.conv, block.norm, block.activation, x, found)
         return x, found
 
 

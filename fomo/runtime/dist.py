@@ -50,14 +50,15 @@ def is_main():
 
 
 def device():
-    """This rank's device: of the visible GPUs the one with its local rank, or without GPUs the CPU."""
+    """This rank's device: of the visible GPUs the one with its local rank, counted round; without GPUs the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    own, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if own >= gpus:
-        wanted = "start at most one process per GPU (torchrun --nproc_per_node)"
-        raise LaunchError(f"rank {rank()}: {gpus} visible GPUs for local rank {own}; {wanted}")
-    return torch.device("cuda", own)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def shares_gpu():
+    """Whether this machine has more ranks than GPUs, and has GPUs; nccl refuses that."""
+    return torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
 
 
 def init(timeout_s=3600):
@@ -66,7 +67,7 @@ def init(timeout_s=3600):
         return
     from torch.distributed.rendezvous import rendezvous
 
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and not shares_gpu() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     timeout = datetime.timedelta(seconds=timeout_s)

@@ -17,6 +17,7 @@ from ..runtime import dist, interrupt, seeds
 from ..runtime.progress import Progress
 from . import memory, optimization, selection
 from .evaluate import evaluate
+from .graphs import Graphed
 from .state import Training
 from .step import to_device, train_step
 
@@ -49,7 +50,7 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
                 break
 
             # ---- what is trained in this epoch, and at which rates
-            compiling = training.freeze(log) and train.compile
+            anew = training.freeze(log)
             lr = optimization.current_lr(config, training.step, clock, training.history)
             optimization.set_rates(training.optimizer, config.optim, lr, training.step, clock.steps(training.step))
 
@@ -64,8 +65,8 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
             # ---- log; save now and then
             times.append((data_s, step_s))
             progress.step_took(step_s)
-            if compiling:
-                log("compile", epoch=training.epoch, step=training.step, seconds=step_s)
+            if anew:
+                log_start(training, step_s, log)
             show_progress(training, log, progress)
             if logged:
                 log_steps(training, times, lr, log, progress)
@@ -142,6 +143,16 @@ def take_step(training, batches):
     torch.manual_seed(seeds.integer(config.seed, "dropout", training.fold.number, training.step, dist.rank()))
     given = training.optimizer, training.scaler, training.autocast, config.optim.clip_norm
     return train_step(training.forward, task, micro_batches, *given), data_s
+
+
+def log_start(training, seconds, log):
+    """Say what the first step with other trained parts has taken, if that compiled the network or captured graphs."""
+    where = {"epoch": training.epoch, "step": training.step, "seconds": seconds}
+    if training.config.train.compile:
+        log("compile", **where)
+    elif isinstance(training.forward, Graphed):
+        problem = training.forward.problem
+        log("graph", captured=problem is None, **where, **({} if problem is None else {"reason": problem}))
 
 
 def show_progress(training, log, progress):

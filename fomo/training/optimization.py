@@ -4,11 +4,13 @@ import copy
 import functools
 
 import torch
+from torch import nn
 
 from .. import schedule
 from ..config import UserError
+from ..nets import norm
 from ..runtime import dist
-from . import optimizers
+from . import graphs, optimizers
 
 _BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # as Linux calls them
 
@@ -105,24 +107,35 @@ def precision(amp, device):
 def lay_out(network, device):
     """Move a network to a device, its convolutions in the fastest memory format; returns that format, for images.
 
-    It is channels last, except on a GPU for instance norms: their outputs are contiguous, and each next convolution
-    would convert them back and forth (a quarter more time in all: pytorch#59168). 3D kernels of one voxel stay as they
-    are: their gradients come in the usual order, and DDP would copy them at each step.
+    It is channels last, except on a GPU for instance norms of torch's own: their outputs are contiguous, and each next
+    convolution would convert them back and forth (a quarter more time in all: pytorch#59168). 3D kernels of one voxel
+    stay as they are: their gradients come in the usual order, and DDP would copy them at each step.
     """
     network.to(device)
-    instance_norms = any(isinstance(module, torch.nn.InstanceNorm3d) for module in network.modules())
-    if device.type == "cuda" and instance_norms and not _doubtful(torch.backends.cudnn.version()):
-        return torch.contiguous_format
+    if device.type == "cuda" and _has_instance_norms(network) and norm.problem(device) is not None:
+        if not _doubtful(torch.backends.cudnn.version()):
+            return torch.contiguous_format
     for module in network.modules():
-        if isinstance(module, torch.nn.Conv3d) and max(module.kernel_size) > 1:
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and max(module.kernel_size) > 1:
             module.to(memory_format=torch.channels_last_3d)
-        if isinstance(module, torch.nn.Conv2d):
+        if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     return torch.channels_last_3d
 
 
+def _has_instance_norms(network):
+    return any(isinstance(module, nn.InstanceNorm3d) for module in network.modules())
+
+
 def doubts(device):
-    """Messages about the libraries below torch."""
+    """Messages about the libraries below torch, and about how the ranks were started."""
+    if dist.shares_gpu():
+        wanted = (
+            "start one process per GPU (torchrun --nproc_per_node), unless cv.parallel=folds gives each its own work"
+        )
+        yield f"ranks share a GPU: they do not get faster by that, and gradients go over the CPU (gloo); {wanted}"
+    if device.type == "cuda" and (why := norm.problem(device)) is not None:
+        yield f"instance norms are torch's own, and steps take half as long again: Triton does not run here ({why})"
     version = torch.backends.cudnn.version()
     if device.type == "cuda" and _doubtful(version):
         slow = "torch 2.9 and later leave most of them to code that is 4 times slower (pytorch#166122)"
@@ -176,12 +189,19 @@ def freeze(network, prefixes):
         parameter.requires_grad_(not name.startswith(prefixes))
 
 
-def wrap(network, compiled, device):
-    """The network as training calls it; the parameters of `network` itself keep their names."""
-    if compiled:  # within DDP, whose own splitting of compiled graphs does not know checkpointed activations
+def wrap(network, train, plan, device):
+    """The network as training calls it; the parameters of `network` itself keep their names.
+
+    train: the section of the config. plan: the loader.Plan.
+    """
+    if train.compile:  # within DDP, whose own splitting of compiled graphs does not know checkpointed activations
         # torch counts the graphs of earlier folds and frozen parts, and at a limit it compiles no more
         torch.compiler.reset()
         network = torch.compile(network)
+    elif train.cuda_graph and device.type == "cuda" and dist.world_size() == 1:
+        # a graph writes each pass's gradients to the same place; checkpoints read the state of random numbers
+        if plan.micro_batches == 1 and not train.checkpoint_activations:
+            return graphs.Graphed(network)
     if dist.world_size() == 1:
         return network
     from torch.nn.parallel import DistributedDataParallel

@@ -39,7 +39,7 @@ class Training:
         self.epoch_losses = []  # of the steps since then
         self.pending = collections.deque()  # the Steps whose losses are not read yet
         self.frozen = None  # prefixes of the parameters that are not trained now
-        self.forward = None  # the network as a step calls it: compiled, or spread over ranks
+        self.forward = None  # the network as a step calls it: captured, compiled, or spread over ranks
 
     @property
     def epoch(self):
@@ -113,7 +113,7 @@ class Training:
             trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
             log("freeze", epoch=self.epoch, frozen=wanted, trained_parameters=trained)
             # anew: the buckets of DDP hold the parameters that were trained before
-            self.forward = optimization.wrap(network, self.config.train.compile, self.device)
+            self.forward = optimization.wrap(network, self.config.train, self.plan, self.device)
         return changed
 
     def advance(self, step):

@@ -1,8 +1,8 @@
 """One step of the optimizer: its batch on the device, its losses, its gradients."""
 
 import contextlib
+import functools
 import math
-from dataclasses import dataclass
 
 import torch
 
@@ -33,26 +33,55 @@ def make_plan(config):
 
 def to_device(batch, device, augment, layout=torch.contiguous_format):
     """The batch on its device, where it is augmented and mixed if the loader has not done that; layout: of `image`."""
-    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if torch.is_tensor(value)}
-    batch = {**batch, **moved}
+    batch = {**batch, **_moved({name: value for name, value in batch.items() if torch.is_tensor(value)}, device)}
     if "plans" in batch:
-        batch = loader.mixed(augment.apply(batch, batch.pop("plans")))
+        batch = loader.augmented(augment, batch, batch.pop("plans"))
     batch["image"] = batch["image"].contiguous(memory_format=layout)
     return batch
 
 
-@dataclass
-class Step:
-    """The results of a step; a GPU may still be computing them."""
+def _moved(tensors, device):
+    """The tensors on the device; on a GPU copied while it still works on the step before."""
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    with torch.cuda.stream(_copies(device)):
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    stream = torch.cuda.current_stream(device)
+    stream.wait_stream(_copies(device))
+    for tensor in moved.values():
+        tensor.record_stream(stream)
+    return moved
 
-    loss: torch.Tensor  # mean over the global batch
-    norm: torch.Tensor | None  # of the gradients, over all ranks; None with fp16, whose scaler deals with overflows
-    losses: torch.Tensor  # (B,), of this rank's samples
-    ids: list  # the cases of these samples
+
+@functools.cache
+def _copies(device):
+    """The stream of a GPU on which batches are copied to it."""
+    return torch.cuda.Stream(device)
+
+
+class Step:
+    """The results of a step; a GPU may still be computing them.
+
+    loss: mean over the global batch.
+    norm: of the gradients, over all ranks; 0 with fp16, whose scaler deals with overflows.
+    losses: (B,), of this rank's samples.
+    ids: the cases of these samples.
+    """
+
+    def __init__(self, loss, norm, losses, ids):
+        self.loss, self.losses, self.ids = loss, losses, ids
+        # sent now, behind this step alone: a copy made later would wait for the steps that follow it
+        self._read = torch.stack([loss, norm]).to("cpu", non_blocking=True)
+        self._arrived = None
+        if loss.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
 
     def read(self):
-        """The loss; waits for the device. All ranks call it: where it is not finite on one, all raise the error."""
-        loss, norm = float(self.loss), 0.0 if self.norm is None else float(self.norm)
+        """The loss; waits for this step. All ranks call it: where it is not finite on one, all raise the error."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, norm = self._read.tolist()
         if math.isfinite(loss) and math.isfinite(norm):
             return loss
         pairs = [pair for part in dist.gather(list(zip(self.ids, self.losses.tolist()))) for pair in part]
@@ -66,7 +95,7 @@ class Step:
 def train_step(forward, task, micro_batches, optimizer, scaler, autocast, clip_norm):
     """Make one step of the optimizer and return its Step; nothing in it waits for the device.
 
-    forward: the network, perhaps compiled or spread over ranks.
+    forward: the network, perhaps captured, compiled or spread over ranks.
     micro_batches: dicts with image, id and what task.loss reads. All have equally many samples, so that the mean over
         micro-batches and ranks is the mean over the global batch.
     clip_norm: the largest norm of the gradients; None for any.
@@ -91,7 +120,8 @@ def train_step(forward, task, micro_batches, optimizer, scaler, autocast, clip_n
     scaler.step(optimizer)
     scaler.update()
     ids = [id for batch in micro_batches for id in batch["id"]]
-    return Step(dist.mean(local.mean()), None if scaler.is_enabled() else norm, local, ids)
+    loss = dist.mean(local.mean())
+    return Step(loss, torch.zeros_like(loss) if scaler.is_enabled() else norm, local, ids)
 
 
 def loss_of(task, outputs, batch):

@@ -1,27 +1,37 @@
 """The part `gpu`: what a training step costs on this chip, against the naive step and against the chip.
 
-The naive step is what the FOMO25 baseline does: eager, contiguous tensors, instance norms in float32 under autocast,
-AdamW as torch gives it, batches from CPU workers. Ours is the step of training itself. The chip's rates are measured in
-the same run: the product of two 8192 x 8192 bf16 matrices, and a copy of 1 GiB. torch's own counter counts operations.
+The naive step is what most people write: eager, contiguous tensors, parameters in float32 under torch's autocast, AdamW
+as torch gives it, batches augmented by CPU workers. Ours is the step of training itself, with its losses read as
+training reads them. The chip's rates are measured in the same run: the product of two 8192 x 8192 bf16 matrices, and a
+copy of 1 GiB. torch's own counter counts operations.
 
-Targets on one H200 (segmentation, 3 -> 2 channels, 96^3, batch 2, bf16): a step in at most 1/1.5 of the naive time
-without data, 1/2 with each one's own pipeline; batch 8 at 35% of the matrix rate; at 128^3 memory at most 1.0 of the
-naive step's, 0.7 with checkpointed activations. Without a GPU everything runs at toy size, for its correctness only.
+Targets on one H200 (segmentation, 3 -> 2 channels, 96^3, bf16): a step of batch 2 in at most 1/1.5 of the naive time
+without data, 1/2 with each one's own pipeline, which it awaits for less than 3%; batch 8 at 35% of the matrix rate; at
+128^3 memory at most 1.0 of the naive step's, 0.7 with checkpointed activations. Without a GPU everything runs at toy
+size, for its correctness only.
 """
 
+import collections
+import contextlib
 import functools
 import gc
 import math
 import os
+import pathlib
+import re
+import subprocess
+import sys
 import tempfile
 import time
 import types
+from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from fomo import losses, nets, tasks
+from fomo.nets import norm
 from fomo.training import optimization
 from fomo.training.step import to_device, train_step
 
@@ -29,14 +39,16 @@ from . import feed, timing
 from .inference import bench_full
 from .timing import best_seconds, say, timed, wait
 
-PARTS = ("chip", "steps", "breakdown", "fed", "parity", "inference", "compile")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PARTS = ("chip", "steps", "breakdown", "fed", "parity", "ranks", "inference", "others", "compile")
 STEPS = (  # task, network, channels in and out, batch, edge of the patch in voxels
     ("segmentation", "unet_b", 3, 2, 2, 96),
     ("segmentation", "unet_b", 3, 2, 8, 96),
     ("segmentation", "unet_b", 3, 2, 2, 128),
+    ("segmentation", "resenc_unet_b", 3, 2, 2, 160),
+)
+OTHERS = (
     ("classification", "unet_b", 4, 2, 2, 96),
-    ("classification", "unet_b", 4, 2, 8, 96),
-    ("classification", "unet_b", 4, 2, 2, 128),
     ("mae", "unet_b_lw_dec", 1, 1, 2, 96),
     ("slices", "resnet50", 1, 18, 64, 224),
 )
@@ -46,13 +58,26 @@ LOSSES = {
     "mae": losses.masked_mse,
     "slices": losses.bce,
 }
-PATHS = {"naive": dict(naive=True), "torch_norm": dict(torch_norm=True), "checkpointed": dict(recompute=True)}
+VARIANTS = {  # who: how it differs, for make_step
+    "naive": dict(naive=True),
+    "fomo": {},
+    "fomo_checkpointed": dict(recompute=True),
+    "fomo_eager": dict(graph=False),
+    "fomo_torch_norm": dict(torch_norm=True),
+    "fomo_cudnn_benchmark": dict(search=True),
+    "fomo_compiled": dict(compiled=True),
+}
 KERNELS = {  # class: parts of the names of its kernels; the first that matches counts
-    "optimizer": "multi_tensor adam l2norm lpnorm",
-    "normalisation": "norm welford bn_ reduce_kernel addcmul",
-    "convolution": "conv gemm cutlass xmma cudnn dgrad wgrad fprop nchwtonhwc nhwctonchw vol2col col2vol",
-    "copies": "memcpy memset copy cat fill",
-    "pooling and activation": "pool leaky relu",
+    "layout": "nchwtonhwc nhwctonchw",
+    "weight gradients": "wgrad",
+    "convolution": "dgrad fprop conv gemm cutlass xmma cudnn vol2col col2vol",
+    "optimizer": "multi_tensor adam lpnorm",
+    "norm and activation": "_sums _statistics _totals _apply norm welford bn_ leaky_relu",
+    "concatenation": "cat",
+    "pooling": "pool",
+    "copies and casts": "memcpy memset copy fill",
+    "sums": "reduce_kernel",
+    "additions": "functor_add",
 }
 
 
@@ -70,23 +95,36 @@ def run(options):
     if "chip" in parts:
         rates = attempt(dict(part="chip"), bench_chip, device) or {}
     step = functools.partial(bench_step, device=device, turns=options.turns, rates=rates, measured={})
+
+    def steps(part, cases, variants):
+        for case in cases:
+            for who in variants(case, device):
+                attempt(dict(part=part, **where_of(case), who=who), step, case, who)
+
     if "steps" in parts:
-        for case in STEPS:
-            for who, how in variants(case, device).items():
-                attempt(dict(part="steps", **where_of(case), who=who), step, case, who, how)
+        steps("steps", STEPS[:2], lambda case, device: ("naive", "fomo"))
     if "breakdown" in parts and device.type == "cuda":
-        for case in STEPS:
+        for case in STEPS[:2]:
             attempt(dict(part="breakdown", **where_of(case)), breakdown, case, device)
     if "fed" in parts:
         attempt(dict(part="fed"), bench_fed, device)
-    if "parity" in parts:
-        attempt(dict(part="parity"), bench_parity, device, PATHS)
+    if "steps" in parts:
+        steps("steps", STEPS[2:], lambda case, device: ("naive", "fomo", "fomo_checkpointed"))
+        steps("steps", STEPS[:2], lambda case, device: ("fomo_eager", "fomo_torch_norm", "fomo_cudnn_benchmark"))
     if "inference" in parts and device.type == "cuda":  # target: 20 s
         attempt(dict(part="inference"), bench_full, 5, [0, 1, 2], device)
+    if "parity" in parts:
+        attempt(dict(part="parity"), bench_parity, device, ("naive", "fomo_torch_norm", "fomo_checkpointed"))
+    if "ranks" in parts:
+        attempt(dict(part="ranks"), bench_ranks)
+    if "others" in parts:
+        steps("others", OTHERS, lambda case, device: ("naive", "fomo"))
+    if "breakdown" in parts and device.type == "cuda":
+        for case in STEPS[2:]:
+            attempt(dict(part="breakdown", **where_of(case)), breakdown, case, device)
     if "compile" in parts:  # last: a minute or so for each case
-        attempt(dict(part="compile"), bench_parity, device, {"compiled": dict(compiled=True)})
-        for case in STEPS:
-            attempt(dict(part="compile", **where_of(case)), step, case, "fomo_compiled", dict(compiled=True))
+        attempt(dict(part="compile"), bench_parity, device, ("fomo_compiled",))
+        steps("compile", STEPS, lambda case, device: ("fomo_compiled",))
 
 
 def say_versions(device):
@@ -118,18 +156,6 @@ def where_of(case):
     return dict(task=case[0], network=case[1], batch=case[4], patch=case[5])
 
 
-def variants(case, device):
-    """{who: how it differs, for make_step}; the naive step first, which the others are compared with."""
-    found = {"naive": dict(naive=True), "fomo": {}}
-    if case[1].startswith("unet"):
-        found["fomo_checkpointed"] = dict(recompute=True)
-        found["fomo_torch_norm"] = dict(torch_norm=True)
-    if device.type == "cuda":
-        found["fomo_other_layout"] = dict(other_layout=True)
-        found["fomo_cudnn_benchmark"] = dict(search=True)
-    return found
-
-
 def bench_chip(device):
     """{"tflops": bf16 matrix rate, "gb_s": bytes read and written by a copy} of this device."""
     size, gib = (8192, 2**30) if device.type == "cuda" else (256, 2**20)
@@ -146,19 +172,18 @@ def bench_chip(device):
 # ----------------------------------------------------------------------------------------- one step
 
 
-def bench_step(case, who, how, device, turns, rates, measured):
+def bench_step(case, who, device, turns, rates, measured):
     """Time and memory of one step; added to `measured`, {(case, who): (seconds, peak GB)} of the steps before."""
     batch, edge = sizes(case, device)
-    operations = count_operations(case, device)
-    step = make_step(case, device, **how)
-    first_s, _ = timed(step, device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    step_s = best_seconds(step, device, repeat=8 if device.type == "cuda" else 1, turns=turns)
-    # of the GPU's allocator, which says nothing on the CPU
-    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-    torch.backends.cudnn.benchmark = False
+    operations, how = count_operations(case, device), VARIANTS[who]
+    with make_step(case, device, **how) as step:
+        first_s, _ = timed(step, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        step_s = best_seconds(step, device, repeat=8 if device.type == "cuda" else 1, turns=turns)
+    # what the allocator holds: a graph keeps its memory; on the CPU it says nothing
+    peak_gb = torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else 0.0
     measured[case, who] = step_s, peak_gb
     line = dict(first_s=first_s, step_s=step_s, samples_per_s=batch / step_s, peak_gb=peak_gb)
     if rates:
@@ -175,62 +200,64 @@ def bench_step(case, who, how, device, turns, rates, measured):
 
 def sizes(case, device):
     """(batch, edge of the patch); toys without a GPU."""
-    return case[4:] if device.type == "cuda" else (2, 32)
+    return case[4:] if device.type == "cuda" else (1, 64 if case[1].startswith("resenc") else 32)
 
 
-def make_step(case, device, naive=False, compiled=False, search=False, edge=None, **how):
+@contextlib.contextmanager
+def make_step(case, device, naive=False, compiled=False, graph=True, search=False, torch_norm=False, **how):
     """A function that does one optimizer step, on a fixed batch or on the one that it is fed, and returns its loss.
 
     compiled: by torch.
+    graph: its passes are CUDA graphs, as in training.
     search: cuDNN tries its convolutions.
-    edge: of the patch, instead of the case's.
-    naive and how: see `make_network`.
+    torch_norm: with torch's own instance norm, and the layout that suits it.
+    naive and how: see `make_network`; `edge`: of the patch, instead of the case's.
     """
-    torch.backends.cudnn.benchmark = search
-    network, layout = make_network(case, device, naive, **how)
-    fixed = make_batch(case, device, edge)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda" and not naive)
-    loss = LOSSES[case[0]]
-    task = types.SimpleNamespace(loss=lambda outputs, batch: loss(outputs, batch["target"]))
-    forward = optimization.wrap(network, compiled, device)
-    amp = "bf16" if device.type == "cuda" else "off"  # CPUs without it in hardware take minutes for a step
-    autocast, scaler = optimization.precision(amp, device)
+    edge = how.pop("edge", None)
+    with contextlib.ExitStack() as stack:
+        if torch_norm or naive:
+            stack.enter_context(mock.patch.object(norm, "problem", lambda device: "left out"))
+        torch.backends.cudnn.benchmark = search
+        stack.callback(setattr, torch.backends.cudnn, "benchmark", False)
+        network, layout = make_network(case, device, naive, **how)
+        fixed = make_batch(case, device, edge)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda" and not naive)
+        loss = LOSSES[case[0]]
+        task = types.SimpleNamespace(loss=lambda outputs, batch: loss(outputs, batch["target"]))
+        graph = graph and not naive
+        train = types.SimpleNamespace(compile=compiled, cuda_graph=graph, checkpoint_activations=how.get("recompute"))
+        forward = optimization.wrap(network, train, types.SimpleNamespace(micro_batches=1), device)
+        amp = "bf16" if device.type == "cuda" else "off"  # CPUs without it in hardware take minutes for a step
+        autocast, scaler = optimization.precision(amp, device)
+        fixed["image"] = fixed["image"].contiguous(memory_format=layout)
+        pending = collections.deque()
 
-    def laid_out(batch):
-        return {**batch, "image": batch["image"].contiguous(memory_format=layout)}
+        def step(fed=None):
+            given = fixed if fed is None else {**fed, "target": fed["mask"]}
+            if naive:
+                return naive_step(forward, task, given, optimizer, autocast)
+            pending.append(train_step(forward, task, [given], optimizer, scaler, autocast, 1.0))
+            if len(pending) > 1:
+                pending.popleft().read()
+            return pending[-1].loss
 
-    fixed = laid_out(fixed)
-
-    def step(fed=None):
-        given = fixed if fed is None else laid_out({**fed, "target": fed["mask"]})
-        if naive:
-            return naive_step(forward, task, given, optimizer, autocast)
-        return train_step(forward, task, [given], optimizer, scaler, autocast, 1.0).loss
-
-    return step
+        step.layout = layout
+        yield step
+        if getattr(forward, "problem", None):
+            say("graph", **where_of(case), problem=forward.problem)
 
 
-def make_network(case, device, naive=False, recompute=False, torch_norm=False, other_layout=False):
+def make_network(case, device, naive=False, recompute=False):
     """(network in training mode, memory format of its images).
 
-    naive: contiguous, and instance norms as autocast's older rules run them.
+    naive: contiguous.
     recompute: with checkpointed activations.
-    torch_norm: with torch's own instance norm.
-    other_layout: with the weights of convolutions in the layout that is not the default here.
     """
     kind, name, channels, outputs, _, _ = case
     torch.manual_seed(0)
     whole = kind in ("classification", "slices")
     network = nets.build(name, channels, outputs, mode="classification" if whole else "segmentation").to(device)
     layout = torch.contiguous_format if naive else optimization.lay_out(network, device)
-    if other_layout:
-        layout = _to_other_layout(network, layout)
-    for module in network.modules():
-        if isinstance(module, torch.nn.InstanceNorm3d):
-            if naive:
-                _in_float32(module)
-            if torch_norm:
-                module.forward = functools.partial(torch.nn.InstanceNorm3d.forward, module)
     if recompute:
         network.checkpoint_activations(True)
     return network.train(), layout
@@ -255,23 +282,6 @@ def make_batch(case, device, edge=None):
     return {"image": image.to(device), "target": target.to(device), "id": [""] * batch}
 
 
-def _to_other_layout(network, layout):
-    """Move the weights of all convolutions to the layout that is not the default here; returns it."""
-    other = torch.channels_last_3d if layout == torch.contiguous_format else torch.contiguous_format
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=other)
-        if isinstance(module, torch.nn.Conv2d):
-            module.to(memory_format=torch.channels_last if other == torch.channels_last_3d else other)
-    return other
-
-
-def _in_float32(norm):
-    """Instance norm as autocast's older rules run it: the input is converted, and the result stays in float32."""
-    own = norm.forward
-    norm.forward = lambda x: own(x.float())
-
-
 def naive_step(forward, task, batch, optimizer, autocast):
     optimizer.zero_grad(set_to_none=True)
     with autocast:
@@ -287,37 +297,38 @@ def naive_step(forward, task, batch, optimizer, autocast):
 @functools.cache
 def count_operations(case, device):
     """Floating-point operations of one forward and backward pass, by torch's counter."""
-    step = make_step(case, device)
-    with FlopCounterMode(display=False) as counter:
+    with make_step(case, device, graph=False) as step, FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
-def breakdown(case, device, steps=5):
-    """Share of the GPU's time by class of kernel, and how long it had nothing to do."""
-    step = make_step(case, device)
+def breakdown(case, device, steps=5, largest=6):
+    """Share of the GPU's time by class of kernel, the largest kernels, and how long the GPU had nothing to do."""
+    with make_step(case, device) as step:
 
-    def several():
-        for _ in range(steps):
+        def several():
+            for _ in range(steps):
+                step()
+
+        for _ in range(3):
             step()
-
-    for _ in range(3):
-        step()
-    wait(device)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        wall = timed(several, device)[0] / steps
-    sums = {}
+        wait(device)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            wall = timed(several, device)[0] / steps
+    sums, kernels = collections.Counter(), []
     for event in profiler.key_averages():
         kernel_s = event.self_device_time_total / 1e6 / steps
         on_gpu = "cuda" in str(event.device_type).lower() and not event.is_user_annotation  # which spans kernels
         if kernel_s and on_gpu:
-            kind = kind_of_kernel(event.key.lower())
-            sums[kind] = sums.get(kind, 0.0) + kernel_s
+            sums[kind_of_kernel(event.key.lower())] += kernel_s
+            kernels.append((kernel_s, event.count / steps, re.sub(r"<.*|void |at::native::", "", event.key)[:90]))
     busy, where = sum(sums.values()), where_of(case)
     if not busy:
         raise RuntimeError("the profiler saw no kernel: it may lack the right to the GPU's counters")
-    for kind, kernel_s in sorted(sums.items(), key=lambda pair: -pair[1]):
+    for kind, kernel_s in sums.most_common():
         say("kernels", **where, kind=kind, seconds=kernel_s, share=kernel_s / busy)
+    for kernel_s, count, name in sorted(kernels, reverse=True)[:largest]:
+        say("kernel", **where, name=name, per_step=count, seconds=kernel_s, share=kernel_s / busy)
     idle = dict(seconds=max(0.0, wall - busy), share=max(0.0, 1 - busy / wall))
     say("kernels", **where, kind="idle, under the profiler", **idle)
 
@@ -336,29 +347,46 @@ def bench_fed(device, steps=40):
             given = f"augment.device={where}", f"data.patch=[{edge},{edge},{edge}]", "augment.preset=all"
             config, _, batches = feed.phantom_batches(folder, workers, steps + warm, batch, *given)
             augment, waited_s = tasks.build(config).augmentation(), 0.0
-            step = make_step(STEPS[0], device, naive=who == "naive")
-            for index in range(steps + warm):
-                if index == warm:
-                    wait(device)
-                    start, waited_s = time.perf_counter(), 0.0
-                clock = time.perf_counter()
-                fed = next(batches)
-                waited_s += time.perf_counter() - clock
-                step(to_device(fed, device, augment))
-            wait(device)
+            with make_step(STEPS[0], device, naive=who == "naive", edge=edge) as step:
+                for index in range(steps + warm):
+                    if index == warm:
+                        wait(device)
+                        start, waited_s = time.perf_counter(), 0.0
+                    clock = time.perf_counter()
+                    fed = next(batches)
+                    waited_s += time.perf_counter() - clock
+                    step(to_device(fed, device, augment, step.layout))
+                wait(device)
             seconds[who] = (time.perf_counter() - start) / steps
             line = dict(workers=workers, batch=batch, patch=edge, step_s=seconds[who], data_s=waited_s / steps)
             share = line["data_s"] / line["step_s"]
             say("fed", who=who, augment=where, **line, share=share, faster_than_naive=seconds["naive"] / seconds[who])
 
 
-def bench_parity(device, paths, steps=50):
-    """Losses of 50 steps on one batch: each of `paths` {name: how, for make_step} against the plain one, in bf16."""
+def bench_parity(device, others):
+    """Losses of 50 steps on one batch: each of the other VARIANTS against ours, in bf16."""
+    steps, found = 50 if device.type == "cuda" else 2, {}
+    for who in ("fomo", *others):
+        with make_step(STEPS[0], device, **VARIANTS[who], edge=48 if device.type == "cuda" else 32) as step:
+            found[who] = [float(step()) for _ in range(steps)]
+    for who in others:
+        largest = max(abs(a - b) for a, b in zip(found["fomo"], found[who]))
+        line = dict(steps=steps, first=found[who][0], last=found[who][-1], largest_difference=largest)
+        say("parity", who="fomo", against=who, **line)
+
+
+def bench_ranks(steps=8):
+    """Losses of the first steps of a demo in float32: on two ranks, which share the device, against one."""
     found = {}
-    for label, how in {"plain": {}, **paths}.items():
-        step = make_step(STEPS[0], device, **how, edge=48 if device.type == "cuda" else 32)
-        found[label] = [float(step()) for _ in range(steps)]
-    for label in paths:
-        largest = max(abs(a - b) for a, b in zip(found["plain"], found[label]))
-        line = dict(steps=steps, first=found[label][0], last=found[label][-1], largest_difference=largest)
-        say("parity", who="fomo", against=label, **line)
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in (1, 2):
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+            command += [str(ROOT / "train.py"), str(ROOT / "configs" / "demo_task2.yaml"), f"output={folder}/{ranks}"]
+            command += [f"data.root={folder}/phantoms", "data.phantom_cases=12", f"train.steps={steps}"]
+            command += ["train.amp=off", "train.log_every=1", "cv.val_fraction=0.2", "cv.folds=3"]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            lines = [line for line in run.stdout.splitlines() if " train " in line and " loss=" in line]
+            found[ranks] = [float(re.search(r" loss=(\S+)", line)[1]) for line in lines]
+    differences = [abs(a - b) for a, b in zip(found[1], found[2], strict=True)]
+    line = dict(first=found[1][0], last=found[1][-1], first_difference=differences[0])
+    say("ranks", steps=len(differences), **line, largest_difference=max(differences))

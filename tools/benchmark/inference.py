@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 import torch
 
-from fomo import checkpoint, inference, nets, tasks
+from fomo import checkpoint, inference, tasks
 from fomo import config as config_module
 from fomo.space import patches
 
@@ -116,10 +116,11 @@ def write_checkpoints(folder, folds):
     os.makedirs(folder)
     data = {"root": ".", "channels": list(CHANNELS), "patch": list(PATCH)}
     config = feed.config_of({"task": {"type": "segmentation"}, "data": data})
-    shared = {"config": config_module.to_dict(config), "calibrated": True, "task": tasks.build(config).state}
+    task = tasks.build(config)
+    shared = {"config": config_module.to_dict(config), "calibrated": True, "task": task.state, "subjects": []}
     for fold in range(1, folds + 1):
         torch.manual_seed(fold)
-        content = {"model": nets.build("unet_b", 4, 2).state_dict(), "fold": fold, **shared}
+        content = {"model": tasks.build_network(config, task).state_dict(), "fold": fold, **shared}
         checkpoint.save(os.path.join(folder, f"fold_{fold}.pt"), content)
 
 
