@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 _WARM = 3  # passes before the capture, in which libraries choose and load what they need
 _LARGEST = 0.5  # share of the GPU's memory: a graph keeps its own, which validation cannot use
+_DIFFERENCE = 0.05  # relative, of outputs and gradients: half precision, sums in another order
 
 
 class Graphed:
@@ -35,12 +36,14 @@ class Graphed:
 
     def _capture(self, images, several):
         device = several[0].device
-        # the passes that warm up must leave no trace: a run that is continued gives the same numbers
+        # what is tried must leave no trace: a run that is continued gives the same numbers
         state, kept = torch.cuda.get_rng_state(device), [buffer.clone() for buffer in self.network.buffers()]
         stream = torch.cuda.current_stream(device)
         try:
             with _nothing_is_freed():
                 self._passes = _Passes(self.network, isinstance(images, list), several)
+                self.problem = self._passes.difference(state)
+            torch.cuda.empty_cache()
             share = torch.cuda.memory_reserved(device) / torch.cuda.get_device_properties(device).total_memory
             if share > _LARGEST:
                 self.problem = f"they keep {share:.0%} of the GPU's memory, wanted at most {_LARGEST:.0%}"
@@ -72,43 +75,71 @@ def _nothing_is_freed():
 
 
 class _Passes:
-    """The two graphs of a network, and the tensors that they read and write."""
+    """The two graphs of a network, and the tensors that they read and write.
+
+    listed: the network takes a list of images.
+    """
 
     def __init__(self, network, listed, images):
+        self.network, self.listed = network, listed
         self.shapes = [image.shape for image in images]
         self.images = [image.detach().clone() for image in images]
+        self.device = images[0].device
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        stream, device = torch.cuda.Stream(images[0].device), images[0].device
+        state, stream = torch.cuda.get_rng_state(self.device), torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            self.output_gradients = [torch.randn_like(output) for output in self._call()]
+            for _ in range(_WARM):
+                torch.cuda.set_rng_state(state, self.device)
+                outputs = self._call()
+                gradients = self._differentiate(outputs)
+            self.expected = [tensor.detach().clone() for tensor in (*outputs, *gradients) if tensor is not None]
+            del outputs, gradients
+        torch.cuda.current_stream(self.device).wait_stream(stream)
         # only this thread must not wait: others move the next batches to pinned memory
         how = {"pool": torch.cuda.graph_pool_handle(), "stream": stream, "capture_error_mode": "thread_local"}
-
-        def call():  # autocast would keep the weights that it has converted beyond a graph
-            dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-            with torch.autocast("cuda", dtype=dtype, enabled=on, cache_enabled=False):
-                outputs = network(self.images if listed else self.images[0])
-            self.single = isinstance(outputs, torch.Tensor)
-            return [outputs] if self.single else outputs
-
-        def differentiate(outputs):
-            pairs = [pair for pair in zip(outputs, self.output_gradients) if pair[0].requires_grad]
-            trained, given = zip(*pairs)
-            return torch.autograd.grad(trained, self.parameters, given, allow_unused=True)
-
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM):
-                outputs = call()
-                self.output_gradients = [torch.zeros_like(output) for output in outputs]
-                differentiate(outputs)
-                del outputs
-        torch.cuda.current_stream(device).wait_stream(stream)
         with torch.cuda.graph(self.forward, **how):
-            outputs = call()
+            outputs = self._call()
         with torch.cuda.graph(self.backward, **how):
-            self.gradients = differentiate(outputs)
+            self.gradients = self._differentiate(outputs)
         self.outputs = [output.detach() for output in outputs]
         self.fixed = [not output.requires_grad for output in outputs]
+
+    def _call(self):
+        """The outputs, as a list."""
+        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        # its cache would keep converted weights beyond a graph
+        with torch.autocast("cuda", dtype=dtype, enabled=on, cache_enabled=False):
+            outputs = self.network(self.images if self.listed else self.images[0])
+        self.single = isinstance(outputs, torch.Tensor)
+        return [outputs] if self.single else list(outputs)
+
+    def _differentiate(self, outputs):
+        """The gradients of the parameters, None for those that the outputs do not depend on."""
+        trained, given = zip(*(pair for pair in zip(outputs, self.output_gradients) if pair[0].requires_grad))
+        return torch.autograd.grad(trained, self.parameters, given, allow_unused=True)
+
+    def difference(self, state):
+        """In words how the graphs' results differ from those without; None where they do not.
+
+        state: of random numbers, with which the images were seen without graphs.
+        """
+        torch.cuda.set_rng_state(state, self.device)
+        self.forward.replay()
+        self.backward.replay()
+        found = [tensor for tensor in (*self.outputs, *self.gradients) if tensor is not None]
+        size = torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in self.expected])
+        pairs = zip(found, self.expected, strict=True)
+        off = torch.stack([torch.linalg.vector_norm(own.float() - other.float()) for own, other in pairs])
+        del self.expected
+        outputs = len(self.outputs)
+        for what, part in (("outputs", slice(outputs)), ("gradients", slice(outputs, None))):
+            relative = float(torch.linalg.vector_norm(off[part]) / torch.linalg.vector_norm(size[part]))
+            if not relative <= _DIFFERENCE:
+                return f"their {what} differ by {relative:.2g} from those without"
+        return None
 
 
 class _Replay(torch.autograd.Function):

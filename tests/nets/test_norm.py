@@ -111,12 +111,3 @@ def test_moments_count_a_bias_that_was_left_out():
     convolution, x = Conv3d(3, 5, 3), torch.randn(2, 3, 6, 5, 4)
     own = image_head.moments(convolution(x, with_bias=False), convolution.bias)
     torch.testing.assert_close(own, image_head.moments(convolution(x)), atol=1e-5, rtol=1e-5)
-
-
-def test_empty_channels_change_nothing():
-    torch.manual_seed(0)
-    convolution, x = Conv3d(3, 5, 3), torch.randn(2, 3, 6, 5, 4)
-    image, weight = (tensor.float() for tensor in convolution._with_empty_channels(x))
-    assert image.shape[1] == weight.shape[1] == 8
-    own = torch.nn.functional.conv3d(image, weight, convolution.bias)
-    assert (own - convolution(x)).abs().max() < 0.02  # of half precision
