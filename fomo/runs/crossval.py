@@ -20,7 +20,7 @@ from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, inspect, load_fold, start_from, train_fold, with_patch_that_fits
 from ..training.step import make_plan
-from . import maps, pooled
+from . import audit, maps, pooled
 from .final import make_final
 from .splits import (
     check_parts,
@@ -106,6 +106,7 @@ def _run(config, folder, log, dry_run, one_split):
     with interrupt.graceful():
         listed = dist.on_main(lambda: sources.list_cases(config.data, wanted, log=log))
         listing.describe(config, wanted, listed, log)
+        dist.on_main(lambda: audit.check(config, listed))
         trains = config.train.mode != "evaluate"
         if trains:
             listing.check_optional(config.data, listed, loader.drops_channels(config), log)
@@ -129,16 +130,39 @@ def _run(config, folder, log, dry_run, one_split):
         dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
         failures = run_folds(config, numbers, splits, by_id, folder, log)
     finished = dist.on_main(folder.finished)
+    complete = len(finished) == len(splits)
     if finished:
         dist.on_main(lambda: pooled.aggregate(config, folder, log))
+        if complete:
+            dist.on_main(lambda: audit.write(config, folder, cases, log))
         dist.on_main(lambda: report.write(folder.path))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
+    if complete:
+        _run_others(config, folder, listed, log)
     if finished and not failures:
         log("report", path=folder.report_path)
     if failures:
         failed = f"fold {', '.join(str(number) for number, _ in failures)} failed and the others are finished"
         raise FoldsFailed(f"{failed}; the same command tries again: {failures[0][1]}")
+
+
+def _run_others(config, folder, listed, log):
+    """Run what the audit compares a finished run with, each in a run folder of its own, and audit it again."""
+    runs = [
+        (other, RunFolder(os.path.join(other.output, other.name))) for other in audit.others(config, folder, listed)
+    ]
+    left = dist.on_main(lambda: [place for place, (_, own) in enumerate(runs) if own.summary() is None])
+    if not left:
+        return
+    log("audit", runs=[runs[place][0].name for place in left], cost="each as much as this run")
+    for place in left:
+        other, own = runs[place]
+        held = []
+        dist.on_main(lambda: held.append(own.claim(other, log)))
+        _run(other, own, Log(own.log_path, active=dist.is_main()), False, has_one_split(other))
+    dist.on_main(lambda: audit.add_others(folder, log))
+    dist.on_main(lambda: report.write(folder.path))
 
 
 def _announce(config, folder, log):
