@@ -25,7 +25,7 @@ LOG, SUMMARY, AGGREGATED = "log.txt", "summary.json", "aggregated_results.csv"
 TABLES = {"rows": "predictions.csv", "scans": "predictions_volumes.csv"}  # of Results
 _SCORES, _FOLD_SCORES, _HISTORY = "results.csv", "fold_results.csv", "history.csv"
 _LOCK, _MASKS = ".lock", "masks"
-_AUDIT, _FACTS = "audit.json", "facts.json"
+_AUDIT, _FACTS, _STRESS = "audit.json", "facts.json", "stress.json"
 
 
 class RunFolder:
@@ -137,6 +137,15 @@ class RunFolder:
         """What `write_facts` has kept; {} before."""
         path = os.path.join(self.audit, _FACTS)
         return files.read_json(path) if os.path.exists(path) else {}
+
+    def write_stress(self, content):
+        """Write what a stress test has found, see `runs.stress`."""
+        files.write_json(os.path.join(self.stress, _STRESS), content)
+
+    def stressed(self):
+        """What `write_stress` has written, with null for NaN; None before."""
+        path = os.path.join(self.stress, _STRESS)
+        return files.read_json(path, "worst", "rows", "changes") if os.path.exists(path) else None
 
     def all_folds(self):
         """The FoldFolders of all folds of the run, begun or not."""

@@ -363,6 +363,9 @@ class Eval:
         "none", "segmentation: auto chooses holes and component sizes by inner validation", "none|auto"
     )
     saliency: int = free_key(0, "classification: cases per fold with Grad-CAM (and CBAM) maps in the report", low=0)
+    stress: bool = free_key(
+        False, "volumes: at the end test what images of another scanner would cost, as tools/stress.py does"
+    )
     radiological: bool = free_key(True, "pictures of the report: the patient's right is on their left side")
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)

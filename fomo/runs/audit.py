@@ -53,7 +53,7 @@ def others(config, folder, listed):
         output=folder.audit,
         audit=Audit(rivals=False),
         cv=replace(config.cv, final="none", parallel="auto", folds_to_run=()),
-        eval=replace(config.eval, saliency=0),
+        eval=replace(config.eval, saliency=0, stress=False),
     )
     found = []
     for seed in range(1, config.audit.shuffled + 1):

@@ -12,6 +12,7 @@ import torch
 from .. import kinds, report, tasks
 from ..config import UserError, fingerprint, one_line, to_dict
 from ..data import listing, loader, sources
+from ..evaluation import stress as evaluation_stress
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
 from ..runtime.log import Log
@@ -20,7 +21,7 @@ from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, inspect, load_fold, start_from, train_fold, with_patch_that_fits
 from ..training.step import make_plan
-from . import audit, maps, pooled
+from . import audit, maps, pooled, stress
 from .final import make_final
 from .splits import (
     check_parts,
@@ -94,6 +95,8 @@ def _check(config, one_split):
     if config.cv.parallel == "ddp" or config.cv.final == "refit":  # which trains on all ranks
         make_plan(config)  # the batch must divide over the ranks
     team_size(config)
+    if config.eval.stress:
+        evaluation_stress.check(config, tasks.build(config))
     optimization.precision(config.train.amp, dist.device())
     tasks.build(config).augmentation()
     loader.augments_on_gpu(config)
@@ -139,6 +142,9 @@ def _run(config, folder, log, dry_run, one_split):
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
     if complete:
+        if config.eval.stress:
+            stress.within(folder.config_of_folds(), folder)
+            dist.on_main(lambda: report.write(folder.path))
         _run_others(config, folder, listed, log)
     if finished and not failures:
         log("report", path=folder.report_path)
