@@ -14,7 +14,7 @@ from fomo import folds, kinds, tasks
 from fomo.config import UserError
 from fomo.data import facts, sources
 from fomo.evaluation import audit
-from fomo.runs import crossval
+from fomo.runs import crossval, maps
 from fomo.tasks import Results
 
 
@@ -210,3 +210,23 @@ def test_columns_of_a_table_are_rivals(tmp_path, phantom_root, tiny_config):
     config = kinds.load(tiny_config("classification", audit={"other_folds": True}))
     with pytest.raises(UserError, match="audit.other_folds"):
         runs_audit.check(config, sources.list_cases(config.data, wanted()))
+
+
+def test_attention_inside_the_mask_is_measured():
+    mask = np.zeros((4, 4, 4), bool)
+    mask[0] = True
+    image, heat = np.ones((1, 4, 4, 4)), np.zeros((4, 4, 4))
+    image[0, 3], heat[:2] = 0, 1.0
+    found = maps._inside([heat, np.zeros_like(heat)], mask, image, (0.0,))
+    assert found["inside"][0] == pytest.approx(0.5) and np.isnan(found["inside"][1])
+    assert found["chance"] == pytest.approx(16 / 48)
+
+
+def test_the_audit_says_how_much_of_the_maps_lies_in_the_masks(tiny_config, tmp_path):
+    config = kinds.load(tiny_config("classification", eval={"saliency": 8, "bootstrap": 50}, train={"epochs": 1}))
+    crossval.run(config)
+    run = tmp_path / "runs" / "run"
+    seen = json.loads((run / "audit" / "audit.json").read_text())["attention"]
+    masked = [case for case in sources.list_cases(config.data, wanted()) if case.mask and case.target == 1]
+    assert 0 < seen["cases"] <= len(masked) and 0 <= seen["inside"] <= 1 and 0 < seen["chance"] < 0.1
+    assert f"Of the Grad-CAM maps of {seen['cases']} case" in Page(read(run / "report.html")).text

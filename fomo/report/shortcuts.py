@@ -23,7 +23,18 @@ def section(run):
     rivals = [{name: math.nan if value is None else value for name, value in row.items()} for row in found["rivals"]]
     parts = [page.note(_verdict(found, rivals)), _figure(found, rivals), _table(found, rivals), page.note(_ABOUT)]
     parts.append(_runs(found) if found["runs"] else None)
-    return [*parts, *_groups(found)]
+    return [*parts, _attention(found), *_groups(found)]
+
+
+def _attention(found):
+    """Whether the networks look where the finding is, by the stored Grad-CAM maps; None without maps or masks."""
+    seen = found.get("attention")
+    if seen is None:
+        return None
+    inside, chance = (f"{100 * seen[name]:.1f} %" for name in ("inside", "chance"))
+    cases = "case" if seen["cases"] == 1 else "cases"
+    where = f"Of the Grad-CAM maps of {seen['cases']} {cases} with a mask, {inside} lie inside the mask"
+    return page.note(f"{where}, which takes {chance} of the head: about as much lies there if a map says nothing.")
 
 
 def _verdict(found, rivals):

@@ -10,6 +10,8 @@ import math
 import os
 from dataclasses import replace
 
+import numpy as np
+
 from .. import metrics, tasks
 from ..config import UserError, as_user_error
 from ..config.sections import Audit
@@ -86,6 +88,7 @@ def write(config, folder, cases, log):
     columns = columns_of(config, [case.case for case in cases])
     found = audit.audit(config, task, results, cases, _facts(config, folder, cases, columns, log), recorded["folds"])
     found["groups"] = audit.by_group(config, task, results, columns)
+    found["attention"] = _attention(folder)
     found["runs"] = _scores_of_others(folder, found["metric"])
     folder.write_audit(found)
     _say(found, log)
@@ -132,6 +135,19 @@ def _key(case):
     return [facts.VERSION, cache.voxels(getattr(case, "checksums", ())), *(str(one.path) for one in case.case.files)]
 
 
+def _attention(folder):
+    """{cases, inside, chance}: means over the cases with a mask whose Grad-CAM maps are stored; None without any."""
+    found = []
+    for path in (path for fold in folder.all_folds() for path in fold.saliencies()):
+        with np.load(path, allow_pickle=False) as stored:
+            if "inside" in stored.files and np.isfinite(stored["inside"][0]):
+                found.append((float(stored["inside"][0]), float(stored["chance"])))
+    if not found:
+        return None
+    inside, chance = np.mean(found, axis=0).tolist()
+    return {"cases": len(found), "inside": inside, "chance": chance}
+
+
 def _scores_of_others(folder, metric):
     """[{name, value, low, high}] of the other runs that are finished; within folds, as the metric says, where it is."""
     found = []
@@ -159,6 +175,8 @@ def _say(found, log):
     for rival in [rival for rival in suspects if rival["name"] != audit.ALL] or suspects:
         reached = f"{metric} {rival['value']:.3g}, the network {found['value']:.3g}"
         log.warn(f"{rival['name']} alone: {reached}: it may have learned a shortcut, see Shortcuts in the report")
+    if found["attention"]:
+        log("audit", reads="Grad-CAM inside the masks", **found["attention"])
     _say_others(found, log)
 
 
