@@ -6,7 +6,7 @@ squared error when each subject is left out, which needs no second fit (Allen 19
 Needs numpy only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,20 +40,21 @@ class Ridge:
     scaling: Scaling
     weight: np.ndarray  # (K, F)
     bias: np.ndarray  # (K,)
-    strength: float  # of the penalty
-    decay: float  # weight of a depth against that of the one before
+    strength: float  # of the penalty; (K,) where each target has its own
+    decay: float  # weight of a depth against that of the one before; likewise
     left_out: np.ndarray  # (n, K): what is said of each case without its subject
 
     def __call__(self, features):
         return self.scaling(features) @ self.weight.T + self.bias
 
 
-def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengths=STRENGTHS, bound=4.0):
+def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengths=STRENGTHS, bound=4.0, each=False):
     """The Ridge from features (n, F) to targets (n, K).
 
     groups, depths: (F,) whole numbers from 0, the group of each feature and its depth.
     subjects: (n,), of each case, left out together; None: each case by itself.
     decays, strengths: to choose from; at equal errors the first. bound: see `Scaling`.
+    each: whether each target has a strength of its own; there is one decay then.
 
     ValueError for features or targets that are not finite, and for fewer than three subjects.
     """
@@ -63,6 +64,8 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
         raise ValueError("features, targets: got numbers that are not finite, wanted finite ones")
     if len(parts) < 3:
         raise ValueError(f"subjects: got {len(parts)}, wanted 3 or more")
+    if each and len(decays) > 1:
+        raise ValueError(f"decays: got {len(decays)} for each target of its own, wanted one")
     mean, deviation = features.mean(0), features.std(0)
     varies = deviation > _FLAT * np.maximum(np.abs(mean), _FLAT)
     deviation, unit = np.where(varies, deviation, 1.0), np.maximum(targets.std(0), 1e-12)
@@ -71,12 +74,24 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
         scaling = Scaling(mean, deviation, _shares(np.asarray(groups), np.asarray(depths), varies, decay), bound)
         standardised = scaling(features)
         for strength, dual, left_out in _solutions(standardised @ standardised.T, targets, parts, strengths):
-            error = np.mean(((left_out - targets) / unit) ** 2)
-            if error < least:
+            errors = np.mean(((left_out - targets) / unit) ** 2, axis=0)
+            error = errors if each else errors.mean()
+            if np.any(error < least):
                 weight = dual.T @ standardised
                 bias = targets.mean(0) - weight @ standardised.mean(0)
-                best, least = Ridge(scaling, weight, bias, strength, decay, left_out), error
+                found = Ridge(scaling, weight, bias, strength, decay, left_out)
+                best, least = found if best is None else _better(best, found, error < least), np.minimum(error, least)
     return best
+
+
+def _better(first, second, chosen):
+    """The second of two Ridges for the targets that are `chosen`, (K,), or for all, ()."""
+    if chosen.ndim == 0:
+        return second
+    each = {
+        name: np.where(chosen, getattr(second, name), getattr(first, name)) for name in ("strength", "bias", "left_out")
+    }
+    return replace(first, weight=np.where(chosen[:, None], second.weight, first.weight), **each)
 
 
 def _parts(subjects):
@@ -103,10 +118,13 @@ def _solutions(kernel, targets, parts, strengths):
     values, vectors = np.linalg.eigh(centred)
     values, mean = values.clip(0), targets.mean(0)
     along = vectors.T @ (targets - mean)
+    alone, several = [part[0] for part in parts if len(part) == 1], [part for part in parts if len(part) > 1]
     for strength in strengths:
         hat = (vectors * (values / (values + strength))) @ vectors.T + 1 / n
         residuals, left_out = targets - hat @ targets, np.empty_like(targets)
-        for part in parts:
+        free = 1 - np.diag(hat)[alone, None]
+        left_out[alone] = targets[alone] - residuals[alone] / np.where(free > 1e-12, free, np.inf)
+        for part in several:
             own = np.eye(len(part)) - hat[np.ix_(part, part)]
             left_out[part] = targets[part] - np.linalg.lstsq(own, residuals[part], rcond=None)[0]
         yield strength, vectors @ (along / (values + strength)[:, None]), left_out

@@ -4,6 +4,7 @@ config.yaml  splits.json  log.txt  report.html
 predictions.csv  predictions_volumes.csv  fold_results.csv  aggregated_results.csv  summary.json
 fold_K/      split.json  best.pt  best_2.pt ...  last.pt  history.csv  results.csv  predictions.csv ...  masks/ID.nii.gz
 final/       the final model, with final.json
+audit/       what simple rivals reach: audit.json  facts.json  shuffled_K/, other_folds/ (runs of their own)
 stress/      what changed images cost: stress.html  stress.json  stress.csv  log.txt  fold_K.jsonl
 """
 
@@ -24,6 +25,7 @@ LOG, SUMMARY, AGGREGATED = "log.txt", "summary.json", "aggregated_results.csv"
 TABLES = {"rows": "predictions.csv", "scans": "predictions_volumes.csv"}  # of Results
 _SCORES, _FOLD_SCORES, _HISTORY = "results.csv", "fold_results.csv", "history.csv"
 _LOCK, _MASKS = ".lock", "masks"
+_AUDIT, _FACTS, _STRESS = "audit.json", "facts.json", "stress.json"
 
 
 class RunFolder:
@@ -110,6 +112,40 @@ class RunFolder:
     def stress(self):
         """The folder of what changed images cost."""
         return os.path.join(self.path, "stress")
+
+    @property
+    def audit(self):
+        """The folder of the shortcut audit, and of the runs that belong to it."""
+        return os.path.join(self.path, "audit")
+
+    def write_audit(self, content):
+        """Write what the audit has found, see `evaluation.audit`."""
+        os.makedirs(self.audit, exist_ok=True)
+        files.write_json(os.path.join(self.audit, _AUDIT), content)
+
+    def audited(self):
+        """What `write_audit` has written, with null for NaN; None before."""
+        path = os.path.join(self.audit, _AUDIT)
+        return files.read_json(path, "metric", "rivals") if os.path.exists(path) else None
+
+    def write_facts(self, facts):
+        """Keep {case id: what `data.facts` says, and its key} for the next time."""
+        os.makedirs(self.audit, exist_ok=True)
+        files.write_json(os.path.join(self.audit, _FACTS), facts)
+
+    def facts(self):
+        """What `write_facts` has kept; {} before."""
+        path = os.path.join(self.audit, _FACTS)
+        return files.read_json(path) if os.path.exists(path) else {}
+
+    def write_stress(self, content):
+        """Write what a stress test has found, see `runs.stress`."""
+        files.write_json(os.path.join(self.stress, _STRESS), content)
+
+    def stressed(self):
+        """What `write_stress` has written, with null for NaN; None before."""
+        path = os.path.join(self.stress, _STRESS)
+        return files.read_json(path, "worst", "rows", "changes") if os.path.exists(path) else None
 
     def all_folds(self):
         """The FoldFolders of all folds of the run, begun or not."""

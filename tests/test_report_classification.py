@@ -5,6 +5,7 @@ import pytest
 from report_runs import make_run, needs_figures, shown, verdict
 
 from fomo import config, metrics, tasks
+from fomo.pages import page
 from fomo.pages.figures.probabilities import calibration_bins, roc_band
 from fomo.report import run
 from fomo.tasks import views
@@ -111,3 +112,14 @@ def test_the_overlays_of_each_fold(tmp_path):
     asked = make_run(tmp_path / "asked", "classification", cases=12, eval={"saliency": 2})
     assert "The run has stored no maps." in shown(asked).text
     assert "stored no maps" not in shown(make_run(tmp_path / "not_asked", "classification", cases=12)).text
+
+
+@needs_figures
+def test_the_errors_over_coverage_are_drawn_with_their_area(tmp_path):
+    folder = make_run(tmp_path / "run", "classification", cases=60)
+    text = shown(folder).text
+    rows = run.Run(folder).rows
+    wrong = [float(row["decision"] != row["target"]) for row in rows]
+    sure = [row["probability"] if row["decision"] else 1 - row["probability"] for row in rows]
+    area = metrics.risk_coverage_area(wrong, sure)
+    assert f"Area {page.number(area, 3)} (95% interval " in text.split("Risk over coverage.")[1]

@@ -3,10 +3,14 @@
 import math
 import re
 
-from report_runs import make_run, verdict
+import numpy as np
+from report_runs import make_run, needs_figures, shown, verdict
 
-from fomo.pages import case_table
+from fomo import metrics
+from fomo.pages import case_table, page
 from fomo.report import run
+from fomo.run_folder import RunFolder
+from fomo.runtime import files
 from fomo.tasks import Results, views
 
 
@@ -35,3 +39,17 @@ def test_outliers_by_tukeys_fence():
     assert case_table.outliers([1, 2, 3, 4, 7.1, math.inf, math.nan]).tolist() == [False] * 4 + [True, False, False]
     assert not case_table.outliers([2, 2, 2, 2, 9]).any()  # the quartiles are equal: no spread to judge by
     assert not case_table.outliers([math.nan]).any()
+
+
+@needs_figures
+def test_errors_over_coverage_are_drawn_where_intervals_differ_in_width(tmp_path):
+    folder = make_run(tmp_path / "run", "regression")
+    assert "Risk over coverage." not in shown(folder).text
+    for fold in RunFolder(folder).folds():
+        rows = [{**row, "low": row["prediction"] - fold.number, "high": row["prediction"] + fold.number}
+                for row in fold.results().rows]  # fmt: skip
+        files.write_csv(fold.rows_path, rows)
+    found = run.Run(folder)
+    errors, widths = np.array([[abs(row["prediction"] - row["target"]), row["fold"]] for row in found.rows]).T
+    area = metrics.risk_coverage_area(errors, -widths)
+    assert f"Area {page.number(area, 3)} (95% interval " in shown(folder).text.split("Risk over coverage.")[1]

@@ -145,6 +145,23 @@ def test_an_optional_channel_may_be_missing(tiny_config, tmp_path):
     assert said["without_adc"] != said["unchanged"]
 
 
+def test_it_runs_at_the_end_of_a_cross_validation_and_the_report_begins_with_the_worst(tiny_config, tmp_path):
+    from fomo.runs import crossval
+
+    sections = {"eval": {"stress": True, "bootstrap": 50}, "audit": {"rivals": False}, "train": {"epochs": 1}}
+    crossval.run(kinds.load(tiny_config("regression", **sections)))
+    run = tmp_path / "runs" / "run"
+    content, _ = read(run)
+    page = (run / "report.html").read_text()
+    assert content["worst"] and len(content["worst"]) <= 3
+    for row in content["worst"]:
+        assert f"{SHIFTS[row['change']].title} at {row['grade']:g}" in page.split('class="hero"')[1].split("<nav")[0]
+    assert not (run / "audit").exists() and "Shortcuts" not in page
+    config = kinds.load(tiny_config("mae", model={"name": "unet_b_lw_dec"}, eval={"stress": True}))
+    with pytest.raises(UserError, match="stress: got task.type=mae"):
+        crossval.run(config, one_split=True)
+
+
 def test_what_cannot_be_tested_is_one_line(tiny_config, tmp_path, trained):
     one_line_error(run_command("tools/stress.py", tmp_path), "config.yaml")
     for type, sections in (("mae", {"model": {"name": "unet_b_lw_dec", "width": 2}}), ("multilabel", {})):

@@ -144,7 +144,16 @@ class Data:
     train_folds: tuple[str, ...] = key((), "values of the fold column to train on (empty: those of no other part)")
     val_folds: tuple[str, ...] = key((), "values of the fold column to select on (empty: cv.val_fraction is held back)")
     test_folds: tuple[str, ...] = key((), "values of the fold column to test on: one split instead of cv.folds")
-    groups: str | None = key(None, "CSV with the columns subject,group", only="cv.kind=leave_one_group_out", path=True)
+    groups: str | None = key(
+        None,
+        "CSV with the columns subject,group: folds of cv.kind=leave_one_group_out; in the audit each group's score",
+        path=True,
+    )
+    shuffle_labels: int = key(
+        0,
+        "seed by which subjects get the labels of others, to see what is found where there is nothing (0: off)",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -357,9 +366,28 @@ class Eval:
         "none", "segmentation: auto chooses holes and component sizes by inner validation", "none|auto"
     )
     saliency: int = free_key(0, "classification: cases per fold with Grad-CAM (and CBAM) maps in the report", low=0)
+    stress: bool = free_key(
+        False, "volumes: at the end test what images of another scanner would cost, as tools/stress.py does"
+    )
     radiological: bool = free_key(True, "pictures of the report: the patient's right is on their left side")
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)
+
+
+@dataclass(frozen=True)
+class Audit:
+    rivals: bool = free_key(
+        True, "what simple facts tell about the label: head size, voxels, intensities, files, site; on the same folds"
+    )
+    columns: tuple[str, ...] = free_key(
+        (), "columns of data.csv that are rivals and groups, too (empty: site, scanner and the like, where they are)"
+    )
+    shuffled: int = free_key(
+        0, "cross-validations of the same network on shuffled labels, below <run>/audit: as long as the run each", low=0
+    )
+    other_folds: bool = free_key(
+        False, "also cross-validate by groups (data.groups, or the fold column); of a run by groups: by k folds"
+    )
 
 
 @dataclass(frozen=True)
@@ -382,6 +410,7 @@ class Config:
     augment: Augment = Augment()
     cv: Cv = Cv()
     eval: Eval = Eval()
+    audit: Audit = Audit()
 
 
 def fields(config, prefix=""):

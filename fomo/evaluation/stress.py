@@ -21,6 +21,7 @@ from ..runtime import seeds
 from ..tasks import Results
 from ..training.evaluate import evaluate
 from ..transforms.shifts import SHIFTS, Shift, without
+from .answered import Answered
 
 UNCHANGED = "unchanged"
 
@@ -108,18 +109,6 @@ def rows_of(config, task, network, cases, change):
     return evaluate(config, task, network, cases).rows
 
 
-class _Answered(NamedTuple):
-    """What a task's view reads of a run."""
-
-    config: object
-    task: object
-    results: Results
-
-    @property
-    def rows(self):
-        return self.results.rows
-
-
 def paired(config, task, before, after):
     """The Paired of a task's rows of the same cases before and after a change.
 
@@ -129,7 +118,7 @@ def paired(config, task, before, after):
     """
     if [row["id"] for row in before] != [row["id"] for row in after]:
         raise ValueError(f"after: got the cases of {len(after)} rows, wanted the {len(before)} of before")
-    one, other = (_Answered(config, task, Results(rows)) for rows in (before, after))
+    one, other = (Answered(config, task, Results(rows)) for rows in (before, after))
     subjects, view = one.results.arrays("subject")[0], task.view
     ranked = view.ranked(one)
     if task.select in ranked:

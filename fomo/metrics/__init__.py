@@ -1,10 +1,10 @@
 """Metrics and intervals for segmentation, classification and regression. Needs numpy and scipy only.
 
 Each file has one topic: overlap, surface and lesions (masks), challenge (masks as FOMO26 scores them), ranking,
-classification and calibration (labels), regression, intervals and comparison (statistics), summary (values with NaN and
-inf), probe and heads (frozen features), fairness (groups of subjects). Arrays go in, plain numbers come out; the
-reference comes before the prediction. An undefined metric is NaN. Bad input raises ValueError, which names the
-argument, what was got and what was wanted.
+classification and calibration (labels), selective (risk over coverage), regression, intervals and comparison
+(statistics), summary (values with NaN and inf), probe and heads (frozen features), fairness (groups of subjects).
+Arrays go in, plain numbers come out; the reference comes before the prediction. An undefined metric is NaN. Bad input
+raises ValueError, which names the argument, what was got and what was wanted.
 """
 
 from .calibration import brier, ece, fit_logistic, fit_temperature, log_loss, tempered
@@ -25,6 +25,7 @@ from .regression import (
     r2,
     regression_metrics,
 )
+from .selective import risk_coverage, risk_coverage_area
 from .summary import COUNTS, WITHIN, over_classes, range_of, summarize
 from .surface import (
     average_surface_distance,

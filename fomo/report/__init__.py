@@ -2,6 +2,7 @@
 
 - `run`: what a run folder holds, finished or not
 - `parts`: the parts of the page of a run, from top to bottom; `head`: the headline and what it means, in words
+- `shortcuts`: what simple rivals reach on the same folds
 - `browser`: the slices of each case; `cohort`: who was in the study
 - `differences`: paired differences of runs on the same cases; `differences_page`: as text, CSV and HTML
 - `probe_page`: linear probes of embeddings, and groups of subjects; `scoreboard_page`: checkpoints over all tasks

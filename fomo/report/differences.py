@@ -36,7 +36,7 @@ def compare(folders, resamples=10000, seed=0):
     _check(list(runs.values()))
     rows = []
     for (first, a), (second, b) in itertools.combinations(runs.items(), 2):
-        rows += [{"first": first, "second": second, **row} for row in _pair(a, b, resamples, seed)]
+        rows += [{"first": first, "second": second, **row} for row in pair(a, b, resamples, seed)]
     for row, corrected in zip(rows, holm([row["p"] for row in rows])):
         row["p_holm"] = corrected
         better = "second" if (row["difference"] > 0) == row["higher_is_better"] else "first"
@@ -88,8 +88,11 @@ def _check_cases(first, run):
         raise UserError(f"{both} labels for {', '.join(changed[:5])}: wanted the same data")
 
 
-def _pair(a, b, resamples, seed):
-    """The rows of two runs, with higher_is_better, and without what needs the other pairs."""
+def pair(a, b, resamples, seed):
+    """The rows of two runs, with higher_is_better, and without what needs the other pairs.
+
+    Of each are read config, task, results, rows and units.
+    """
     found, view = [], a.task.view
     subjects, ranked = np.array([row["subject"] for row in a.units]), view.ranked(b)
     for metric, (labels, scores) in view.ranked(a).items():

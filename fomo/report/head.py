@@ -33,8 +33,25 @@ def headline(run):
         how = "On the validation cases, which have also chosen the epoch: a little better than on new cases."
     elif not run.complete:
         how = f"Provisional: {len(run.finished)} of {len(run.splits)} folds. {how}"
-    said = tag("div", [tag("p", tag("b", view.verdict(run))), tag("p", how, class_="note")], class_="say")
+    said = tag("div", [tag("p", tag("b", view.verdict(run))), tag("p", how, class_="note"), *_worst(run)], class_="say")
     return tag("div", [tag("div", value), said], class_="hero")
+
+
+def _worst(run):
+    """What images of another scanner cost most, by the stress test of the run; [] without one."""
+    found = run.folder.stressed() if run.complete else None
+    if found is None:
+        return []
+    said = []
+    for row in found["worst"]:
+        change = found["changes"][row["change"]]
+        limits = "" if row["low"] is None else f", {page.interval(row['low'], row['high'], 3)}"
+        at = f"{change['title']} at {number(row['grade'], 3)} ({change['unit']})"
+        said.append(f"{at}: {label(row['metric'])} {number(row['changed'], 3)} (drop {number(row['drop'], 3)}{limits})")
+    if not said:
+        return [tag("p", "Images of another scanner: no change of the stress test costs anything.")]
+    link = tag("a", "Images of another scanner", href="stress/stress.html")
+    return [tag("p", [link, f" cost most by: {'; '.join(said)}."])]
 
 
 def alerts(run):

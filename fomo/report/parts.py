@@ -9,7 +9,7 @@ from ..pages import figures, page
 from ..pages.figures.epochs import FOLDS, curves, fold_colour
 from ..pages.page import label, number, tag
 from ..run_folder import AGGREGATED, SUMMARY, TABLES
-from . import head
+from . import head, shortcuts
 from . import run as run_module
 from .browser import browser
 from .cohort import cohort
@@ -22,6 +22,8 @@ def of_run(run):
     """The page of a run."""
     view, show = run.task.view, figures.available()
     parts = [("results", "Results", results(run))] if run.metrics else []
+    about_shortcuts = shortcuts.section(run)
+    parts += [("shortcuts", "Shortcuts", about_shortcuts)] if about_shortcuts else []
     parts += [("training", "Training", training(run, show))] if run.histories else []
     if run.rows:
         body = view.pictures(run) if show else [page.note(figures.MISSING), *view.tables(run)]

@@ -12,6 +12,7 @@ import torch
 from .. import kinds, report, tasks
 from ..config import UserError, fingerprint, one_line, to_dict
 from ..data import listing, loader, sources
+from ..evaluation import stress as evaluation_stress
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
 from ..runtime.log import Log
@@ -20,7 +21,7 @@ from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, inspect, load_fold, start_from, train_fold, with_patch_that_fits
 from ..training.step import make_plan
-from . import maps, pooled
+from . import audit, maps, pooled, stress
 from .final import make_final
 from .splits import (
     check_parts,
@@ -94,6 +95,8 @@ def _check(config, one_split):
     if config.cv.parallel == "ddp" or config.cv.final == "refit":  # which trains on all ranks
         make_plan(config)  # the batch must divide over the ranks
     team_size(config)
+    if config.eval.stress:
+        evaluation_stress.check(config, tasks.build(config))
     optimization.precision(config.train.amp, dist.device())
     tasks.build(config).augmentation()
     loader.augments_on_gpu(config)
@@ -106,6 +109,7 @@ def _run(config, folder, log, dry_run, one_split):
     with interrupt.graceful():
         listed = dist.on_main(lambda: sources.list_cases(config.data, wanted, log=log))
         listing.describe(config, wanted, listed, log)
+        dist.on_main(lambda: audit.check(config, listed))
         trains = config.train.mode != "evaluate"
         if trains:
             listing.check_optional(config.data, listed, loader.drops_channels(config), log)
@@ -129,16 +133,42 @@ def _run(config, folder, log, dry_run, one_split):
         dist.on_main(lambda: warn_of_changed_images(folder, cases, log))
         failures = run_folds(config, numbers, splits, by_id, folder, log)
     finished = dist.on_main(folder.finished)
+    complete = len(finished) == len(splits)
     if finished:
         dist.on_main(lambda: pooled.aggregate(config, folder, log))
+        if complete:
+            dist.on_main(lambda: audit.write(config, folder, cases, log))
         dist.on_main(lambda: report.write(folder.path))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
+    if complete:
+        if config.eval.stress:
+            stress.within(folder.config_of_folds(), folder)
+            dist.on_main(lambda: report.write(folder.path))
+        _run_others(config, folder, listed, log)
     if finished and not failures:
         log("report", path=folder.report_path)
     if failures:
         failed = f"fold {', '.join(str(number) for number, _ in failures)} failed and the others are finished"
         raise FoldsFailed(f"{failed}; the same command tries again: {failures[0][1]}")
+
+
+def _run_others(config, folder, listed, log):
+    """Run what the audit compares a finished run with, each in a run folder of its own, and audit it again."""
+    runs = [
+        (other, RunFolder(os.path.join(other.output, other.name))) for other in audit.others(config, folder, listed)
+    ]
+    left = dist.on_main(lambda: [place for place, (_, own) in enumerate(runs) if own.summary() is None])
+    if not left:
+        return
+    log("audit", runs=[runs[place][0].name for place in left], cost="each as much as this run")
+    for place in left:
+        other, own = runs[place]
+        held = []
+        dist.on_main(lambda: held.append(own.claim(other, log)))
+        _run(other, own, Log(own.log_path, active=dist.is_main()), False, has_one_split(other))
+    dist.on_main(lambda: audit.add_others(folder, log))
+    dist.on_main(lambda: report.write(folder.path))
 
 
 def _announce(config, folder, log):

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from .. import inference
+from ..data.cases import read_volume
 from ..inference import saliency
-from ..space import patches
+from ..space import patches, volume
 
 _SHOWN = 2  # labels, or targets, of a case
 
@@ -15,7 +16,8 @@ def write(config, task, network, cases, rows, fold):
 
     Each file has id, scan, labels (L,), probabilities (L,) and targets (L,). A slice has one plane, and a volume, read
     as the central patch, three through the centre of the first map; `axes` are the axes that they lie across. Of each
-    there are image_AXIS (A, B), grad_cam_AXIS (L, A, B) from 0 to 1 and, with CBAM, attention_AXIS (A, B).
+    there are image_AXIS (A, B), grad_cam_AXIS (L, A, B) from 0 to 1 and, with CBAM, attention_AXIS (A, B). Of a volume
+    with a mask: inside (L,), the share of each Grad-CAM map that lies in it, and chance, its share of the head.
     """
     network = network.network if isinstance(network, inference.Mirrored) else network
     outputs = task.outputs()
@@ -31,8 +33,28 @@ def write(config, task, network, cases, rows, fold):
         found = {"id": row["id"], "scan": row.get("scan") or "", "labels": [output.name for output in shown]}
         found["probabilities"] = [row[output.column] for output in shown]
         found["targets"] = [int(output.is_there(row)) for output in shown]
+        if (mask := _mask(case, start, config.data.patch)) is not None:
+            found |= _inside(maps, mask, image.numpy(), case.background)
         planes = _planes(image[0].numpy(), maps, attention)
         np.savez_compressed(fold.saliency(row["id"], new=True), **found, **planes)
+
+
+def _mask(case, start, patch):
+    """(X, Y, Z) whether each voxel of a patch is in the case's mask; None where it has none, or none there."""
+    if case.native_mask is None or case.geometry is None:
+        return None
+    native, _ = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
+    mask = volume.to_grid((native > 0).astype(np.uint8), case.geometry)
+    mask = patches.read(mask[None], start, patch, (0,), np.uint8)[0] > 0
+    return mask if mask.any() else None
+
+
+def _inside(maps, mask, image, background):
+    """{inside, chance}, see `write`; NaN of a map that is 0 everywhere."""
+    totals = [max(float(values.sum()), 1e-12) for values in maps]
+    shares = [float(values[mask].sum()) / total if total > 1e-9 else np.nan for values, total in zip(maps, totals)]
+    head = (image != np.reshape(background, (-1, 1, 1, 1))).any(0) | mask
+    return {"inside": shares, "chance": float(mask.sum() / head.sum())}
 
 
 def chosen(rows, outputs, count):

@@ -34,13 +34,18 @@ def run(path):
         raise UserError(f"{folder.path}: got no finished fold, wanted one to test: run cv.py again")
     dist.init(config.train.timeout_s)
     try:
-        with as_user_error(f"cannot write to {folder.stress}", OSError):
-            os.makedirs(folder.stress, exist_ok=True)
-        log = Log(os.path.join(folder.stress, "log.txt"), active=dist.is_main())
-        with interrupt.graceful(), loader.explained():
-            _run(config, folder, log)
+        within(config, folder)
     finally:
         dist.close()
+
+
+def within(config, folder):
+    """Test the finished folds of a RunFolder with the ranks that there are; config: that of its folds."""
+    with as_user_error(f"cannot write to {folder.stress}", OSError):
+        os.makedirs(folder.stress, exist_ok=True)
+    log = Log(os.path.join(folder.stress, "log.txt"), active=dist.is_main())
+    with interrupt.graceful(), loader.explained():
+        _run(config, folder, log)
 
 
 def _run(config, folder, log):
@@ -145,7 +150,7 @@ def _report(config, folder, log):
     with as_user_error(f"cannot write to {folder.stress}", OSError):
         files.write_csv(inside(folder.stress, "stress.csv"), found)
         content = {**facts, "worst": worst, "rows": found, "changes": meant}
-        files.write_json(inside(folder.stress, "stress.json"), content)
+        folder.write_stress(content)
     for row in worst:
         values = {name: row[name] for name in _VALUES}
         log("stress", worst=row["change"], grade=row["grade"], metric=row["metric"], **values)

@@ -19,6 +19,7 @@ STREAMS = {
     "dropout": 8,
     "mix": 9,
     "stress": 10,
+    "audit": 11,
 }
 
 

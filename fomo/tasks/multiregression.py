@@ -67,6 +67,12 @@ class Multiregression(Task):
     def head_targets(self, cases):
         return np.hstack([regression.head_targets(_cases_of(cases, place)) for place, _, regression in self._each()])
 
+    def rival_targets(self, cases):
+        return [case.target for case in cases]
+
+    def rival_row(self, row, said):
+        return {**row, **{f"prediction_{name}": float(value) for name, value in zip(self.names, said)}}
+
     def loss(self, outputs, batch):
         """(B,): the mean over the targets."""
         parts = [

@@ -65,6 +65,12 @@ class Regression(Task):
     def head_targets(self, cases):
         return [[(case.target - self.state["mean"]) / self.state["scale"]] for case in cases]
 
+    def rival_targets(self, cases):
+        return [[case.target] for case in cases]
+
+    def rival_row(self, row, said):
+        return {**row, "prediction": float(said[0])}
+
     def loss(self, outputs, batch):
         return self._loss(outputs[:, 0], (batch["target"] - self.state["mean"]) / self.state["scale"])
 

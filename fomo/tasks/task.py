@@ -31,6 +31,8 @@ _CHOICES = {
 _NAMES = ("losses", "keys", "options", "volumes", "optional_volumes", "scored", "training_state")
 
 
+# keys of the tasks that have an audit: what a run of theirs is compared with
+AUDIT = ("audit.rivals", "audit.columns", "audit.shuffled", "audit.other_folds")
 _TESTING = ("cv.kind", "cv.folds", "cv.stratify")  # keys of all tasks whose runs have a test part
 
 
@@ -99,6 +101,8 @@ class Task:
     predict_batch = None  # (outputs (B, K) float32, cases) -> Answers of cases of one window each; None: one by one
     head_targets = None  # cases -> (n, out_channels): what a linear fit should say of them, to start a multistage head:
     # of a regression the scaled number, of classes 1 for the right one; None: the head of its networks is linear
+    rival_targets = None  # cases -> (n, K): what a linear fit on facts from outside the images should say of them;
+    # None: the audit fits none. With it, rival_row(row, (K,) what such a fit says) is the row with that as the answer
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     rates = Rates(2.5e-4, 2.5e-4)
@@ -133,7 +137,7 @@ class Task:
     @classmethod
     def own_keys(cls):
         """Every key of the config that it reads and that some other task does not."""
-        return cls.keys + (() if cls.pretrains else _TESTING)
+        return cls.keys + (() if cls.pretrains else _TESTING) + (AUDIT if cls.rival_targets else ())
 
     @staticmethod
     def gather(parts):

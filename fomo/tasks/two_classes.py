@@ -1,6 +1,7 @@
 """What all tasks share that tell two classes apart by one probability, however the network comes to it."""
 
 import numpy as np
+import scipy
 
 from ..config import UserError
 from ..metrics import WITHIN, auroc, average_precision, binary_metrics, choose_threshold, within_folds
@@ -25,6 +26,15 @@ class TwoClasses:
     @classmethod
     def class_names(cls, recorded):
         return categories.class_names(recorded)
+
+    def rival_targets(self, cases):
+        return [[case.target] for case in cases]
+
+    def rival_row(self, row, said):
+        probability = float(
+            scipy.special.expit(4 * (said[0] - 0.5))
+        )  # in the order of what was said, and within (0, 1)
+        return {**row, "probability": probability, "decision": int(probability >= 0.5)}
 
     def begin_state(self):
         """The state before anything is fitted."""

@@ -18,6 +18,8 @@ import os
 import unicodedata
 from dataclasses import replace
 
+import numpy as np
+
 from ...config import UserError
 from ..cases import ID_WANTED, Case, Volume, looks_at_files, names_a_file
 from ..spreadsheet import lost_zeros, read_rows
@@ -74,6 +76,8 @@ def list_cases(data, wanted, labels=True, log=None):
                 got = f"{data.groups}: no line for subject '{case.subject}'"
                 raise UserError(f"{got}, wanted every subject's group{hint}")
         cases = [replace(case, group=groups[case.subject]) for case in cases]
+    if labels and data.shuffle_labels:
+        cases = _dealt(cases, data.shuffle_labels)
     if log is not None:
         if data.root is not None and not source.reads_root:
             said = f"data.root is not used: with data.source={data.source} paths start from the table's folder"
@@ -89,6 +93,20 @@ def prepare(cases, data, wanted, log=None, workers=None):
     workers: processes (0: this one; None: data.prepare_workers). log: for progress and warnings.
     """
     return of(data).prepare(cases, data, wanted, log, workers)
+
+
+def _dealt(cases, seed):
+    """The cases with the labels of others: all of a subject have that of the first case of another one, drawn."""
+    first = {}
+    for case in sorted(cases, key=lambda case: case.id):
+        first.setdefault(case.subject, case)
+    givers = [first[subject] for subject in sorted(first)]
+    drawn = dict(zip(sorted(first), np.random.default_rng(seed).permutation(len(givers)).tolist()))
+    labels = {subject: givers[place] for subject, place in drawn.items()}
+    return [
+        replace(case, target=labels[case.subject].target, labels=labels[case.subject].labels, mask=None)
+        for case in cases
+    ]
 
 
 def _check_cases(source, cases):

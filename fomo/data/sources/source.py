@@ -36,6 +36,8 @@ class Source:
     found: function (data, cases) that returns {key: value} of what lies there, for the log's line of the cases.
     meaning: {key: value} of what decides how an image of it is to be understood.
     record: what a network must know of it for prediction, stored with the checkpoint.
+    besides: function (data, asked, left_out) that returns {column: {case id: text or None}} of the columns `asked` of
+        its table or, where none are, of those that say where a case is from.
     prepare: function (cases, data, wanted, log, workers) that returns the Prepared cases, see `sources.prepare`.
     """
 
@@ -55,10 +57,11 @@ class Source:
     found: Callable = lambda data, cases: {}
     meaning: Callable = lambda data: {f"data.{name}": getattr(data, name) for name in _MEANING}
     record: Callable = lambda data: {}
+    besides: Callable = lambda data, asked, left_out: {}
     prepare: Callable = cache.prepare
 
     def __post_init__(self):
-        for name in ("list", "columns", "check", "warn", "found", "meaning", "record", "prepare"):
+        for name in ("list", "columns", "check", "warn", "found", "meaning", "record", "besides", "prepare"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted a function")
         if not isinstance(self.gives, tuple) or not self.gives or not set(self.gives) <= set(VOLUME_LABELS):

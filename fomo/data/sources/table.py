@@ -24,6 +24,7 @@ from .subjects import warn_of_beginnings
 
 KEYS = ("data.id_column", "data.subject_column", "data.mask_column", "data.fold_column")  # of every table of cases
 _MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "?")
+_SITES = ("site", "center", "centre", "hospital", "institution", "scanner", "manufacturer", "vendor", "group")
 _SHOWN = 5  # classes that an error names
 
 
@@ -52,6 +53,23 @@ def list_table(data, wanted, labels, log=None):
         target = float(size > 0) if wanted.kind == "mask" else target
         cases.append(Case(id, subject, images, mask, target, None, fold, None, names, size))
     return cases
+
+
+def other_columns(data, asked, left_out=()):
+    """{column: {case id: text or None where it is missing}} of what a table says besides.
+
+    asked: columns; empty: those that are there of _SITES, whatever their capitals, but for `left_out`.
+    """
+    rows = read_rows(
+        data.csv, {"data.id_column": data.id_column} | {f"audit.columns: {name}": name for name in asked}, "data.csv"
+    )
+    names = asked or [name for name in rows[0].cells if name.lower() in _SITES and name not in left_out]
+    return {
+        name: {
+            row.cells[data.id_column]: None if row.cells[name].lower() in _MISSING else row.cells[name] for row in rows
+        }
+        for name in names
+    }
 
 
 def _mask(data, wanted, row, id, target, look):
@@ -188,9 +206,10 @@ TABLE = Source(
     gives=VOLUME_LABELS,
     needs=(("data.csv",), "the table of the cases, for example data.csv=/data/table.csv"),
     geometry=True,
-    keys=KEYS,
+    keys=(*KEYS, "audit.columns"),
     reads_csv=True,
     reads_root=False,
     columns=lambda data: True,
     warn=_warn,
+    besides=other_columns,
 )

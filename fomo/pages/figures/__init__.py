@@ -2,6 +2,7 @@
 
 - `panel`: what every plot has, and what several of them draw
 - `probabilities`: ROC, precision and recall, calibration, of one label and of many
+- `selection`: errors of the cases that a model is surest of
 - `numbers`: predicted over true numbers, their errors, one run over another; `agreement`: overlap, distances, volumes
 - `epochs`: the course of a training
 """

@@ -7,12 +7,15 @@ from .panel import BLUE, DARK, GREY, legend_above, plot
 
 
 @plot
-def by_group(axes, names, values, lows, highs, overall, label):
-    """A mark with its interval for each group, from top to bottom, and a line where all together are (None: none)."""
+def by_group(axes, names, values, lows, highs, overall, label, called="all"):
+    """A mark with its interval for each group, from top to bottom, and a line where all together are (None: none).
+
+    called: what the line is.
+    """
     at = np.arange(len(names))[::-1]
     axes.figure.set_figheight(max(1.6, 0.9 + 0.24 * len(names)))
     if overall is not None:
-        axes.axvline(overall, linestyle="--", color=GREY, linewidth=1, label=f"all, {number(overall, 3)}")
+        axes.axvline(overall, linestyle="--", color=GREY, linewidth=1, label=f"{called}, {number(overall, 3)}")
     axes.hlines(at, lows, highs, color=BLUE, linewidth=2)
     axes.plot(values, at, "o", color=BLUE, markersize=5)
     axes.set(xlabel=label, ylim=(-0.6, len(names) - 0.4))

@@ -10,6 +10,7 @@ from ...pages.figures.probabilities import calibration, precision_recall, roc, s
 from ...pages.page import number, tag
 from ...pages.rates import of, rates_table
 from .heatmaps import heatmaps
+from .selective import risk_coverage_of
 from .view import View
 
 _SURE = 0.1  # probability of the true class below which a classification is confidently wrong
@@ -72,6 +73,12 @@ def _labels_and_scores(run):
     return labels.astype(int), scores
 
 
+def _wrong_and_sure(run):
+    """Of each case whether its decision is wrong, and the probability of what was decided."""
+    targets, decisions, probabilities = run.results.arrays("target", "decision", "probability")
+    return (decisions != targets).astype(float), np.where(decisions == 1, probabilities, 1 - probabilities)
+
+
 def _of_folds(run, labels, scores):
     folds = run.results.folds
     if folds is None:
@@ -98,6 +105,7 @@ def _pictures(run):
         page.figure(recall, "Precision and recall.", "Chance is the share of positive cases."),
         page.figure(calibration(labels, scores, ece), "Calibration.", below),
         page.figure(score_histogram(labels, scores), "Scores.", "Class 1 upwards, class 0 downwards."),
+        *risk_coverage_of(run, *_wrong_and_sure(run), "share of wrong decisions", (0, 1)),
         *_of_folds(run, labels, scores),
         _confusion(run),
     ]

@@ -9,6 +9,7 @@ from ...pages import page
 from ...pages.case_table import case_table, outliers
 from ...pages.figures.numbers import error_histogram, line, predicted_over_true, residuals
 from ...pages.page import interval, number
+from .selective import risk_coverage_of
 from .view import View
 
 
@@ -41,7 +42,19 @@ def against_the_mean(run, gain, error):
 
 def _pictures(run):
     name, unit = sources.of(run.config.data).number
-    return [page.grid(figures_of(run.results, name + _unit(run), unit or "target's unit"))]
+    drawn = figures_of(run.results, name + _unit(run), unit or "target's unit")
+    if (spread := _spread(run)) is not None:
+        errors = np.abs(np.subtract(*run.results.arrays("prediction", "target")))
+        drawn += risk_coverage_of(run, errors, -spread, f"mean absolute error{_unit(run)}", (0, math.inf))
+    return [page.grid(drawn)]
+
+
+def _spread(run):
+    """(n,) how unsure each prediction is, by the width of its interval; None where all are alike or lack one."""
+    if not all("low" in row and math.isfinite(row["high"] - row["low"]) for row in run.rows):
+        return None
+    width = np.subtract(*run.results.arrays("high", "low"))
+    return width if np.ptp(width) > 1e-9 * np.abs(width).max() else None
 
 
 def figures_of(results, name, short):

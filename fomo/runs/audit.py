@@ -1,0 +1,188 @@
+"""The shortcut audit of a finished run: facts of its cases, rivals that know no more, and runs to compare it with.
+
+RUN/audit/audit.json     what evaluation.audit has found, the scores of groups, and those of the other runs
+          facts.json     the facts of each case, which are read once
+          shuffled_K/    the same network on shuffled labels: a run folder
+          other_folds/   the same network with the other kind of folds, by groups or not
+"""
+
+import math
+import os
+from dataclasses import replace
+
+import numpy as np
+
+from .. import metrics, tasks
+from ..config import UserError, as_user_error
+from ..config.sections import Audit
+from ..data import cache, facts, sources
+from ..evaluation import audit
+from ..run_folder import RunFolder
+from ..training.fold import inspect
+
+_BY_GROUPS = ("leave_one_group_out", "fold_column")
+_SHOWN = ("value", "low", "high", "gain", "gain_low", "gain_high", "p", "p_chance", "finds")
+
+
+def columns_of(config, listed):
+    """{column: {case id: text or None}} of where cases are from; UserError for audit.columns that are not there."""
+    found = {}
+    if any(case.group is not None for case in listed):
+        found["group"] = {case.id: case.group for case in listed}
+    if config.cv.kind == "fold_column":
+        found["fold"] = {case.id: case.fold for case in listed}
+    asked, targets = list(config.audit.columns), config.task.targets
+    if unfit := [name for name in asked if name in targets]:
+        raise UserError(f"audit.columns: got {unfit[0]}, which is learned (task.targets), wanted other columns")
+    return found | sources.of(config.data).besides(config.data, asked, targets)
+
+
+def check(config, listed):
+    """Raise UserError, before anything is trained, for what the audit of a run cannot do."""
+    if not tasks.kind(config).rival_targets:
+        return
+    columns_of(config, listed)
+    if config.audit.other_folds:
+        _other_folds(config, listed)
+
+
+def others(config, folder, listed):
+    """[(name, Config)] of the runs that audit.shuffled and audit.other_folds ask for, in the audit's folder."""
+    if not tasks.kind(config).rival_targets or config.train.mode != "both":
+        return []
+    plain = replace(
+        config,
+        output=folder.audit,
+        audit=Audit(rivals=False),
+        cv=replace(config.cv, final="none", parallel="auto", folds_to_run=()),
+        eval=replace(config.eval, saliency=0, stress=False),
+    )
+    found = []
+    for seed in range(1, config.audit.shuffled + 1):
+        found.append(replace(plain, name=f"shuffled_{seed}", data=replace(plain.data, shuffle_labels=seed)))
+    if config.audit.other_folds:
+        kind = _other_folds(config, listed)
+        found.append(replace(plain, name="other_folds", cv=replace(plain.cv, kind=kind)))
+    return found
+
+
+def _other_folds(config, listed):
+    """The kind of folds that a run is compared with."""
+    if config.cv.kind in _BY_GROUPS:
+        return "kfold"
+    if config.data.groups is not None:
+        return _BY_GROUPS[0]
+    if all(case.fold is not None for case in listed):
+        return _BY_GROUPS[1]
+    wanted = "data.groups, or a fold column (data.fold_column)"
+    raise UserError(f"audit.other_folds: got true and cases without groups, wanted {wanted}")
+
+
+def write(config, folder, cases, log):
+    """Audit a finished RunFolder, with the prepared cases of its folds."""
+    task, recorded = tasks.build(config), folder.recorded()
+    if not task.rival_targets or not config.audit.rivals:
+        return
+    inspect(task, cases)
+    results = _results(folder, recorded)
+    columns = columns_of(config, [case.case for case in cases])
+    found = audit.audit(config, task, results, cases, _facts(config, folder, cases, columns, log), recorded["folds"])
+    found["groups"] = audit.by_group(config, task, results, columns)
+    found["attention"] = _attention(folder)
+    found["runs"] = _scores_of_others(folder, found["metric"])
+    folder.write_audit(found)
+    _say(found, log)
+
+
+def add_others(folder, log):
+    """Put the scores of the other runs, which have ended, into the audit of a RunFolder."""
+    if (found := folder.audited()) is not None:
+        found["runs"] = _scores_of_others(folder, found["metric"])
+        folder.write_audit(found)
+        _say_others(found, log)
+
+
+def _results(folder, recorded):
+    """The Results of all tested cases, sorted by id."""
+    rows = [row for fold in folder.all_folds() for row in fold.results().rows]
+    return tasks.Results(sorted(rows, key=lambda row: row["id"]))
+
+
+def _facts(config, folder, cases, columns, log):
+    """[{kind: {fact: value}}] of each case; those of its files are kept in the folder."""
+    kept, found = folder.facts(), {}
+    todo = [case for case in cases if kept.get(case.id, {}).get("key") != _key(case)]
+    if todo:
+        log("audit", reads="facts of the files", cases=len(todo))
+    for case in cases:
+        known = kept.get(case.id, {})
+        fresh = known.get("key") != _key(case)
+        with as_user_error(f"case {case.id}: audit (audit.rivals=false leaves it out)", (OSError, ValueError)):
+            own = facts.of_case(case, config.data.channels) if fresh else known["facts"]
+        found[case.id] = {"key": _key(case), "facts": own}
+    if todo:
+        folder.write_facts(found)
+    constant = config.cv.kind in _BY_GROUPS  # in each test part: it can tell nothing there
+    besides = {} if constant else {f"{name} of the subject": of_case for name, of_case in columns.items()}
+    return [
+        {**found[case.id]["facts"], **{name: {name: of_case.get(case.id)} for name, of_case in besides.items()}}
+        for case in cases
+    ]
+
+
+def _key(case):
+    """What the facts of a case depend on."""
+    return [facts.VERSION, cache.voxels(getattr(case, "checksums", ())), *(str(one.path) for one in case.case.files)]
+
+
+def _attention(folder):
+    """{cases, inside, chance}: means over the cases with a mask whose Grad-CAM maps are stored; None without any."""
+    found = []
+    for path in (path for fold in folder.all_folds() for path in fold.saliencies()):
+        with np.load(path, allow_pickle=False) as stored:
+            if "inside" in stored.files and np.isfinite(stored["inside"][0]):
+                found.append((float(stored["inside"][0]), float(stored["chance"])))
+    if not found:
+        return None
+    inside, chance = np.mean(found, axis=0).tolist()
+    return {"cases": len(found), "inside": inside, "chance": chance}
+
+
+def _scores_of_others(folder, metric):
+    """[{name, value, low, high}] of the other runs that are finished; within folds, as the metric says, where it is."""
+    found = []
+    for name in sorted(os.listdir(folder.audit)) if os.path.isdir(folder.audit) else ():
+        inside = RunFolder(os.path.join(folder.audit, name))
+        summary = inside.summary() if inside.is_run else None
+        if summary is None or len(summary["folds_done"]) < summary["folds"]:
+            continue
+        measured = summary["metrics"]
+        own = measured.get(metric) or measured[metric.removesuffix(metrics.WITHIN)]
+        value, low, high = (
+            math.nan if own[key] is None else own[key] for key in ("pooled", "pooled_low", "pooled_high")
+        )
+        found.append({"name": name, "value": value, "low": low, "high": high})
+    return found
+
+
+def _say(found, log):
+    """A line for each rival and other run, and a warning for what may be a shortcut."""
+    metric = found["metric"]
+    log("audit", metric=metric, value=found["value"], low=found["low"], high=found["high"], cases=found["cases"])
+    for rival in found["rivals"]:
+        log("audit", rival=rival["name"], **{name: rival[name] for name in _SHOWN})
+    suspects = [rival for rival in found["rivals"] if rival["finds"] == audit.AS_MUCH]
+    for rival in [rival for rival in suspects if rival["name"] != audit.ALL] or suspects:
+        reached = f"{metric} {rival['value']:.3g}, the network {found['value']:.3g}"
+        log.warn(f"{rival['name']} alone: {reached}: it may have learned a shortcut, see Shortcuts in the report")
+    if found["attention"]:
+        log("audit", reads="Grad-CAM inside the masks", **found["attention"])
+    _say_others(found, log)
+
+
+def _say_others(found, log):
+    metric = found["metric"]
+    for run in found["runs"]:
+        log("audit", run=run["name"], **{name: run[name] for name in ("value", "low", "high")})
+        if run["name"].startswith("shuffled") and metric.startswith("auroc") and run["low"] > 0.5:
+            log.warn(f"on shuffled labels the network reaches {metric} {run['value']:.3g}: it has seen the labels")

@@ -1,0 +1,232 @@
+"""The shortcut audit: planted shortcuts are found, clean data raise no alarm, and other runs stand beside the run's."""
+
+import json
+import pathlib
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import wanted, write_table
+from report_runs import Page, read
+
+from fomo import folds, kinds, tasks
+from fomo.config import UserError
+from fomo.data import facts, sources
+from fomo.evaluation import audit
+from fomo.runs import crossval, maps
+from fomo.tasks import Results
+
+
+def study(config, signal, planted, n=40, seed=0):
+    """What the audit finds for a network with some signal, and facts of which the first may tell the label."""
+    task, rng = tasks.build(config), np.random.default_rng(seed)
+    number = task.reads == "number"
+    target = rng.uniform(20, 80, n) if number else rng.permutation(np.arange(n) % 2).astype(float)
+    told = (target - target.mean()) / target.std()
+    ids = [f"c{i:03}" for i in range(n)]
+    cases = [SimpleNamespace(id=id, subject=id, target=value) for id, value in zip(ids, target)]
+    known = [
+        {
+            "voxels": {"mm": float(rng.normal() + planted * told[i])},
+            "files": {"bytes": float(rng.normal()), "type": "a"},
+        }
+        for i in range(n)
+    ]
+    splits = folds.kfold(ids, ids, target.tolist(), 5, 0.2, 0, kind="continuous" if number else "class")
+    fold = {id: place for place, split in enumerate(splits, start=1) for id in split["test"]}
+    rows = []
+    for i, id in enumerate(ids):
+        score = signal * told[i] + rng.normal()
+        answer = (
+            {"prediction": 50 + 17 * score / max(signal, 1), "training_mean": 50.0}
+            if number
+            else {"probability": 1 / (1 + np.exp(-score))}
+        )
+        answer |= {} if number else {"decision": int(score > 0)}
+        row = {
+            "id": id,
+            "subject": id,
+            "fold": fold[id],
+            "loss": 1.0,
+            "target": target[i] if number else int(target[i]),
+        }
+        rows.append({**row, **answer})
+    found = audit.audit(config, task, Results(rows), cases, known, splits)
+    return found, {rival["name"]: rival for rival in found["rivals"]}
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_planted_shortcut_is_found_and_a_better_network_is_said_to_be_better(task, tiny_config):
+    config = kinds.load(tiny_config(task))
+    found, rivals = study(config, signal=1.0, planted=3.0)
+    assert list(rivals) == ["voxels", "files", audit.ALL]
+    assert rivals["voxels"]["finds"] == audit.AS_MUCH and rivals["voxels"]["features"] == 1
+    assert rivals["files"]["finds"] == audit.NOTHING and rivals["files"]["features"] == 1  # all have one type
+    sign = 1 if found["higher_is_better"] else -1
+    assert rivals["voxels"]["gain"] == pytest.approx(sign * (found["value"] - rivals["voxels"]["value"]), abs=1e-9)
+    assert rivals["voxels"]["gain_low"] <= rivals["voxels"]["gain"] <= rivals["voxels"]["gain_high"]
+    assert rivals["voxels"]["low"] <= rivals["voxels"]["value"] <= rivals["voxels"]["high"]
+    assert rivals["voxels"]["p_chance"] == pytest.approx(3 * 1 / 500)  # of none of 499 permutations, for 3 rivals
+    found, rivals = study(config, signal=6.0, planted=0.8, n=60)
+    assert rivals["voxels"]["finds"] == audit.LESS and rivals["voxels"]["gain"] > 0
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_clean_facts_raise_no_alarm_whatever_the_network_reaches(task, tiny_config):
+    config = kinds.load(tiny_config(task, eval={"bootstrap": 0}))
+    alarms = [
+        rival["finds"]
+        for seed in range(4)
+        for signal in (0.0, 2.0)
+        for rival in study(config, signal, planted=0.0, seed=seed)[1].values()
+    ]
+    assert alarms.count(audit.NOTHING) >= len(alarms) - 1
+
+
+def test_missing_numbers_and_texts_become_features():
+    known = [{"f": {"size": 1.0, "type": "a"}}, {"f": {"size": None, "type": "b"}}, {"f": {"size": 3.0, "type": "a"}}]
+    known += [{"f": {"size": 2.0, "type": None}}]
+    features = audit.features_of(known)["f"]
+    assert features.tolist() == [[1, 0, 1], [2, 1, 0], [3, 0, 1], [2, 0, 0]]  # the type b has one case only
+
+
+def test_facts_are_those_of_the_files(tiny_config):
+    config = kinds.load(tiny_config("regression"))
+    cases = sources.prepare(sources.list_cases(config.data, wanted("regression")), config.data, wanted("regression"))
+    found = facts.of_case(cases[0], config.data.channels)
+    image = nibabel.load(cases[0].case.images[0].path)
+    ras = nibabel.as_closest_canonical(image)
+    grid = found["voxel size and matrix"]
+    assert [grid[f"matrix {axis}"] for axis in "xyz"] == list(ras.shape)
+    assert [grid[f"voxel {axis} (mm)"] for axis in "xyz"] == pytest.approx(ras.header.get_zooms(), abs=1e-4)
+    true = np.count_nonzero(np.asarray(image.dataobj)) * np.prod(image.header.get_zooms()) / 1000
+    assert found["volume of the head"]["ml"] == pytest.approx(true, rel=0.2)
+    assert found["files"]["t1: orientation"] == "".join(nibabel.aff2axcodes(image.affine))
+    assert found["files"]["t1: type"] == "int16"
+    size = pathlib.Path(cases[0].case.images[0].path).stat().st_size
+    assert found["files"]["t1: log of bytes"] == pytest.approx(np.log(size))
+    assert found["intensities of t1"]["percentile 5"] < found["intensities of t1"]["percentile 95"]
+
+
+def test_the_head_is_found_in_noise():
+    rng, grid = np.random.default_rng(0), np.indices((30, 30, 30)) - 14.5
+    ball = (grid**2).sum(0) < 100
+    seen = (10 * ball + rng.uniform(0.8, 3, ball.shape))[None]
+    assert np.mean(facts._head(seen, [0.0]) == ball) > 0.98
+    assert np.array_equal(facts._head((10.0 * ball)[None], [0.0]), ball)
+
+
+def test_labels_are_dealt_to_subjects(tiny_config):
+    config = kinds.load(tiny_config("classification"))
+    plain = sources.list_cases(config.data, wanted())
+    config = kinds.load(tiny_config("classification", data={"shuffle_labels": 3}))
+    dealt = sources.list_cases(config.data, wanted())
+    assert [case.id for case in dealt] == [case.id for case in plain]
+    assert [case.target for case in dealt] != [case.target for case in plain]
+    assert dealt == sources.list_cases(config.data, wanted()), "the same seed deals the same labels"
+    of_subject = {}
+    for case in dealt:
+        assert of_subject.setdefault(case.subject, case.target) == case.target
+    first = {case.subject: case.target for case in reversed(plain)}
+    assert sorted(of_subject.values()) == sorted(first.values())
+    for task, key in (("segmentation", {"data": {"shuffle_labels": 1}}), ("segmentation", {"audit": {"shuffled": 1}})):
+        with pytest.raises(UserError, match="its labels are masks"):
+            kinds.load(tiny_config(task, **key))
+
+
+def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_compared_with(tiny_config, tmp_path):
+    shape = {"phantom_cases": 24, "root": str(tmp_path / "heads"), "cache": str(tmp_path / "cache")}
+    groups = write_table(
+        tmp_path / "groups.csv",
+        [{"subject": f"sub_{i:03}", "group": "north" if i % 5 < 3 else "south"} for i in range(1, 23)],
+    )
+    config = kinds.load(tiny_config("classification", name="clean", data={**shape, "groups": groups}))
+    crossval.run(config)
+    clean = tmp_path / "runs" / "clean"
+    assert "voxel size and matrix alone" not in (clean / "log.txt").read_text()
+    positives = {case.id for case in sources.list_cases(config.data, wanted()) if case.target == 1}
+    for path in (tmp_path / "heads").glob("*/*/*/*/*.nii.gz"):
+        if "_".join(path.parts[-3:-1]) in positives:
+            image = nibabel.load(path)
+            nibabel.save(
+                nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.3, 1.3, 1.3, 1])), path
+            )
+    asked = {"shuffled": 1, "other_folds": True}
+    config = kinds.load(tiny_config("classification", data={**shape, "groups": groups}, audit=asked))
+    crossval.run(config)
+    run = tmp_path / "runs" / "run"
+    content, log = json.loads((run / "audit" / "audit.json").read_text()), (run / "log.txt").read_text()
+    [rival] = [one for one in content["rivals"] if one["name"] == "voxel size and matrix"]
+    assert rival["value"] > 0.95 and rival["finds"] == audit.AS_MUCH
+    assert 'rival="voxel size and matrix"' in log and "voxel size and matrix alone" in log
+    assert {one["name"] for one in content["runs"]} == {"shuffled_1", "other_folds"}
+    assert [one["group"] for one in content["groups"]] == ["north", "south"]
+    assert sum(one["cases"] for one in content["groups"]) == 24
+    assert "group of the subject" in {one["name"] for one in content["rivals"]}
+    shuffled = json.loads((run / "audit" / "shuffled_1" / "summary.json").read_text())
+    own = next(one for one in content["runs"] if one["name"] == "shuffled_1")
+    assert own["value"] == shuffled["metrics"][content["metric"]]["pooled"]
+    splits = json.loads((run / "audit" / "other_folds" / "splits.json").read_text())
+    tested = [{splits["cases"][id]["group"] for id in split["test"]} for split in splits["folds"]]
+    assert sorted(tested, key=str) == [{"north"}, {"south"}]
+    page = Page(read(run / "report.html"))
+    assert page.table("Rivals on the same folds")[2][0].text == "voxel size and matrix"
+    assert "Not shown to be better than what is known without looking: " in page.text
+    assert [row[0].text for row in page.table("The same network, trained anew")[1:]] == [
+        "this run", "other folds: by groups where these are at random, or at random", "shuffled labels, 1"
+    ]  # fmt: skip
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("best.pt")}
+    crossval.run(config)  # nothing is trained again, and the facts are not read again
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("best.pt")}
+    assert (run / "log.txt").read_text().count("facts of the files") == 1
+
+
+def test_columns_of_a_table_are_rivals(tmp_path, phantom_root, tiny_config):
+    from fomo.runs import audit as runs_audit
+
+    table = write_table(
+        tmp_path / "table.csv",
+        [
+            {"id": "a", "subject": "a", "Site": "x", "sex": "f", "t1": ""},
+            {"id": "b", "subject": "b", "Site": "n/a", "sex": "m", "t1": ""},
+        ],
+    )
+    data = {"source": "table", "csv": table, "channels": ["t1"], "root": None}
+    config = kinds.load(tiny_config("classification", data=data, task={"type": "classification", "targets": ["sex"]}))
+    assert runs_audit.columns_of(config, []) == {"Site": {"a": "x", "b": None}}
+    asked = {"columns": ["sex"]}
+    config = kinds.load(
+        tiny_config("classification", data=data, task={"type": "classification", "targets": ["sex"]}, audit=asked)
+    )
+    with pytest.raises(UserError, match="audit.columns: got sex, which is learned"):
+        runs_audit.columns_of(config, [])
+    asked = {"columns": ["clinic"]}
+    config = kinds.load(
+        tiny_config("classification", data=data, task={"type": "classification", "targets": ["sex"]}, audit=asked)
+    )
+    with pytest.raises(UserError, match="clinic"):
+        runs_audit.columns_of(config, [])
+    config = kinds.load(tiny_config("classification", audit={"other_folds": True}))
+    with pytest.raises(UserError, match="audit.other_folds"):
+        runs_audit.check(config, sources.list_cases(config.data, wanted()))
+
+
+def test_attention_inside_the_mask_is_measured():
+    mask = np.zeros((4, 4, 4), bool)
+    mask[0] = True
+    image, heat = np.ones((1, 4, 4, 4)), np.zeros((4, 4, 4))
+    image[0, 3], heat[:2] = 0, 1.0
+    found = maps._inside([heat, np.zeros_like(heat)], mask, image, (0.0,))
+    assert found["inside"][0] == pytest.approx(0.5) and np.isnan(found["inside"][1])
+    assert found["chance"] == pytest.approx(16 / 48)
+
+
+def test_the_audit_says_how_much_of_the_maps_lies_in_the_masks(tiny_config, tmp_path):
+    config = kinds.load(tiny_config("classification", eval={"saliency": 8, "bootstrap": 50}, train={"epochs": 1}))
+    crossval.run(config)
+    run = tmp_path / "runs" / "run"
+    seen = json.loads((run / "audit" / "audit.json").read_text())["attention"]
+    masked = [case for case in sources.list_cases(config.data, wanted()) if case.mask and case.target == 1]
+    assert 0 < seen["cases"] <= len(masked) and 0 <= seen["inside"] <= 1 and 0 < seen["chance"] < 0.1
+    assert f"Of the Grad-CAM maps of {seen['cases']} case" in Page(read(run / "report.html")).text
