@@ -4,6 +4,8 @@ Each subject is answered by a regression on all others. Its strength is chosen b
 many lines is a little too good; with fewer than 40 subjects differences of .1 in r2 mean nothing.
 """
 
+import dataclasses
+
 import numpy as np
 
 from .. import kinds, metrics, nets, ridge, tasks
@@ -14,7 +16,12 @@ from ..training.head import multistage, statistics
 
 
 def run(config, dry_run, log):
-    """Log a line for each start (random weights, weights.path), stage and statistic; only the cache is written."""
+    """Log a line for each start (random weights, weights.path), stage and statistic; only the cache is written.
+
+    The labels are asked for, also where task.evidence=auto would learn from masks.
+    """
+    if config.task.evidence == "auto":
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, evidence="none"))
     config, decided = kinds.settle(config)
     for event, what in decided.items():
         log(event, **what)
