@@ -128,7 +128,7 @@ def words_of(command):
     text = command.text
     for word, own in STAND_INS.items():
         text = text.replace(word, own)
-    first, *words = shlex.split(text)
+    first, *words = shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", text))
     if first == "sbatch":
         return "cv.py", words[1:]
     if first == "torchrun":
