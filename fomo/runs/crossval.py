@@ -20,7 +20,7 @@ from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, inspect, load_fold, start_from, train_fold, with_patch_that_fits
 from ..training.step import make_plan
-from . import maps, pooled
+from . import interim, maps, pooled
 from .final import make_final
 from .splits import (
     check_parts,
@@ -260,7 +260,7 @@ def run_folds(config, numbers, splits, by_id, folder, log):
         log.warn("nothing to test: these folds have their results; another `name` tests a train.checkpoint again")
     elif not open_folds:
         log("run", left="nothing: all these folds are finished", hint="another `name` runs them again")
-    failures, progress, size = [], Progress(), team_size(config)
+    failures, progress, size, pages = [], Progress(), team_size(config), interim.Pages(folder)
     lanes = 1 if mode == "ddp" else dist.world_size() // size
 
     def attempt(fold, log):
@@ -269,6 +269,8 @@ def run_folds(config, numbers, splits, by_id, folder, log):
         try:
             with loader.explained():
                 run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
+            if dist.is_main():
+                pages.write(log)
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
             if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise
