@@ -169,7 +169,7 @@ def test_the_probe_of_all_stages_is_what_fine_tuning_starts_at(tiny_config, tmp_
     for start in ("random", "weights"):
         network = build_network(config, task, 1)
         if start == "weights":
-            start_from(config.weights, task, network)
+            start_from(config, task, network)
         head.start_head(config, task, network, cases, lambda event, **what: lines.append(what))
     found = [float(one["r2"]) for one in fields if one["stage"] == "all"]
     assert found == pytest.approx([line["left_out_r2"] for line in lines], abs=1e-4)

@@ -41,7 +41,7 @@ def run(config, dry_run, log):
     for start in ("random", "weights") if config.weights.path is not None else ("random",):
         network = fold.build_network(config, task, 1)
         if start == "weights":
-            report = fold.start_from(config.weights, task, network)
+            report = fold.start_from(config, task, network)
             log("weights", **report.said(), path=config.weights.path)
         for stage, statistic, features, found in _probes(config, task, network, cases):
             log("probe", start=start, stage=stage, statistic=statistic, features=features, **found)

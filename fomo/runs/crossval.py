@@ -11,7 +11,8 @@ import torch
 
 from .. import kinds, report, tasks
 from ..config import UserError, fingerprint, one_line, to_dict
-from ..data import listing, loader, sources
+from ..data import cache, listing, loader, sources
+from ..data.cases import looks_at_files
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
 from ..runtime.log import Log
@@ -216,10 +217,12 @@ def _try_to_start(config, task):
     """The checkpoint.LoadReport of a network that starts from weights.path, some of whose stages may stay frozen."""
     network = build_network(config, task, 0)
     optimization.always_frozen(config, network)
-    return start_from(config.weights, task, network)
+    return start_from(config, task, network)
 
 
 def _dry_run(config, task, wanted, listed, log):
+    if looks_at_files(config.data, len(listed)):
+        dist.on_main(lambda: cache.check_headers(listed))
     splits = make_splits(config, task, listed)
     check_parts(config, task, splits, listed)
     network = build_network(config, task, 0)
