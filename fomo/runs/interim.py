@@ -5,7 +5,7 @@ import time
 from .. import report
 from ..config import one_line
 
-_SHARE = 0.05  # of a run's time that its pages may take
+_SHARE = 0.03  # of a run's time that its pages may take
 _GUESS_S = 2.0  # of the first page
 
 
