@@ -51,7 +51,7 @@ def test_a_page_that_cannot_be_written_fails_no_run(run, monkeypatch, capsys):
 
 
 def test_short_folds_wait_for_no_page(monkeypatch):
-    times, written = iter([0, 10, 100, 140, 600, 1000, 1010]), []
+    times, written = iter([0, 10, 100, 140, 600, 1600, 1610]), []
     monkeypatch.setattr(interim.time, "monotonic", lambda: next(times))
     monkeypatch.setattr(report, "write", written.append)
 

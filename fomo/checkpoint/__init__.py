@@ -7,4 +7,4 @@ declared, is an error that lists the names.
 from .families import with_aliases
 from .recognition import recognise
 from .saving import load, read, save
-from .transfer import LoadReport, OtherWidth, channels_of, downstream, load_weights, warn_of_known
+from .transfer import LoadReport, channels_of, downstream, load_weights, warn_of_known

@@ -14,15 +14,6 @@ _TEACHER = "teacher.backbone."
 _COUNTER = "num_batches_tracked"  # of a batch norm; files from before torch 0.4.1, as torchvision's, have none
 
 
-class OtherWidth(UserError):
-    """The weights are those of this network in another width, `ratio` times its own."""
-
-    def __init__(self, path, ratio):
-        wanted = "set model.width to so many times what it is now"
-        super().__init__(f"{path}: weights of a network {ratio:.3g} times as wide as this one: {wanted}")
-        self.path, self.ratio = path, ratio
-
-
 class LoadReport(NamedTuple):
     """What became of every tensor: names in the network, and of those `ignored` in the file."""
 
@@ -151,7 +142,10 @@ def _check(file, own, new, misshapen, unused, permitted, path):
         ratios = {len(file[name]) / len(own[name]) for name in misshapen if file[name].ndim == 1}
         same_names = not problems["missing"] and not problems["unexpected"]
         if len(ratios) == 1 and same_names and 3 * len(problems["misshapen"]) > len(own):
-            raise OtherWidth(path, ratios.pop())
+            ratio, wanted = ratios.pop(), "set model.width to so many times what it is now"
+            error = UserError(f"{path}: weights of a network {ratio:.3g} times as wide as this one: {wanted}")
+            error.width_ratio = ratio  # for who knows the network's width
+            raise error
         raise UserError(f"{path}: weights of another network: {found}. Check model.name, model.width and task.type")
 
 

@@ -114,11 +114,14 @@ def start_from(config, task, network):
     load = functools.partial(checkpoint.load_weights, path=weights.path, stem=weights.stem, part=weights.part)
     try:
         return task.load(network, load)
-    except checkpoint.OtherWidth as error:
-        width = model.width or nets.NETWORKS[model.name].arguments.get("width")
-        if width is None:
+    except UserError as error:
+        ratio, width = (
+            getattr(error, "width_ratio", None),
+            model.width or nets.NETWORKS[model.name].arguments.get("width"),
+        )
+        if ratio is None or width is None:
             raise
-        wanted = f"model.width={round(error.ratio * width)}"
+        wanted = f"model.width={round(ratio * width)}"
         raise UserError(f"{weights.path}: these look like weights of {wanted}, and the network has {width}") from error
 
 
