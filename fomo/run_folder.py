@@ -160,6 +160,11 @@ class RunFolder:
         """Numbers of the finished folds of the run."""
         return [fold.number for fold in self.all_folds() if fold.is_finished]
 
+    @property
+    def is_open(self):
+        """Whether a fold of the run is not finished."""
+        return len(self.finished()) < len(self.all_folds())
+
     def write_results(self, results, tables):
         """Write the tables of all folds together; tables: {name: rows}, the task's own."""
         _write_results(self.path, results, tables)

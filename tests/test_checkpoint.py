@@ -418,3 +418,20 @@ def test_a_cut_file_is_called_cut(tmp_path, zipped, share):
     with pytest.raises(UserError, match="is cut") as caught:
         checkpoint.load_weights(net(), path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"", "is empty"),
+        (b"PK\x03\x04" + bytes(100), "is cut or damaged"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_named_for_what_they_are(tmp_path, content, said):
+    path = tmp_path / "best.pt"
+    path.write_bytes(content)
+    for read in (checkpoint.load, checkpoint.read):
+        with pytest.raises(UserError, match=said):
+            read(path)

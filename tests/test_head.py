@@ -169,9 +169,17 @@ def test_the_probe_of_all_stages_is_what_fine_tuning_starts_at(tiny_config, tmp_
     for start in ("random", "weights"):
         network = build_network(config, task, 1)
         if start == "weights":
-            start_from(config.weights, task, network)
+            start_from(config, task, network)
         head.start_head(config, task, network, cases, lambda event, **what: lines.append(what))
     found = [float(one["r2"]) for one in fields if one["stage"] == "all"]
     assert found == pytest.approx([line["left_out_r2"] for line in lines], abs=1e-4)
     with pytest.raises(UserError, match="wanted one output per case"):
         tool("probe_stages", tiny_config("segmentation"))
+
+
+def test_weights_of_another_width_are_named_by_their_width(tiny_config, tmp_path):
+    checkpoint.save(tmp_path / "wide.pt", {"model": nets.build("unet_b_lw_dec", 1, 1, width=4).state_dict()})
+    config = kinds.settle(kinds.load(tiny_config("regression"), [f"weights.path={tmp_path / 'wide.pt'}"]))[0]
+    task = tasks.build(config)
+    with pytest.raises(UserError, match="look like weights of model.width=4, and the network has 2"):
+        start_from(config, task, build_network(config, task, 1))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_command, tool
+from report_runs import needs_figures, shown
 
 from fomo import kinds
 from fomo.config import UserError
@@ -99,6 +100,28 @@ def test_a_run_writes_slices_volumes_and_labels(runs):
     assert summary["metrics"]["volume_f1_macro_half"]["pooled"] == pytest.approx(
         again["volume_f1_macro_half"], nan_ok=True
     )
+
+
+@needs_figures
+@pytest.mark.parametrize("index", (0, 1))
+def test_the_page_has_the_slices_of_each_scan(runs, index):
+    """Each scan's as one plane of three slices and one channel, also where a slice is repeated in three."""
+    folder = runs[index]
+    found = shown(str(folder))
+    scans = rows_of(folder / "predictions_volumes.csv")
+    text = (folder / "report.html").read_text()
+    assert text.count('<details name="case">') == len(scans) and all(f"<summary>{id}</summary>" in text for id in scans)
+    assert text.count('type="range"') == text.count('max="2"') == text.count("axial</figcaption>") == len(scans)
+    assert f'<b style="top:0%">{("ct", "r")[index]}</b>' in text and "top:33" not in text
+    assert "coronal" not in text and "Up to" in found.text and "the cache" not in found.text
+
+
+@needs_figures
+def test_the_page_says_that_the_table_of_the_slices_is_gone(scans, runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "moved")
+    config = (tmp_path / "moved" / "config.yaml").read_text()
+    (tmp_path / "moved" / "config.yaml").write_text(config.replace("all_slices.csv", "gone.csv"))
+    assert "gone.csv does not lead to them" in shown(str(tmp_path / "moved")).text
 
 
 def test_predictions_equal_the_evaluation_from_files_and_from_volumes(scans, runs, tmp_path):

@@ -44,6 +44,7 @@ def load(path):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file, wanted a checkpoint") from error
     except _UNREADABLE as error:
+        read(path)  # which says what other files are
         raise UserError(f"{path}: not a readable checkpoint: {one_line(error)[:200]}") from error
     if damaged:
         raise UserError(f"{path}: not a readable checkpoint: the checksum of its part {damaged} is wrong")

@@ -142,8 +142,10 @@ def _check(file, own, new, misshapen, unused, permitted, path):
         ratios = {len(file[name]) / len(own[name]) for name in misshapen if file[name].ndim == 1}
         same_names = not problems["missing"] and not problems["unexpected"]
         if len(ratios) == 1 and same_names and 3 * len(problems["misshapen"]) > len(own):
-            wanted = "set model.width to so many times what it is now"
-            raise UserError(f"{path}: weights of a network {ratios.pop():.3g} times as wide as this one: {wanted}")
+            ratio, wanted = ratios.pop(), "set model.width to so many times what it is now"
+            error = UserError(f"{path}: weights of a network {ratio:.3g} times as wide as this one: {wanted}")
+            error.width_ratio = ratio  # for who knows the network's width
+            raise error
         raise UserError(f"{path}: weights of another network: {found}. Check model.name, model.width and task.type")
 
 

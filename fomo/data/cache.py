@@ -31,7 +31,7 @@ import numpy as np
 
 from ..config import UserError, as_user_error, fingerprint, one_line
 from ..metrics import dice
-from ..runtime import files
+from ..runtime import files, interrupt
 from ..space import volume
 from . import copies, index, jobs
 from .cases import NOT_ORIENTED, Case, Prepared, digits, looks_at_files, read_volume, rounded, unoriented
@@ -220,7 +220,8 @@ def _preprocess_all(todo, workers, log):
         if log:
             log("data", prepared=done, of=len(todo), eta_s=left_s)
 
-    failures, unoriented = [], []
+    check_headers(case for case, *_ in todo)
+    failures, not_oriented = [], []
     for done in jobs.run(_prepare, todo, min(workers, len(todo) // _FEW), report):
         if isinstance(done, jobs.Killed):
             case, folder, _ = done.job
@@ -230,9 +231,26 @@ def _preprocess_all(todo, workers, log):
             failures.append((done.id, done.failure))
         if log and done.warning:
             log.warn(done.warning, case=done.id)
-        unoriented += done.unoriented
-    if log and unoriented:
-        log.warn(NOT_ORIENTED, files=len(unoriented), example=unoriented[0])
+        not_oriented += done.unoriented
+    if log and not_oriented:
+        log.warn(NOT_ORIENTED, files=len(not_oriented), example=not_oriented[0])
+    _refuse(failures)
+
+
+def check_headers(cases):
+    """Raise UserError for Cases with NIfTI files that are seen to be damaged by their first bytes."""
+    failures = []
+    for case in cases:
+        interrupt.stop_if_requested()
+        try:
+            unoriented([*case.files, *filter(None, [case.mask])])
+        except ValueError as error:
+            failures.append((case.id, one_line(error)))
+    _refuse(failures)
+
+
+def _refuse(failures):
+    """UserError where there are failures, (id of the case, why) each."""
     if failures:
         failures.sort()
         ids = ", ".join(id for id, _ in failures[1:_SHOWN]) + (", ..." if len(failures) > _SHOWN else "")

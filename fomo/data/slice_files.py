@@ -108,6 +108,18 @@ class SliceCase(Prepared):
         return read_slice(self.case.images[0].path, reading)
 
 
+def stack(cases, data):
+    """(image (C, X, Y, N), background of each channel, names of the channels) of a scan's N slices, for pictures.
+
+    A slice that is repeated in all channels is one channel here. UserError for a file that cannot be read.
+    """
+    reading = reading_of(data)
+    slices = [SliceCase(case, reading) for case in cases]
+    if reading.repeats:  # as it lies in its file
+        return np.concatenate([one.distinct() for one in slices], axis=-1), (0.0,), data.channels[:1]
+    return np.concatenate([one.image() for one in slices], axis=-1), slices[0].background, data.channels
+
+
 def reading_of(data):
     return Reading(tuple(data.patch[:2]), len(data.channels), data.neighbours, data.normalize)
 

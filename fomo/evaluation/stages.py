@@ -4,6 +4,8 @@ Each subject is answered by a regression on all others. Its strength is chosen b
 many lines is a little too good; with fewer than 40 subjects differences of .1 in r2 mean nothing.
 """
 
+import dataclasses
+
 import numpy as np
 
 from .. import kinds, metrics, nets, ridge, tasks
@@ -14,7 +16,12 @@ from ..training.head import multistage, statistics
 
 
 def run(config, dry_run, log):
-    """Log a line for each start (random weights, weights.path), stage and statistic; only the cache is written."""
+    """Log a line for each start (random weights, weights.path), stage and statistic; only the cache is written.
+
+    The labels are asked for, also where task.evidence=auto would learn from masks.
+    """
+    if config.task.evidence == "auto":
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, evidence="none"))
     config, decided = kinds.settle(config)
     for event, what in decided.items():
         log(event, **what)
@@ -34,7 +41,7 @@ def run(config, dry_run, log):
     for start in ("random", "weights") if config.weights.path is not None else ("random",):
         network = fold.build_network(config, task, 1)
         if start == "weights":
-            report = fold.start_from(config.weights, task, network)
+            report = fold.start_from(config, task, network)
             log("weights", **report.said(), path=config.weights.path)
         for stage, statistic, features, found in _probes(config, task, network, cases):
             log("probe", start=start, stage=stage, statistic=statistic, features=features, **found)

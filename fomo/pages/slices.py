@@ -18,17 +18,18 @@ _QUALITY = 50  # of the JPEG
 _FINE = 160  # pixels of an outline's tile, at least
 
 
-def viewer(image, background, masks, spacing_mm, channels, radiological, tile, count):
+def viewer(image, background, masks, spacing_mm, channels, radiological, tile, count, planes=PLANES):
     """Html of the planes of `image` (C, X, Y, Z), in RAS+, with a slider each.
 
     background: a value per channel, which is black. masks: (reference, predicted), each (X, Y, Z) bool or None.
     channels: their names. tile: pixels of a slice's longer side, at most. count: slices of a plane, at most.
+    planes: those of pictures.PLANES that are shown.
     """
     images = [np.asarray(channel, np.float32) for channel in image]
     greys = [_greys(channel, value) for channel, value in zip(images, background)]
     shown = next((mask for mask in masks if mask is not None and mask.any()), None)
     found = []
-    for name, axis in PLANES:
+    for name, axis in planes:
         across = [other for other in range(3) if other != axis]
         if min(images[0].shape[other] for other in across) < 2:
             continue

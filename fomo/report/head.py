@@ -67,7 +67,8 @@ def progress(run):
     if run.complete:
         return None
     at = f"This page is from {run.log[-1]['time'].replace('T', ' ')}." if run.log else ""
-    how = f"In progress. {at} To see more, run python tools/report.py {run.folder.path}, and "
+    when = f"It is written again when a fold has ended, and by python tools/report.py {run.folder.path}:"
+    how = f"In progress. {at} {when} "
     button = tag("button", "reload this page", type="button", class_="reload")
     return tag("p", [how, button], class_="progress")
 

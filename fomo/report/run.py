@@ -8,7 +8,8 @@ import os
 import re
 
 from .. import metrics
-from ..data import cache, entry
+from ..config import UserError
+from ..data import cache, entry, sources
 from ..run_folder import RunFolder, joined
 from ..tasks import Results, build
 from ..training import selection
@@ -92,6 +93,24 @@ class Run:
             return entry.read(self._folders[id])
         except (KeyError, OSError, ValueError):
             return None
+
+    @property
+    def in_cache(self):
+        """Whether the cases are volumes, which the cache holds; slices lie in their own files."""
+        return sources.of(self.config.data).geometry
+
+    @functools.cached_property
+    def stacks(self):
+        """{scan: Cases of its slices} of a run whose cases are slices; {} where their table is gone."""
+        try:
+            listed = sources.list_cases(self.config.data, self.task.wanted(self.config.task), labels=False)
+        except (UserError, OSError):
+            return {}
+        found, tested = {}, {row["id"] for row in self.rows}
+        for case in listed:
+            if case.id in tested:
+                found.setdefault(case.scan, []).append(case)
+        return found
 
     def value(self, metric):
         return self.metrics[metric]["pooled"]

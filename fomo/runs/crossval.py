@@ -11,7 +11,8 @@ import torch
 
 from .. import kinds, report, tasks
 from ..config import UserError, fingerprint, one_line, to_dict
-from ..data import listing, loader, sources
+from ..data import cache, listing, loader, sources
+from ..data.cases import looks_at_files
 from ..evaluation import stress as evaluation_stress
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
@@ -21,7 +22,7 @@ from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
 from ..training.fold import build_network, inspect, load_fold, start_from, train_fold, with_patch_that_fits
 from ..training.step import make_plan
-from . import audit, maps, pooled, stress
+from . import audit, interim, maps, pooled, stress
 from .final import make_final
 from .splits import (
     check_parts,
@@ -246,10 +247,12 @@ def _try_to_start(config, task):
     """The checkpoint.LoadReport of a network that starts from weights.path, some of whose stages may stay frozen."""
     network = build_network(config, task, 0)
     optimization.always_frozen(config, network)
-    return start_from(config.weights, task, network)
+    return start_from(config, task, network)
 
 
 def _dry_run(config, task, wanted, listed, log):
+    if looks_at_files(config.data, len(listed)):
+        dist.on_main(lambda: cache.check_headers(listed))
     splits = make_splits(config, task, listed)
     check_parts(config, task, splits, listed)
     network = build_network(config, task, 0)
@@ -290,7 +293,7 @@ def run_folds(config, numbers, splits, by_id, folder, log):
         log.warn("nothing to test: these folds have their results; another `name` tests a train.checkpoint again")
     elif not open_folds:
         log("run", left="nothing: all these folds are finished", hint="another `name` runs them again")
-    failures, progress, size = [], Progress(), team_size(config)
+    failures, progress, size, pages = [], Progress(), team_size(config), interim.Pages(folder)
     lanes = 1 if mode == "ddp" else dist.world_size() // size
 
     def attempt(fold, log):
@@ -299,6 +302,8 @@ def run_folds(config, numbers, splits, by_id, folder, log):
         try:
             with loader.explained():
                 run_fold(config, splits[fold.number - 1], by_id, fold, log, progress)
+            if dist.is_main():
+                pages.write(log)
         except Exception as error:  # this fold's own; the others go on, unless other ranks don't know of it
             if getattr(error, "ends_run", False) or (dist.world_size() > 1 and not getattr(error, "collective", False)):
                 raise

@@ -65,6 +65,8 @@ def init(timeout_s=3600):
     """Join the process group of torchrun; a single process has none."""
     if world_size() == 1 or is_initialized():
         return
+    if not torch.cuda.is_available() and not _threads_are_asked_for():
+        torch.set_num_threads(_share_of_cores())
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and not shares_gpu() else "gloo"
@@ -74,6 +76,26 @@ def init(timeout_s=3600):
     store, _, _ = next(rendezvous("env://", rank(), world_size(), timeout=timeout))
     store = torch_dist.PrefixStore(_agree_on_prefix(store, timeout_s), store)
     torch_dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
+
+
+def _threads_are_asked_for():
+    """Whether the user has set OMP_NUM_THREADS. torchrun sets it to 1 for its ranks where he has not.
+
+    Its own environment, as it was started, tells both apart; where that cannot be read the variable is the user's.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return True
+    try:
+        with open(f"/proc/{os.getppid()}/environ", "rb") as file:
+            return b"\0OMP_NUM_THREADS=" in b"\0" + file.read()
+    except OSError:
+        return True
+
+
+def _share_of_cores():
+    """Threads of a rank that is one of several on this machine's processors."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
 
 
 def _agree_on_prefix(store, timeout_s):

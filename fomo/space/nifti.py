@@ -71,6 +71,9 @@ def read_nifti(path):
     return array, header.affine
 
 
+_HEADER_BYTES = (348, 540)  # of NIfTI-1 and 2: the number with which such a file begins
+
+
 def read_header(path):
     """The Header of a NIfTI file. ValueError as `read_nifti`, as far as the header shows what is wrong."""
     with _opened(path) as file:
@@ -95,7 +98,21 @@ def _opened(path):
             with np.errstate(all="ignore"):  # what it would warn of is infinite, and refused
                 yield file
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot read it as NIfTI: {' '.join(str(error).split())}") from error
+        why = _no_gzip(path) or " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot read it as NIfTI: {why}") from error
+
+
+def _no_gzip(path):
+    """What a file is that is called .gz and is none; None where it is one, or no file."""
+    if not _packed(path) or not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start[:2] == b"\x1f\x8b":
+        return None
+    if int.from_bytes(start, "little") in _HEADER_BYTES or int.from_bytes(start, "big") in _HEADER_BYTES:
+        return "it is not compressed: take the .gz off its name"
+    return f"it is no .gz file: it begins with {start!r}"
 
 
 def _header(file, path):

@@ -90,16 +90,17 @@ class Evidence(TwoClasses, Task):
         """The class, and in each class the size of the finding where a mask shows it."""
         return [(categories.class_of(case)[1], math.log1p(case.foreground_mm3 or 0.0)) for case in cases]
 
+    def check_parts(self, train, val):
+        super().check_parts(train, val)
+        positives = [getattr(case, "case", case) for case in train if case.target == 1]  # listed, or prepared
+        _refuse_without_masks(positives, [case for case in positives if case.mask is None])
+
     def fit(self, train, val):
         """Fit inverse-frequency weights of the cases by their class, whose mean over the training cases is 1."""
         messages = list(super().fit(train, val))
         positives = [case for case in train if case.target == 1]
         unknown = [case for case in positives if not case.class_voxels]
-        if len(unknown) == len(positives):
-            wanted = "masks of some of them (labels/SUB/SES/seg.nii.gz, or data.mask_column), or task.evidence=none"
-            raise UserError(
-                f"task.evidence: got {len(positives)} training cases of class 1 without a mask, wanted {wanted}"
-            )
+        _refuse_without_masks(positives, unknown)
         if not all(loader.in_one_window(case, self.config.data.patch) for case in unknown):
             said = f"{len(unknown)} of {len(positives)} training cases of class 1 have no mask"
             messages.append(f"{said}, and data.patch may not show what makes them so: let it hold a whole case")
@@ -184,6 +185,14 @@ class Evidence(TwoClasses, Task):
         line = np.mean([state["line"] for state in states], axis=0).tolist()
         threshold = float(np.mean([state["threshold"] for state in states]))
         return {"top": tops[(len(tops) - 1) // 2], "line": line, "threshold": threshold}
+
+
+def _refuse_without_masks(positives, unknown):
+    """UserError where all training cases of class 1 are `unknown`: nothing shows what makes them so."""
+    if len(unknown) == len(positives):
+        wanted = "masks of some of them (labels/SUB/SES/seg.nii.gz, or data.mask_column), or task.evidence=none"
+        got = f"task.evidence: got {len(positives)} training cases of class 1 without a mask"
+        raise UserError(f"{got}, wanted {wanted}")
 
 
 def _plain(section):

@@ -54,7 +54,7 @@ def _trained(config, parts, fold, log, progress=None):
         log.warn(message)
     network, head_is_new = build_network(config, task, fold.number), True
     if config.weights.path is not None:
-        report = dist.together(lambda: start_from(config.weights, task, network))
+        report = dist.together(lambda: start_from(config, task, network))
         nets.add_to_head(network, report.new)  # what the file does not bring is never frozen
         head_is_new = any(name.startswith(network.head_prefixes) for name in report.new)
         log("weights", **report.said(), path=config.weights.path)
@@ -108,10 +108,21 @@ def build_network(config, task, number):
         return tasks.build_network(config, task)
 
 
-def start_from(weights, task, network):
-    """Fill the network with pretrained weights and return the checkpoint.LoadReport; weights: section of the config."""
+def start_from(config, task, network):
+    """Fill the network with the weights of weights.path and return the checkpoint.LoadReport."""
+    weights, model = config.weights, config.model
     load = functools.partial(checkpoint.load_weights, path=weights.path, stem=weights.stem, part=weights.part)
-    return task.load(network, load)
+    try:
+        return task.load(network, load)
+    except UserError as error:
+        ratio, width = (
+            getattr(error, "width_ratio", None),
+            model.width or nets.NETWORKS[model.name].arguments.get("width"),
+        )
+        if ratio is None or width is None:
+            raise
+        wanted = f"model.width={round(ratio * width)}"
+        raise UserError(f"{weights.path}: these look like weights of {wanted}, and the network has {width}") from error
 
 
 def _calibrated(config, task, network, val_cases, fold, log):

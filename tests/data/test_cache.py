@@ -251,12 +251,10 @@ def nan(array, affine):
         (spoil(flair=nan), ["flair.nii.gz", "NaN"]),
         (spoil(swi=lambda a, m: (np.full_like(a, 7), m)), ["swi.nii.gz", "constant volume"]),
         (spoil(swi=lambda a, m: (np.zeros_like(a), m)), ["swi.nii.gz", "constant volume"]),
-        (spoil(swi=lambda a, m: (np.stack([a, a], -1), m)), ["swi.nii.gz", "12x14x10x2", "3D"]),
         (spoil(seg=lambda a, m: (a * 3, m)), ["seg.nii.gz", "mask values 3", "task.classes=2"]),
         (spoil(seg=lambda a, m: (a - 2.0, m)), ["seg.nii.gz", "mask values -2, -1, wanted"]),
         (spoil(seg=lambda a, m: (a[:, :-1], m)), ["seg.nii.gz has shape"]),
         (spoil(seg=lambda a, m: (a, np.diag([2.0, 2.0, -2.0, 1.0]))), ["seg.nii.gz lies up to"]),
-        (lambda data, s: file_of(data, s, "swi").write_bytes(b"broken"), ["swi.nii.gz", "cannot read"]),
     ],
 )
 def test_bad_cases_are_named_and_the_others_are_kept(data, change, words):
@@ -268,6 +266,20 @@ def test_bad_cases_are_named_and_the_others_are_kept(data, change, words):
     for word in words:
         assert word in message, message
     assert sorted(name.split("-")[0] for name in os.listdir(data.cache)) == ["a_ses_1", "c_ses_1"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (spoil(swi=lambda a, m: (np.stack([a, a], -1), m)), ["swi.nii.gz", "12x14x10x2", "3D"]),
+        (lambda data, s: file_of(data, s, "swi").write_bytes(b"broken"), ["swi.nii.gz", "it is no .gz file"]),
+    ],
+)
+def test_cases_whose_headers_are_bad_are_named_before_others_are_prepared(data, change, words):
+    change(data, "b")
+    with pytest.raises(config.UserError, match="case b_ses_1: ") as caught:
+        prepare(data)
+    assert all(word in str(caught.value) for word in words) and not os.listdir(data.cache)
 
 
 def test_axes_that_run_otherwise_are_turned(data):
