@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, run_command
 
 from fomo import kinds
+from fomo.runs import settings
 
 PAGES = ["README.md", *(f"{folder}/README.md" for folder in ("configs", "fomo", "tools", "tests"))]
 OTHERS = ("torchrun", "pytest", "pip", "docker", "apptainer", "sbatch", "git", "tensorboard", "track.py")
@@ -88,7 +89,7 @@ def test_commands_are_understood(page):
         config = next((word for word in words if word.endswith(".yaml") and (ROOT / word).exists()), None)
         if config is not None:
             given = [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)]
-            kinds.load(ROOT / config, given)
+            settings.read(ROOT / config, given) if script == "tools/search.py" else kinds.load(ROOT / config, given)
         assert config or script not in ("cv.py", "train.py") or "my.yaml" in words, (script, words)
         options = {word.split("=")[0] for word in words if word.startswith("--")}
         missing = [option for option in options if option not in help_of(script)]

@@ -3,7 +3,7 @@
 - `panel`: what every plot has, and what several of them draw
 - `probabilities`: ROC, precision and recall, calibration, of one label and of many
 - `numbers`: predicted over true numbers, their errors, one run over another; `agreement`: overlap, distances, volumes
-- `epochs`: the course of a training
+- `epochs`: the course of a training; `rungs`: of a search
 """
 
 import importlib.util
