@@ -210,7 +210,7 @@ def _run_rung(search, rung, trials):
 
 
 def _train_all(search, rung, trials, places):
-    """Train each (Setting, number of a fold) on a team of ranks; returns {number: error} of settings that have failed."""
+    """Train each (Setting, number of a fold) on a team of ranks; returns {number: error} of those that failed."""
     failed = {}
     with dist.teams(crossval.team_size(settings.shortened(search.base, 1.0))):
         for setting, number in dist.hand_out(places, f"search_{rung.number}"):
