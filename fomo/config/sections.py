@@ -355,8 +355,9 @@ class Eval:
     )
     calibrate: str = key(
         "none",
-        "two classes: temperature makes probabilities as sure as they are right on inner validation",
-        "none|temperature",
+        "temperature (two classes): probabilities as sure as they are right on inner validation; half (two classes, "
+        "labels): moved so that the chosen threshold is 0.5",
+        "none|temperature|half",
     )
     postprocess: str = key(
         "none", "segmentation: auto chooses holes and component sizes by inner validation", "none|auto"
