@@ -11,6 +11,7 @@ from . import config as config_module
 from .config import UserError, fields, show
 from .data.sources import SOURCES
 from .nets import NETWORKS, PLAIN
+from .nets.checks import WHOLE_CASE
 from .runtime import lazy
 from .tasks import TASKS, best_fusion, kind
 from .transforms import PRESETS
@@ -141,6 +142,12 @@ def _check_targets(config, task, source, refuse):
 
 def _check_network(config, refuse):
     model, network, asked = config.model, NETWORKS[config.model.name], f"task.type={config.task.type}"
+    flat = network.sees == "slice" or not SOURCES[config.data.source].geometry
+    if flat and kind(config).pretrains and kind(config).mode not in WHOLE_CASE:
+        whole = " or ".join(name for name, task in TASKS.items() if task.pretrains and task.mode in WHOLE_CASE)
+        refuse(
+            "task.type", config.task.type, f"{whole} for slices: a 2D network has one output per slice, and no image"
+        )
     for name, got, wanted in (
         ("data.patch", config.data.patch, network.patch_problem(model.name, config.data.patch)),
         ("eval.windows", config.eval.windows, network.windows_problem(model.name, config.eval.windows)),
@@ -159,9 +166,6 @@ def _check_network(config, refuse):
     if config.train.checkpoint_activations and not network.recomputes:
         wanted = f"false for model.name={model.name}, {asked}"
         refuse("train.checkpoint_activations", True, wanted)
-    if kind(config).pretrains and network.sees == "slice":
-        wanted = f"a U-Net for {asked}: a 2D network has one output per slice"
-        refuse("model.name", model.name, wanted)
 
 
 def _check_task(config, refuse):

@@ -6,6 +6,7 @@ fold_K/      split.json  best.pt  best_2.pt ...  last.pt  history.csv  results.c
 final/       the final model, with final.json
 audit/       what simple rivals reach: audit.json  facts.json  shuffled_K/, other_folds/ (runs of their own)
 stress/      what changed images cost: stress.html  stress.json  stress.csv  log.txt  fold_K.jsonl
+search/      how its setting was chosen: search.html  search.csv  search.json  log.txt  rung_R/setting_S/fold_K/
 """
 
 import functools
@@ -16,7 +17,7 @@ from dataclasses import replace
 import yaml
 
 from . import kinds
-from .config import UserError, as_user_error, identity, to_dict
+from .config import UserError, as_user_error, identity, show, to_dict
 from .data.cases import ID_WANTED, names_a_file
 from .runtime import files
 from .tasks import Results
@@ -24,7 +25,7 @@ from .tasks import Results
 LOG, SUMMARY, AGGREGATED = "log.txt", "summary.json", "aggregated_results.csv"
 TABLES = {"rows": "predictions.csv", "scans": "predictions_volumes.csv"}  # of Results
 _SCORES, _FOLD_SCORES, _HISTORY = "results.csv", "fold_results.csv", "history.csv"
-_LOCK, _MASKS = ".lock", "masks"
+_LOCK, _MASKS, _SEARCH = ".lock", "masks", "search"
 _AUDIT, _FACTS, _STRESS = "audit.json", "facts.json", "stress.json"
 
 
@@ -64,8 +65,9 @@ class RunFolder:
 
         Returns a file that keeps other processes out of it as long as it is open.
         """
-        if set(self._inside()) - {_LOCK} and not os.path.exists(self.config_path):
+        if set(self._inside()) - {_LOCK, _SEARCH} and not os.path.exists(self.config_path):
             raise UserError(f"{self.path} is not a run folder (no config.yaml): choose another `name` or `output`")
+        self.search.check_chosen(config)
         with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):
             os.makedirs(self.path, exist_ok=True)
             held = _lock(self.path, log)
@@ -78,6 +80,14 @@ class RunFolder:
             remedy = "choose another `name`, or restore the keys to continue that run"
             raise UserError(f"{self.path} holds a run of another config ({shown}): {remedy}")
         return held
+
+    def claim_search(self, log):
+        """Create the folder of a search, whose run will be beside it; returns a file as `claim`."""
+        if set(self._inside()) - {_LOCK, _SEARCH} and not self.search.record():
+            raise UserError(f"{self.path} holds something that no search has begun: choose another `name` or `output`")
+        with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):
+            os.makedirs(self.search.path, exist_ok=True)
+            return _lock(self.path, log)
 
     def _inside(self):
         return os.listdir(self.path) if os.path.isdir(self.path) else []
@@ -146,6 +156,11 @@ class RunFolder:
         """What `write_stress` has written, with null for NaN; None before."""
         path = os.path.join(self.stress, _STRESS)
         return files.read_json(path, "worst", "rows", "changes") if os.path.exists(path) else None
+
+    @property
+    def search(self):
+        """The SearchFolder of how the run's setting was chosen, begun or not."""
+        return SearchFolder(os.path.join(self.path, _SEARCH))
 
     def all_folds(self):
         """The FoldFolders of all folds of the run, begun or not."""
@@ -304,6 +319,58 @@ class FinalFolder(FoldFolder):
         if made is not None and not made["finished"]:
             return None
         return [self.best] if os.path.exists(self.best) else _found(self.path, "*.pt")
+
+
+class SearchFolder:
+    """The folder of a search for a setting, begun or not."""
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        inside = functools.partial(os.path.join, self.path)
+        self.log_path, self.table_path, self.page_path = inside(LOG), inside("search.csv"), inside("search.html")
+        self._record = inside("search.json")
+
+    def record(self):
+        """The content of search.json: `asked`, `settings` (how many), `rungs`; once finished `chosen` {key: value}."""
+        return files.read_json(self._record, "asked", "settings", "rungs") if os.path.exists(self._record) else None
+
+    def write_record(self, record):
+        files.write_json(self._record, record)
+
+    def trial(self, rung, setting, fold):
+        """The FoldFolder of a training: of a rung, a setting and a fold, each from 1."""
+        return FoldFolder(os.path.join(self.path, f"rung_{rung}", f"setting_{setting}", f"fold_{fold}"), fold)
+
+    def result(self, *trial):
+        """What `finish` has kept of a training; None before it is finished."""
+        path = self._result(*trial)
+        return files.read_json(path, "score", "loss", "seconds") if os.path.exists(path) else None
+
+    def finish(self, result, *trial):
+        """Keep the numbers of a training, and delete its checkpoints."""
+        fold = self.trial(*trial)
+        files.write_json(self._result(*trial), result)
+        for path in filter(os.path.exists, (fold.best, fold.last, fold.previous)):
+            os.remove(path)
+
+    def _result(self, *trial):
+        return os.path.join(self.trial(*trial).path, "result.json")
+
+    def check_chosen(self, config):
+        """Raise UserError for a run of another setting than the search beside it has chosen."""
+        record = self.record()
+        if record is None:
+            return
+        if "chosen" not in record:
+            raise UserError(
+                f"{self.path}: the search is not finished: run tools/search.py again, or choose another `name`"
+            )
+        now = identity(config)
+        for name, value in record["chosen"].items():
+            own = "none" if now[name] is None else show(now[name])
+            if value not in ("auto", own):  # auto: it is decided by now
+                got = f"{self.path} has chosen {name}={value}, got {own}"
+                raise UserError(f"{got}: restore the key, or choose another `name`")
 
 
 def check_id(place, id):

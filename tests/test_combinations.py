@@ -20,6 +20,10 @@ TASKS = {
     "multilabel": {"task": {"targets": ["p", "q"]}, "data": SLICES},
     "mae": {"data": {"source": "volumes", "root": "x"}},
     "dino": {"task": VIEWS, "data": {"source": "volumes", "root": "x"}},
+    "dino_slices": {
+        "task": {**VIEWS, "type": "dino", "global_size": [64, 64, 1], "local_size": [64, 64, 1]},
+        "data": SLICES,
+    },
 }
 OPTIONS = [
     {},
@@ -72,7 +76,7 @@ def test_what_is_accepted_can_be_built_and_run(kind):
         channels, patch, size = len(config.data.channels), config.data.patch, config.train.batch_size
         with torch.device("meta"):
             image = torch.empty(size, channels, *patch)
-            if kind == "dino":
+            if config.task.type == "dino":
                 image = [torch.empty(2 * size, channels, *config.task.global_size)]
             outputs = tasks.build_network(config, task)(image)
         if kind == "segmentation":

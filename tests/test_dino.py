@@ -182,7 +182,7 @@ def test_directions_have_length_one():
 
 
 def test_a_network_without_a_linear_head_is_refused():
-    with pytest.raises(ValueError, match="0 linear layers"):
+    with pytest.raises(ValueError, match="no linear layer"):
         Network(nets.build("unet_b", 1, 2, width=2), 8)
 
 

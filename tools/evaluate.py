@@ -9,6 +9,7 @@ Masks pair by name (ID.nii.gz; SUB/SES/seg.nii.gz is the case SUB_SES), tables b
 both sides. The targets of a table are in the column that the networks learned, or in --column; classes are called as
 there, or 0 and 1. Intervals draw whole subjects where a column `subject` or the folders SUB tell them. Writes
 evaluation_cases.csv (one row a case, lesions counted), evaluation.csv and evaluation.json (with intervals).
+--part NAME scores one of several tasks that were learned together, as if it were alone.
 --challenge fomo26 adds its Dice and surface Dice (surface elements, 1 mm; two empty masks: 1 and 0) as columns of their
 own, fomo26_dice and fomo26_nsd, of each class and of their mean.
 """
@@ -42,6 +43,7 @@ def main(arguments):
     parser.add_argument("--output", help="folder of the results; default: beside the predictions")
     parser.add_argument("--tolerance-mm", type=float, default=1.0, help="of the surface Dice (1)")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (1000; 0: none)")
+    parser.add_argument("--part", metavar="NAME", help="task.type=multitask: the part that is scored")
     parser.add_argument("--challenge", choices=masks.CHALLENGES, help="score masks as this challenge does, too")
     options = parser.parse_args(arguments)
     place, log = options.predictions, Log()
@@ -55,6 +57,7 @@ def main(arguments):
         columns=columns,
         log=log,
         challenge=options.challenge,
+        part=options.part,
     )
     evaluate.write(kind, rows, summary, options.output or beside)
     for name, values in summary.items():

@@ -7,7 +7,8 @@
   python tools/predict.py runs/ct/fold_1/best.pt runs/ct_other/fold_1/best.pt --volumes data/scans --output answers
 
 The table has the column id and one per channel. A scan is a NIfTI file, a 3D .npy array or a DICOM folder. Run it again
-to continue: cases that are there, from the same files, are kept.
+to continue: cases that are there, from the same files, are kept. --format vlm3d writes results.json, too, as the VLM3D
+challenge reads it: train with eval.calibrate=half, as it decides at 0.5.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from fomo import cli, tasks
 from fomo.config import UserError
 from fomo.data.sources import SOURCES
 from fomo.data.spreadsheet import lost_zeros
-from fomo.prediction import inputs, loop, readers
+from fomo.prediction import inputs, loop, readers, vlm3d
 from fomo.prediction.folder import PredictionFolder
 from fomo.prediction.members import choose_device, find_checkpoints, load_members
 from fomo.runtime.log import Log
@@ -67,6 +68,9 @@ def main(arguments):
     parser.add_argument(
         "--probabilities", action="store_true", help="where voxels have some: write probabilities/*.nii.gz as well"
     )
+    parser.add_argument(
+        "--format", choices=("vlm3d",), help="several labels: also write results.json of this challenge"
+    )
     parser.add_argument("--overwrite", action="store_true", help="predict cases again that are in --output already")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: the first GPU, else the CPU")
     options = parser.parse_args(arguments)
@@ -83,8 +87,12 @@ def main(arguments):
 
     paths = [path for place in options.checkpoints for path in find_checkpoints(place, options.folds)]
     members = load_members(paths, choose_device(options.device), options.mirror)
+    if options.format:
+        vlm3d.check(members)
     folder = PredictionFolder(options.output, members)
     loop.predict(_reader(members, options), folder, Log(folder.log_path), options.overwrite)
+    if options.format:
+        vlm3d.write(members, folder)
 
 
 def _reader(members, options):

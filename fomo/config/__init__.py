@@ -43,6 +43,13 @@ def overridden(config, overrides, choices=None):
     return build(Config, values, "", "", "the command line", choices or {})
 
 
+def section_of(cls, values, prefix, choices=None):
+    """A section of keys from plain values; prefix: what its keys are called by errors, as "task.parts.lesion."."""
+    return build(
+        cls, map_leaves(values, lambda value: Sourced(value, "config", "")), prefix, "", "config", choices or {}
+    )
+
+
 def from_dict(values, where, choices=None):
     """The Config of `to_dict`'s nested dicts; where: the file that they are from, for errors."""
     return build(Config, map_leaves(values, lambda value: Sourced(value, where, "")), "", "", where, choices or {})

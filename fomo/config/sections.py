@@ -33,6 +33,14 @@ class Task:
     targets: tuple[str, ...] = key((), "source=table, slices: the columns to learn (segmentation: data.mask_column)")
     classes: int = key(2, "number of classes, background included (segmentation; classification of one target)", low=2)
     class_names: tuple[str, ...] = key((), "segmentation: names of the classes above 0, in results (none: numbers)")
+    parts: dict | None = key(
+        None, "multitask: {name: {type, targets, weight and other keys of `task`}}, the main one first"
+    )
+    weighting: str = key(
+        "fixed",
+        "multitask: losses of the parts by their weights, or divided by variances that are learned as well",
+        "fixed|uncertainty",
+    )
     evidence: str = key(
         "none",
         "classification of two classes: learn from masks of what makes class 1; auto: where cases have some",
@@ -359,8 +367,9 @@ class Eval:
     )
     calibrate: str = key(
         "none",
-        "two classes: temperature makes probabilities as sure as they are right on inner validation",
-        "none|temperature",
+        "temperature (two classes): probabilities as sure as they are right on inner validation; half (two classes, "
+        "labels): moved so that the chosen threshold is 0.5",
+        "none|temperature|half",
     )
     postprocess: str = key(
         "none", "segmentation: auto chooses holes and component sizes by inner validation", "none|auto"

@@ -64,16 +64,22 @@ class Case:
 class Wanted(NamedTuple):
     """What a task reads of each case; sources, cache and loader ask this and not which task it is."""
 
-    kind: str  # "class", "number" (or several), "flags" (0 or 1 for each of several findings), "mask" or "nothing"
+    kind: str  # "class", "number" (or more), "flags" (0 or 1 for each of some findings), "mask", "several" or "nothing"
     targets: tuple[str, ...] = ()  # columns of a table
     classes: int = 2  # of a mask, background included, or of a single target
     pretraining: bool = False  # labels may be missing, and layouts need not have any
     inside: bool = False  # training samples have as their mask which of their voxels lie in the volume
+    kinds: tuple[str, ...] = ()  # of several: the kind of each target
+    mask: bool = False  # of several: whether a mask is learned, too
     finding: bool = False  # of a class: also the masks of what class 1 stands for, of those cases that have one
 
     @property
     def masked(self):
-        return self.kind == "mask" or self.finding
+        return self.kind == "mask" or self.mask or self.finding
+
+    def of_column(self, place):
+        """The kind of one of the targets."""
+        return self.kinds[place] if self.kinds else self.kind
 
 
 class Prepared:

@@ -136,11 +136,11 @@ def _targets(wanted, labelled):
         yield "labelled", 0
     elif wanted.kind == "flags":
         yield from zip(wanted.targets, np.array([case.target for case in labelled]).sum(axis=0).astype(int).tolist())
+    elif wanted.kind == "several":
+        yield from _of_several(wanted, labelled)
     elif wanted.kind == "number":
         for name, targets in _numbers(wanted, labelled):
-            begin, values = f"{name}_" if name else "", targets.tolist()
-            yield from ((f"{begin}lowest", min(values)), (f"{begin}mean", sum(values) / len(values)))
-            yield f"{begin}highest", max(values)
+            yield from _range(f"{name}_" if name else "", targets.tolist())
     else:
         several = isinstance(labelled[0].target, tuple)
         for place, column in enumerate(wanted.targets if several else ("class",)):
@@ -148,3 +148,22 @@ def _targets(wanted, labelled):
             names = [case.labels[place] if case.labels else f"{target:g}" for case, target in zip(labelled, targets)]
             for _, name in sorted(set(zip(targets, names))):
                 yield f"{column}_{name}", names.count(name)
+
+
+def _of_several(wanted, labelled):
+    """Yield as `_targets` of columns of several kinds, and of a mask."""
+    for place, (name, kind) in enumerate(zip(wanted.targets, wanted.kinds)):
+        values = [case.target[place] for case in labelled]
+        if kind == "number":
+            yield from _range(f"{name}_", values)
+        else:
+            names = [case.labels[place] or f"{value:g}" for case, value in zip(labelled, values)]
+            yield from ((f"{name}_{text}", names.count(text)) for _, text in sorted(set(zip(values, names))))
+    if wanted.mask:
+        yield "with_mask", sum(bool(case.foreground_mm3) for case in labelled)
+
+
+def _range(begin, values):
+    """Yield (name, number) of the range of a target."""
+    yield from ((f"{begin}lowest", min(values)), (f"{begin}mean", sum(values) / len(values)))
+    yield f"{begin}highest", max(values)

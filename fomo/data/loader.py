@@ -98,7 +98,8 @@ class Samples(Dataset):
         case, data = self.cases[self.order[slot]], self.config.data
         facts = {"id": case.id, "slot": slot, "outside": case.outside}
         if case.is_patch:
-            return {"image": torch.from_numpy(case.distinct()), **facts, "target": case.target}
+            target = {} if self.wanted.pretraining else {"target": case.target}
+            return {"image": torch.from_numpy(case.distinct()), **facts, **target}
         image, mask, foreground = _open(case, self.wanted.masked and bool(case.class_voxels))
         generator = seeds.generator(self.config.seed, "crop", self.fold, slot)
         position, voxel = data.crop_position, None
@@ -212,11 +213,14 @@ def mixed(batch):
     if plans is not None:
         batch["image"] = mixing.mix(batch["image"][: len(plans)], batch["image"][len(plans) :], plans)
     if scaling is not None:
-        batch["image"] = batch["image"].expand(-1, len(scaling), -1, -1, -1)
-        if any(tuple(pair) != (0, 1) for pair in scaling):  # lists, where torch 2.5 has pinned them
-            scaling = torch.tensor(scaling).to(batch["image"].device, non_blocking=True)
-            means, deviations = scaling.T[..., None, None, None]
-            batch["image"] = (batch["image"] - means) / deviations
+        scaling = torch.tensor(scaling).to(
+            batch["image"].device, non_blocking=True
+        )  # lists, where torch 2.5 has pinned
+        means, deviations = scaling.T[..., None, None, None]
+        plain = not means.any() and bool((deviations == 1).all())
+        for name in ("image", "local") if "local" in batch else ("image",):
+            repeated = batch[name].expand(-1, len(scaling), -1, -1, -1)
+            batch[name] = repeated if plain else (repeated - means) / deviations
     return batch
 
 

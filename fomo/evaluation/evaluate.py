@@ -15,7 +15,15 @@ _USUAL = Columns()
 
 
 def evaluate(
-    predictions, references, tolerance_mm=1.0, resamples=1000, seed=0, columns=_USUAL, log=None, challenge=None
+    predictions,
+    references,
+    tolerance_mm=1.0,
+    resamples=1000,
+    seed=0,
+    columns=_USUAL,
+    log=None,
+    challenge=None,
+    part=None,
 ):
     """(kind, rows, summary): the task's name, per-case rows and {metric: {...}} of whatever the two places hold.
 
@@ -29,6 +37,7 @@ def evaluate(
         further volumes are counted in the summary's `not_predicted`.
         For several targets (decision_TARGET, probability_TARGET_CLASS): one of id and class names, a column per target.
     log: a runtime.log.Log, or None.
+    part: of several tasks on one encoder (task.type=multitask) the one that is scored, as if it were alone.
     challenge: a name of `masks.CHALLENGES`: masks are scored as there, too, in columns that begin with it.
 
     Missing and extra cases, masks on another grid and references of other classes are a UserError. Decisions that a
@@ -39,8 +48,10 @@ def evaluate(
     """
     _check_options(references, tolerance_mm, resamples, columns)
     known, log = places.known_of(predictions), Log(active=False) if log is None else log
-    request = places.Request(predictions, references, columns, known, tolerance_mm, resamples, log, challenge)
     table, found = places.table_of(predictions), places.masks_of(predictions)
+    if part is not None or known.parts:
+        known, table, found = _of_part(part, known, table, found, predictions)
+    request = places.Request(predictions, references, columns, known, tolerance_mm, resamples, log, challenge)
     if found and table and tables.first_scored(table):
         raise UserError(f"{predictions}: holds masks and a table of numbers, wanted one of them")
     if not found and table is None:
@@ -57,6 +68,15 @@ def evaluate(
         summary = summarize(task, rows, scores, task.intervals_of(scores, Results(rows), resamples, seed))
     shown = [{name: value for name, value in row.items() if name != hidden} for row in rows]
     return type(task).__name__.lower(), shown, {**summary, **counts}
+
+
+def _of_part(part, known, table, found, predictions):
+    """(Known, Table, masks) of one of several tasks."""
+    if part not in known.parts:
+        wanted = f"one of {', '.join(known.parts)}" if known.parts else "none: they are of one task"
+        raise UserError(f"--part: got {part or 'none'}, wanted {wanted} for {predictions}")
+    own = known.parts[part]
+    return own, table.of_part(part) if table else None, found if own.reads == "mask" else {}
 
 
 def _with_folds(table, rows):

@@ -1,5 +1,6 @@
 """What an evaluation reads: files by case, tables, whose the cases are, and what is known of the networks."""
 
+import copy
 import os
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class Known(NamedTuple):
     classes: int | None = None  # how many their masks tell apart
     class_names: tuple = ()  # of class 0 and class 1, or of each of several targets; of masks of the classes above 0
     untested: frozenset = frozenset()  # cases of a run that are in the test part of none of its folds
+    parts: dict = {}  # of several tasks on one encoder: {name: the Known of each}
 
     @property
     def reads(self):
@@ -91,16 +93,28 @@ def known_of(place):
         config, recorded = run.config(), run.recorded()
         kind, section, cases = tasks.kind(config), config.task, recorded["cases"]
         untested = frozenset(cases).difference(*(fold["test"] for fold in recorded["folds"]))
-        classes = section.classes if kind.reads == "mask" else None
-        names = section.class_names if kind.reads == "mask" else kind.class_names(cases)
-        return Known(section.type, section.targets, classes, tuple(names), untested)
+        parts = getattr(tasks.build(config), "parts", ())
+        known = {part.name: _learned(part.section, part.kind, part.recorded(cases), untested) for part in parts}
+        return _learned(section, kind, cases, untested)._replace(parts=known)
     path = os.path.join(folder, _SETTINGS)
     with as_user_error(f"cannot read {path}", OSError):
         said = files.read_json(path) if os.path.exists(path) else {}
     task, targets, names = (said.get(name) for name in ("task", "targets", "class_names"))
     if task not in (None, *tasks.TASKS):
         raise UserError(f"{path}: task: got {task!r}, wanted one of {', '.join(tasks.TASKS)}")
-    return Known(task, tuple(targets or ()), said.get("classes"), tuple(names or ()))
+    parts = {name: _of_part(one) for name, one in said.get("parts", {}).items()}
+    return Known(task, tuple(targets or ()), said.get("classes"), tuple(names or ()), parts=parts)
+
+
+def _learned(section, kind, cases, untested):
+    """The Known of a run. section: its `task`; kind: the class of the task; cases: those in splits.json."""
+    classes = section.classes if kind.reads == "mask" else None
+    names = section.class_names if kind.reads == "mask" else kind.class_names(cases)
+    return Known(section.type, section.targets, classes, tuple(names), untested)
+
+
+def _of_part(said):
+    return Known(said["task"], tuple(said["targets"]), said.get("classes"), tuple(said.get("class_names") or ()))
 
 
 def masks_of(place):
@@ -183,6 +197,20 @@ class Table:
                 raise UserError(f"{path}: line {line}: got the case {id} as in line {lines[id]}, wanted each once")
             self.cells[id] = cells
         self.place = place or path
+
+    def of_part(self, name):
+        """The columns of one of several tasks, called as if it were alone, behind id, subject and fold."""
+        begin, table = f"{name}_", copy.copy(self)
+
+        def own(column):
+            return column in ("id", "subject", "fold", "missing") or column.startswith(begin)
+
+        table.columns = [column.removeprefix(begin) for column in self.columns if own(column)]
+        table.cells = {
+            id: {column.removeprefix(begin): text for column, text in cells.items() if own(column)}
+            for id, cells in self.cells.items()
+        }
+        return table
 
     def refuse(self, wanted):
         """UserError about its columns; wanted: what they should be."""

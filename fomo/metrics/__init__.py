@@ -7,9 +7,16 @@ Arrays go in, plain numbers come out; the reference comes before the prediction.
 raises ValueError, which names the argument, what was got and what was wanted.
 """
 
-from .calibration import brier, ece, fit_logistic, fit_temperature, log_loss, tempered
+from .calibration import brier, ece, fit_logistic, fit_temperature, log_loss, shifted, tempered
 from .challenge import fomo26_dice, fomo26_metrics, fomo26_nsd
-from .classification import binary_metrics, choose_threshold, confusion_matrix, decision_metrics, multiclass_metrics
+from .classification import (
+    binary_metrics,
+    choose_threshold,
+    confusion_matrix,
+    crg,
+    decision_metrics,
+    multiclass_metrics,
+)
 from .comparison import delong_test, paired_permutation, paired_swap
 from .crossvalidated import Interval, cross_validated_ci, fold_shift, within_folds
 from .intervals import bootstrap_ci, t_interval

@@ -7,6 +7,7 @@ import numpy as np
 
 from . import checks
 
+_EDGE = 1e-6  # how near to 0 and 1 a threshold may lie
 _SURE = 16.0  # log odds, 1e-7: a probability of 0 should not be all that a temperature is fitted to
 
 
@@ -124,3 +125,12 @@ def tempered(probabilities, temperature):
     if temperature == 1:
         return probabilities
     return 1 / (1 + np.exp(-logit(probabilities) / temperature))
+
+
+def shifted(probabilities, thresholds):
+    """sigmoid(logit(p) - logit(t)): each p in the same order as before, and t becomes 1/2.
+
+    probabilities (..., n) and thresholds (n,), or one for all; thresholds at 0 and 1 count as 1e-6 from them.
+    """
+    chosen = np.clip(np.asarray(thresholds, np.float64), _EDGE, 1 - _EDGE)
+    return 1 / (1 + np.exp(logit(chosen) - logit(probabilities)))

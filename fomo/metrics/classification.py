@@ -36,6 +36,24 @@ def decision_metrics(tp, fp, fn, tn):
     return rates | dict(tp=tp, fp=fp, fn=fn, tn=tn)
 
 
+def crg(labels, decisions):
+    """The CRG score of decisions about labels that are rare, both (n, labels) 0/1; NaN without a label, or with all.
+
+    With A labels that are there of T in all, a finding is worth (T - A) / 2A, as much as its lack costs; a false one
+    costs 1. Of s, what all are worth, and of the best sum S = (T - A) / 2 the score is S / (2 S - s): 1 where all is
+    right, 1/3 where nothing or everything is said to be there. Hamamci et al., MIDL 2025, arXiv:2505.17167.
+    """
+    labels, decisions = np.asarray(labels, bool), np.asarray(decisions, bool)
+    checks.same_shape(decisions, "decisions", labels, "labels")
+    there, right = np.count_nonzero(labels), np.count_nonzero(labels & decisions)
+    best = (labels.size - there) / 2
+    if not there or not best:
+        return float("nan")
+    worth = best / there
+    found = worth * (right - (there - right)) - np.count_nonzero(decisions & ~labels)
+    return float(best / (2 * best - found))
+
+
 def matthews(confusion):
     """Matthews' correlation of a (k, k) confusion matrix (k > 2: Gorodkin's R_K, Comput Biol Chem 28:367, 2004)."""
     confusion = np.asarray(confusion, np.float64)

@@ -20,7 +20,7 @@ _SMALL = 1e-3  # lowest standard deviation of a feature
 class Dino(nn.Module):
     """[global views, local views], two batches of equal views or one -> (student, teacher, features, centre).
 
-    backbone: a whole-case network with one linear layer as its head, which is taken off; it then gives features.
+    backbone: a whole-case network whose last linear layer is its output; that is taken off, and it gives features.
     hidden, bottleneck, out_dim: sizes of the projection head.
 
     The global views are (G * B, C, X, Y, Z), with view v of sample b at v * B + b; local ones have another size.
@@ -42,7 +42,8 @@ class Dino(nn.Module):
         self.register_buffer("feature_std", torch.ones(features))
         self.stem = f"student.backbone.{backbone.stem}"
         stages = [tuple(f"student.backbone.{prefix}" for prefix in stage) for stage in kept]
-        self.stages = (*stages, ("student.head.", "teacher."))
+        readout = tuple(f"student.backbone.{prefix}" for prefix in backbone.head_prefixes)  # what 2D heads do before it
+        self.stages = (*stages, ("student.head.", "teacher.", *readout))
         self.encoder_prefixes = ("student.backbone.",)
         self.head_prefixes = ("student.head.",)
         self.new_prefixes = self.unused_prefixes = ()
@@ -106,9 +107,9 @@ def _take_head(network):
     prefixes = tuple(network.head_prefixes)
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     found = [name for name in linear if f"{name}.".startswith(prefixes)]
-    if len(found) != 1:
-        raise ValueError(f"backbone: got {len(found)} linear layers below {', '.join(prefixes)}, wanted one")
-    parent, _, name = found[0].rpartition(".")
-    features = network.get_submodule(found[0]).in_features
+    if not found:
+        raise ValueError(f"backbone: got no linear layer below {', '.join(prefixes)}, wanted its output")
+    parent, _, name = found[-1].rpartition(".")
+    features = network.get_submodule(found[-1]).in_features
     setattr(network.get_submodule(parent), name, nn.Identity())
     return features

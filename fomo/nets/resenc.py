@@ -71,6 +71,8 @@ class ResEncUNet(WithImageHead, nn.Module):
         self.encoder = _Encoder(in_channels // copies, widths, blocks, skip_pooling, copies)
         stages = [(f"encoder.stages.{i}.",) for i in range(_STAGES)]
         stages[0] = ("encoder.stem.", *stages[0])
+        self.read = [((count, count), count) for count in widths]  # by heads, see `image_head.ImageHead`
+        self.read[0] = (widths[:1] * 3, widths[0])  # and the stem
         self.segments = mode == "segmentation"
         if self.segments:
             self.decoder = _Decoder(out_channels, widths, skips, deep_supervision)
@@ -81,9 +83,7 @@ class ResEncUNet(WithImageHead, nn.Module):
             self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_convs.",)
             stages += [(f"decoder.upsample_layers.{i}.", f"decoder.decoder_convs.{i}.") for i in range(_STAGES - 1)]
         else:
-            read = [((count, count), count) for count in widths]
-            read[0] = (widths[:1] * 3, widths[0])  # and the stem
-            self.decoder = ImageHead(head, in_channels, read, out_channels, copies, dropout)
+            self.decoder = ImageHead(head, in_channels, self.read, out_channels, copies, dropout)
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)

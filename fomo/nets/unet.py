@@ -55,6 +55,7 @@ class UNet(WithImageHead, nn.Module):
         checks.image_head(mode, head, dropout, fusion, channel_dropout)
         copies = in_channels if fusion == "late" else 1
         self.encoder = _Encoder(in_channels // copies, width, copies)
+        self.read = [((2**i * width,) * 2, 2**i * width) for i in range(5)]  # by heads, see `image_head.ImageHead`
         stages = [("encoder.in_conv",), *((f"encoder.encoder_conv{i}",) for i in range(1, 5))]
         self.segments = mode == "segmentation"
         if self.segments:
@@ -66,8 +67,7 @@ class UNet(WithImageHead, nn.Module):
             self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_conv",)
             stages += [(f"decoder.upsample{i}", f"decoder.decoder_conv{i}") for i in range(1, 5)]
         else:
-            stages_read = [((2**i * width,) * 2, 2**i * width) for i in range(5)]
-            self.decoder = ImageHead(head, in_channels, stages_read, out_channels, copies, dropout)
+            self.decoder = ImageHead(head, in_channels, self.read, out_channels, copies, dropout)
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
             self.unused_prefixes = ("decoder.",)
         self.stages = (*stages, self.head_prefixes)

@@ -80,6 +80,7 @@ LABELS = {
     "exact_match": "share without a wrong decision",
     "mcc": "Matthews correlation",
     "brier": "Brier score",
+    "crg": "CRG score",
     "ece": "calibration error (ECE)",
     "hausdorff": "Hausdorff (mm)",
     "hd95": "HD95 (mm)",

@@ -6,6 +6,7 @@
 - `browser`: the slices of each case; `cohort`: who was in the study
 - `differences`: paired differences of runs on the same cases; `differences_page`: as text, CSV and HTML
 - `probe_page`: linear probes of embeddings, and groups of subjects; `scoreboard_page`: checkpoints over all tasks
+- `search_page`: which settings were tried
 - `stress_page`: what changed images cost
 - what is shown of a task's cases: tasks/views
 """
@@ -19,9 +20,20 @@ from .differences import compare
 from .differences_page import comparison_text, write_comparison
 from .probe_page import write_probe
 from .scoreboard_page import write_scoreboard
+from .search_page import Search, write_search
 from .stress_page import write_stress
 
-__all__ = ["compare", "comparison_text", "write", "write_comparison", "write_probe", "write_scoreboard", "write_stress"]
+__all__ = [
+    "Search",
+    "compare",
+    "comparison_text",
+    "write",
+    "write_comparison",
+    "write_probe",
+    "write_scoreboard",
+    "write_search",
+    "write_stress",
+]
 
 
 def write(folder, radiological=None):

@@ -73,6 +73,8 @@ def _check(runs):
             raise UserError(f"{run.folder.path}: {done}: finish the run first")
         if type(run.task) is not type(first.task):
             raise UserError(f"{run.folder.path} is a run of {run.config.task.type}, {place} of {kind}: wanted one task")
+        if run.task.view.per_case.keys() != first.task.view.per_case.keys():
+            raise UserError(f"{run.folder.path} is a run of other metrics than {place} (task.parts): wanted the same")
         _check_cases(first, run)
 
 

@@ -6,6 +6,7 @@ from ..config import length
 from ..pages import page
 from ..pages.page import label, number, tag
 from ..run_folder import LOG
+from .search_page import tried
 
 _MOST = 12  # messages of the log
 
@@ -59,6 +60,7 @@ def alerts(run):
     messages = _logged(run.log)
     more = [f"and {len(messages) - _MOST} more in {LOG}"] if len(messages) > _MOST else []
     notes = run.task.view.notes(run) if run.metrics else []
+    notes += [tried(run.settings_tried, len(run.splits) == 1)] if run.settings_tried else []
     return page.alert(_open_folds(run) + messages[:_MOST] + more + notes)
 
 

@@ -110,7 +110,8 @@ def _label(looked, case):
         return "none"
     if wanted.kind == "flags":
         return ", ".join(name for name, flag in zip(wanted.targets, target) if flag) or "none of the labels"
-    values = case.labels or [number(value) for value in np.atleast_1d(target)]
+    numbers = np.atleast_1d(target)
+    values = [name or number(value) for name, value in zip(case.labels or [""] * len(numbers), numbers)]
     names = wanted.targets if len(values) > 1 else [""]
     return ", ".join(f"{name} {value}".strip() for name, value in zip(names, values))
 

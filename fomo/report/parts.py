@@ -190,6 +190,7 @@ def about(run):
         ("length", config_module.length(config.train) + _patience(config.train.patience)),
         ("batch", f"{config.train.batch_size}"),
         ("augmentation", config.augment.preset + (f", with {replaced}" if replaced else "")),
+        ("settings tried", f"{run.settings_tried}, see search/search.html" if run.settings_tried else None),
         ("folds", f"{len(run.splits)}, {config.cv.kind}" if len(run.splits) > 1 else "one split"),
         ("seed", str(config.seed)),
         ("devices", f"{start['ranks']} × {start['device']}" if start else None),

@@ -39,6 +39,8 @@ class Run:
         self.histories = {fold.number: rows for fold in folds if (rows := fold.history())}
         self.log = read_log(folder.log_path)  # {time, level, event, key: text} of each line
         self.start = started(self.log)
+        search = folder.search.record()
+        self.settings_tried = 0 if search is None else search["settings"]  # before this one was chosen
 
     def _metrics(self, results):
         """As in the summary; computed anew while that lacks a finished fold, of `results` in the order of the folds."""

@@ -1,5 +1,6 @@
 """Cross-validation: cases -> folds -> one training per fold -> pooled out-of-fold results."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.resources
@@ -44,24 +45,31 @@ def run(config, dry_run=False, one_split=False):
     one_split: only the split that the config names (data.*_folds; pretraining has no other), or else the first fold.
     dry_run: list cases and folds, train nothing.
     """
-    _check(config, one_split)
+    check(config, one_split)
     folder = RunFolder(os.path.join(config.output, config.name))
     if dist.is_main() and not dry_run:
         folder.check_free()  # before this process waits for others: they may be those of the run that goes on
-    dist.init(config.train.timeout_s)
-    log, alone = Log(active=dist.is_main()), False
-    try:
+    with in_group(config.train.timeout_s) as logs:
         config, decided = dist.on_main(lambda: kinds.settle(config))  # before the folder takes it for its own
         if not dry_run:
             held = []  # the folder, by the main rank, until this call ends
-            dist.on_main(lambda: held.append(folder.claim(config, log)))
-            log = Log(folder.log_path, active=dist.is_main())
+            dist.on_main(lambda: held.append(folder.claim(config, logs[-1])))
+            logs.append(Log(folder.log_path, active=dist.is_main()))
         for event, what in decided.items():
-            log(event, **what)
+            logs[-1](event, **what)
         with loader.explained():
-            _run(config, folder, log, dry_run, one_split)
+            _run(config, folder, logs[-1], dry_run, one_split)
+
+
+@contextlib.contextmanager
+def in_group(timeout_s):
+    """The process group while this lasts: a list of Logs, the last of which says what ends it, once for all ranks."""
+    dist.init(timeout_s)
+    logs, alone = [Log(active=dist.is_main())], False
+    try:
+        yield logs
     except interrupt.Interrupted as error:
-        log.warn(f"{error}: everything is saved, the same command continues")
+        logs[-1].warn(f"{error}: everything is saved, the same command continues")
         if not getattr(error, "collective", False):  # else all know of it, and none saves
             # torchrun ends all ranks at the first exit: not while another is still saving
             deadline = time.monotonic() + _SAVING_S
@@ -71,11 +79,11 @@ def run(config, dry_run=False, one_split=False):
         alone = dist.world_size() > 1 and not getattr(error, "collective", False)
         if not dist.speaks(error):
             raise dist.OtherRankFailed("another", getattr(error, "exit_code", 1)) from error
-        log.bind(active=True).error(one_line(error))
+        logs[-1].bind(active=True).error(one_line(error))
         error.reported = True
         raise
     finally:
-        log.status("")
+        logs[-1].status("")
         if not alone:  # the others may be in a collective that this rank never enters, and NCCL's end waits for them
             dist.close()
 
@@ -84,7 +92,7 @@ class FoldsFailed(RuntimeError):
     exit_code = 1
 
 
-def _check(config, one_split):
+def check(config, one_split):
     """Raise UserError for what cannot work on this machine or with this command, before anything is touched."""
     asked = list(config.cv.folds_to_run)
     if has_one_split(config) and not one_split:
@@ -117,7 +125,7 @@ def _run(config, folder, log, dry_run, one_split):
         if dry_run or trains:  # what is tested knows its classes
             inspect(task, listed)
         if config.weights.path is not None and trains:  # before all the scans are prepared
-            counts = dist.on_main(lambda: _try_to_start(config, task).counts())
+            counts = dist.on_main(lambda: try_to_start(config, task).counts())
             if dry_run:
                 log("weights", **counts, path=config.weights.path)
         if dry_run:
@@ -243,7 +251,7 @@ def check_ranks_agree(config, code):
                 raise UserError(f"rank {rank} has another {what} than rank 0 ({value}, {first}): start all alike")
 
 
-def _try_to_start(config, task):
+def try_to_start(config, task):
     """The checkpoint.LoadReport of a network that starts from weights.path, some of whose stages may stay frozen."""
     network = build_network(config, task, 0)
     optimization.always_frozen(config, network)

@@ -32,6 +32,8 @@ def aggregate(config, folder, log):
     folder.write_results(by_id, task.tables(by_id))
     of_folds = {"folds_done": numbers, "folds": len(splits), "cases": count}
     summary = _summary(config, task, of_folds, intervals, task.class_names(recorded["cases"]))
+    if search := folder.search.record():
+        summary["settings_tried"] = search["settings"]
     summary["metrics"] = {row["metric"]: {k: v for k, v in row.items() if k != "metric"} for row in aggregated}
     folder.write_scores(fold_rows, aggregated, summary)
     shown = _with_limits([task.select, *intervals], pooled, intervals)

@@ -173,7 +173,8 @@ def _asked(configs, overrides):
         kind = tasks.kind(config)
         if kind.pretrains:
             raise UserError(f"{path}: got task.type={config.task.type}, wanted a task that is tested")
-        ranked = challenge.ranked_as(config.name, kind.select, kind.higher_is_better)
+        task = tasks.build(config)
+        ranked = challenge.ranked_as(config.name, task.select, task.higher_is_better)
         own_cache = config.data.cache != os.path.join(config.output, "cache")
         found[config.name] = Asked(path, own_cache, ranked)
     return found

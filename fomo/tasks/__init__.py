@@ -7,6 +7,7 @@ from .classification import Classification
 from .dino import Dino
 from .mae import MaskedAutoencoder
 from .multilabel import Multilabel
+from .multitask import Multitask
 from .regression import Regression
 from .results import Answer, Output, Results
 from .segmentation import Segmentation
@@ -18,6 +19,7 @@ TASKS = {
     "multilabel": Multilabel,
     "segmentation": Segmentation,
     "regression": Regression,
+    "multitask": Multitask,
     "mae": MaskedAutoencoder,
     "dino": Dino,
 }

@@ -35,7 +35,14 @@ class Classification(TwoClasses, Task):
     def __init__(self, config):
         super().__init__(config)
         self.out_channels = config.task.classes
-        self.state = {**self.begin_state(), "temperature": 1.0}
+        self.state = {**self.begin_state(), "temperature": 1.0, "moved": 0.5}  # moved: the probability that becomes 0.5
+
+    @classmethod
+    def check(cls, config, refuse):
+        if config.eval.calibrate == "half" and config.eval.threshold == "half":
+            refuse(
+                "eval.threshold", "half", "youden or f1 for eval.calibrate=half, which moves what they choose to 0.5"
+            )
 
     def strata(self, cases):
         return [categories.class_of(case)[1] for case in cases]
@@ -66,8 +73,10 @@ class Classification(TwoClasses, Task):
         return Answer.of(case, target=target, probability=probability, loss=loss)
 
     def tempered(self, probability):
-        """A network's probability after temperature scaling, where that was fitted."""
-        return float(metrics.tempered(probability, self.state.get("temperature", 1.0)))
+        """A network's probability after temperature scaling, and moved, where that was fitted."""
+        found = float(metrics.tempered(probability, self.state.get("temperature", 1.0)))
+        moved = self.state.get("moved", 0.5)
+        return found if moved == 0.5 else float(metrics.shifted(found, moved))
 
     def finish(self, answers, fold=None):
         rows = [{**answer.row, "probability": self.tempered(answer.row["probability"])} for answer in answers]
@@ -75,7 +84,8 @@ class Classification(TwoClasses, Task):
 
     def calibrate(self, evaluate):
         """Fit the temperature, then choose the decision threshold, on the inner validation cases."""
-        wanted, self.state["temperature"] = self.config.eval, 1.0
+        wanted = self.config.eval
+        self.state |= {"temperature": 1.0, "moved": 0.5}
         if wanted.calibrate == "none" and wanted.threshold == "half":
             return ()
         results = evaluate()
@@ -83,11 +93,18 @@ class Classification(TwoClasses, Task):
             self.state["temperature"] = metrics.fit_temperature(*results.arrays("target", "probability"))
         rows = [{**row, "probability": self.tempered(row["probability"])} for row in results.rows]
         self.choose_threshold(Results(rows))
+        if wanted.calibrate == "half":
+            self.state |= {"moved": self.state["threshold"], "threshold": 0.5}
         return ()
 
     @staticmethod
     def merge(states):
-        """The mean threshold and, of the temperatures, the geometric mean."""
+        """The mean threshold and, of the temperatures, the geometric mean; the mean of what is moved to 0.5."""
         temperatures = [state.get("temperature", 1.0) for state in states]
         temperature = float(np.exp(np.mean(np.log(temperatures))))
-        return {"threshold": float(np.mean([state["threshold"] for state in states])), "temperature": temperature}
+        moved = {"moved": float(np.mean([state.get("moved", 0.5) for state in states]))}
+        return {
+            "threshold": float(np.mean([state["threshold"] for state in states])),
+            "temperature": temperature,
+            **moved,
+        }

@@ -1,7 +1,8 @@
 """DINO: without labels, a network learns to answer a view of a volume as its moving average answers another view.
 
-Caron et al. (ICCV 2021), in 3D. The last epoch is kept, since a lower loss is not a better network. If validation cases
-are labelled, the epoch with the best linear probe on the teacher's features is kept. Labels are used for nothing else.
+Caron et al. (ICCV 2021), in 3D and on slices. The last epoch is kept, since a lower loss is not a better network. If
+validation cases are labelled, the epoch with the best linear probe on the teacher's features is kept. Labels are used
+for nothing else.
 """
 
 import functools
@@ -178,10 +179,11 @@ class Dino(Task):
     def predict(self, network, case, windows, fold=None):
         """The loss on views that depend on the case alone, and the teacher's features, the mean over windows."""
         config = self.config
-        start = patches.draw_start(case.shape, config.data.patch, None, "center")
-        patch = torch.from_numpy(patches.read(case.image(), start, config.data.patch, case.background, np.float32))
-        batch = {"image": patch[None].to(windows.device), "outside": [case.outside]}
-        batch = self.prepare(self._views(batch, [seeds.of_case(config.seed, case.id)]))
+        patch = torch.from_numpy(self._central(case))
+        outside = [case.outside] if case.scaling is None else None  # of several channels that are one
+        batch = {"image": patch[None].to(windows.device), "outside": outside}
+        batch = {**self._views(batch, [seeds.of_case(config.seed, case.id)]), "scaling": case.scaling}
+        batch = self.prepare(loader.mixed(batch))
         with torch.no_grad(), windows.autocast:
             student, teacher, _, centre = self._by_view(network(batch["image"]), 1)
         temperature = config.task.teacher_temperature[1]
@@ -196,6 +198,14 @@ class Dino(Task):
             plane=None if fold is None else patch[0].select(axis, patch.shape[1 + axis] // 2).numpy(),
         )
         return Answer.of(case, seen, loss=float(loss))
+
+    def _central(self, case):
+        """The patch (C, X, Y, Z) in the middle of a case, as a training sample begins."""
+        if case.is_patch:
+            return case.distinct()
+        size = self.config.data.patch
+        start = patches.draw_start(case.shape, size, None, "center")
+        return patches.read(case.image(), start, size, case.background, np.float32)
 
     def finish(self, answers, fold=None):
         """Labelled cases get their class, and its probabilities by probes on the other labelled cases."""

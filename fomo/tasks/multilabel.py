@@ -10,7 +10,18 @@ import numpy as np
 
 from ..config import UserError
 from ..data import order, sources
-from ..metrics import WITHIN, auroc, average_precision, brier, choose_threshold, ece, macro_auroc, within_folds
+from ..metrics import (
+    WITHIN,
+    auroc,
+    average_precision,
+    brier,
+    choose_threshold,
+    crg,
+    ece,
+    macro_auroc,
+    shifted,
+    within_folds,
+)
 from ..metrics.checks import mean_of_defined
 from ..runtime import lazy
 from ..runtime.lazy import torch
@@ -33,7 +44,10 @@ class Multilabel(Task):
     stratum_kind = "multilabel"
     training_state = ("pos_weight",)
     keys = ("task.focal_alpha", "data.crop_position", *_EVAL_KEYS)
-    options = ("task.class_weights", "task.label_smoothing", "train.balanced", "augment.mix", "eval.saliency", *HEAD)
+    options = (
+        *("task.class_weights", "task.label_smoothing", "train.balanced", "augment.mix", "eval.saliency"),
+        *("eval.calibrate", *HEAD),
+    )
     view = view.VIEW
 
     @classmethod
@@ -44,6 +58,12 @@ class Multilabel(Task):
         if task.class_weights != "none" and task.loss == "asymmetric":
             wanted = "none for task.loss=asymmetric, which weighs positives and negatives itself"
             refuse("task.class_weights", task.class_weights, wanted)
+        if config.eval.calibrate == "temperature":
+            refuse("eval.calibrate", "temperature", "none or half for task.type=multilabel")
+        if config.eval.calibrate == "half" and config.eval.threshold == "half":
+            refuse(
+                "eval.threshold", "half", "youden or f1 for eval.calibrate=half, which moves what they choose to 0.5"
+            )
 
     def __init__(self, config):
         super().__init__(config)
@@ -52,6 +72,7 @@ class Multilabel(Task):
         pooled = "mean" if config.eval.pool_slices == "auto" else config.eval.pool_slices
         # thresholds: {"slice" and "volume": {"all": one for all labels, "each": one per label}}; None: 0.5 everywhere
         self.state = {"pos_weight": None, "pooling": pooled, "thresholds": None, "extraction": None}
+        self.state["moved"] = False  # whether probabilities are moved so that each threshold is 0.5
 
     def check_parts(self, train, val):
         for part, cases in (("training", train), ("validation", val)):
@@ -127,7 +148,7 @@ class Multilabel(Task):
     @staticmethod
     def rows_of(tasks, parts, level="volume"):
         """Rows of mean probabilities and decisions at mean thresholds; parts: (rows, labels) of each task."""
-        probabilities = np.mean(parts, axis=0)
+        probabilities = np.mean([task.moved(part, level) for task, part in zip(tasks, parts)], axis=0)
         decisions = probabilities >= np.mean([task.thresholds(level)["each"] for task in tasks], axis=0)
         columns = tasks[0]._names_of("probability") + tasks[0]._names_of("decision")
         both = zip(probabilities.tolist(), decisions.astype(int).tolist())
@@ -139,7 +160,7 @@ class Multilabel(Task):
         A label that does not vary there has no threshold of its own and takes the one of all labels together.
         """
         rows = evaluate().rows
-        levels = {"volume": rows}
+        levels, self.state["moved"] = {"volume": rows}, False
         if _has_scans(rows):
             if self.config.eval.pool_slices == "auto":
                 (_, first, scan), (labels, scores) = _scans(rows), self.labels_and_scores(rows)
@@ -150,6 +171,7 @@ class Multilabel(Task):
         if self.config.eval.threshold != "half":
             self.state["thresholds"] = {level: self._choose(part) for level, part in levels.items()}
             effect += "; they take the threshold of all labels together"
+            self.state["moved"] = self.config.eval.calibrate == "half"
         return self._alike("validation", self.matrix(rows, "target").sum(axis=0), len(rows), effect)
 
     def pool(self, probabilities, scan, kind=None):
@@ -163,21 +185,33 @@ class Multilabel(Task):
         return {"all": together, "each": np.where(np.isnan(each), together, each).tolist()}
 
     def thresholds(self, level):
+        """{"all", "each"} of what `moved` gives."""
         fitted = self.state["thresholds"]
-        return {"all": 0.5, "each": [0.5] * self.out_channels} if fitted is None else fitted[level]
+        plain = fitted is None or self.state.get("moved")
+        return {"all": 0.5, "each": [0.5] * self.out_channels} if plain else fitted[level]
+
+    def moved(self, probabilities, level):
+        """(n, labels) with eval.calibrate=half: log odds minus those of each label's threshold, which becomes 0.5."""
+        if not self.state.get("moved"):
+            return probabilities
+        return shifted(probabilities, self.state["thresholds"][level]["each"])
 
     def finish(self, answers, fold=None):
         rows = [answer.row for answer in answers]
         if not _has_scans(rows):
             return Results(self._decided(rows, "volume"))
-        rows = self._decided(rows, "slice")
-        return Results(rows, self._scans_of(rows))
+        return Results(self._decided(rows, "slice"), self._scans_of(rows))
 
     def _decided(self, rows, level):
-        """The rows with decisions at each label's threshold, and with the `threshold` of all labels together."""
-        thresholds, names = self.thresholds(level), self._names_of("decision")
-        decisions = (self.matrix(rows, "probability") >= np.array(thresholds["each"])).astype(int).tolist()
-        return [{**row, "threshold": thresholds["all"], **dict(zip(names, made))} for row, made in zip(rows, decisions)]
+        """The rows with decisions at each label's threshold, and with the `threshold` of all labels together.
+
+        Their probabilities are `moved`.
+        """
+        thresholds, names = self.thresholds(level), self._names_of("probability") + self._names_of("decision")
+        probabilities = self.moved(self.matrix(rows, "probability"), level)
+        decisions = (probabilities >= np.array(thresholds["each"])).astype(int)
+        made = [first + second for first, second in zip(probabilities.tolist(), decisions.tolist())]
+        return [{**row, "threshold": thresholds["all"], **dict(zip(names, own))} for row, own in zip(rows, made)]
 
     def _scans_of(self, rows):
         """One row per scan, sorted by id, from those of its slices; the same columns, `id` is the scan's name."""
@@ -333,6 +367,7 @@ def _decisions(labels, decisions, at):
     result = {"f1_macro": mean_of_defined(f1), "f1_micro": float(micro), "precision_macro": mean_of_defined(precision)}
     result.update(recall_macro=mean_of_defined(recall), hamming=float(wrong.mean()))
     result["exact_match"] = float(1 - wrong.any(axis=1).mean())
+    result["crg"] = crg(labels, decisions)
     for name, values in (("f1", f1), ("precision", precision)):
         if np.isnan(values).any():
             result[f"{name}_undefined"] = int(np.isnan(values).sum())

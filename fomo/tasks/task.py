@@ -24,7 +24,7 @@ _DECLARED = ("mode", "losses", "reads", "columns", "select", "higher_is_better",
 _METHODS, _PREDICTING = ("loss", "predict", "score", "intervals"), ("infer", "answer")
 _CHOICES = {
     "mode": ("segmentation", "classification", "regression"),
-    "reads": ("class", "number", "flags", "mask", "nothing"),
+    "reads": ("class", "number", "flags", "mask", "several", "nothing"),
     "higher_is_better": (True, False),
     "stratum_kind": ("class", "class_and_number", "continuous", "multilabel"),
 }
@@ -209,6 +209,10 @@ class Task:
     def balance(self, cases):
         """Groups of the places of training cases, for the `data.order.Order` of train.balanced: by class."""
         return order.by_class([int(case.target) for case in cases])
+
+    def head_parts(self, cases):
+        """[(task, slice of the outputs that are its own, cases as it knows them)] of `head_targets`."""
+        return [(self, slice(None), cases)]
 
     def check_parts(self, train, val):
         """Raise UserError for a part from whose labels nothing can be learned or chosen; images are not needed yet."""

@@ -25,7 +25,7 @@ def start_head(config, task, network, train_cases, log):
     cases = _chosen(config, train_cases)
     features, targets = statistics(config, network, cases), np.asarray(task.head_targets(cases), float)
     fit, slope, offset = dist.on_main(lambda: _fitted(task, head, features, targets, cases))
-    head.adopt(fit.scaling, slope * fit.weight, slope * fit.bias + offset)
+    head.adopt(fit.scaling, slope[:, None] * fit.weight, slope * fit.bias + offset)
     error = np.mean((fit.left_out - targets) ** 2) / max(np.mean((targets - targets.mean(0)) ** 2), 1e-12)
     found = {"decay": fit.decay, "strength": fit.strength, "left_out_r2": 1 - error}
     log("head", kind=head.kind, cases=len(cases), features=features.shape[1], **found)
@@ -76,15 +76,18 @@ class _Reader(torch.nn.Module):
 
 
 def _fitted(task, head, features, targets, cases):
-    """(the ridge.Ridge, slope, offset (K,)): the outputs are slope times its answers plus the offset."""
+    """(the ridge.Ridge, slope (K,), offset (K,)): the outputs are slope times its answers plus the offset."""
     try:
         subjects = [case.subject for case in cases]
         fit = ridge.fit(features, targets, head.groups, head.depths, subjects, bound=image_head.BOUND)
     except ValueError as error:
         raise UserError(f"model.head=multistage: the training cases cannot start it: {error}") from error
-    if task.mode == "regression":
-        return fit, 1.0, np.zeros(targets.shape[1])
-    return fit, *_as_logits(task, fit.left_out, [case.target for case in cases])
+    slope, offset = np.ones(targets.shape[1]), np.zeros(targets.shape[1])
+    for own, outputs, seen in task.head_parts(cases):
+        if own.mode != "regression":
+            found = _as_logits(own, fit.left_out[:, outputs], [case.target for case in seen])
+            slope[outputs], offset[outputs] = found
+    return fit, slope, offset
 
 
 def _as_logits(task, answers, targets):

@@ -12,7 +12,7 @@ from .transform import Key, Transform
 
 
 def build(preset, patch, parameters=None):
-    """The augmentation `preset` (none, basic, all, strong, slices) of patches of `patch` = (x, y, z) voxels.
+    """The augmentation `preset`, one of PRESETS, of patches of `patch` = (x, y, z) voxels.
 
     parameters: {transform: {key: value}} that replace the preset's; `registry.TRANSFORMS[name].keys` are those of one.
     Returns a callable (batch, generator) -> batch, see `Augmentation`. Raises ValueError that names the wrong key.

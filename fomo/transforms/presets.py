@@ -18,8 +18,17 @@ PRESETS = {
         "noise": {"p": 0.1, "sigma": (0.0, 0.1)},
     },
     "all": dict.fromkeys(_ALL, {}),
-    # Of CT slices: position and posture vary, Hounsfield units hardly.
+    # Of CT slices, as the guide of the VLM3D pipeline has it: small turns, size and shear, a little light.
     "slices": {
+        "mirror": {},
+        "rotate": {"p": 0.5, "axis_p": 1.0, "degrees": (-10.0, 10.0)},
+        "scale": {"p": 0.5},
+        "shear": {"p": 0.5},
+        "contrast": {"p": 0.5, "factor": (0.8, 1.2), "shared": True},
+        "brightness": {"p": 0.5, "shift": (-0.2, 0.2), "shared": True},
+    },
+    # Of CT slices: position and posture vary, Hounsfield units hardly.
+    "slices_shifted": {
         "mirror": {},
         "rotate": {"p": 0.5, "axis_p": 1.0, "degrees": (-15.0, 15.0)},
         "translate": {"p": 0.5},

@@ -8,6 +8,7 @@ TRANSFORMS = {
     "mirror": affine.MIRROR,
     "turn": affine.TURN,
     "scale": affine.SCALE,
+    "shear": affine.SHEAR,
     "rotate": affine.ROTATE,
     "translate": affine.TRANSLATE,
     "elastic": elastic.ELASTIC,

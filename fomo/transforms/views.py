@@ -1,7 +1,7 @@
-"""Multi-crop views of volumes for self-supervised learning (Caron et al. 2020, SwAV; in 3D).
+"""Multi-crop views of volumes and slices for self-supervised learning (Caron et al. 2020, SwAV; in 3D, too).
 
 Each patch gives two large (global) views and some small (local) ones. A view is a box at a random place and scale with
-the patch's proportions, resized trilinearly and augmented on its own.
+the patch's proportions, resized trilinearly (a slice: bilinearly) and augmented on its own.
 """
 
 import torch
@@ -19,7 +19,8 @@ class Views:
 
     patch: voxels (x, y, z) of the batch's images.
     augment: {"global": Augmentation, "local": Augmentation}, each for the size of its views.
-    scale: {"global": (low, high), "local": (low, high)}, the share of the patch's volume that a view shows.
+    scale: {"global": (low, high), "local": (low, high)}, the share of the patch's volume that a view shows;
+        of a patch of one slice that of its area.
     local_views: number of local views, 0 or more.
     """
 
@@ -28,6 +29,7 @@ class Views:
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} scale: got ({low}, {high}), wanted 0 < low <= high <= 1")
         self.patch, self.augment, self.scale = tuple(patch), augment, scale
+        self._axes = 2 if self.patch[2] == 1 else 3
         self.kinds = ["global"] * GLOBAL_VIEWS + ["local"] * local_views
 
     def __call__(self, batch, generator):
@@ -40,7 +42,7 @@ class Views:
         return [[self._draw_view(kind, one, values) for kind in self.kinds] for one, values in pairs]
 
     def _draw_view(self, kind, generator, outside):
-        share = generator.uniform(*self.scale[kind]) ** (1 / 3)  # of each axis
+        share = generator.uniform(*self.scale[kind]) ** (1 / self._axes)  # of each axis
         box = []
         for length in self.patch:
             size = max(1, round(share * length))

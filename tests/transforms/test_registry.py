@@ -64,8 +64,8 @@ def draw_shear(generator, keys, grid, hit):
 
 
 def test_a_new_spatial_transform_joins_the_one_resampling(monkeypatch):
-    monkeypatch.setitem(TRANSFORMS, "shear", Transform("spatial", draw_shear, Move.turned, {"p": probability(0.2)}))
-    augment = build("none", (9, 9, 1), {"shear": {"p": 1.0}, "resample": {"border": "zero"}})
+    monkeypatch.setitem(TRANSFORMS, "lean", Transform("spatial", draw_shear, Move.turned, {"p": probability(0.2)}))
+    augment = build("none", (9, 9, 1), {"lean": {"p": 1.0}, "resample": {"border": "zero"}})
     image = torch.zeros(1, 1, 9, 9, 1)
     image[0, 0, 4] = 1  # a line along y
     sheared = augment({"image": image}, np.random.default_rng(0))["image"][0, 0, :, :, 0]

@@ -278,3 +278,28 @@ def test_a_slice_moves_in_its_plane_only_and_as_in_a_volume_of_equal_slices(name
     assert (copies[:, :, 2] - turned).abs().max() < 1e-4 and (
         turned - torch.from_numpy(image[:, :, 0])
     ).abs().max() > 0.1
+
+
+def test_shear_leans_one_axis_of_the_plane_and_keeps_areas():
+    """A line along y of a slice leans by the drawn angle; in the middle nothing moves."""
+    augment = build("none", (33, 33, 1), {"shear": {"p": 1.0, "degrees": (20.0, 20.0)}})
+    image = torch.zeros(1, 1, 33, 33, 1)
+    image[0, 0, 16] = 1
+    sheared = augment({"image": image}, [np.random.default_rng(0)])["image"][0, 0, :, :, 0]
+    along = (sheared * torch.arange(33.0)[:, None]).sum(0) / sheared.sum(0)
+    assert along[16] == pytest.approx(16, abs=1e-3)
+    slope = float(along[26] - along[6]) / 20
+    assert abs(slope) == pytest.approx(np.tan(np.deg2rad(20)), abs=0.02)
+    assert np.linalg.det(augment.draw([np.random.default_rng(0)], 1, 1)[0]["spatial"]["matrix"]) == pytest.approx(1)
+
+
+def test_the_presets_of_slices_differ_in_what_they_move():
+    drawn = {}
+    for preset in ("slices", "slices_shifted"):
+        plans = build(preset, (64, 64, 1)).draw([np.random.default_rng(i) for i in range(200)], 200, 1)
+        moved = [plan["spatial"] for plan in plans if "spatial" in plan]
+        turned = [np.abs(one["matrix"][:2, :2]) for one in moved]
+        shifted = [np.abs(one["offset"]).max() > 1e-9 for one in moved]
+        drawn[preset] = any(shifted), max(abs(abs(np.linalg.det(one["matrix"])) - 1) for one in moved), len(turned)
+    assert not drawn["slices"][0] and drawn["slices"][1] > 0.05, "size changes, places do not"
+    assert drawn["slices_shifted"][0] and drawn["slices_shifted"][1] < 1e-6

@@ -44,7 +44,7 @@ def list_slices(data, wanted, labels, log=None):
         key, scan = stem(cells["volume_name"]), sys.intern(cells["volume_name"])
         fold = fold_column and sys.intern(cells[fold_column])
         cases.append(Case(cells["slice_id"], patients[key], (place,), None, known.get(key), None, fold, scan))
-    return _labelled(cases, data, log) if labels else cases
+    return cases if wanted.pretraining or not labels else _labelled(cases, data, log)
 
 
 def _read(data, targets):
@@ -114,8 +114,6 @@ def _target(path, where, cells, targets):
 
 def _check(config, refuse):
     data, count = config.data, len(config.data.channels)
-    if not config.task.targets:
-        refuse("task.targets", (), "the columns of the labels that are learned, for example [Cardiomegaly, Emphysema]")
     if data.normalize not in ("none", "imagenet"):
         refuse("data.normalize", data.normalize, "none or imagenet for data.source=slices, which are windowed already")
     if data.patch[2] != 1:
@@ -135,7 +133,7 @@ def _record(data):
 
 SLICES = Source(
     list=list_slices,
-    gives=("flags",),
+    gives=("flags", "nothing"),
     needs=(("data.csv",), "the table of the slices, for example data.csv=slices/splits/train_slices.csv"),
     geometry=False,
     keys=("data.fold_column", "eval.pool_slices", "eval.top_slices"),

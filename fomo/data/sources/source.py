@@ -12,7 +12,7 @@ _VOLUME_KEYS = (
     *("eval.overlap", "eval.pool_windows"),
 )
 _MEANING = ("spacing_mm", "crop", "cache_dtype")  # of volumes
-VOLUME_LABELS = ("class", "number", "flags", "mask", "nothing")
+VOLUME_LABELS = ("class", "number", "flags", "mask", "several", "nothing")
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def list_table(data, wanted, labels, log=None):
     if not labels:
         data, wanted = replace(data, fold_column=None), Wanted("nothing")
     rows = _read(data, wanted, labels)
-    columns = [_targets(data.csv, wanted, rows, name) for name in wanted.targets]
-    if wanted.kind == "class" and not wanted.pretraining:
+    columns = [_targets(data.csv, wanted, rows, name, place) for place, name in enumerate(wanted.targets)]
+    if "class" in (wanted.kind, *wanted.kinds) and not wanted.pretraining:
         _check_classes(data.csv, wanted, rows, columns)
     look = looks_at_files(data, len(rows))
     lines, cases = {}, []
@@ -91,7 +91,7 @@ def _read(data, wanted, labels):
         required["data.subject_column, or none: each line is its own subject"] = data.subject_column
     needed = [text for text in data.channels if text not in data.optional_channels]
     required.update({f"data.channels: {text}": text for text in needed if "|" not in text})
-    if wanted.kind == "mask":
+    if wanted.masked and not wanted.finding:
         required["data.mask_column"] = data.mask_column
     required.update({f"task.targets: {name}": name for name in wanted.targets})
     rows = read_rows(data.csv, required, "data.csv")
@@ -136,9 +136,10 @@ def _volume(path, row, column, look):
     return Volume(place)
 
 
-def _targets(path, wanted, rows, name):
-    """[(value, text of the class or None), or None where it is missing] of a target's column."""
-    numeric = wanted.kind in ("number", "flags")
+def _targets(path, wanted, rows, name, place):
+    """[(value, text of the class or None), or None where it is missing] of a target's column; place: its number."""
+    kind = wanted.of_column(place)
+    numeric = kind in ("number", "flags")
     texts = []
     for row in rows:
         text = sys.intern(row.cells[name])
@@ -148,7 +149,7 @@ def _targets(path, wanted, rows, name):
             _refuse(path, row, name, got, f"a {'number' if numeric else 'class'}, or no such line")
         if numeric and number(text) is None:
             _refuse(path, row, name, f"'{text}'", "a number")
-        if wanted.kind == "flags" and float(text) not in (0, 1):
+        if kind == "flags" and float(text) not in (0, 1):
             _refuse(path, row, name, f"'{text}'", "0 or 1")
         texts.append(None if missing else text)
     if numeric:
@@ -160,11 +161,13 @@ def _targets(path, wanted, rows, name):
 def _check_classes(path, wanted, rows, columns):
     """Refuse more classes of one target than task.classes, and classes that would share a column of the results."""
     named = {}
-    for target, column in zip(wanted.targets, columns):
+    for place, (target, column) in enumerate(zip(wanted.targets, columns)):
+        if wanted.of_column(place) != "class":
+            continue
         lines = {}
         for row, (_, text) in zip(rows, column):
             lines.setdefault(text, []).append(row.line)
-        if len(columns) == 1 and len(lines) > wanted.classes:
+        if len(columns) == 1 and not wanted.kinds and len(lines) > wanted.classes:
             rarest = sorted(lines.items(), key=lambda item: len(item[1]))[:_SHOWN]
             got = ", ".join(f"'{text[:80]}' ({len(where)}, first in line {where[0]})" for text, where in rarest)
             got = f"{len(lines)} classes, the rarest first: {got}{', ...' if len(lines) > _SHOWN else ''}"
@@ -193,6 +196,8 @@ def _together(kind, values):
     if not values or None in values:
         return None, ()
     numbers, texts = zip(*values)
+    if kind == "several":
+        return numbers, tuple(text or "" for text in texts)
     return (numbers[0] if len(numbers) == 1 and kind != "flags" else numbers), () if None in texts else texts
 
 

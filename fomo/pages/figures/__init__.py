@@ -4,7 +4,7 @@
 - `probabilities`: ROC, precision and recall, calibration, of one label and of many
 - `selection`: errors of the cases that a model is surest of
 - `numbers`: predicted over true numbers, their errors, one run over another; `agreement`: overlap, distances, volumes
-- `epochs`: the course of a training
+- `epochs`: the course of a training; `rungs`: of a search
 """
 
 import importlib.util

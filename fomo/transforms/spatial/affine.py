@@ -1,4 +1,4 @@
-"""Mirroring, quarter turns, scaling, rotation and translation."""
+"""Mirroring, quarter turns, scaling, shear, rotation and translation."""
 
 import numpy as np
 
@@ -38,6 +38,16 @@ def draw_scale(generator, keys, grid, hit):
         return [np.diag(np.broadcast_to(factors, 3))]
 
 
+def draw_shear(generator, keys, grid, hit):
+    found = []
+    for axis in grid.planes if grid.planes and hit(keys["p"]) else ():
+        a, b = (other for other in range(3) if other != axis)
+        matrix = np.eye(3)
+        matrix[a, b] = np.tan(np.deg2rad(generator.uniform(*keys["degrees"])))
+        found.append(matrix)
+    return found
+
+
 def draw_rotate(generator, keys, grid, hit):
     turns = []
     for axis in grid.planes if grid.planes and hit(keys["p"]) else ():
@@ -66,6 +76,12 @@ _SCALE = {
     "per_axis": Key(False, None, "one factor per axis"),
 }
 SCALE = Transform("spatial", draw_scale, Move.turned, _SCALE)
+
+_SHEAR = {
+    "p": probability(0.2),
+    "degrees": Key((-5.0, 5.0), (-60.0, 60.0), "angle by which one axis of each plane leans"),
+}
+SHEAR = Transform("spatial", draw_shear, Move.turned, _SHEAR)
 
 _DEGREES = "angle about an axis; times 2 · width / length in planes longer than twice their width"
 _ROTATE = {
