@@ -10,11 +10,12 @@ from fomo.config import UserError
 from fomo.data.cases import Case, Prepared
 from fomo.evaluation import evaluate
 from fomo.inference import WindowOptions
+from fomo.metrics import auroc, within_folds
 from fomo.runs import splits
 from fomo.runtime import files
 from fomo.tasks import Results
 from fomo.tasks.classification import Classification
-from fomo.tasks.multitarget import Multitarget
+from fomo.tasks.multitarget import MeanOverTargets, Multitarget
 from fomo.training.evaluate import evaluate as evaluate_cases
 
 
@@ -213,6 +214,8 @@ def test_a_run_of_two_folds_writes_rows_tables_and_a_checkpoint_that_predicts(lo
     assert {"target_cohort", "decision_gender", "probability_cohort_dark"} <= set(rows[0])
     summary = files.read_json(run / "summary.json")
     assert summary["headline"] == "auroc_macro" and "pooled_low" in summary["metrics"]["auroc_macro"]
+    within = summary["metrics"]["auroc_macro_within"]
+    assert 0 <= within["pooled_low"] <= within["pooled"] <= within["pooled_high"] <= 1
     confusion = files.read_csv(run / "confusion.csv")
     assert sum(int(row["cases"]) for row in confusion) == 48
     state = checkpoint.load(run / "fold_1" / "best.pt")["task"]
@@ -309,3 +312,15 @@ def test_evaluation_of_a_table_of_several_targets(load, tmp_path):
         UserError, match="p.csv: case c00: decision_gender: got 2, wanted the number of a class, below 2"
     ):
         evaluate.evaluate(str(tmp_path / "p.csv"), write_references(references, rows, classes), resamples=0)
+
+
+def test_the_mean_over_targets_within_folds_is_that_of_each_target():
+    rng = np.random.default_rng(0)
+    folds, labels = np.repeat([0, 1], 20), rng.integers(0, 2, (40, 2))
+    scores = rng.random((40, 2)) + 3 * folds[:, None]  # each fold has a scale of its own
+    one_hot = np.hstack([np.eye(2)[column] for column in labels.T])
+    both = np.stack([-scores, scores], axis=2).reshape(40, 4)
+    each = [within_folds(auroc, labels[:, t], scores[:, t], folds) for t in (0, 1)]
+    assert MeanOverTargets(np.array([2]), True)(np.column_stack([folds, one_hot]), both) == pytest.approx(np.mean(each))
+    pooled = [auroc(labels[:, t], scores[:, t]) for t in (0, 1)]
+    assert MeanOverTargets(np.array([2]))(one_hot, both) == pytest.approx(np.mean(pooled))

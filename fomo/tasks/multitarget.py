@@ -210,16 +210,14 @@ class Multitarget(Task):
             if results.folds is not None:
                 found[f"auroc_macro{WITHIN}"] = interval(macro_auroc, *of_targets[0], within=True)
             return {**found, **result}
+        labels, scores = map(np.hstack, zip(*of_targets))
         ends = np.cumsum([one_hot.shape[1] for one_hot, _ in of_targets])[:-1]
-
-        def mean_over_targets(labels, scores):
-            parts = zip(np.split(labels, ends, axis=1), np.split(scores, ends, axis=1))
-            return mean_of_defined([macro_auroc(*part) for part in parts])
-
-        return {
-            "auroc_macro": interval(mean_over_targets, *map(np.hstack, zip(*of_targets)), stratify=False, **_AUROC),
-            **result,
-        }
+        found = {"auroc_macro": interval(MeanOverTargets(ends), labels, scores, stratify=False, **_AUROC)}
+        if results.folds is not None:
+            codes = np.unique(results.folds, return_inverse=True)[1]
+            metric, labels = MeanOverTargets(ends, within=True), np.column_stack([codes, labels])
+            found[f"auroc_macro{WITHIN}"] = interval(metric, labels, scores, **_AUROC)
+        return {**found, **result}
 
     def tables(self, results):
         """{"confusion": ...}: how many cases of which class were decided to be of which, a line per target and pair."""
@@ -244,3 +242,21 @@ class Multitarget(Task):
 
     def learned(self):
         return {"class_names": self.state["classes"]}
+
+
+class MeanOverTargets:
+    """The mean over targets of macro AUROCs, as a metric of their one-hot labels and scores side by side.
+
+    ends: the columns at which the targets after the first begin. within: the first column of the labels is the fold,
+    and the cases of one fold only are compared.
+    """
+
+    def __init__(self, ends, within=False):
+        self.ends, self.within, self.__name__ = ends, within, "auroc_macro"
+
+    def __call__(self, labels, scores):
+        folds, labels = (labels[:, 0], labels[:, 1:]) if self.within else (None, labels)
+        pairs = zip(np.split(labels, self.ends, axis=1), np.split(scores, self.ends, axis=1))
+        if self.within:
+            return mean_of_defined([within_folds(macro_auroc, *pair, folds) for pair in pairs])
+        return mean_of_defined([macro_auroc(*pair) for pair in pairs])
