@@ -17,7 +17,7 @@ from dataclasses import replace
 import yaml
 
 from . import kinds
-from .config import UserError, as_user_error, identity, show, to_dict
+from .config import UserError, as_user_error, identity, show, to_dict, value_at
 from .data.cases import ID_WANTED, names_a_file
 from .runtime import files
 from .tasks import Results
@@ -367,7 +367,8 @@ class SearchFolder:
             )
         now = identity(config)
         for name, value in record["chosen"].items():
-            own = "none" if now[name] is None else show(now[name])
+            own = value_at(now, name)
+            own = "none" if own is None else show(own)
             if value not in ("auto", own):  # auto: it is decided by now
                 got = f"{self.path} has chosen {name}={value}, got {own}"
                 raise UserError(f"{got}: restore the key, or choose another `name`")

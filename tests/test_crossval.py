@@ -397,6 +397,9 @@ def test_parts_that_cannot_be_learned_from_are_refused_before_images_are_prepare
         done = run_command("cv.py", path, *arguments)
         assert done.returncode == 2 and "prepared=" not in done.stdout
         assert "of class " in done.stderr and "set cv.stratify=true, lower cv.folds" in done.stderr
+    assert not (run_folder(path) / "splits.json").exists()
+    mended = ("cv.stratify=true", "train.epochs=1", "train.steps_per_epoch=1")  # begins, in the same folder
+    assert run_command("cv.py", path, *mended).returncode == 0
 
 
 @pytest.mark.parametrize(

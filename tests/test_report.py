@@ -118,6 +118,9 @@ def test_names_in_print():
     assert page.label("corrected_mae") == "corrected MAE"
     assert page.label("volume_similarity_nerve") == "volume similarity, nerve"
     assert (page.label("volume_similarity"), page.label("volume_auroc")) == ("volume similarity", "AUROC")
+    assert page.label("tumour_lesion_sensitivity") == "tumour: lesion sensitivity"
+    assert page.label("age_corrected_mae") == "age: corrected MAE"
+    assert page.label("age_bias_slope") == "age: bias slope"
     assert page.label("val_dice_2") == "validation Dice, class 2"
     assert page.breakable("/a/b_c<").text == "/<wbr>a/<wbr>b_<wbr>c&lt;"
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import run_command
 from test_crossval import finished
 
-from fomo import checkpoint, kinds, tasks
+from fomo import checkpoint, kinds, report, tasks
 from fomo.config import UserError
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
@@ -189,6 +189,14 @@ def test_a_network_that_does_not_learn_is_warned_of(tiny_config, tmp_path, monke
     log = (tmp_path / "runs" / "run" / "log.txt").read_text()
     [warned] = [line for line in log.splitlines() if "the answers vary by" in line]
     assert "epoch=3" in warned and float(history(tmp_path)[2]["val_spread"]) < 0.05
+    folder = tmp_path / "runs" / "run"
+    assert "the answers vary by" in (folder / "report.html").read_text()
+    table = folder / "fold_1" / "history.csv"
+    first, last = table.read_text().rstrip().rsplit("\n", 1)
+    place = first.split("\n")[0].split(",").index("val_spread")
+    table.write_text(first + "\n" + ",".join("0.6" if i == place else v for i, v in enumerate(last.split(","))) + "\n")
+    report.write(str(folder))
+    assert "the answers vary by" not in (folder / "report.html").read_text(), "in the end they do vary"
 
 
 def test_a_split_without_a_test_part_is_trained(tiny_config, tmp_path):

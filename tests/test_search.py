@@ -45,6 +45,20 @@ def test_all_combinations_are_settings_and_one_value_is_that_of_all(tiny_config)
     assert found[3].values == {"optim.lr": "0.01", "data.patch": "[32,32,32]"}
 
 
+def test_values_within_another_keys_mapping_are_searched(tiny_config, tmp_path):
+    key = "augment.parameters.rotate.p"
+    path = tiny_config(train={"epochs": 1, "steps_per_epoch": 1}, augment={"preset": "light"})
+    found = settings.read(path, [f"{key}=0.5,0.1", "augment.parameters.rotate.degrees=[-5,5]"])
+    assert [one.values for one in found] == [{key: "0.5"}, {key: "0.1"}]
+    assert [one.config.augment.parameters["rotate"]["p"] for one in found] == [0.5, 0.1]
+    tool("search", path, f"{key}=0.5,0.1", "--folds", "1")
+    tool("search", path, f"{key}=0.5,0.1", "--folds", "1")
+    chosen = read(tmp_path)[1]["chosen"][key]
+    assert kinds.load(tmp_path / "runs" / "run" / "config.yaml").augment.parameters == {"rotate": {"p": float(chosen)}}
+    with pytest.raises(UserError, match=f"has chosen {key}={chosen}, got none"):
+        crossval.run(kinds.load(path))
+
+
 def test_settings_that_differ_only_in_what_is_not_read_are_one(tiny_config):
     found = settings.read(tiny_config(), ["task.loss=cross_entropy,focal", "task.focal_gamma=1,2"])
     assert [one.values for one in found] == [
@@ -59,12 +73,13 @@ REFUSED = {
     "optim.lr=1e-3,fast": "optim.lr: got 'fast' (str), wanted a number",
     "optim.lr=1e-3,": "optim.lr: got an empty value",
     "optim.rl=1e-3,1e-4": "did you mean 'optim.lr'?",
-    "optim.lr=1e-3,1e-3": "got 1 setting that differs from no other",
+    "optim.lr=1e-3,1e-3": "all values make one and the same setting",
     "seed=1,2": "seed: got 2 values, wanted one value: settings are compared on the same cases",
     "train.epochs=1,2": "train.epochs: got 2 values, wanted one value",
     "cv.folds=2,3": "cv.folds: got 2 values, wanted one value",
     "eval.threshold=half,youden": "eval.threshold: got 2 values, wanted one value",
     "train.workers=0,1": "it does not change what is learned",
+    "task.parts.age.classes=2,3": "task.parts.age.classes: got 2 values, wanted one value",
     "task.focal_gamma=1,3": "task.focal_gamma: no setting reads it",
     "model.width=" + ",".join(map(str, range(1, 1003))): "got 1002 settings, wanted at most 1000",
     "data.patch=[32,32,32],[20,20,20]": "data.patch: got [20,20,20]",
@@ -161,7 +176,7 @@ def test_a_search_chooses_by_validation_and_reads_no_test_case(tiny_config, tmp_
     first, last = record["rungs"]
     table = files.read_csv(folder / "search" / "search.csv")
     assert table == [files.as_text(row) for row in (*first, *last)]
-    assert [row["length"] for row in (first[0], last[0])] == ["1 epochs", "2 epochs"]
+    assert [row["length"] for row in (first[0], last[0])] == ["1 epoch", "2 epochs"]
     order = sorted(first, key=lambda row: (-row["score"], row["loss"]))
     assert {row["setting"] for row in last} == {row["setting"] for row in order[:2]}
     best = min(last, key=lambda row: (-row["score"], row["loss"]))

@@ -66,6 +66,19 @@ def identity(config):
     return {name: value for name, field, value in fields(config) if field.metadata["identity"]}
 
 
+def owner(key):
+    """The key of a config in whose value another one lies: augment.parameters of augment.parameters.rotate.p."""
+    return ".".join(key.split(".")[:2])
+
+
+def value_at(values, key):
+    """The value in {dotted key: value} of a key that may lie within another one's mapping; None where it is not set."""
+    found = values.get(owner(key))
+    for name in key.split(".")[2:]:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
 def fingerprint(value):
     """Short stable hash of a value made of dicts, lists and scalars."""
     text = yaml.safe_dump(value, sort_keys=True, default_flow_style=True)

@@ -441,7 +441,8 @@ def length(train):
     """How long a training is, in words; train: the section."""
     if train.budget_s is not None:
         return f"{train.budget_s:g} s"
-    return f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
+    count, unit = (train.epochs, "epoch") if train.steps is None else (train.steps, "step")
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
 def show(value):

@@ -71,7 +71,10 @@ def join(parts):
     return Html("".join(escape(part) for part in parts if part))
 
 
-_AS_WRITTEN = "accuracy average_precision balanced_accuracy log_loss precision recall volume_similarity".split()
+_AS_WRITTEN = (
+    *("accuracy average_precision balanced_accuracy bias_slope empty_predictions lesion_sensitivity log_loss".split()),
+    *("precision recall sensitivity specificity volume_similarity".split()),
+)
 
 # What the metrics are called in print; any other is shown as it is in the files.
 LABELS = {
@@ -135,13 +138,14 @@ def label(metric):
         return f"{label(base)}, {_ENDINGS[ending]}"
     target, found, of = metric.partition("_auroc_")
     if found:
-        return f"{target}: AUROC of {of}"
+        return f"{target.replace('_', ' ')}: AUROC of {of}"
     of_classes = [base for base in LABELS if metric.startswith(f"{base}_")]
     if base := max(of_classes, key=len, default=""):
         return f"{LABELS[base]}, {metric[len(base) + 1 :].replace('_', ' ')}"
     for place in re.finditer("_", metric):  # of one of several targets: sex_auroc is "sex: AUROC"
-        if metric[place.end() :] in LABELS:
-            return f"{metric[: place.start()].replace('_', ' ')}: {LABELS[metric[place.end() :]]}"
+        rest = metric[place.end() :]
+        if rest in LABELS or rest.startswith("corrected_"):
+            return f"{metric[: place.start()].replace('_', ' ')}: {label(rest)}"
     return metric.replace("_", " ")
 
 

@@ -57,7 +57,7 @@ def _worst(run):
 
 def alerts(run):
     """Folds that are open, warnings and errors of the log, and what the task has to say of its numbers."""
-    messages = _logged(run.log)
+    messages = _logged([event for event in run.log if not _is_over(event, run)])
     more = [f"and {len(messages) - _MOST} more in {LOG}"] if len(messages) > _MOST else []
     notes = run.task.view.notes(run) if run.metrics else []
     notes += [tried(run.settings_tried, len(run.splits) == 1)] if run.settings_tried else []
@@ -80,9 +80,18 @@ def _open_folds(run):
         return []
     left = [n for n in range(1, len(run.splits) + 1) if n not in run.finished]
     epochs, most = {n: len(run.histories[n]) for n in left if n in run.histories}, length(run.config.train)
-    begun = "; ".join(f"fold {n} after epoch {epoch} of {most.removesuffix(' epochs')}" for n, epoch in epochs.items())
+    begun = "; ".join(
+        f"fold {n} after epoch {epoch} of {most.removesuffix('s').removesuffix(' epoch')}"
+        for n, epoch in epochs.items()
+    )
     which = f"fold {left[0]} is" if len(left) == 1 else f"folds {', '.join(map(str, left))} are"
     return [f"The run is not finished: {which} open{f' ({begun})' if begun else ''}."]
+
+
+def _is_over(event, run):
+    """Whether a warning of answers that hardly vary is of a fold whose answers came to vary later."""
+    history = run.histories.get(int(event["fold"])) if "val_spread" in event and "fold" in event else None
+    return event["level"] == "WARN" and bool(history) and float(history[-1].get("val_spread") or 0) >= run.task.flat
 
 
 def _logged(log):

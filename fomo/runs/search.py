@@ -72,7 +72,7 @@ class _Search:
         """Raise UserError where the folder holds another search."""
         own = {name: show(value) for name, value in identity(self.base).items()}
         for key in self.settings[0].values:
-            del own[key]
+            own.pop(key, None)  # one within another key's mapping is in all settings' values
         shown = [setting.text for setting in self.settings]
         asked = {"config": own, "settings": shown, "rungs": [list(rung) for rung in self.rungs], "folds": self.folds}
         record = self.folder.record()

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from .. import kinds, tasks
-from ..config import Config, UserError, fields, identity, show
+from ..config import Config, UserError, fields, identity, owner, show, value_at
 
 # keys that say who is scored, on what and for how long, which must be the same in all settings; or what is done after
 # training, which each fold chooses by itself
@@ -70,7 +70,7 @@ def read(path, arguments):
     if never := [key for key in searched if all(key in keys for keys in unread)]:
         raise UserError(f"command line: {never[0]}: no setting reads it (--help says what it is for): leave it out")
     if len(kept) < 2:
-        raise UserError(f"command line: got {len(kept)} setting that differs from no other, wanted two or more")
+        raise UserError("command line: all values make one and the same setting, wanted two or more that differ")
     _check_trained(path, kept[0].config)
     return kept
 
@@ -81,11 +81,12 @@ def _different(path, fixed, searched):
     for combination in itertools.product(*searched.values()):
         config = kinds.load(path, [*fixed, *(f"{key}={value}" for key, value in zip(searched, combination))])
         own, unread_here = identity(config), set(kinds.unread(config))
-        unread.append(unread_here)
-        what = tuple(repr(default[key] if key in unread_here else own[key]) for key in searched)
+        unread.append({key for key in searched if owner(key) in unread_here})
+        given = {key: value_at(own, key) for key in searched}
+        what = tuple(repr(default[owner(key)] if key in unread[-1] else value) for key, value in given.items())
         if what not in known:
             known.add(what)
-            values = {key: "none" if own[key] is None else show(own[key]) for key in searched}
+            values = {key: "none" if value is None else show(value) for key, value in given.items()}
             kept.append(Setting(len(kept) + 1, values, config))
     return kept, unread
 
@@ -108,11 +109,14 @@ def split_values(text):
 
 def _checked(key, values):
     """The values of a searched key; UserError for a key that is not to be searched, and for lists with holes."""
-    known = {name: field for name, field, _ in fields(Config())}
-    if key in known and any(key == name or (name[-1] in "._" and key.startswith(name)) for name in _FIXED):
+    known, whole = {name: field for name, field, _ in fields(Config())}, owner(key)
+    of_part = whole == "task.parts" and (
+        key == whole or key.endswith((".type", ".targets", ".classes", ".class_names"))
+    )
+    if of_part or key in known and any(key == name or (name[-1] in "._" and key.startswith(name)) for name in _FIXED):
         wanted = "one value: settings are compared on the same cases, by the same metric and for the same length"
         raise UserError(f"command line: {key}: got {len(values)} values, wanted {wanted}")
-    if key in known and not known[key].metadata["identity"]:
+    if whole in known and not known[whole].metadata["identity"]:
         raise UserError(
             f"command line: {key}: got {len(values)} values, wanted one: it does not change what is learned"
         )

@@ -108,6 +108,7 @@ def read_or_make_splits(config, task, cases, folder):
     now = {case.id: _facts(config, case) for case in cases}
     if not folder.has_splits:
         splits = make_splits(config, task, cases)
+        check_parts(config, task, splits, cases)  # before they are kept: the next start may have other keys
         _check_begun(folder, splits)
         folder.record(cases=now, folds=splits)
         return splits

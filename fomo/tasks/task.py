@@ -106,6 +106,7 @@ class Task:
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     rates = Rates(2.5e-4, 2.5e-4)
+    flat = 0.05  # the outputs' spread over the targets' below which nothing is learned
     if_constant = "raise optim.lr, train longer, or start from weights.path"
     variants = ()  # the neighbours that `variant` may choose instead
     is_best = None  # (row, history) -> whether an epoch is the one to keep so far; None: `select` says it

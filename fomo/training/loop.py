@@ -108,8 +108,10 @@ def end_epoch(training, val_cases, begun, log, progress):
     training.history.append(row)
     training.epoch_losses = []
     log("epoch", **row, best=place == 1, seconds=time.perf_counter() - begun)
-    for message in (*task.warnings(row), *selection.collapse(task, training.history)):
+    for message in task.warnings(row):
         log.warn(message, epoch=row["epoch"])
+    for message in selection.collapse(task, training.history):
+        log.warn(message, epoch=row["epoch"], val_spread=row["val_spread"])
     if dist.is_main():
         if place <= config.train.keep_best:
             path = selection.make_place(fold.kept(config.train.keep_best), place)

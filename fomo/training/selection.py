@@ -5,7 +5,7 @@ import os
 
 from .. import schedule
 
-_CONSTANT, _FLAT = 3, 0.05  # epochs, and spread of outputs over that of targets, below which nothing is learned
+_CONSTANT = 3  # epochs whose outputs hardly vary
 
 
 def place_of(task, row, history):
@@ -67,7 +67,7 @@ def forget_after(paths, epoch, epoch_of):
 def collapse(task, history):
     """Messages: that the outputs have hardly varied for some epochs, after the last of them."""
     spread = [row.get("val_spread", math.nan) for row in history[-_CONSTANT - 1 :]]
-    flat = [value < _FLAT for value in spread]
+    flat = [value < task.flat for value in spread]
     if flat[-_CONSTANT:] == [True] * _CONSTANT and flat[:-_CONSTANT] != [True]:  # and once only
         share = f"{100 * spread[-1]:.2g}% of what the targets of the validation cases do"
         yield f"the answers vary by {share}: the network answers much the same whatever it sees: {task.if_constant}"
