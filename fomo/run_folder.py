@@ -64,7 +64,8 @@ class RunFolder:
 
         Returns a file that keeps other processes out of it as long as it is open.
         """
-        if set(self._inside()) - {_LOCK} and not os.path.exists(self.config_path):
+        own = [name for name in self._inside() if name == _LOCK or name.startswith(".config.yaml.")]  # left by a kill
+        if set(self._inside()) - set(own) and not os.path.exists(self.config_path):
             raise UserError(f"{self.path} is not a run folder (no config.yaml): choose another `name` or `output`")
         with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):
             os.makedirs(self.path, exist_ok=True)
