@@ -1,8 +1,8 @@
 """The part `growth`: predictions of many cases, and of many networks.
 
 `rows` adds so many cases to a folder of predictions, a quarter of them and all: `times` is 4 where the work is linear.
-`rewritten` writes the table after each case. `members` are networks that segment a case together: the peak memory, in
-copies of one network's output, of a process of its own (this module).
+`rewritten` writes the table after each case. `members` are networks that segment a case together, in windows of a
+quarter of its length: the peak memory, in copies of one network's output, of a process of its own (this module).
 """
 
 import os
@@ -88,7 +88,7 @@ def copies(count):
     task.state["postprocess"] = {"fill_holes": False, "minimum_mm3": 0.0, "largest": False}
     array = np.random.default_rng(0).random((SIZE, SIZE, SIZE), dtype=np.float32)
     image, _, geometry = volume.preprocess([array], np.diag([-1.0, -1.0, 1.0, 1.0]))
-    weights, windows = torch.randn(CLASSES, 1, 1, 1), WindowOptions((SIZE // 2,) * 3, device=torch.device("cpu"))
+    weights, windows = torch.randn(CLASSES, 1, 1, 1), WindowOptions((SIZE // 4,) * 3, device=torch.device("cpu"))
     several = [SimpleNamespace(task=task, network=lambda x: x * weights, windows=windows)] * count
     begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     members.answer(several, members.infer(several, SimpleNamespace(id="a"), image, (0.0,)), geometry)
