@@ -10,7 +10,7 @@
   python tools/benchmark mae           a masked autoencoder's step against the plain pass of its network
   python tools/benchmark slices        the loader of CT slices against PIL and torchvision
   python tools/benchmark folds         four folds on two ranks against one, whole commands
-  python tools/benchmark growth        predictions of many cases, and of many networks
+  python tools/benchmark growth        predictions, reports and evaluations of many cases, predictions of many networks
   python tools/benchmark saving        what the end of an epoch costs
   python tools/benchmark start         what a command costs before its work begins, up to the first training step
 
