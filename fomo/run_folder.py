@@ -65,7 +65,8 @@ class RunFolder:
 
         Returns a file that keeps other processes out of it as long as it is open.
         """
-        if set(self._inside()) - {_LOCK, _SEARCH} and not os.path.exists(self.config_path):
+        own = [name for name in self._inside() if name in (_LOCK, _SEARCH) or name.startswith(".config.yaml.")]
+        if set(self._inside()) - set(own) and not os.path.exists(self.config_path):  # own: a killed start leaves them
             raise UserError(f"{self.path} is not a run folder (no config.yaml): choose another `name` or `output`")
         self.search.check_chosen(config)
         with as_user_error(f"cannot write the run folder {self.path}, choose another `output`", OSError):

@@ -38,7 +38,9 @@ def test_every_network_is_compiled_however_many_came_before(monkeypatch):
 def test_compiled_training_equals_the_plain_one(tiny_config, tmp_path, task):
     """Losses to 1e-4 on one rank and two, through an epoch that unfreezes; continued after a kill, equal to the bit."""
     finetune = {"strategy": "gradual", "unfreeze_epoch": 2} if task == "classification" else {}
-    path = tiny_config(task, train={"checkpoint_activations": True}, finetune=finetune, cv={"folds_to_run": [1]})
+    path = tiny_config(
+        task, train={"checkpoint_activations": True, "save_every_s": 0}, finetune=finetune, cv={"folds_to_run": [1]}
+    )
 
     def train(name, *arguments, ranks=1):
         done = run_command("cv.py", path, f"output={tmp_path}/{name}", *arguments, ranks=ranks, timeout=1200)

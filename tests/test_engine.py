@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_names_its_cases(tiny_config):
 
 
 def test_a_run_ends_at_the_first_loss_that_is_not_finite_with_the_last_good_weights_on_disk(tiny_config):
-    path = tiny_config("regression", train={"epochs": 3, "steps_per_epoch": 2})
+    path = tiny_config("regression", train={"epochs": 3, "steps_per_epoch": 2, "save_every_s": 0})
     script = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import torch

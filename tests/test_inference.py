@@ -213,3 +213,21 @@ def test_a_volume_of_any_size_goes_through_a_network_that_halves_five_times(size
         padded[(0, 0, *inside)] = volume[0]
         with torch.no_grad():
             torch.testing.assert_close(found, network(padded)[(0, slice(None), *inside)], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape, patch, windows", [((23, 17, 9), (8, 6, 4), 1), ((23, 17, 9), (8, 20, 4), 5), ((6, 9, 9), (8, 4, 4), 2)]
+)
+def test_planes_that_are_blended_as_windows_go_on_are_those_of_the_whole(shape, patch, windows):
+    image, weights = torch.randn(2, *shape), torch.randn(3, 2, 1, 1, 1)
+    options = inference.WindowOptions(patch, windows=windows, device=torch.device("cpu"))
+
+    def network(x):
+        return torch.nn.functional.conv3d(x, weights)
+
+    whole, found, next_plane = options.blend(network, image, (0.0, 1.0)), [], 0
+    for first, planes in options.blend_planes(network, image, (0.0, 1.0)):
+        assert first == next_plane and planes.shape[1] <= patch[0]
+        found.append(planes.clone())
+        next_plane += planes.shape[1]
+    assert torch.equal(torch.cat(found, 1), whole)

@@ -34,7 +34,7 @@ def test_every_task_is_the_same_on_two_ranks_and_after_a_kill(tiny_config, tmp_p
         weights={"path": pretrained},
         finetune={"strategy": "decoder_first", "unfreeze_epoch": 2},
         optim={"name": "sgd", "momentum": 0.9, "lr": 1e-3, "clip_norm": 1},
-        train={"checkpoint_activations": True, "batch_size": 2},
+        train={"checkpoint_activations": True, "batch_size": 2, "save_every_s": 0},
         cv={"folds_to_run": [1]},
     )
 

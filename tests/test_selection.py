@@ -1,10 +1,13 @@
 """Which epochs are kept."""
 
-import pathlib
 import types
 
+import pytest
+
+from fomo import checkpoint
 from fomo.run_folder import FoldFolder
 from fomo.training import selection
+from fomo.training.kept import Kept
 
 TASK = types.SimpleNamespace(select="auroc", higher_is_better=True, is_best=None)
 
@@ -24,19 +27,25 @@ def test_the_best_epoch_needs_a_defined_metric_and_ties_go_to_the_lower_loss():
     assert not beats(row(0.7, 0.0), [row(0.8, 0.5)])
 
 
-def test_the_best_epochs_are_kept_in_their_order(tmp_path):
+def files(folder):
+    return {path.name: checkpoint.load(path)["epoch"] for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_the_best_epochs_are_kept_in_their_order(tmp_path, every):
     history, scores = [], [0.5, 0.7, 0.6, 0.65, 0.2, float("nan"), 0.7]
+    kept = Kept(FoldFolder(tmp_path, 1).kept(3))
     for epoch, auroc in enumerate(scores, start=1):
         row = {"val_auroc": auroc, "val_loss": 1.0}
         place = selection.place_of(TASK, row, history)
         history.append(row)
         if place <= 3:
-            pathlib.Path(selection.make_place(FoldFolder(tmp_path, 1).kept(3), place)).write_text(f"{epoch}")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "best.pt": "2",
-        "best_2.pt": "7",
-        "best_3.pt": "4",
-    }
+            kept.add(place, {"epoch": epoch})
+        if epoch % every == 0:
+            kept.write()
+            assert not kept.write(), "once"
+    kept.write()
+    assert files(tmp_path) == {"best.pt": 2, "best_2.pt": 7, "best_3.pt": 4}
 
 
 def test_early_stopping_counts_epochs_without_a_lower_loss_than_the_lowest():
@@ -50,17 +59,14 @@ def test_early_stopping_counts_epochs_without_a_lower_loss_than_the_lowest():
 
 
 def test_epochs_that_are_trained_once_more_are_forgotten(tmp_path):
-    fold = FoldFolder(tmp_path, 1)
-
-    def kept(*epochs):
-        for path, epoch in zip(fold.kept(3), epochs):
-            pathlib.Path(path).write_text(str(epoch))
+    paths = FoldFolder(tmp_path, 1).kept(3)
+    for path, epoch in zip(paths, (4, 1, 2)):
+        checkpoint.save(path, {"epoch": epoch})
 
     def left(count, epoch):
-        selection.forget_after(fold.kept(count), epoch, lambda path: int(pathlib.Path(path).read_text()))
-        return {path.name: path.read_text() for path in tmp_path.iterdir()}
+        Kept(paths[:count]).forget_after(epoch)
+        return files(tmp_path)
 
-    kept(4, 1, 2)
-    assert left(1, 3) == left(3, 4) == {"best.pt": "4", "best_2.pt": "1", "best_3.pt": "2"}
-    assert left(3, 3) == {"best.pt": "1", "best_2.pt": "2"}
+    assert left(1, 3) == left(3, 4) == {"best.pt": 4, "best_2.pt": 1, "best_3.pt": 2}
+    assert left(3, 3) == {"best.pt": 1, "best_2.pt": 2}
     assert left(3, 0) == {}

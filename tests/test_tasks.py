@@ -295,8 +295,8 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
         task = build(tiny_config, "segmentation", task={"activation": name, "loss": loss})
         assert task.out_channels == (1 if name == "sigmoid" else 2)
         found[name] = [task.predict(network, case, windows, fold).row for fold in (None, FoldFolder(tmp_path, 1))]
-        part = task.infer(network, case.image(), case.background, windows)
-        native[name] = task.answer([task, task], task.gather(iter([part, part.copy()])), case.geometry)
+        parts = (task.infer(network, case.image(), case.background, windows) for _ in range(2))
+        native[name] = task.answer([task, task], task.gather(parts), case.geometry)
     for one, two in zip(*found.values()):
         assert one.keys() == two.keys() and 0 < one["dice"] < 1
         for key in one.keys() - {"id", "subject"}:
@@ -307,7 +307,7 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
         and np.array_equal(volumes["mask"], other["mask"])
         and row["predicted_voxels"] == found["sigmoid"][1]["predicted_voxels"]
     )
-    np.testing.assert_allclose(volumes["probabilities"], other["probabilities"], atol=1e-6)
+    np.testing.assert_allclose(volumes["probabilities"](), other["probabilities"](), atol=1e-6)
 
 
 def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_config, tmp_path):
@@ -339,8 +339,9 @@ def test_sigmoid_classes_are_independent_and_the_most_probable_above_one_half_wi
     case = segmentation_case((4, 1, 1), None)
     row, volumes = task.answer([task], [probabilities], case.geometry)
     assert volumes["mask"].ravel().tolist() == [0, 1, 2, 0] and row == {"predicted_voxels": 2}
-    np.testing.assert_allclose(volumes["probabilities"][0].ravel(), [0.55, 0.4, 0.1, 0.5], atol=1e-6)
-    assert task.out_channels == 2 and volumes["probabilities"].shape == (3, 4, 1, 1)
+    native = volumes["probabilities"]()
+    np.testing.assert_allclose(native[0].ravel(), [0.55, 0.4, 0.1, 0.5], atol=1e-6)
+    assert task.out_channels == 2 and native.shape == (3, 4, 1, 1)
 
 
 def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny_config):
@@ -364,7 +365,7 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
     answered, volumes = answer(members, infer(members, listed[row["id"]], image, background), geometry)
     stored, _ = nifti.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
     assert answered["predicted_voxels"] == int(float(row["predicted_voxels"])) > 0
-    assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]) == 2
+    assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]()) == 2
 
 
 @pytest.mark.parametrize(
@@ -382,3 +383,15 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
 def test_settings_of_segmentation_that_cannot_be_together_are_refused(tiny_config, task, sections, key):
     with pytest.raises(config_module.UserError, match=key):
         kinds.load(tiny_config(task, task={"type": task, **sections}))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_probabilities_do_not_depend_on_how_many_planes_are_given(tiny_config, activation):
+    """To the bit: a fold's test cases are given whole, and prediction as windows go on."""
+    task = build(tiny_config, "segmentation", task={"activation": activation, "loss": "dice_ce", "classes": 4})
+    logits = torch.randn(4 - (activation == "sigmoid"), 13, 33, 91)
+    whole = task._probabilities(logits.clone())
+    parts = [task._probabilities(planes.clone()) for planes in logits.split(5, dim=1)]
+    assert np.array_equal(np.concatenate(parts, axis=1), whole)
+    plain = logits.sigmoid() if activation == "sigmoid" else logits.softmax(0)
+    np.testing.assert_allclose(whole, plain, atol=1e-6)

@@ -161,7 +161,7 @@ def test_a_run_that_is_stopped_and_continued_sends_each_step_once(tmp_path, tiny
     whole_step, stopped = loop.take_step, []
 
     def stop_once(training, batches):
-        if training.step == 5 and not stopped:  # in the second epoch: what is saved is the first
+        if training.step == 5 and not stopped:  # in the second epoch, before anything was saved
             stopped.append(training.step)
             raise RuntimeError("power cut")
         return whole_step(training, batches)
@@ -222,7 +222,7 @@ def test_a_run_that_is_killed_and_continued(tmp_path, tiny_config):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     for line in first.stdout:
-        if " train " in line and "step=5" in line:  # in the second epoch: what is saved is the first
+        if " train " in line and "step=5" in line:  # in the second epoch, before anything was saved
             first.send_signal(signal.SIGKILL)
     first.wait()
     done = run_command("train.py", path)

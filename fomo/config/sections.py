@@ -292,7 +292,11 @@ class Train:
         low=0,
     )
     log_every: int = free_key(10, "steps between train lines", low=1)
-    save_every_s: int = free_key(600, "seconds between saves within an epoch", low=1)
+    save_every_s: int = free_key(
+        600,
+        "seconds between saves: what a kill or a crash costs; the end and a stop by a signal are saved at once",
+        low=0,
+    )
     timeout_s: int = free_key(3600, "longest wait for another rank, as while rank 0 preprocesses", low=1)
 
 

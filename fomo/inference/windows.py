@@ -58,6 +58,17 @@ def sliding_window(
     accumulate: the device that adds the outputs up and has the result; None: the same, or the CPU if they do not fit.
     autocast: context manager for the forward pass.
     """
+    options = patch, overlap, background, windows, weights, device, accumulate, autocast
+    [(_, total)] = _blended(network, volume, *options, rolling=False)
+    return total
+
+
+def _blended(network, volume, patch, overlap, background, windows, weights, device, accumulate, autocast, rolling):
+    """Yield (first plane, planes (K, n, Y, Z)) of the blend of `sliding_window`, each plane once, in order.
+
+    rolling: as soon as no window touches them any more; only as many planes as a window has are then held at once, and
+        those that are given are overwritten afterwards, but for the last ones. Otherwise all of them at the end.
+    """
     shape = tuple(volume.shape[1:])
     starts = patches.window_starts(shape, patch, overlap)
     weights = window_weights(patch, weights) if isinstance(weights, str) else weights
@@ -68,21 +79,37 @@ def sliding_window(
     # where the volume is shorter than the patch there is one window, which sticks out on both sides
     inside = tuple(slice(-min(s, 0), -min(s, 0) + min(n, p)) for s, n, p in zip(starts.min(axis=0), shape, patch))
     weights = weights[inside]
-    total = None
+    total, first = None, 0  # sums of the planes from `first` on
+    at_zero = np.maximum(starts, 0)
     for outputs, chosen in _forward(network, volume, starts, patch, background, windows, device, autocast):
         if total is None:
-            dense = outputs.shape[1], *shape
+            dense = outputs.shape[1], len(weights) if rolling else shape[0], *shape[1:]
             accumulate = torch.device(accumulate or _where_it_fits(dense, outputs.device))
             weights, on_cpu = weights.to(accumulate), accumulate.type == "cpu"
             # on the CPU numpy makes the zeros: it asks for huge pages, and takes an eighth of torch's time
             total = torch.from_numpy(np.zeros(dense, np.float32)) if on_cpu else torch.zeros(*dense, device=accumulate)
         outputs = outputs[(..., *inside)].to(accumulate, torch.float32)
         for index, start in enumerate(chosen):
-            box = (slice(None), *(slice(max(s, 0), max(s, 0) + w) for s, w in zip(start, weights.shape)))
-            total[box].addcmul_(outputs[index], weights)
+            x, y, z = (max(s, 0) for s in start)
+            if rolling and x > first:
+                done = total[:, : x - first]
+                _divide_by_coverage(done, weights, at_zero, first)
+                yield first, done
+                _roll(total, x - first)
+                first = x
+            box = (slice(s, s + w) for s, w in zip((x - first, y, z), weights.shape))
+            total[(slice(None), *box)].addcmul_(outputs[index], weights)
         del outputs  # the next ones take its place
-    _divide_by_coverage(total, weights, np.maximum(starts, 0))
-    return total
+    _divide_by_coverage(total, weights, at_zero, first)
+    yield first, total
+
+
+def _roll(total, count):
+    """Move the planes of `total` (K, n, Y, Z) by `count` towards the first one, in place; zeros come behind them."""
+    for of_class in total:
+        for plane in range(len(of_class) - count):
+            of_class[plane] = of_class[plane + count]
+        of_class[len(of_class) - count :] = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,15 @@ class WindowOptions:
     def blend(self, network, volume, background):
         """The dense outputs (K, X, Y, Z), see `sliding_window`."""
         return sliding_window(network, volume, background=background, **vars(self))
+
+    @torch.no_grad()
+    def blend_planes(self, network, volume, background):
+        """Yield (first plane, (K, n, Y, Z)) of what `blend` gives, in order; what was given is overwritten afterwards.
+
+        It holds as many planes as a window has. The last ones are the caller's, and are all where a window is as long.
+        """
+        options = self.patch, self.overlap, background, self.windows, "gaussian", self.device, None, self.autocast
+        yield from _blended(network, volume, *options, rolling=True)
 
     @torch.no_grad()
     def each(self, network, volume, background):
@@ -178,17 +214,17 @@ def _where_it_fits(shape, device):
     return device if 4 * np.prod(shape, dtype=float) < 0.75 * free else torch.device("cpu")
 
 
-def _divide_by_coverage(total, weights, starts):
-    """Divide `total` (K, X, Y, Z), in place, by the sum of the weights of all windows at each voxel."""
+def _divide_by_coverage(total, weights, starts, first=0):
+    """Divide `total` (K, n, Y, Z), the planes from `first` on, by the sum of all windows' weights there, in place."""
     # the starts are a grid: the sum is built axis by axis, a few planes at a time, which stay in the cache of a core
     xs, ys, zs = (np.unique(starts[:, axis]).tolist() for axis in range(3))
-    for low in range(0, total.shape[1], 4):
-        planes = total[:, low : low + 4]
+    for low in range(first, first + total.shape[1], 4):
+        planes = total[:, low - first : low - first + 4]
         cover = weights.new_zeros(planes.shape[1], *weights.shape[1:])
         for x in xs:
-            first, last = max(low, x), min(low + len(cover), x + len(weights))
-            if first < last:
-                cover[first - low : last - low].add_(weights[first - x : last - x])
+            begin, end = max(low, x), min(low + len(cover), x + len(weights))
+            if begin < end:
+                cover[begin - low : end - low].add_(weights[begin - x : end - x])
         for axis, begins in ((1, ys), (2, zs)):
             size = list(cover.shape)
             length, size[axis] = size[axis], total.shape[1 + axis]

@@ -25,7 +25,7 @@ nifti = lazy.Module("..space.nifti", __package__)
 _NO_METRICS = ("id", "subject", "fold", "missing", "loss", "predicted_voxels", "reference_voxels")  # of a row
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")  # it becomes a part of columns
 _UNWEIGHTED = ("generalized_dice", "tversky")  # losses without class weights
-_VOXELS = 2**16  # whose probabilities are computed at once
+_VOXELS, _VECTOR = 2**16, 64  # whose probabilities are computed at once: about so many, a multiple of the second
 
 
 class Segmentation(Task):
@@ -109,44 +109,57 @@ class Segmentation(Task):
         return losses.cross_entropy(logits, mask, weights)
 
     def _probabilities(self, logits):
-        """(K, X, Y, Z) in the place of the logits: of all classes or, with sigmoid, of the foreground classes."""
-        if self.sigmoid:
-            logits.sigmoid_()
-        else:
-            flat = logits.flatten(1)
-            for some in flat.split(_VOXELS, dim=1):
-                some.copy_(some.softmax(0))
-            logits = flat.view(logits.shape)
+        """(K, n, Y, Z) in the place of the logits: of all classes or, with sigmoid, of the foreground classes."""
+        for some in logits.split(max(1, _VOXELS // logits[0, 0].numel()), dim=1):
+            voxels = some[0].numel()
+            # torch rounds those behind the last full vector otherwise: none are, whatever planes are given
+            own = torch.nn.functional.pad(some.flatten(1), (0, -voxels % _VECTOR))
+            own = own.sigmoid() if self.sigmoid else own.softmax(0)
+            some.copy_(own[:, :voxels].view(some.shape))
         return logits.cpu().numpy()
 
     def infer(self, network, image, background, windows):
-        """Probabilities on the network's grid."""
-        return self._probabilities(windows.blend(network, image, background))
+        """Yield (first plane, number of all, probabilities (K, n, Y, Z)) on the network's grid, see `blend_planes`."""
+        for first, logits in windows.blend_planes(network, image, background):
+            yield first, image.shape[1], self._probabilities(logits)
 
     @staticmethod
     def gather(parts):
-        """Their mean: those of many networks, added up as they come, need the memory of two."""
-        mean, count = next(parts), 1
+        """Their mean, added up as planes come: beside it only those of a window are held, of however many networks."""
+        mean, count = None, 0
         for part in parts:
-            mean += part
-            count += 1
-            del part  # before the next one is made
+            for first, size, planes in part:
+                if mean is None and planes.shape[1] == size:
+                    mean = planes
+                    continue
+                if mean is None:
+                    mean = np.empty((len(planes), size, *planes.shape[2:]), planes.dtype)
+                own = mean[:, first : first + planes.shape[1]]
+                np.add(own, planes, out=own) if count else np.copyto(own, planes)
+            count, planes, own = count + 1, None, None  # before the next network makes its own
         mean /= np.float32(count)
         return [mean]
 
     @staticmethod
     def answer(tasks, parts, geometry):
-        """The mean probabilities (see `gather`) in native space, and the post-processed mask of the likeliest class."""
+        """The post-processed mask of the likeliest class by the mean probabilities (see `gather`) in native space.
+
+        These, as far as they are asked for, are a function: one class after another decides, so that not all classes
+        are in native space at once.
+        """
         [mean] = parts
-        native = volume.to_native(mean, geometry, order=1)
-        if tasks[0].sigmoid:
-            native = np.concatenate([1 - native.max(0, keepdims=True), native])
-        outside = np.ones(native.shape[1:], bool)
-        outside[geometry.native_box] = False
-        native[0][outside] = 1  # the network has seen nothing there: background
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
-        mask = postprocess.apply(_most_probable(native), volume.spacing(geometry.native_affine), **chosen)
-        return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": native}
+        likeliest = _most_probable(mean, tasks[0].sigmoid, geometry)
+        mask = postprocess.apply(likeliest, volume.spacing(geometry.native_affine), **chosen)
+
+        def probabilities():
+            native = volume.to_native(mean, geometry, order=1)
+            if tasks[0].sigmoid:
+                native = np.concatenate([1 - native.max(0, keepdims=True), native])
+            native[0][_outside(geometry)] = 1
+            return native
+
+        return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": probabilities}
 
     def predict(self, network, case, windows, fold=None):
         """Dice on the cached grid or, with `fold`, all metrics in native space; then the mask is written.
@@ -239,13 +252,25 @@ class Segmentation(Task):
         return {"postprocess": postprocess.merge([state["postprocess"] for state in states])}
 
 
-def _most_probable(probabilities):
-    """(X, Y, Z) uint8 of (K, X, Y, Z): the first of the most probable classes. numpy's argmax would copy them all."""
-    best, found = probabilities[0].copy(), np.zeros(probabilities.shape[1:], np.uint8)
-    for label, own in enumerate(probabilities[1:], start=1):
+def _most_probable(mean, sigmoid, geometry):
+    """(X, Y, Z) uint8 in native space of (K, x, y, z): the first of the most probable classes."""
+    best = volume.to_native(mean[0], geometry, order=1)
+    found = np.full(best.shape, int(sigmoid), np.uint8)
+    for label, own in enumerate(mean[1:], start=1 + sigmoid):
+        own = volume.to_native(own, geometry, order=1)
         found[own > best] = label
         np.maximum(best, own, out=best)
+    if sigmoid:
+        found[best <= 1 - best] = 0  # the background, whose probability is the rest
+    found[_outside(geometry)] = 0
     return found
+
+
+def _outside(geometry):
+    """(X, Y, Z) of the file: where the network has seen nothing, so that it is background."""
+    outside = np.ones(geometry.native_shape, bool)
+    outside[geometry.native_box] = False
+    return outside
 
 
 def _with_mean(rows, names=()):

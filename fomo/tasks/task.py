@@ -85,8 +85,8 @@ class Task:
     - infer(network, image, background, windows): what one network says about one case that has no label, to be
       averaged. image: (C, X, Y, Z). background: a value per channel;
     - answer(tasks, parts, geometry): (row, {name: volume in native space}) from what the networks of `tasks`, one or
-      more, said, or what `gather` has made of that. With one network the row has the same numbers as `predict` and
-      `finish` give.
+      more, said, or what `gather` has made of that; an optional volume may be a function that makes it. With one
+      network the row has the same numbers as `predict` and `finish` give.
     """
 
     pretrains = False  # whether it learns without labels: its runs have one split, without a test part

@@ -39,14 +39,16 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
     batches = loader.batches(config, task, train_cases, fold.number, training.plan, *to_do, pin_memory=pinned)
 
     times = []  # of each step since the last `train` line: (seconds it waited for its batches, seconds in all)
-    epoch_begun = step_ended = saved = time.perf_counter()
+    epoch_begun = step_ended = time.perf_counter()
     with contextlib.closing(batches), saved_when_stopped(training, log):
         while True:
-            # ---- the end of an epoch: validate, select, save
+            # ---- the end of an epoch: validate, select; the end of the training: save
             if training.epoch_is_over:
                 end_epoch(training, val_cases, epoch_begun, log, progress)
-                epoch_begun = step_ended = saved = time.perf_counter()
+                epoch_begun = step_ended = time.perf_counter()
             if training.is_over or selection.stop_early(train, training.history):
+                if dist.is_main() and not training.is_saved:
+                    training.save(log)
                 break
 
             # ---- what is trained in this epoch, and at which rates
@@ -71,9 +73,8 @@ def fit(config, task, network, train_cases, val_cases, fold, log, progress=None)
             if logged:
                 log_steps(training, times, lr, log, progress)
                 times = []
-                if dist.is_main() and step_ended - saved > train.save_every_s:
-                    training.save()
-                    saved = time.perf_counter()
+                if dist.is_main() and training.save_is_due and not training.epoch_is_over:
+                    training.save(log)
 
             # ---- stop on request
             if dist.any(interrupt.requested()):
@@ -89,13 +90,15 @@ def saved_when_stopped(training, log):
         yield
     except interrupt.Interrupted:
         if dist.is_main():
-            training.save()
-            log("checkpoint", epoch=training.epoch, step=training.step, path=training.fold.last, interrupted=True)
+            training.save(log, interrupted=True)
         raise
 
 
 def end_epoch(training, val_cases, begun, log, progress):
-    """Validate the epoch, add it to the history, keep it if it is one of the best, and save; begun: its start."""
+    """Validate the epoch, add it to the history, keep it if it is one of the best, and save if it is time.
+
+    begun: when it has begun.
+    """
     config, task, fold = training.config, training.task, training.fold
     dist.from_main(training.evaluated.buffers())  # each rank's batch norms have seen its own samples
     row = {"epoch": training.epoch, "step": training.step, "lr": training.optimizer.param_groups[-1]["lr"]}
@@ -114,11 +117,10 @@ def end_epoch(training, val_cases, begun, log, progress):
         log.warn(message, epoch=row["epoch"], val_spread=row["val_spread"])
     if dist.is_main():
         if place <= config.train.keep_best:
-            path = selection.make_place(fold.kept(config.train.keep_best), place)
-            training.keep(path, scores=row)
-            log("checkpoint", epoch=row["epoch"], path=path)
-        training.save()
+            training.keep(place, scores=row)
         fold.write_history(training.history)
+        if training.save_is_due:
+            training.save(log)
 
 
 def validate(training, val_cases, progress):

@@ -1,7 +1,6 @@
 """Which epochs are kept, when training stops early, and whether it learns. All follow from the history alone."""
 
 import math
-import os
 
 from .. import schedule
 
@@ -36,32 +35,6 @@ def best_row(task, history):
         if place_of(task, history[i], history[:i]) == 1:
             return history[i]
     return None
-
-
-def make_place(paths, place):
-    """Free the place, from 1, of the checkpoints at `paths`, the best first, and return its path; the last one goes."""
-    for n in reversed(range(place, len(paths))):
-        if os.path.exists(paths[n - 1]):
-            os.replace(paths[n - 1], paths[n])
-    return paths[place - 1]
-
-
-def forget_after(paths, epoch, epoch_of):
-    """Delete the checkpoints of epochs after `epoch`, which will be trained once more; those behind them move up.
-
-    There are such where a run ended between writing best.pt and last.pt. A single place is left as it is: the epoch
-    will take it again, and without it nothing would be kept.
-
-    paths: of the checkpoints of the best epochs, the best first. epoch_of: path -> its epoch.
-    """
-    if len(paths) == 1:
-        return
-    there = [path for path in paths if os.path.exists(path)]
-    kept = [path for path in there if epoch_of(path) <= epoch]
-    for path in set(there) - set(kept):
-        os.remove(path)
-    for source, target in zip(kept, paths):
-        os.replace(source, target)
 
 
 def collapse(task, history):

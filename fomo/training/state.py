@@ -1,14 +1,17 @@
 """What a training is: its parts and how far it has come, kept in the files last.pt and best.pt of its fold."""
 
 import collections
+import copy
 import math
 import os
+import time
 
 from .. import checkpoint
 from ..config import UserError, to_dict
 from ..runtime import dist
-from . import optimization, selection
+from . import optimization
 from .clock import Clock
+from .kept import Kept
 from .step import make_plan
 
 
@@ -40,6 +43,8 @@ class Training:
         self.pending = collections.deque()  # the Steps whose losses are not read yet
         self.frozen = None  # prefixes of the parameters that are not trained now
         self.forward = None  # the network as a step calls it: captured, compiled, or spread over ranks
+        self._kept = Kept(fold.kept(train.keep_best))
+        self._saved, self._saved_at = None, time.perf_counter()  # (step, epochs) in last.pt, and when it was written
 
     @property
     def epoch(self):
@@ -52,12 +57,24 @@ class Training:
         return of_epoch == self.steps_per_epoch or (of_epoch > 0 and self.is_over)
 
     @property
+    def save_is_due(self):
+        """Whether train.save_every_s have passed since the last time, or the start of this process."""
+        return time.perf_counter() - self._saved_at >= self.config.train.save_every_s
+
+    @property
+    def is_saved(self):
+        """Whether last.pt holds the training as it is now."""
+        return self._saved == (self.step, len(self.history))
+
+    @property
     def is_over(self):
         return self.clock.is_over(self.step)
 
     def resume(self, log):
         """Go on from last.pt, if there is one."""
         saved = self._read_last(log)
+        done = 0 if saved is None else len(saved["history"])
+        dist.on_main(lambda: self._kept.forget_after(done))
         if saved is None:
             return
         for group in saved["optimizer"]["param_groups"]:
@@ -70,8 +87,9 @@ class Training:
             self.clock.resume(saved["clock"])
         if self.average is not None:
             self.average.begun = self.step > 0
-        kept, done = self.fold.kept(self.config.train.keep_best), len(self.history)
-        dist.on_main(lambda: selection.forget_after(kept, done, lambda path: checkpoint.load(path)["epoch"]))
+        self._saved = (self.step, len(self.history))
+        if self.history:  # its file may have rows of epochs that are trained once more
+            dist.on_main(lambda: self.fold.write_history(self.history))
         log("resume", epoch=self.epoch, step=self.step)
 
     def _read_last(self, log):
@@ -87,15 +105,24 @@ class Training:
             raise UserError(f"{problem}, and so is its predecessor: delete {self.fold.path} to train this fold again")
         return None
 
-    def save(self):
-        """Write last.pt; the one before stays beside it."""
+    def save(self, log, **more):
+        """Write the best epochs and then last.pt, beside which the one before stays, and say so; more: to say.
+
+        All losses must have been read.
+        """
+        for path, epoch in self._kept.write().items():
+            log("checkpoint", epoch=epoch, path=path)
         content = {**self._content(self.network), **{name: part.state_dict() for name, part in self.parts.items()}}
         content.update(history=self.history, epoch_losses=self.epoch_losses, clock=self.clock.state())
         checkpoint.save(self.fold.last, content, previous=self.fold.previous)
+        self._saved, self._saved_at = (self.step, len(self.history)), time.perf_counter()
+        log("checkpoint", step=self.step, path=self.fold.last, **more)
 
-    def keep(self, path, scores):
-        """Write the network of the epoch that is done, with its scores."""
-        checkpoint.save(path, {**self._content(self.evaluated), "scores": scores})
+    def keep(self, place, scores):
+        """Keep the network of the epoch that is done, with its scores, at a place among the best, from 1."""
+        content = {**self._content(self.evaluated), "scores": scores}
+        content["model"] = {name: value.to("cpu", copy=True) for name, value in content["model"].items()}
+        self._kept.add(place, {**content, "task": copy.deepcopy(content["task"])})
 
     def _content(self, network):
         where = {"fold": self.fold.number, "step": self.step, "epoch": len(self.history)}

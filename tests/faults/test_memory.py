@@ -41,8 +41,8 @@ def ends_with(path, overrides=()):
 
 
 def test_too_little_memory_for_a_step_ends_with_what_half_of_it_needs(tiny_config, tmp_path, small_device, capfd):
-    path = tiny_config(cv={"folds_to_run": [1]})
-    small_device(fits=2, after=4)  # in the second epoch
+    path = tiny_config(cv={"folds_to_run": [1]}, train={"save_every_s": 0})
+    small_device(fits=2, after=3)  # in the second epoch
     message = ends_with(path)
     assert "4 samples of data.patch=[32,32,32] at once do not fit" in message
     needed = float(

@@ -10,7 +10,8 @@
   python tools/benchmark mae           a masked autoencoder's step against the plain pass of its network
   python tools/benchmark slices        the loader of CT slices against PIL and torchvision
   python tools/benchmark folds         four folds on two ranks against one, whole commands
-  python tools/benchmark growth        predictions of many cases, and of many networks
+  python tools/benchmark growth        predictions, reports and evaluations of many cases, predictions of many networks
+  python tools/benchmark saving        what the end of an epoch costs
   python tools/benchmark start         what a command costs before its work begins, up to the first training step
 
 Libraries that are not installed are named and left out. Each line is `event key=value ...`. The libraries take turns,
@@ -27,7 +28,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"): 
 TOOLS = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(TOOLS.parent), str(TOOLS)]  # instead of this folder, which is the package `benchmark`
 
-from benchmark import data, folds, gpu, growth, inference, mae, manifest, metrics, slices, start
+from benchmark import data, folds, gpu, growth, inference, mae, manifest, metrics, saving, slices, start
 from benchmark.timing import say_machine
 
 PARTS = {
@@ -41,6 +42,7 @@ PARTS = {
     "folds": folds,
     "growth": growth,
     "start": start,
+    "saving": saving,
 }
 
 

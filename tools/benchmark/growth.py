@@ -1,13 +1,13 @@
 """The part `growth`: predictions of many cases, and of many networks.
 
 `rows` adds so many cases to a folder of predictions, a quarter of them and all: `times` is 4 where the work is linear.
-`rewritten` writes the table after each case. `members` are networks that segment a case together: the peak memory, in
-copies of one network's output, of a process of its own (this module).
+`cases` is the same for a report and a comparison of runs, and for an evaluation of a table. `rewritten` writes the
+table of predictions after each case. `members` are networks that segment a case together, in windows of a quarter of
+its length: the peak memory, in copies of one network's output, of a process of its own (this module).
 """
 
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,7 @@ from fomo.prediction.folder import PredictionFolder
 from fomo.runtime import files
 from fomo.space import volume
 
+from . import many_cases
 from .timing import say, timed
 
 TOOLS = pathlib.Path(__file__).resolve().parent.parent
@@ -41,6 +42,10 @@ def run(options):
     say("rows", who="fomo", cases=options.cases, seconds=all_of_them, times=all_of_them / few, linear=4)
     rewritten = rewrite_rows(options.cases // 4)
     say("rows", who="rewritten", cases=options.cases // 4, seconds=rewritten, fomo_takes=few / rewritten)
+    few, all_of_them = (many_cases.seconds(5 * n // 4, 15 * n) for n in (options.cases // 4, options.cases))
+    for name, took in all_of_them.items():
+        count = (15 if name == "evaluation" else 1.25) * options.cases
+        say("cases", who="fomo", what=name, cases=int(count), seconds=took, times=took / few[name], linear=4)
     environment = {**os.environ, "PYTHONPATH": f"{TOOLS.parent}{os.pathsep}{TOOLS}"}
     for count in (1, 5):
         command = [sys.executable, "-m", "benchmark.growth", str(count)]
@@ -88,11 +93,18 @@ def copies(count):
     task.state["postprocess"] = {"fill_holes": False, "minimum_mm3": 0.0, "largest": False}
     array = np.random.default_rng(0).random((SIZE, SIZE, SIZE), dtype=np.float32)
     image, _, geometry = volume.preprocess([array], np.diag([-1.0, -1.0, 1.0, 1.0]))
-    weights, windows = torch.randn(CLASSES, 1, 1, 1), WindowOptions((SIZE // 2,) * 3, device=torch.device("cpu"))
+    weights, windows = torch.randn(CLASSES, 1, 1, 1), WindowOptions((SIZE // 4,) * 3, device=torch.device("cpu"))
     several = [SimpleNamespace(task=task, network=lambda x: x * weights, windows=windows)] * count
-    begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = peak()
     members.answer(several, members.infer(several, SimpleNamespace(id="a"), image, (0.0,)), geometry)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin) * 1024 / (4 * CLASSES * SIZE**3)
+    return (peak() - begin) / (4 * CLASSES * SIZE**3)
+
+
+def peak():
+    """Bytes; by Linux itself, since getrusage also counts what the process was started from."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        [line] = [line for line in file if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":
