@@ -187,7 +187,7 @@ def _divide(cases, shares, kind, rng, what, classes):
         present = present[:, : len(classes)]  # bins may be empty
         for label, groups in zip(classes, present.sum(0)):
             if groups < len(shares):
-                got = f"class {label} is in {groups} groups (subjects)"
+                got = f"class {label} is in {groups} group{'' if groups == 1 else 's'} (subjects)"
                 raise ValueError(f"{what}: {got}, wanted at least {len(shares)}")
     elif kind == "continuous":
         present = present[:, :0]  # bins may be empty
