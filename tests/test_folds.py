@@ -191,7 +191,7 @@ def test_leave_one_group_out_by_hand():
     "change, words",
     [
         (dict(labels=[1, 1, 1] + [0] * 17), "4 folds: class 1 is in 3 groups .*, wanted at least 4"),
-        (dict(labels=[1, 1] + [0] * 18, folds=2), "fold 1: training and validation: class 1 is in 1 group (subjects)"),
+        (dict(labels=[1, 1] + [0] * 18, folds=2), "fold 1: training and validation: class 1 is in 1 group"),
         (dict(groups=["same"] * 20), "got 1 groups"),
         (dict(ids=["a"] * 20), "ids: a, a"),
         (dict(labels=[0]), "got 20, 20 and 1"),

@@ -43,8 +43,8 @@ def _verdict(found, rivals):
     suspects = [rival for rival in alone if rival["finds"] == "as much as the network"]
     if suspects:
         names = ", ".join(f"{rival['name']} ({number(rival['value'], 3)})" for rival in suspects)
-        ours = number(found["value"], 3)
-        return f"Not shown to be better than what is known without looking: {names}; the network reaches {ours} ({metric})."
+        ours = f"the network reaches {number(found['value'], 3)} ({metric})"
+        return f"Not shown to be better than what is known without looking: {names}; {ours}."
     if rivals[-1]["finds"] == "as much as the network":
         return f"Not shown to be better than all rivals together ({metric} {number(rivals[-1]['value'], 3)})."
     some = [rival["name"] for rival in alone if rival["finds"] != "nothing"]
