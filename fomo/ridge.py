@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-DECAYS = (0.125, 0.25, 0.5, 1.0, 2.0)
+DECAYS = (0.125, 0.25, 0.5)  # with 1 or 2 chance has the say: many deep features, few cases
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 _FLAT = 1e-6  # a feature whose deviation is below this share of its size does not vary
 

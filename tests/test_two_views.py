@@ -12,7 +12,7 @@ from fomo import checkpoint, kinds, losses, nets, tasks
 from fomo import config as config_module
 from fomo.data import cache, loader, sources
 from fomo.nets import image_head
-from fomo.nets.two_views import MEMORY, OUTPUTS, TwoViews, moments
+from fomo.nets.two_views import MEAN_MEMORY, OUTPUTS, SPREAD_MEMORY, TwoViews, moments
 from fomo.training.step import train_step
 
 CHANNELS = 4  # of the phantoms of tiny_config("mae")
@@ -94,22 +94,26 @@ def test_the_network_restores_and_reads_what_the_head_reads(name, patch):
     assert all(sum(name.startswith(stage) for stage in network.stages) == 1 for name in trained)
 
 
-def test_the_averages_are_those_of_all_steps_at_first_and_then_move():
+def test_spreads_are_averaged_within_steps_and_means_move_faster():
+    """A drift between steps, as of weights that are trained, is no difference of scans."""
     network, rng = make_network(), np.random.default_rng(0)
-    steps = [
-        (torch.tensor(rng.normal(size=(8, network.feature_mean.numel()))), torch.tensor(rng.normal(size=(8, OUTPUTS))))
-        for _ in range(3)
-    ]
+    features = network.feature_mean.numel()
+    steps = [tuple(torch.tensor(rng.normal(size=(8, size)) + 9 * n) for size in (features, OUTPUTS)) for n in range(3)]
     for number, step in enumerate(steps, start=1):
         network.move(moments(*step), number, 4)
-    features, vectors = (torch.cat(each).float() for each in zip(*steps))
-    torch.testing.assert_close(network.feature_mean, features.mean(0))
-    torch.testing.assert_close(network.feature_square, features.square().mean(0))
-    later = vectors[8:]  # the first step's knew nothing of the statistics
-    torch.testing.assert_close(network.square - network.mean.outer(network.mean), statistics_of(later)[1])
-    before = network.mean.clone()
-    network.move({**moments(*steps[0]), "mean": torch.full((OUTPUTS,), 7.0)}, 1000, 4)
-    torch.testing.assert_close(network.mean, before + (7 - before) * 4 / MEMORY)
+    statistics, vectors = ([step[place].float() for step in steps] for place in (0, 1))
+    torch.testing.assert_close(network.feature_mean, torch.cat(statistics).mean(0))  # of all, while they are few
+    wanted = torch.stack([one.var(0, correction=0) for one in statistics]).mean(0) * 4 / 3
+    torch.testing.assert_close(network.feature_variance, wanted, rtol=1e-4, atol=1e-5)
+    later = vectors[1:]  # the first step's knew nothing of the statistics
+    torch.testing.assert_close(network.mean, torch.cat(later).mean(0))
+    wanted = torch.stack([statistics_of(one)[1] for one in later]).mean(0) * 4 / 3
+    torch.testing.assert_close(network.covariance, wanted, rtol=1e-4, atol=1e-5)
+    mean, covariance = network.mean.clone(), network.covariance.clone()
+    network.move(moments(*steps[0]), 1000, 4)
+    own, spread = statistics_of(vectors[0])
+    torch.testing.assert_close(network.mean, torch.lerp(mean, own, 4 / MEAN_MEMORY))
+    torch.testing.assert_close(network.covariance, torch.lerp(covariance, spread * 4 / 3, 4 / SPREAD_MEMORY))
 
 
 # --------------------------------------------------------------------------------------------- task
@@ -159,7 +163,7 @@ def test_a_step_is_the_same_in_parts(write):
         torch.manual_seed(1)
         network = task.wrap(nets.build("unet_b_lw_dec", CHANNELS, CHANNELS, mode="segmentation", width=2)).train()
         network.mean += 0.1
-        network.square += torch.full((OUTPUTS, OUTPUTS), 0.3)
+        network.covariance += torch.full((OUTPUTS, OUTPUTS), 0.3)
         step = train_step(
             network,
             task,
@@ -235,7 +239,7 @@ def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     assert values[0].shape == (6, 5)
     np.testing.assert_allclose(*values, rtol=2e-2, atol=1e-3)
     states = [torch.load(tmp_path / name / "run" / "fold_1" / "last.pt", weights_only=True) for name in ("one", "two")]
-    for key in ("mean", "square", "feature_mean", "network.encoder.encoder_conv4.conv2.conv.weight"):
+    for key in ("mean", "covariance", "feature_mean", "network.encoder.encoder_conv4.conv2.conv.weight"):
         torch.testing.assert_close(states[0]["model"][key], states[1]["model"][key], rtol=1e-2, atol=1e-2)
 
     # continued from the end of the first epoch it ends the same

@@ -1,10 +1,12 @@
 """A U-Net that restores a masked volume, and says as a vector what it has seen of it, for two views to be compared.
 
 The vector is a linear projection of the statistics that a multistage head reads of the encoder: what fine-tuning reads
-by a linear layer is what is trained. These statistics differ little between brains (by 1 to 3% of their size), so a
-moving average of their mean and deviation standardises them first. Mean and second moments of the vectors are moving
-averages, too, over some `MEMORY` scans: a step sees four, which say nothing about the covariances of 32 numbers. All of
-them are buffers, so that a run continues exactly; they are thrown away, with the projection, when the network is used.
+by a linear layer is what is trained. They differ little between brains (by 1 to 3% of their size), so moving averages
+of their mean and deviation standardise them first. Mean and covariance of the vectors are moving averages,
+too: a step sees four scans, which say nothing about the covariances of 32 numbers. How scans differ is taken from each
+step about its own mean, and averaged over some SPREAD_MEMORY scans; the means are averaged over MEAN_MEMORY scans only,
+since they move with the weights by more than scans differ. All of these are buffers, so that a run continues exactly;
+they are thrown away, with the projection, when the network is used.
 """
 
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from .image_head import BOUND
 
-OUTPUTS, MEMORY = 32, 128
+OUTPUTS, SPREAD_MEMORY, MEAN_MEMORY = 32, 128, 16
 _SMALL = 1e-3  # lowest standard deviation of a statistic
 
 
@@ -32,9 +34,9 @@ class TwoViews(nn.Module):
         features = self.projection.in_features
         for name, start in (
             ("feature_mean", torch.zeros(features)),
-            ("feature_square", torch.ones(features)),
+            ("feature_variance", torch.ones(features)),
             ("mean", torch.zeros(OUTPUTS)),
-            ("square", torch.eye(OUTPUTS)),
+            ("covariance", torch.eye(OUTPUTS)),
         ):
             self.register_buffer(name, start)
         self.stem = f"network.{network.stem}"
@@ -52,24 +54,33 @@ class TwoViews(nn.Module):
         restored, statistics = self.network.with_statistics(x)
         with torch.autocast(x.device.type, enabled=False):
             vectors = self._vectors(statistics)
-        return restored, statistics, vectors, self.mean.clone(), self.square - torch.outer(self.mean, self.mean)
+        return restored, statistics, vectors, self.mean.clone(), self.covariance.clone()
 
     def _vectors(self, statistics):
-        deviation = (self.feature_square - self.feature_mean.square()).clamp(min=_SMALL**2).sqrt()
+        deviation = self.feature_variance.clamp(min=_SMALL**2).sqrt()
         return self.projection(BOUND * torch.tanh((statistics - self.feature_mean) / deviation / BOUND))
 
     @torch.no_grad()
     def move(self, moments, step, scans):
-        """Move the averages towards the means of step `step` (from 1) over its `scans`, the same on all ranks.
+        """Move the averages towards those of step `step` (from 1) over its `scans`, 2 or more, the same on all ranks.
 
         moments: of the statistics, of their squares, of the vectors (OUTPUTS,) and of their products with each other.
         The vectors of the first step were made before anything was known of the statistics, and do not count.
         """
-        longest = max(0.0, 1 - scans / MEMORY)
-        for begun, names in ((step, ("feature_mean", "feature_square")), (step - 1, ("mean", "square"))):
-            for name in names if begun else ():
-                own = getattr(self, name)
-                own.lerp_(moments[name].to(own), 1 - min(longest, 1 - 1 / begun))
+        independent = scans / (scans - 1)  # views of one scan are alike
+        mean, vectors = moments["feature_mean"], moments["mean"]
+        variance = (moments["feature_square"] - mean.square()) * independent
+        covariance = (moments["square"] - torch.outer(vectors, vectors)) * independent
+        for name, own, memory, begun in (
+            ("feature_mean", mean, MEAN_MEMORY, step),
+            ("feature_variance", variance, SPREAD_MEMORY, step),
+            ("mean", vectors, MEAN_MEMORY, step - 1),
+            ("covariance", covariance, SPREAD_MEMORY, step - 1),
+        ):
+            if begun:
+                momentum = min(max(0.0, 1 - scans / memory), 1 - 1 / begun)
+                average = getattr(self, name)
+                average.lerp_(own.to(average), 1 - momentum)
 
 
 def moments(statistics, vectors):
