@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-DECAYS = (0.125, 0.25, 0.5)  # with 1 or 2 chance has the say: many deep features, few cases
+DECAYS = (0.125, 0.25, 0.5, 1.0, 2.0)
+_EARNED = 1.25  # how much smaller the error must be, to take a decay of 1 or more: deep features are many, cases few
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 _FLAT = 1e-6  # a feature whose deviation is below this share of its size does not vary
 
@@ -74,7 +75,7 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
         scaling = Scaling(mean, deviation, _shares(np.asarray(groups), np.asarray(depths), varies, decay), bound)
         standardised = scaling(features)
         for strength, dual, left_out in _solutions(standardised @ standardised.T, targets, parts, strengths):
-            errors = np.mean(((left_out - targets) / unit) ** 2, axis=0)
+            errors = np.mean(((left_out - targets) / unit) ** 2, axis=0) * (_EARNED if decay >= 1 else 1)
             error = errors if each else errors.mean()
             if np.any(error < least):
                 weight = dual.T @ standardised

@@ -1,4 +1,4 @@
-"""Masked autoencoder of two views: the published loss, its averages, parts of a batch, a whole run, where it goes."""
+"""Masked autoencoder of two views: the published loss, its memory, parts of a batch, a whole run, where it goes."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from fomo import checkpoint, kinds, losses, nets, tasks
 from fomo import config as config_module
 from fomo.data import cache, loader, sources
 from fomo.nets import image_head
-from fomo.nets.two_views import MEAN_MEMORY, OUTPUTS, SPREAD_MEMORY, TwoViews, moments
+from fomo.nets.two_views import MEAN_MEMORY, MEMORY, OUTPUTS, TwoViews
 from fomo.training.step import train_step
 
 CHANNELS = 4  # of the phantoms of tiny_config("mae")
@@ -77,43 +77,54 @@ def test_vectors_and_statistics_that_do_not_fit_are_refused(shapes):
 
 def make_network(name="unet_b_lw_dec", width=2):
     torch.manual_seed(0)
-    return TwoViews(nets.build(name, 1, 1, mode="segmentation", width=width), (32, 32, 32))
+    return TwoViews(nets.build(name, 1, 1, mode="segmentation", width=width), (32, 32, 32), 4)
 
 
 @pytest.mark.parametrize("name, patch", [("unet_b_lw_dec", (32, 16, 16)), ("resenc_unet_s", (64, 32, 32))])
 def test_the_network_restores_and_reads_what_the_head_reads(name, patch):
-    network, x = TwoViews(nets.build(name, 1, 1, mode="segmentation", width=2), (64, 32, 32)), torch.randn(2, 1, *patch)
-    restored, statistics, vectors, mean, covariance = network(x)
+    network, x = (
+        TwoViews(nets.build(name, 1, 1, mode="segmentation", width=2), (64, 32, 32), 2),
+        torch.randn(2, 1, *patch),
+    )
+    restored, statistics, vectors, covariance = network(x)
     network.eval()
     torch.testing.assert_close(restored, network(x))
     whole = nets.build(name.replace("_lw_dec", ""), 1, 1, mode="regression", width=2, head="multistage")
     whole.encoder.load_state_dict(network.network.encoder.state_dict())
     torch.testing.assert_close(statistics, whole.statistics(x)[:, len(image_head.intensities(x)) :])
-    assert vectors.shape == (2, OUTPUTS) and mean.shape == (OUTPUTS,) and torch.equal(covariance, torch.eye(OUTPUTS))
+    assert vectors.shape == (2, OUTPUTS) and covariance.shape == (OUTPUTS, OUTPUTS)
     trained = [name for name, _ in network.named_parameters()]
     assert all(sum(name.startswith(stage) for stage in network.stages) == 1 for name in trained)
 
 
-def test_spreads_are_averaged_within_steps_and_means_move_faster():
+def test_what_is_remembered_is_how_scans_of_a_step_differ():
     """A drift between steps, as of weights that are trained, is no difference of scans."""
     network, rng = make_network(), np.random.default_rng(0)
-    features = network.feature_mean.numel()
-    steps = [tuple(torch.tensor(rng.normal(size=(8, size)) + 9 * n) for size in (features, OUTPUTS)) for n in range(3)]
+    features, count = network.mean.numel(), len(network.differences)
+    x = torch.randn(8, 1, 32, 32, 32)
+    assert torch.equal(network(x)[3], torch.eye(OUTPUTS))  # nothing is known
+    steps = [torch.tensor(rng.normal(size=(2, 4, features)) + 9 * n, dtype=torch.float32) for n in range(3)]
     for number, step in enumerate(steps, start=1):
-        network.move(moments(*step), number, 4)
-    statistics, vectors = ([step[place].float() for step in steps] for place in (0, 1))
-    torch.testing.assert_close(network.feature_mean, torch.cat(statistics).mean(0))  # of all, while they are few
-    wanted = torch.stack([one.var(0, correction=0) for one in statistics]).mean(0) * 4 / 3
-    torch.testing.assert_close(network.feature_variance, wanted, rtol=1e-4, atol=1e-5)
-    later = vectors[1:]  # the first step's knew nothing of the statistics
-    torch.testing.assert_close(network.mean, torch.cat(later).mean(0))
-    wanted = torch.stack([statistics_of(one)[1] for one in later]).mean(0) * 4 / 3
-    torch.testing.assert_close(network.covariance, wanted, rtol=1e-4, atol=1e-5)
-    mean, covariance = network.mean.clone(), network.covariance.clone()
-    network.move(moments(*steps[0]), 1000, 4)
-    own, spread = statistics_of(vectors[0])
-    torch.testing.assert_close(network.mean, torch.lerp(mean, own, 4 / MEAN_MEMORY))
-    torch.testing.assert_close(network.covariance, torch.lerp(covariance, spread * 4 / 3, 4 / SPREAD_MEMORY))
+        network.remember(step, number)
+    torch.testing.assert_close(network.mean, torch.cat(steps).flatten(0, 1).mean(0))  # of all, while they are few
+    differences = torch.cat([(step - step.mean((0, 1))).flatten(0, 1) for step in steps]) * (4 / 3) ** 0.5
+    z = 4 * torch.tanh(differences / differences.square().mean(0).sqrt() / 4)
+    vectors = z @ network.projection.weight.T
+    restored, statistics, own, covariance = network(x)
+    torch.testing.assert_close(covariance, (vectors.T @ vectors / 24).detach(), rtol=1e-3, atol=1e-4)
+    wanted = 4 * torch.tanh((statistics - network.mean) / differences.square().mean(0).sqrt() / 4)
+    torch.testing.assert_close(own, wanted @ network.projection.weight.T, rtol=1e-3, atol=1e-3)
+    assert not covariance.requires_grad and count == MEMORY // 4
+    mean = network.mean.clone()
+    network.remember(steps[0], count + 2)  # in the place of the second
+    torch.testing.assert_close(network.differences[1], differences[:8])
+    torch.testing.assert_close(network.mean, torch.lerp(mean, steps[0].mean((0, 1)), 4 / MEAN_MEMORY))
+    assert network.filled == count
+
+
+def test_one_scan_a_step_is_refused():
+    with pytest.raises(ValueError, match="scans: got 1, wanted 2 or more"):
+        TwoViews(nets.build("unet_b_lw_dec", 1, 1, mode="segmentation", width=2), (32, 16, 16), 1)
 
 
 # --------------------------------------------------------------------------------------------- task
@@ -162,8 +173,7 @@ def test_a_step_is_the_same_in_parts(write):
         config, task, batches = read(write(), slots)
         torch.manual_seed(1)
         network = task.wrap(nets.build("unet_b_lw_dec", CHANNELS, CHANNELS, mode="segmentation", width=2)).train()
-        network.mean += 0.1
-        network.covariance += torch.full((OUTPUTS, OUTPUTS), 0.3)
+        network.remember(torch.randn(2, 4, network.mean.numel(), generator=torch.Generator().manual_seed(3)), 1)
         step = train_step(
             network,
             task,
@@ -239,7 +249,7 @@ def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     assert values[0].shape == (6, 5)
     np.testing.assert_allclose(*values, rtol=2e-2, atol=1e-3)
     states = [torch.load(tmp_path / name / "run" / "fold_1" / "last.pt", weights_only=True) for name in ("one", "two")]
-    for key in ("mean", "covariance", "feature_mean", "network.encoder.encoder_conv4.conv2.conv.weight"):
+    for key in ("mean", "differences", "network.encoder.encoder_conv4.conv2.conv.weight"):
         torch.testing.assert_close(states[0]["model"][key], states[1]["model"][key], rtol=1e-2, atol=1e-2)
 
     # continued from the end of the first epoch it ends the same

@@ -1,12 +1,12 @@
 """A U-Net that restores a masked volume, and says as a vector what it has seen of it, for two views to be compared.
 
 The vector is a linear projection of the statistics that a multistage head reads of the encoder: what fine-tuning reads
-by a linear layer is what is trained. They differ little between brains (by 1 to 3% of their size), so moving averages
-of their mean and deviation standardise them first. Mean and covariance of the vectors are moving averages,
-too: a step sees four scans, which say nothing about the covariances of 32 numbers. How scans differ is taken from each
-step about its own mean, and averaged over some SPREAD_MEMORY scans; the means are averaged over MEAN_MEMORY scans only,
-since they move with the weights by more than scans differ. All of these are buffers, so that a run continues exactly;
-they are thrown away, with the projection, when the network is used.
+by a linear layer is what is trained. They differ little between brains (by 1 to 3% of their size), so they are
+standardised first. A step sees four scans, which say nothing about the covariances of 32 numbers: the statistics of the
+last MEMORY scans are kept, and projected anew in each step. (Moving averages of the covariances themselves lag behind
+the projection, and the terms grew without bound in 100 steps.) How scans differ is taken from each step about its own
+mean, since means move with the weights by more than scans differ; the mean is of the last MEAN_MEMORY scans. All this
+is in buffers, so that a run continues exactly; they are thrown away, with the projection, when the network is used.
 """
 
 import torch
@@ -14,31 +14,31 @@ from torch import nn
 
 from .image_head import BOUND
 
-OUTPUTS, SPREAD_MEMORY, MEAN_MEMORY = 32, 128, 16
+OUTPUTS, MEMORY, MEAN_MEMORY = 32, 128, 16
 _SMALL = 1e-3  # lowest standard deviation of a statistic
 
 
 class TwoViews(nn.Module):
-    """(B, C, X, Y, Z) -> in training (restored, statistics (B, F), vectors (B, OUTPUTS), mean, covariance).
+    """(B, C, X, Y, Z) -> in training (restored, statistics (B, F), vectors (B, OUTPUTS), covariance of vectors).
 
-    Otherwise what the network gives. mean (OUTPUTS,) and covariance (OUTPUTS, OUTPUTS): of the vectors of steps before.
-    network: for segmentation, with the method `with_statistics`. patch: a size that it takes.
+    Otherwise what the network gives. covariance (OUTPUTS, OUTPUTS): of the vectors of earlier steps, without gradient,
+    about the mean 0.
+    network: for segmentation, with the method `with_statistics`. patch: a size that it takes. scans: of a step, on all
+    ranks, 2 or more.
     """
 
-    def __init__(self, network, patch):
+    def __init__(self, network, patch, scans):
         super().__init__()
         if not hasattr(network, "with_statistics"):
             raise ValueError(f"network: got {type(network).__name__}, wanted one with the method with_statistics")
-        self.network = network
-        self.projection = nn.Linear(_statistics(network, patch), OUTPUTS, bias=False)
-        features = self.projection.in_features
-        for name, start in (
-            ("feature_mean", torch.zeros(features)),
-            ("feature_variance", torch.ones(features)),
-            ("mean", torch.zeros(OUTPUTS)),
-            ("covariance", torch.eye(OUTPUTS)),
-        ):
-            self.register_buffer(name, start)
+        if scans < 2:
+            raise ValueError(f"scans: got {scans}, wanted 2 or more: one does not differ")
+        features, steps = _statistics(network, patch), max(1, MEMORY // scans)
+        self.network, self.scans = network, scans
+        self.projection = nn.Linear(features, OUTPUTS, bias=False)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("differences", torch.zeros(steps, 2 * scans, features))  # from the mean of their step
+        self.register_buffer("filled", torch.zeros(()))  # steps of them that are known
         self.stem = f"network.{network.stem}"
         for name in ("encoder_prefixes", "new_prefixes", "unused_prefixes"):
             setattr(self, name, _below(getattr(network, name)))
@@ -53,41 +53,28 @@ class TwoViews(nn.Module):
             return self.network(x)
         restored, statistics = self.network.with_statistics(x)
         with torch.autocast(x.device.type, enabled=False):
-            vectors = self._vectors(statistics)
-        return restored, statistics, vectors, self.mean.clone(), self.covariance.clone()
+            known = (self.filled * 2 * self.scans).clamp(min=1)
+            deviation = (self.differences.square().sum((0, 1)) / known).sqrt()
+            deviation = torch.where(self.filled > 0, deviation.clamp(min=_SMALL), 1.0)
+            vectors = self._projected((statistics - self.mean) / deviation)
+            with torch.no_grad():
+                earlier = self._projected(self.differences.flatten(0, 1) / deviation)
+                covariance = earlier.T @ earlier / known + torch.eye(OUTPUTS, device=x.device) * (self.filled == 0)
+        return restored, statistics, vectors, covariance
 
-    def _vectors(self, statistics):
-        deviation = self.feature_variance.clamp(min=_SMALL**2).sqrt()
-        return self.projection(BOUND * torch.tanh((statistics - self.feature_mean) / deviation / BOUND))
+    def _projected(self, z):
+        return self.projection(BOUND * torch.tanh(z / BOUND))
 
     @torch.no_grad()
-    def move(self, moments, step, scans):
-        """Move the averages towards those of step `step` (from 1) over its `scans`, 2 or more, the same on all ranks.
-
-        moments: of the statistics, of their squares, of the vectors (OUTPUTS,) and of their products with each other.
-        The vectors of the first step were made before anything was known of the statistics, and do not count.
-        """
-        independent = scans / (scans - 1)  # views of one scan are alike
-        mean, vectors = moments["feature_mean"], moments["mean"]
-        variance = (moments["feature_square"] - mean.square()) * independent
-        covariance = (moments["square"] - torch.outer(vectors, vectors)) * independent
-        for name, own, memory, begun in (
-            ("feature_mean", mean, MEAN_MEMORY, step),
-            ("feature_variance", variance, SPREAD_MEMORY, step),
-            ("mean", vectors, MEAN_MEMORY, step - 1),
-            ("covariance", covariance, SPREAD_MEMORY, step - 1),
-        ):
-            if begun:
-                momentum = min(max(0.0, 1 - scans / memory), 1 - 1 / begun)
-                average = getattr(self, name)
-                average.lerp_(own.to(average), 1 - momentum)
-
-
-def moments(statistics, vectors):
-    """{name: mean over the samples} in float64, for `TwoViews.move`; statistics (B, F), vectors (B, OUTPUTS)."""
-    statistics, vectors = statistics.detach().double(), vectors.detach().double()
-    means = {"feature_mean": statistics.mean(0), "feature_square": statistics.square().mean(0)}
-    return {**means, "mean": vectors.mean(0), "square": vectors.T @ vectors / len(vectors)}
+    def remember(self, statistics, step):
+        """Keep the statistics (2, scans, F) of step `step` (from 1), of all ranks, in the place of the oldest."""
+        seen, count = statistics.flatten(0, 1), len(self.differences)
+        mean = seen.mean(0)
+        momentum = min(max(0.0, 1 - self.scans / MEAN_MEMORY), 1 - 1 / step)
+        self.mean.lerp_(mean, 1 - momentum)
+        correction = (self.scans / (self.scans - 1)) ** 0.5  # the mean is of few scans; views of one are alike
+        self.differences[(step - 1) % count] = (seen - mean) * correction
+        self.filled.fill_(min(step, count))
 
 
 def _below(prefixes):

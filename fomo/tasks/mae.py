@@ -72,7 +72,7 @@ class MaskedAutoencoder(Task):
         self.out_channels = len(config.data.channels)
         self._pictures = 0
         self._views = 2 if config.task.global_weight else 1  # of each patch, in training
-        self._sums = []  # of each micro-batch of a step: (parts of the loss, moments of the vectors)
+        self._seen = []  # of each micro-batch of a step: (slots, parts of the loss, statistics of both views)
         self._watched = []  # parts of the loss of each step since the last look
 
     @classmethod
@@ -85,7 +85,7 @@ class MaskedAutoencoder(Task):
 
     def wrap(self, network):
         smallest = NETWORKS[self.config.model.name].holding((1, 1, 1))
-        return two_views.TwoViews(network, smallest) if self._views == 2 else network
+        return two_views.TwoViews(network, smallest, self.config.train.batch_size) if self._views == 2 else network
 
     def load(self, network, load):
         return load(network.network if self._views == 2 else network)
@@ -127,22 +127,25 @@ class MaskedAutoencoder(Task):
     def loss(self, outputs, batch):
         if self._views == 1 or isinstance(outputs, torch.Tensor):  # or in evaluation
             return losses.masked_mse(outputs, batch["original"], batch["scored"])
-        restored, statistics, vectors, mean, covariance = outputs
+        restored, statistics, vectors, covariance = outputs
         error = losses.masked_mse(restored, batch["original"], batch["scored"]).unflatten(0, (2, -1)).mean(0)
-        parts = error, *losses.vicreg(*vectors.unflatten(0, (2, -1)), mean, covariance)
-        said = torch.stack([part.detach().double().mean() for part in parts])
-        self._sums.append({"parts": said, **two_views.moments(statistics, vectors)})
+        parts = error, *losses.vicreg(*vectors.unflatten(0, (2, -1)), torch.zeros_like(covariance[0]), covariance)
+        said = torch.stack([part.detach().mean() for part in parts])
+        self._seen.append((batch["slot"], said, statistics.detach().float().unflatten(0, (2, -1))))
         alike, spread, apart = parts[1:]
         return error + self.config.task.global_weight * (alike + spread + _OF_COVARIANCE * apart)
 
     def after_step(self, network, step, last_step):
-        """Move the averages of the vectors towards this step's, over all micro-batches and ranks."""
+        """Let the network remember this step's scans, of all micro-batches and ranks, in the order of their slots."""
         if self._views == 1:
             return
-        sums, self._sums = self._sums, []
-        found = {name: dist.mean(torch.stack([one[name] for one in sums]).mean(0)) for name in sums[0]}
-        self._watched.append(found.pop("parts"))  # on the device: read when it is shown
-        network.move(found, step, self.config.train.batch_size)
+        seen, self._seen = self._seen, []
+        batch_size = self.config.train.batch_size
+        statistics = seen[0][2].new_zeros(2, batch_size, seen[0][2].shape[-1])
+        for slots, _, own in seen:
+            statistics[:, [slot % batch_size for slot in slots]] = own
+        network.remember(dist.mean(statistics) * dist.world_size(), step)
+        self._watched.append(dist.mean(torch.stack([parts for _, parts, _ in seen]).mean(0)))  # read when it is shown
 
     def watch(self):
         watched, self._watched = self._watched, []
