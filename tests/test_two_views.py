@@ -86,7 +86,8 @@ def test_the_network_restores_and_reads_what_the_head_reads(name, patch):
         TwoViews(nets.build(name, 1, 1, mode="segmentation", width=2), (64, 32, 32), 2),
         torch.randn(2, 1, *patch),
     )
-    restored, statistics, vectors, covariance = network(x)
+    restored, statistics, vectors, same, covariance = network(x)
+    assert torch.equal(vectors, same)
     network.eval()
     torch.testing.assert_close(restored, network(x))
     whole = nets.build(name.replace("_lw_dec", ""), 1, 1, mode="regression", width=2, head="multistage")
@@ -102,7 +103,7 @@ def test_what_is_remembered_is_how_scans_of_a_step_differ():
     network, rng = make_network(), np.random.default_rng(0)
     features, count = network.mean.numel(), len(network.differences)
     x = torch.randn(8, 1, 32, 32, 32)
-    assert torch.equal(network(x)[3], torch.eye(OUTPUTS))  # nothing is known
+    assert torch.equal(network(x)[4], torch.eye(OUTPUTS))  # nothing is known
     steps = [torch.tensor(rng.normal(size=(2, 4, features)) + 9 * n, dtype=torch.float32) for n in range(3)]
     for number, step in enumerate(steps, start=1):
         network.remember(step, number)
@@ -110,11 +111,15 @@ def test_what_is_remembered_is_how_scans_of_a_step_differ():
     differences = torch.cat([(step - step.mean((0, 1))).flatten(0, 1) for step in steps]) * (4 / 3) ** 0.5
     z = 4 * torch.tanh(differences / differences.square().mean(0).sqrt() / 4)
     vectors = z @ network.projection.weight.T
-    restored, statistics, own, covariance = network(x)
-    torch.testing.assert_close(covariance, (vectors.T @ vectors / 24).detach(), rtol=1e-3, atol=1e-4)
+    restored, statistics, own, same, covariance = network(x)
+    torch.testing.assert_close(covariance, vectors.T @ vectors / 24, rtol=1e-3, atol=1e-4)
+    weight = network.projection.weight
+    gradients = [torch.autograd.grad(one.square().sum(), weight) for one in (covariance, vectors.T @ vectors / 24)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+    assert torch.autograd.grad(same.sum(), weight, retain_graph=True, allow_unused=True) == (None,)
     wanted = 4 * torch.tanh((statistics - network.mean) / differences.square().mean(0).sqrt() / 4)
     torch.testing.assert_close(own, wanted @ network.projection.weight.T, rtol=1e-3, atol=1e-3)
-    assert not covariance.requires_grad and count == MEMORY // 4
+    assert count == MEMORY // 4
     mean = network.mean.clone()
     network.remember(steps[0], count + 2)  # in the place of the second
     torch.testing.assert_close(network.differences[1], differences[:8])

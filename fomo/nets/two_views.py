@@ -19,10 +19,12 @@ _SMALL = 1e-3  # lowest standard deviation of a statistic
 
 
 class TwoViews(nn.Module):
-    """(B, C, X, Y, Z) -> in training (restored, statistics (B, F), vectors (B, OUTPUTS), covariance of vectors).
+    """(B, C, X, Y, Z) -> in training (restored, statistics (B, F), vectors, the same vectors, covariance of vectors).
 
-    Otherwise what the network gives. covariance (OUTPUTS, OUTPUTS): of the vectors of earlier steps, without gradient,
-    about the mean 0.
+    Otherwise what the network gives. vectors: (B, OUTPUTS); the second ones give the projection no gradient.
+    covariance (OUTPUTS, OUTPUTS): of the vectors of the scans that are remembered, about the mean 0; it gives the
+    projection its gradient. (From the few scans of a step, whose mean is not known well, the projection does not learn
+    to keep its numbers apart: their covariances were 100 times as large.)
     network: for segmentation, with the method `with_statistics`. patch: a size that it takes. scans: of a step, on all
     ranks, 2 or more.
     """
@@ -56,14 +58,14 @@ class TwoViews(nn.Module):
             known = (self.filled * 2 * self.scans).clamp(min=1)
             deviation = (self.differences.square().sum((0, 1)) / known).sqrt()
             deviation = torch.where(self.filled > 0, deviation.clamp(min=_SMALL), 1.0)
-            vectors = self._projected((statistics - self.mean) / deviation)
-            with torch.no_grad():
-                earlier = self._projected(self.differences.flatten(0, 1) / deviation)
-                covariance = earlier.T @ earlier / known + torch.eye(OUTPUTS, device=x.device) * (self.filled == 0)
-        return restored, statistics, vectors, covariance
-
-    def _projected(self, z):
-        return self.projection(BOUND * torch.tanh(z / BOUND))
+            seen, earlier = (
+                BOUND * torch.tanh(z / deviation / BOUND)
+                for z in (statistics - self.mean, self.differences.flatten(0, 1))
+            )
+            vectors, earlier = self.projection(seen), self.projection(earlier)
+            same = nn.functional.linear(seen, self.projection.weight.detach())
+            covariance = earlier.T @ earlier / known + torch.eye(OUTPUTS, device=x.device) * (self.filled == 0)
+        return restored, statistics, vectors, same, covariance
 
     @torch.no_grad()
     def remember(self, statistics, step):

@@ -127,12 +127,14 @@ class MaskedAutoencoder(Task):
     def loss(self, outputs, batch):
         if self._views == 1 or isinstance(outputs, torch.Tensor):  # or in evaluation
             return losses.masked_mse(outputs, batch["original"], batch["scored"])
-        restored, statistics, vectors, covariance = outputs
+        restored, statistics, vectors, same, covariance = outputs
         error = losses.masked_mse(restored, batch["original"], batch["scored"]).unflatten(0, (2, -1)).mean(0)
-        parts = error, *losses.vicreg(*vectors.unflatten(0, (2, -1)), torch.zeros_like(covariance[0]), covariance)
+        vectors, same = (each.unflatten(0, (2, -1)) for each in (vectors, same))
+        spread, apart = losses.vicreg(*same, torch.zeros_like(covariance[0]), covariance)[1:]
+        alike = losses.mse(*vectors)
+        parts = error, alike, spread, apart
         said = torch.stack([part.detach().mean() for part in parts])
         self._seen.append((batch["slot"], said, statistics.detach().float().unflatten(0, (2, -1))))
-        alike, spread, apart = parts[1:]
         return error + self.config.task.global_weight * (alike + spread + _OF_COVARIANCE * apart)
 
     def after_step(self, network, step, last_step):
