@@ -171,6 +171,38 @@ def dino_target(teacher, centre, temperature):
     return ((teacher.float() - centre.float()) / temperature).softmax(-1)
 
 
+def vicreg(first, second, mean, covariance, deviation=1.0):
+    """(invariance, variance, covariance), (B,) each: the terms of VICReg of two views' vectors (Bardes et al. 2022).
+
+    first, second: (B, K), of the same samples. mean (K,), covariance (K, K): of such vectors, over as many samples as
+    are known. What they depend on gets its gradient, too.
+
+    invariance   mean squared difference of the two views
+    variance     mean over the K numbers of max(0, deviation - sqrt(their variance + 1e-4))
+    covariance   sum of the squares of the covariances of two different numbers, divided by K
+
+    The last two are facts about many samples, and have the same value for each. Their gradient is each sample's share:
+    with mean and covariance (divided by n) of the 2 B vectors themselves, the gradient of the batch's mean is exactly
+    that of the published loss. With those of more samples, as a moving average has them, parts of a batch still add up
+    to the batch, and a batch of few says no more than it knows: four samples cannot fill K dimensions.
+    """
+    sizes = first.shape[1:], mean.shape, covariance.shape
+    if first.ndim != 2 or first.shape != second.shape or sizes[1] != sizes[0] or sizes[2] != 2 * sizes[0]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (first, second, mean, covariance))
+        raise ValueError(f"first, second, mean, covariance: got shapes {shapes}, wanted (B, K), (B, K), (K,), (K, K)")
+    first, second, mean, covariance = (x.float() for x in (first, second, mean, covariance))
+    variances = covariance.diagonal()
+    deviations, others = (variances.clamp(min=0) + 1e-4).sqrt(), covariance - torch.diag(variances)
+    values = (deviation - deviations).clamp(min=0).mean(), others.square().sum() / len(mean)
+    centred, deviations, others = torch.stack([first, second]) - mean.detach(), deviations.detach(), others.detach()
+    slope = (deviations < deviation) / (-2 * len(mean) * deviations)  # of the variance term in each variance
+    of_variance = (centred.square() * slope).sum(-1).mean(0)
+    along = (centred[..., None] * others).sum(-2)  # no matrix product: autocast would round it
+    of_covariance = (along * centred).sum(-1).mean(0) * (2 / len(mean))
+    shares = (share - share.detach() + value for share, value in zip((of_variance, of_covariance), values))
+    return _per_sample((first - second).square()), *shares
+
+
 def bce(logits, targets, pos_weight=None, label_smoothing=0.0):
     """Binary cross-entropy of each label, times pos_weight where the label is present; the mean over the labels.
 

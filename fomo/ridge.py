@@ -2,7 +2,8 @@
 
 Features come in groups. All groups of one depth count the same, however many features they have, and a deeper group
 counts `decay` times as much as the one above it. The decay and the strength of the penalty are those with the smallest
-squared error when each subject is left out, which needs no second fit (Allen 1974; Hastie et al. 2009, section 7.10).
+squared error when each subject is left out, which needs no second fit (Allen 1974; Hastie et al. 2009, section 7.10). A
+decay of 1 or more has to be clearly better: deep features are many, and with 16 cases some decay is best by chance.
 Needs numpy only.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 DECAYS = (0.125, 0.25, 0.5, 1.0, 2.0)
+_EARNED = 1.25  # by this factor the squared error must be smaller for a decay of 1 or more
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 _FLAT = 1e-6  # a feature whose deviation is below this share of its size does not vary
 
@@ -74,7 +76,7 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
         scaling = Scaling(mean, deviation, _shares(np.asarray(groups), np.asarray(depths), varies, decay), bound)
         standardised = scaling(features)
         for strength, dual, left_out in _solutions(standardised @ standardised.T, targets, parts, strengths):
-            errors = np.mean(((left_out - targets) / unit) ** 2, axis=0)
+            errors = np.mean(((left_out - targets) / unit) ** 2, axis=0) * (_EARNED if decay >= 1 else 1)
             error = errors if each else errors.mean()
             if np.any(error < least):
                 weight = dual.T @ standardised

@@ -54,6 +54,22 @@ def test_the_choice_follows_the_depth_that_has_the_signal_and_noise_gets_a_stron
     assert noise.strength >= 1 and np.abs(noise.left_out - noise.left_out.mean()).max() < 1
 
 
+def test_deeper_features_outweigh_the_others_only_where_the_error_is_a_fifth_smaller():
+    rng, groups = np.random.default_rng(0), np.repeat([0, 1, 1], 20)
+    seen = set()
+    for _ in range(40):
+        features = rng.normal(size=(16, 60))
+        target = features[:, :4].sum(1) * rng.uniform(0, 2) + features[:, 30:34].sum(1) * rng.uniform(0, 2)
+        errors = []
+        for decays in ((0.125, 0.25, 0.5), (1.0, 2.0)):
+            fit = ridge.fit(features, target[:, None], groups, groups, decays=decays)
+            errors.append(np.mean((fit.left_out[:, 0] - target) ** 2))
+        deep = ridge.fit(features, target[:, None], groups, groups).decay >= 1
+        assert deep == (1.25 * errors[1] < errors[0])
+        seen.add((deep, errors[1] < errors[0]))
+    assert seen == {(False, False), (False, True), (True, True)}
+
+
 def test_a_case_far_outside_moves_the_answer_only_so_far():
     features, targets, groups, depths = problem()
     fit = ridge.fit(features, targets, groups, depths)

@@ -10,7 +10,7 @@ from .families import listed
 from .saving import read
 
 _COARSE = "decoder.ds_out_conv"
-_TEACHER = "teacher.backbone."
+_INNER = ("teacher.backbone.", "network.")  # of a DINO run, of a masked autoencoder of two views
 _COUNTER = "num_batches_tracked"  # of a batch norm; files from before torch 0.4.1, as torchvision's, have none
 
 
@@ -189,13 +189,15 @@ def _adapt(weight, channels, rule):
 
 
 def downstream(model):
-    """{name: tensor} of a best.pt's `model` for other networks: all, or the teacher of a DINO run.
+    """{name: tensor} of a best.pt's `model` for other networks: all, or the network that a pretraining has wrapped.
 
     The coarse outputs of deep supervision are left out: only a training has them.
     """
     model = {name: tensor for name, tensor in model.items() if not name.startswith(_COARSE)}
-    teacher = {name.removeprefix(_TEACHER): tensor for name, tensor in model.items() if name.startswith(_TEACHER)}
-    return teacher or model
+    for prefix in _INNER:
+        if inner := {name.removeprefix(prefix): model[name] for name in model if name.startswith(prefix)}:
+            return inner
+    return model
 
 
 def warn_of_known(subjects, trained_on, path, log):

@@ -74,6 +74,9 @@ class Task:
     mae_loss: str = key("all", "squared error of all voxels, or of the hidden ones only", "all|masked")
     keep_epoch: str = key("last", "which epoch is best.pt: the last, or that of the smallest error", "last|best")
     mae_clamp: tuple[float, float] | None = key(None, "what is to be restored is clamped to these (none: as it is)")
+    global_weight: float = key(
+        0.0, "mae: of a term that two masked views of a scan shall look alike, and scans differ (0: one view)", low=0
+    )
     global_size: tuple[int, int, int] = key((96, 96, 96), "voxels (x, y, z) of the two global views")
     global_scale: tuple[float, float] = key((0.4, 1.0), "share of the patch that a global view shows", above=0, high=1)
     local_views: int = key(6, "number of local views", low=0)

@@ -55,6 +55,15 @@ def multistage(maps):
     return torch.cat([nn.functional.layer_norm(found := means(x)[1], found.shape[1:]) for x in maps[1:]], dim=1)
 
 
+def of_stages(maps, before_norm):
+    """(B, F) float32: what a multistage head reads of the stages, without the input.
+
+    maps: of the stages, finest first. before_norm: of each stage a list of `moments`.
+    """
+    found = [value for stage in zip(before_norm, maps, strict=True) for value in (*stage[0], means(stage[1]))]
+    return torch.cat([pair.transpose(0, 1).flatten(1) for pair in found], dim=1)
+
+
 def intensities(x):
     """(10, B, C) float32: mean, logarithm of the deviation, and for each of _TAILS the darkest and the brightest part.
 
@@ -127,9 +136,8 @@ class ImageHead(nn.Module):
         x: the input (B, in_channels, X, Y, Z). maps: of the stages, finest first. before_norm: of each stage a list
             of `moments`.
         """
-        found = [value for stage in zip(before_norm, maps, strict=True) for value in (*stage[0], means(stage[1]))]
-        deep = torch.cat([pair.transpose(0, 1).flatten(1) for pair in found], dim=1)
-        return torch.cat([intensities(x).transpose(0, 1).flatten(1), self._side_by_side(deep)], dim=1)
+        deep = self._side_by_side(of_stages(maps, before_norm))
+        return torch.cat([intensities(x).transpose(0, 1).flatten(1), deep], dim=1)
 
     def _side_by_side(self, features):
         return features.unflatten(0, (-1, self.copies)).flatten(1)
@@ -163,6 +171,12 @@ class WithImageHead:
     def maps(self, x):
         """The feature maps of the stages, finest first."""
         return self.encoder(x)
+
+    def with_statistics(self, x):
+        """(what a segmentation gives, (B, F) statistics of the encoder's stages, see `of_stages`)."""
+        found = []
+        maps = self.encoder(x, found)
+        return self.decoder(maps), of_stages(maps, found)
 
     def _read(self, x):
         """(x, maps of the stages, of each the `moments` in front of its norms if the head reads them)."""

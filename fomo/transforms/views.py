@@ -1,7 +1,8 @@
 """Multi-crop views of volumes and slices for self-supervised learning (Caron et al. 2020, SwAV; in 3D, too).
 
 Each patch gives two large (global) views and some small (local) ones. A view is a box at a random place and scale with
-the patch's proportions, resized trilinearly (a slice: bilinearly) and augmented on its own.
+the patch's proportions, resized trilinearly (a slice: bilinearly) and augmented on its own. `Pairs` are two views of the
+whole patch.
 """
 
 import torch
@@ -10,6 +11,27 @@ import torch.nn.functional as F
 from .generators import per_sample
 
 GLOBAL_VIEWS = 2
+
+
+class Pairs:
+    """Two views of each patch, augmented each on its own.
+
+    augment: the Augmentation of both; the arguments of the methods are those of Augmentation.
+    """
+
+    def __init__(self, augment):
+        self.augment = augment
+
+    def draw(self, generator, samples, channels, outside=None):
+        """A pair of plans per sample."""
+        generators = per_sample(generator, samples)
+        return list(zip(*(self.augment.draw(generators, samples, channels, outside) for _ in range(2))))
+
+    @torch.no_grad()
+    def apply(self, batch, plans):
+        """The batch with `image` and `mask`, where there is one, of all views: view v of sample b is at v * B + b."""
+        doubled = {name: torch.cat([batch[name]] * 2) for name in ("image", "mask") if name in batch}
+        return {**batch, **self.augment.apply(doubled, [pair[view] for view in range(2) for pair in plans])}
 
 
 class Views:
