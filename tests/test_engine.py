@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
 from fomo import checkpoint, kinds, losses, nets, tasks
 from fomo import config as config_module
-from fomo.training import optimization
+from fomo.config import UserError
+from fomo.training import evaluate, optimization
 from fomo.training import step as steps
 
 
@@ -174,3 +176,30 @@ def test_the_loss_of_mixed_samples_is_that_of_both_targets_by_their_shares():
     assert steps.loss_of(Squared(), outputs, batch).tolist() == [1, 4, 4]
     mixed = {**batch, "partner_target": torch.tensor([3.0, 2.0, 9.0]), "own_share": torch.tensor([0.25, 0.5, 1.0])}
     assert steps.loss_of(Squared(), outputs, mixed).tolist() == [0.25 * 1 + 0.75 * 9, 4, 4]
+
+
+def test_cases_are_read_ahead_in_their_order_and_one_that_cannot_be_read_ends_it():
+    class One:
+        class_voxels = (1, 1)
+
+        def __init__(self, number):
+            self.id, self.number = f"c{number}", number
+
+        def image(self):
+            read.append(self.number)
+            if self.number == 3:
+                raise UserError("damaged")
+            return np.full((1, 2, 2, 2), self.number)
+
+        def mask(self):
+            return np.full((2, 2, 2), self.number)
+
+    read, seen = [], []
+    with pytest.raises(UserError, match="damaged"):
+        for case in evaluate._read_ahead([One(number) for number in range(5)]):
+            seen.append(case.id)
+            number = int(case.id[1:])
+            assert (case.image() == number).all() and (case.mask() == number).all()
+            assert case.image() is case.image(), "read once"
+    assert seen == ["c0", "c1", "c2"] and read[:4] == [0, 1, 2, 3]
+    assert sum(1 for _ in evaluate._read_ahead([])) == 0

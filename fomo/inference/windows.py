@@ -194,7 +194,7 @@ def _near(volume, device):
     """The volume on the GPU, if it fits there: neighbouring windows share most of their voxels."""
     if torch.is_tensor(volume) or device is None or _where_it_fits(volume.shape, torch.device(device)).type == "cpu":
         return volume
-    return torch.from_numpy(np.array(volume)).to(device)
+    return torch.from_numpy(np.require(volume, requirements="CW")).to(device)  # a copy only of what cannot be written
 
 
 def _read(volume, start, patch, background):

@@ -20,7 +20,7 @@ from .classification import (
 from .comparison import delong_test, paired_permutation, paired_swap
 from .crossvalidated import Interval, cross_validated_ci, fold_shift, within_folds
 from .intervals import bootstrap_ci, t_interval
-from .overlap import dice
+from .overlap import dice, overlap_from_counts
 from .ranking import auroc, average_precision, macro_auroc, precision_recall_curve, roc_curve
 from .regression import (
     apply_bias_correction,

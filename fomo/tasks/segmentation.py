@@ -10,7 +10,15 @@ import re
 import numpy as np
 
 from ..data.cases import read_volume, rounded
-from ..metrics import COUNTS, dice, over_classes, range_of, segmentation_metrics_per_class, summarize
+from ..metrics import (
+    COUNTS,
+    dice,
+    over_classes,
+    overlap_from_counts,
+    range_of,
+    segmentation_metrics_per_class,
+    summarize,
+)
 from ..runtime import lazy
 from ..runtime.lazy import torch
 from ..space import postprocess, volume
@@ -167,10 +175,10 @@ class Segmentation(Task):
         While post-processing is chosen: the Dice in native space that each candidate would give.
         """
         logits = windows.blend(network, case.image(), case.background)
-        mask = torch.from_numpy(np.array(case.mask())).long().to(logits.device)
+        mask = torch.from_numpy(np.array(case.mask())).to(logits.device).long()
         loss = float(self._loss(logits[None], mask[None]))
         if fold is None and not self._candidates:
-            return Answer.of(case, loss=loss, **self._on_grid(logits, mask.cpu().numpy()))
+            return Answer.of(case, loss=loss, **self._on_grid(logits, mask))
         _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
         prediction = volumes["mask"]
         reference, affine = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
@@ -182,13 +190,20 @@ class Segmentation(Task):
         return Answer.of(case, loss=loss, **self._in_native_space(reference, prediction, volume.spacing(affine)))
 
     def _on_grid(self, logits, reference):
+        """Dice by the logits (K, X, Y, Z) and the classes (X, Y, Z) of the reference, counted where they are."""
         if self.sigmoid:
             logits = torch.cat([torch.zeros_like(logits[:1]), logits])  # background where all are below 0.5
-        prediction, task = logits.argmax(0).cpu().numpy(), self.config.task
-        labels, names = range(1, task.classes), task.class_names
-        found = {c: {"dice": dice(reference == c, prediction == c)} for c in labels}
-        voxels = {"predicted_voxels": prediction, "reference_voxels": reference}
-        return {**{name: int(np.count_nonzero(mask)) for name, mask in voxels.items()}, **_with_mean(found, names)}
+        classes = self.config.task.classes
+        pairs = torch.bincount((reference * classes + logits.argmax(0)).flatten(), minlength=classes**2)
+        pairs = pairs.view(classes, classes).cpu().numpy()  # voxels by class of the reference, and of the prediction
+        both, in_reference, in_prediction = (found.tolist() for found in (pairs.diagonal(), pairs.sum(1), pairs.sum(0)))
+        counts = {c: (both[c], in_reference[c], in_prediction[c], reference.numel()) for c in range(classes)}
+        voxels = {
+            "predicted_voxels": counts[0][3] - in_prediction[0],
+            "reference_voxels": counts[0][3] - in_reference[0],
+        }
+        found = {c: {"dice": overlap_from_counts(*counts[c])["dice"]} for c in range(1, classes)}
+        return {**voxels, **_with_mean(found, self.config.task.class_names)}
 
     def _in_native_space(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm

@@ -1,8 +1,11 @@
 """The evaluation of a network on labelled cases: each case once, on one rank, in batches where that is exact."""
 
+import collections
 import contextlib
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from ..data import listing, loader
@@ -52,12 +55,41 @@ def can_batch(config, task, network, cases):
 
 def _one_by_one(task, network, cases, windows, fold):
     """Yield the Answers of this rank's share of the cases."""
-    for case in cases[dist.rank() :: dist.world_size()]:
+    for case in _read_ahead(cases[dist.rank() :: dist.world_size()]):
         if interrupt.requested():
             return
         with memory.explained(lambda: memory.advise_evaluation(task, network, case, windows)):
             answer = task.predict(network, case, windows, fold)
         yield answer
+
+
+class _InMemory:
+    """A prepared case whose image, and mask where it has one, are read."""
+
+    def __init__(self, case):
+        self._case, self._image = case, np.array(case.image())
+        self._mask = np.array(case.mask()) if getattr(case, "class_voxels", ()) else None
+
+    def __getattr__(self, name):
+        return getattr(self._case, name)
+
+    def image(self):
+        return self._image
+
+    def mask(self):
+        return self._mask
+
+
+def _read_ahead(cases):
+    """Yield the cases in their order, read; a thread reads the next one while the network is at one."""
+    with ThreadPoolExecutor(1) as reader:
+        reading = collections.deque()
+        for case in cases:
+            reading.append(reader.submit(_InMemory, case))
+            if len(reading) > 1:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
 
 
 def _in_batches(config, task, network, cases, windows):
