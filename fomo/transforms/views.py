@@ -1,8 +1,8 @@
 """Multi-crop views of volumes and slices for self-supervised learning (Caron et al. 2020, SwAV; in 3D, too).
 
 Each patch gives two large (global) views and some small (local) ones. A view is a box at a random place and scale with
-the patch's proportions, resized trilinearly (a slice: bilinearly) and augmented on its own. `Pairs` are two views of the
-whole patch.
+the patch's proportions, resized trilinearly (a slice: bilinearly) and augmented on its own. `Pairs` are two views of
+the whole patch.
 """
 
 import torch
