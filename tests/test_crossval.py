@@ -421,13 +421,12 @@ def test_a_command_without_a_config_says_what_it_wants(tmp_path):
     assert "wanted the YAML file, and then key=value" in run_command("cv.py", "train.epochs=3").stderr
 
 
-def test_a_run_goes_on_when_its_data_have_moved(tiny_config, phantom_root, tmp_path):
-    import shutil
-
-    [made] = phantom_root.glob("task1_*")
-    shutil.copytree(made, tmp_path / "here")
+def test_a_run_goes_on_when_its_data_have_moved(tiny_config, tmp_path):
     overrides = ["data.source=fomo1", "data.channels=[dwi_b1000,flair,adc,swi|t2s]", "cv.folds_to_run=[1]"]
     path = tiny_config(cv={"folds": 2}, train={"epochs": 1, "steps_per_epoch": 1})
+    finished(run_command("cv.py", path, f"data.root={tmp_path / 'phantoms'}", "--dry-run"))
+    [made] = (tmp_path / "phantoms").glob("task1_*")
+    made.rename(tmp_path / "here")
     finished(run_command("cv.py", path, *overrides, f"data.root={tmp_path / 'here'}"))
     (tmp_path / "here").rename(tmp_path / "there")
     overrides[-1] = "cv.folds_to_run=[1,2]"

@@ -245,7 +245,7 @@ def finished(done):
 @pytest.mark.slow
 def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     path = write()
-    one = finished(run_command("train.py", path, f"output={tmp_path}/one"))
+    one = finished(run_command("train.py", path, f"output={tmp_path}/one", "train.save_every_s=0"))
     two = finished(
         run_command("train.py", path, f"output={tmp_path}/two", "train.workers=1", "train.micro_batch=1", ranks=2)
     )
@@ -257,13 +257,13 @@ def test_a_run_on_one_rank_and_on_two_and_continued(write, tmp_path):
     for key in ("mean", "differences", "network.encoder.encoder_conv4.conv2.conv.weight"):
         torch.testing.assert_close(states[0]["model"][key], states[1]["model"][key], rtol=1e-2, atol=1e-2)
 
-    # continued from the end of the first epoch it ends the same
+    # continued from a step before the last it ends the same
     shutil.copytree(tmp_path / "one", tmp_path / "again")
     again = tmp_path / "again" / "run" / "fold_1"
     (again / "last.previous.pt").replace(again / "last.pt")
     (again / "results.csv").unlink()
-    continued = finished(run_command("train.py", path, f"output={tmp_path}/again"))
-    assert re.search(r" resume fold=1 epoch=2 step=3\b", continued)
+    continued = finished(run_command("train.py", path, f"output={tmp_path}/again", "train.save_every_s=0"))
+    assert re.search(r" resume fold=1 epoch=2 step=5\b", continued)
     state = torch.load(again / "last.pt", weights_only=True)
     assert all(torch.equal(value, states[0]["model"][key]) for key, value in state["model"].items())
 
