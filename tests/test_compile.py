@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ def test_every_network_is_compiled_however_many_came_before(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     for _ in range(12):
         network = nets.build("unet_b", 1, 2, mode="classification", width=1)
-        optimization.wrap(network, True, CPU)(torch.zeros(1, 1, 16, 16, 32))
+        train = types.SimpleNamespace(compile=True)
+        optimization.wrap(network, train, None, CPU)(torch.zeros(1, 1, 16, 16, 32))
     graphs = len(compiled) // 12
     assert graphs >= 1 and len(compiled) == 12 * graphs
 

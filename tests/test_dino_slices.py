@@ -88,7 +88,7 @@ def test_a_pretraining_on_slices_is_where_several_labels_start(name, slices, tmp
     config = labelled(slices, tmp_path, model=model, weights={"path": best})
     task = tasks.build(config)
     network = fold.build_network(config, task, 1)
-    report = fold.start_from(config.weights, task, network)
+    report = fold.start_from(config, task, network)
     head = nets.NETWORKS[name].head
     assert (report.family, report.part) == ("dino", "teacher.backbone.")
     assert set(report.new) == {f"{head}.weight", f"{head}.bias"}, "attention and fusion are pretrained, too"

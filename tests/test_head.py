@@ -87,6 +87,7 @@ def test_a_run_that_continues_does_not_fit_again_and_a_known_head_is_kept(tiny_c
 
 def test_resuming_within_an_epoch_gives_the_same_network(tiny_config, tmp_path, monkeypatch):
     sections = {"cv": {"folds": 2, "val_fraction": 0.25, "folds_to_run": [1]}, "train": {"epochs": 2, "mode": "train"}}
+    sections["train"]["save_every_s"] = 0
     crossval.run(kinds.load(tiny_config("regression", **sections)))
     whole = checkpoint.load(RunFolder(str(tmp_path / "runs" / "run")).fold(1).last)["model"]
     stopped = kinds.load(tiny_config("regression", name="stopped", **sections))

@@ -240,7 +240,7 @@ def test_a_pretrained_network_predicts_nothing(pretrained):
         ({"task": {"type": "mae", "class_weights": "inverse_frequency"}}, "task.class_weights"),
         ({"task": {"type": "mae", "mask_ratio": 0}}, "task.mask_ratio"),
         ({"task": {"type": "mae", "mask_cube": 17}}, "task.mask_cube: got 17, wanted at most half"),
-        ({"model": {"name": "resnet50"}, "data": {"patch": [64, 64, 1]}}, "model.name: got resnet50, wanted a U-Net"),
+        ({"model": {"name": "resnet50"}, "data": {"patch": [64, 64, 1]}}, "task.type: got mae, wanted dino for slices"),
         ({"task": {"type": "mae", "mae_clamp": [4, -2]}}, "task.mae_clamp: got .4,-2., wanted the lower one first"),
         ({"model": {"deep_supervision": True}}, "model.deep_supervision"),
         ({"model": {"skips": False}}, "model.skips: got false, wanted true for model.name=unet_b"),

@@ -17,6 +17,8 @@ def config_of(tmp_path, text, *overrides):
 class Case:
     """With the interface of a prepared case."""
 
+    native_mask = geometry = None
+
     def __init__(self, id, array):
         self.id, self._array, self.shape, self.background = id, array, array.shape[1:], (0.0,)
 

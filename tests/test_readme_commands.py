@@ -40,6 +40,7 @@ TOY = {  # what is added to a command that has this text: the first that fits
         "configs/fomo26/task1.yaml",
     ],  # one of the tasks
     "configs/demo_ct.yaml": [*TINY[:-2], NO_WARMUP],
+    "configs/demo_slices_dino.yaml": [*TINY[:-2], NO_WARMUP],
     "configs/dino.yaml": [*TINY[:-2], *HEADS, NO_WARMUP, "task.global_size=[32,32,32]", "task.local_size=[32,16,16]"],
     "configs/mae.yaml": [*TINY[:-2], *HEADS, NO_WARMUP],
     "my.yaml": [NO_WARMUP],
@@ -68,7 +69,11 @@ STAND_INS = {  # words that a reader replaces by his own; /data is a folder here
 AGAIN = "python cv.py configs/task1.yaml name=again optim.lr=0.02"
 BEFORE = {  # commands that the others of a page presuppose
     "README.md": ["python cv.py configs/task2.yaml", AGAIN],
-    "configs/README.md": ["python cv.py configs/fomo26/task4.yaml data.root=Task_4_new"],
+    "configs/README.md": [
+        "python cv.py configs/fomo26/task4.yaml data.root=Task_4_new",
+        "python tools/make_phantoms.py ct runs/phantom_ct",
+        "python tools/extract_slices.py runs/phantom_ct/volumes runs/phantom_slices --slices 4 --size 64",
+    ],
     "tools/README.md": [f"python cv.py configs/task{number}.yaml weights.path=data/unet_b.ckpt" for number in (1, 2, 3)]
     + [AGAIN, "python train.py configs/mae.yaml data.root=/data/scans"],
 }
@@ -83,6 +88,8 @@ ONLY_READ = {  # commands with this text: why they are not run here
     "docker build": "no containers here",
     "apptainer build": "",
     "--demo": "pretrains 80 heads: tests/test_scoreboard.py runs it at toy size",
+    "--format vlm3d": "no run on CT scans here: tests/test_vlm3d.py predicts with one",
+    "tools/search.py": "many trainings: tests/test_search.py runs it at toy size",
     "tools/stress.py": "a hundred passes: tests/test_stress.py runs it at toy size",
     "tools/benchmark": "tests/test_benchmark.py runs its parts at toy size",
 }

@@ -13,18 +13,18 @@ from fomo.runs.final import make_soup
 
 
 def test_a_patch_larger_than_every_case_is_made_smaller_and_the_checkpoint_knows(tiny_config):
-    path = tiny_config(data={"patch": [160, 192, 160]}, cv={"folds": 2})
+    path = tiny_config(data={"patch": [64, 80, 64]}, cv={"folds": 2})
     log = finished(run_command("train.py", path)).stdout
-    assert " patch=32,32,32 asked=160,192,160 " in log
+    assert " patch=32,32,32 asked=64,80,64 " in log
     folder = run_folder(path)
     assert checkpoint.load(folder / "fold_1" / "best.pt")["config"]["data"]["patch"] == [32, 32, 32]
-    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["patch"] == [160, 192, 160]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["patch"] == [64, 80, 64]
     assert "finished=1" in finished(run_command("train.py", path)).stdout
     recorded = json.loads((folder / "splits.json").read_text())
     assert recorded.pop("patch") == [32, 32, 32]
     (folder / "splits.json").write_text(json.dumps(recorded))  # as a run that an older version has begun
     assert " asked=" not in finished(run_command("cv.py", path)).stdout
-    assert checkpoint.load(folder / "fold_2" / "best.pt")["config"]["data"]["patch"] == [160, 192, 160]
+    assert checkpoint.load(folder / "fold_2" / "best.pt")["config"]["data"]["patch"] == [64, 80, 64]
 
 
 def test_what_was_decided_in_training_holds_when_the_checkpoint_is_tested(tiny_config, tmp_path):

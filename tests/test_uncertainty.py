@@ -118,7 +118,7 @@ def test_the_threshold_is_chosen_after_the_temperature(tiny_config):
     assert task.state["threshold"] == pytest.approx(metrics.choose_threshold(labels, np.array(calibrated), "youden"))
     assert task.calibrate(lambda: Results(rows)) == () and task.state["temperature"] == temperature, "fitted anew"
     merged = Classification.merge([{"threshold": 0.2, "temperature": 4.0}, {"threshold": 0.4, "temperature": 1.0}])
-    assert merged == pytest.approx({"threshold": 0.3, "temperature": 2.0})
+    assert merged == pytest.approx({"threshold": 0.3, "temperature": 2.0, "moved": 0.5})
 
 
 def test_only_two_classes_are_calibrated(tiny_config):

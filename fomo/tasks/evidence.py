@@ -32,7 +32,7 @@ from .views import evidence as view
 loader = lazy.Module("..data.loader", __package__)
 
 TOPS = (1, 3, 10, 30, 100, 300, 1000)  # voxels, from which `top` is chosen
-_FEWEST = 2  # cases of class 1 with a mask in the training part of a fold
+_FEWEST = 3  # cases of class 1 with a mask: one may be tested and one validated; or as many as there are folds
 _MIDDLE = len(TOPS) // 2
 _PICTURES = 100  # cases whose evidence each process keeps
 
@@ -74,8 +74,7 @@ class Evidence(TwoClasses, Task):
         positives = [case for case in cases if case.target == 1]
         masked = sum(case.mask is not None for case in positives)
         found = {"positives": len(positives), "with_mask": masked, "negatives": len(cases) - len(positives)}
-        trained = (1 - 1 / config.cv.folds) * (1 - config.cv.val_fraction)
-        fewest = max(math.ceil(_FEWEST / trained), config.cv.folds)
+        fewest = max(_FEWEST, config.cv.folds)
         enough = masked >= fewest
         task = dataclasses.replace(config.task, evidence="mask" if enough else "none")
         meant = "negatives count as empty masks" if enough else f"less than {fewest} masks to learn from: labels only"
