@@ -71,8 +71,8 @@ BEFORE = {  # commands that the others of a page presuppose
     "README.md": ["python cv.py configs/task2.yaml", AGAIN],
     "configs/README.md": [
         "python cv.py configs/fomo26/task4.yaml data.root=Task_4_new",
-        "python tools/make_phantoms.py ct runs/phantom_ct",
-        "python tools/extract_slices.py runs/phantom_ct/volumes runs/phantom_slices --slices 4 --size 64",
+        "python tools/make_phantoms.py ct runs/phantom_ct --cases 300",
+        "python tools/extract_slices.py runs/phantom_ct/volumes runs/phantom_slices --slices 8 --size 128",
     ],
     "tools/README.md": [f"python cv.py configs/task{number}.yaml weights.path=data/unet_b.ckpt" for number in (1, 2, 3)]
     + [AGAIN, "python train.py configs/mae.yaml data.root=/data/scans"],
