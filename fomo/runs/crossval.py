@@ -131,7 +131,6 @@ def _run(config, folder, log, dry_run, one_split):
         if dry_run:
             return _dry_run(config, task, wanted, listed, log)
         splits = dist.on_main(lambda: read_or_make_splits(config, task, listed, folder))
-        check_parts(config, task, splits, listed)
         numbers = _numbers(config, splits, len(listed), one_split, log)
         dist.on_main(lambda: warn_of_changed_code(folder, code, log))
         dist.on_main(lambda: warn_of_changed_weights(folder, config.weights.path if trains else None, log))

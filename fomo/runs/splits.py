@@ -123,6 +123,7 @@ def read_or_make_splits(config, task, cases, folder):
         raise UserError(f"{folder.splits_path} was made for other cases ({differ}): {remedy}")
     with as_user_error(folder.splits_path, ValueError):
         check_splits(config, saved["folds"], cases)
+    check_parts(config, task, saved["folds"], cases)
     _check_begun(folder, saved["folds"])
     return saved["folds"]
 

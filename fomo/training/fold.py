@@ -115,10 +115,8 @@ def start_from(config, task, network):
     try:
         return task.load(network, load)
     except UserError as error:
-        ratio, width = (
-            getattr(error, "width_ratio", None),
-            model.width or nets.NETWORKS[model.name].arguments.get("width"),
-        )
+        ratio = getattr(error, "width_ratio", None)
+        width = model.width or nets.NETWORKS[model.name].arguments.get("width")
         if ratio is None or width is None:
             raise
         wanted = f"model.width={round(ratio * width)}"
