@@ -101,15 +101,19 @@ def _not_tested(split):
 
 
 def audit(config, task, results, cases, facts, splits):
-    """{metric, higher_is_better, cases, value, low, high, rivals: [Rival as a dict]} of a finished run.
+    """{metric, higher_is_better, cases, value, low, high, rivals: [Rival as a dict], constant} of a finished run.
 
     results: of its tested cases. cases: all of them, with their `facts`. task: one that knows all classes.
+    constant: names of the facts that are equal in all cases, of which no rival is made.
     """
     ids, subjects = [case.id for case in cases], [case.subject for case in cases]
     targets = np.array(task.rival_targets(cases), float)
     dealt = _dealt(targets, subjects, _parts(ids, splits), config.seed)
-    found, compared = features_of(facts), []
-    found[ALL] = np.hstack(list(found.values()))
+    known, compared = features_of(facts), []
+    found = {name: features for name, features in known.items() if features.shape[1]}
+    constant = [name for name in known if name not in found]
+    if len(found) > 1:
+        found[ALL] = np.hstack(list(found.values()))
     ours = Answered(config, task, results)
     for name, features in found.items():
         said = answers(features, dealt, ids, subjects, splits, config.seed)
@@ -120,7 +124,7 @@ def audit(config, task, results, cases, facts, splits):
     rivals = [rival._asdict() for rival in _judged(compared)]
     metric, value, low, high = estimate(config, task, results)
     of_network = {"metric": metric, "higher_is_better": task.higher_is_better, "cases": len(results.rows)}
-    return {**of_network, "value": value, "low": low, "high": high, "rivals": rivals}
+    return {**of_network, "value": value, "low": low, "high": high, "rivals": rivals, "constant": constant}
 
 
 def _parts(ids, splits):

@@ -21,7 +21,11 @@ def section(run):
     if found is None:
         return []
     rivals = [{name: math.nan if value is None else value for name, value in row.items()} for row in found["rivals"]]
-    parts = [page.note(_verdict(found, rivals)), _figure(found, rivals), _table(found, rivals), page.note(_ABOUT)]
+    parts = [page.note(_verdict(found, rivals))]
+    if rivals:
+        parts += [_figure(found, rivals), _table(found, rivals), page.note(_ABOUT)]
+    if constant := found.get("constant"):
+        parts.append(page.note(f"No rival is made of what is equal in all cases: {', '.join(constant)}."))
     parts.append(_runs(found) if found["runs"] else None)
     return [*parts, _attention(found), *_groups(found)]
 
@@ -39,6 +43,8 @@ def _attention(found):
 
 def _verdict(found, rivals):
     """What the rivals say, in one sentence."""
+    if not rivals:
+        return "No rival: nothing that is known of the cases from outside the images differs between them."
     metric, alone = label(found["metric"]), rivals[:-1] if len(rivals) > 1 else rivals
     suspects = [rival for rival in alone if rival["finds"] == "as much as the network"]
     if suspects:

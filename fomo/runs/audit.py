@@ -6,6 +6,8 @@ RUN/audit/audit.json     what evaluation.audit has found, the scores of groups, 
           other_folds/   the same network with the other kind of folds, by groups or not
 """
 
+import hashlib
+import json
 import math
 import os
 from dataclasses import replace
@@ -13,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from .. import metrics, tasks
-from ..config import UserError, as_user_error
+from ..config import UserError, as_user_error, to_dict
 from ..config.sections import Audit
 from ..data import cache, facts, sources
 from ..evaluation import audit
@@ -78,20 +80,37 @@ def _other_folds(config, listed):
     raise UserError(f"audit.other_folds: got true and cases without groups, wanted {wanted}")
 
 
-def write(config, folder, cases, log):
-    """Audit a finished RunFolder, with the prepared cases of its folds."""
+def write(config, folder, cases, code, log):
+    """Audit a finished RunFolder, with the prepared cases of its folds; code: its version.
+
+    Where nothing that it depends on has changed since the last time, what was found then stands.
+    """
     task, recorded = tasks.build(config), folder.recorded()
     if not task.rival_targets or not config.audit.rivals:
         return
     inspect(task, cases)
     results = _results(folder, recorded)
     columns = columns_of(config, [case.case for case in cases])
-    found = audit.audit(config, task, results, cases, _facts(config, folder, cases, columns, log), recorded["folds"])
-    found["groups"] = audit.by_group(config, task, results, columns)
+    known, splits = _facts(config, folder, cases, columns, log), recorded["folds"]
+    targets = np.asarray(task.rival_targets(cases)).tolist()
+    key = _hash([code, to_dict(config), results.rows, targets, known, columns, splits])
+    found = folder.audited()
+    fresh = found is None or found.get("key") != key
+    if fresh:
+        found = {"key": key, **audit.audit(config, task, results, cases, known, splits)}
+        found["groups"] = audit.by_group(config, task, results, columns)
     found["attention"] = _attention(folder)
     found["runs"] = _scores_of_others(folder, found["metric"])
     folder.write_audit(found)
-    _say(found, log)
+    if fresh:
+        _say(found, log)
+    else:
+        log("audit", kept="nothing that it depends on has changed")
+
+
+def _hash(content):
+    """Of plain values, however many."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def add_others(folder, log):
@@ -171,6 +190,8 @@ def _say(found, log):
     log("audit", metric=metric, value=found["value"], low=found["low"], high=found["high"], cases=found["cases"])
     for rival in found["rivals"]:
         log("audit", rival=rival["name"], **{name: rival[name] for name in _SHOWN})
+    if found["constant"]:
+        log("audit", constant=found["constant"], reason="equal in all cases: no rival is made of it")
     suspects = [rival for rival in found["rivals"] if rival["finds"] == audit.AS_MUCH]
     for rival in [rival for rival in suspects if rival["name"] != audit.ALL] or suspects:
         reached = f"{metric} {rival['value']:.3g}, the network {found['value']:.3g}"
