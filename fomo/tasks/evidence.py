@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 class Evidence(TwoClasses, Task):
     mode = "segmentation"
-    out_channels = 2
+    out_channels, rare = 2, slice(1, None)
     losses = Segmentation.losses
     rates = Segmentation.rates
     stratum_kind = "class_and_number"

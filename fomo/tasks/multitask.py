@@ -114,6 +114,7 @@ class Multitask(Task):
         self.view = view.of_parts(self)
         masked = [task for part, task in self._each() if part.dense]
         self.out_channels = masked[0].out_channels if masked else 1  # of the U-Net, whose decoder is left out then
+        self.rare = masked[0].rare if masked else None
         if not masked:
             self.volumes = self.optional_volumes = ()
 

@@ -78,6 +78,10 @@ class Segmentation(Task):
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
 
+    @property
+    def rare(self):
+        return slice(1 - self.sigmoid, None)
+
     def strata(self, cases):
         """Whether there is foreground, and how much, on a scale on which large masks are not all that counts.
 

@@ -104,6 +104,7 @@ class Task:
     rival_targets = None  # cases -> (n, K): what a linear fit on facts from outside the images should say of them;
     # None: the audit fits none. With it, rival_row(row, (K,) what such a fit says) is the row with that as the answer
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
+    rare = None  # a slice of the output channels: what they mark is in few voxels; None: no output marks voxels
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     rates = Rates(2.5e-4, 2.5e-4)
     flat = 0.05  # the outputs' spread over the targets' below which nothing is learned
