@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.resources
 import math
@@ -33,6 +34,7 @@ from .splits import (
     warn_of_changed_code,
     warn_of_changed_images,
     warn_of_changed_weights,
+    why_not,
 )
 
 _SAVING_S = 25  # torchrun kills 30 s after it was told to stop
@@ -50,13 +52,14 @@ def run(config, dry_run=False, one_split=False):
     if dist.is_main() and not dry_run:
         folder.check_free()  # before this process waits for others: they may be those of the run that goes on
     with in_group(config.train.timeout_s) as logs:
-        config, decided = dist.on_main(lambda: kinds.settle(config))  # before the folder takes it for its own
+        config, decided = dist.on_main(lambda: kinds.settle(config, why_not))  # before the folder takes it for its own
         if not dry_run:
             held = []  # the folder, by the main rank, until this call ends
             dist.on_main(lambda: held.append(folder.claim(config, logs[-1])))
             logs.append(Log(folder.log_path, active=dist.is_main()))
         for event, what in decided.items():
-            logs[-1](event, **what)
+            say = logs[-1].warn if event == "warn" else functools.partial(logs[-1], event)
+            say(**what)
         with loader.explained():
             _run(config, folder, logs[-1], dry_run, one_split)
 
@@ -192,7 +195,7 @@ def _announce(config, folder, log):
     }
     where["augment_on"] = "gpu" if loader.augments_on_gpu(config) else "cpu"
     log("run", **what, **where, torch=torch.__version__, code=code, seed=config.seed)
-    for message in optimization.doubts(device):
+    for message in optimization.doubts(device, config.model.name):
         log.warn(message)
     unread = kinds.unread(config)
     if unread:
