@@ -139,7 +139,8 @@ def _check(file, own, new, misshapen, unused, permitted, path):
     }
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
-        ratios = {len(file[name]) / len(own[name]) for name in misshapen if file[name].ndim == 1}
+        kept = [name for name in misshapen if name not in new]  # the head has the outputs of its task
+        ratios = {len(file[name]) / len(own[name]) for name in kept if file[name].ndim == 1}
         same_names = not problems["missing"] and not problems["unexpected"]
         if len(ratios) == 1 and same_names and 3 * len(problems["misshapen"]) > len(own):
             ratio, wanted = ratios.pop(), "set model.width to so many times what it is now"
