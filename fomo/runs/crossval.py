@@ -18,7 +18,7 @@ from ..data.cases import looks_at_files
 from ..evaluation import stress as evaluation_stress
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
-from ..runtime.log import Log
+from ..runtime.log import Log, format_value
 from ..runtime.progress import Progress
 from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
@@ -267,16 +267,17 @@ def _dry_run(config, task, wanted, listed, log):
     check_parts(config, task, splits, listed)
     network = build_network(config, task, 0)
     parameters = sum(p.numel() for p in network.parameters())
-    log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
     if dist.is_main():
         for case in listed:
-            named = f" labels={list(case.labels)}" if case.labels else ""
-            print(f"case id={case.id} subject={case.subject} target={case.target}{named} group={case.group}")
+            known = {name: getattr(case, name) for name in ("id", "subject", "target", "labels", "group", "fold")}
+            said = (f"{name}={format_value(value)}" for name, value in known.items() if value not in (None, ()))
+            print(f"case {' '.join(said)}")
         by_id = {case.id: case for case in listed}
         for number, split in enumerate(splits, 1):
             for part, ids in split.items():
                 counts = listing.counts(wanted, [by_id[case_id] for case_id in ids])
                 print(f"fold {number} {part}: cases={len(ids)} " + " ".join(f"{k}={v:.4g}" for k, v in counts.items()))
+    log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
 
 
 def _numbers(config, splits, cases, one_split, log):
