@@ -260,7 +260,6 @@ def describe_keys():
     allowed, readers, lines = choices(), _readers(), []
     for name, field, value in fields(config_module.Config()):
         meta = field.metadata
-        shown = "none" if value is None else show(value)
         notes = [meta["help"]]
         one_of = allowed.get(name) or meta["choices"]
         if one_of:
@@ -269,5 +268,5 @@ def describe_keys():
         conditions += [meta["only"]] if meta["only"] else []
         if conditions:
             notes.append("for " + " ".join(conditions))
-        lines.append(f"  {name + '=' + shown:<40} {'; '.join(notes)}")
+        lines.append(f"  {name + '=' + show(value):<40} {'; '.join(notes)}")
     return "\n".join(lines)

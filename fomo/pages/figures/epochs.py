@@ -51,6 +51,8 @@ def curves(axes, histories, names, ylabel, best, unfreeze=None, level=None, limi
         rim = 0.02 * (high - low)  # for the width of a line
         axes.set_ylim(max(low, least - rim), min(high, greatest + rim))
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if max(map(len, histories.values())) == 1:
+        axes.set_xticks(sorted({rows[0]["epoch"] for rows in histories.values()}))  # not .98, .99, 1 and so on
     last = ", ".join(f"fold {fold}: {number(rows[-1][names[-1][0]], 3)}" for fold, rows in histories.items())
     return f"{ylabel} over epochs; at the last epoch {last}"
 
