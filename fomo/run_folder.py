@@ -368,8 +368,7 @@ class SearchFolder:
             )
         now = identity(config)
         for name, value in record["chosen"].items():
-            own = value_at(now, name)
-            own = "none" if own is None else show(own)
+            own = show(value_at(now, name))
             if value not in ("auto", own):  # auto: it is decided by now
                 got = f"{self.path} has chosen {name}={value}, got {own}"
                 raise UserError(f"{got}: restore the key, or choose another `name`")

@@ -135,17 +135,17 @@ def _counters(file, own):
 
 def _check(file, own, new, misshapen, unused, permitted, path):
     """UserError, with all names, if a tensor is missing, unexpected or misshapen; permitted: prefixes of the unused."""
-    shapes = {name: f"{name} (file {list(file[name].shape)}, network {list(own[name].shape)})" for name in misshapen}
+    wrong = [name for name in misshapen if name not in new]  # the head has the outputs of its task
     problems = {
         "missing": [name for name in own if name not in file and name not in new],
         "unexpected": [name for name in unused if not name.startswith(permitted)],
-        "misshapen": [shapes[name] for name in misshapen if name not in new],
+        "misshapen": [f"{name} (file {list(file[name].shape)}, network {list(own[name].shape)})" for name in wrong],
     }
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
-        ratios = {len(file[name]) / len(own[name]) for name in misshapen if file[name].ndim == 1}
+        ratios = {len(file[name]) / len(own[name]) for name in wrong if file[name].ndim == 1}
         same_names = not problems["missing"] and not problems["unexpected"]
-        if len(ratios) == 1 and same_names and 3 * len(problems["misshapen"]) > len(own):
+        if len(ratios) == 1 and same_names and 3 * len(wrong) > len(own):
             ratio, wanted = ratios.pop(), "set model.width to so many times what it is now"
             error = UserError(f"{path}: weights of a network {ratio:.3g} times as wide as this one: {wanted}")
             error.width_ratio = ratio  # for who knows the network's width

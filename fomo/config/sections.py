@@ -457,6 +457,8 @@ def length(train):
 
 def show(value):
     """A value as it is written in YAML."""
+    if value is None:
+        return "none"
     if isinstance(value, (tuple, list)):
         return "[" + ",".join(show(item) for item in value) + "]"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

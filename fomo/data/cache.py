@@ -34,7 +34,7 @@ from ..metrics import dice
 from ..runtime import files, interrupt
 from ..space import volume
 from . import copies, index, jobs
-from .cases import NOT_ORIENTED, Case, Prepared, digits, looks_at_files, read_volume, rounded, unoriented
+from .cases import NOT_ORIENTED, Case, Prepared, check_classes, looks_at_files, read_volume, rounded, unoriented
 
 _VERSION, _MASK_VERSION = 2, 3  # raise one when preprocessing changes its results, of all entries or of masks
 _GOOD = 0.8  # Dice that a mask should have that was brought to the network's grid and back
@@ -449,18 +449,10 @@ def _read(case, settings):
             mask = rounded(array)
             if settings.get("finding"):  # whatever its numbers tell apart
                 mask = (mask > 0).astype(array.dtype)
-            _check_classes(source.path, mask, settings["classes"])
+            check_classes(source.path, mask, settings["classes"])
         else:
             arrays.append(array)
     return arrays, affine, mask
-
-
-def _check_classes(path, array, classes):
-    values = np.unique(array)
-    wrong = values[(values != np.rint(values)) | (values < 0) | (values >= classes)]
-    if wrong.size:
-        shown = ", ".join(map(digits, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-        raise ValueError(f"{path}: got the mask values {shown}, wanted whole numbers below task.classes={classes}")
 
 
 def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):

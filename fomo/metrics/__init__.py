@@ -33,7 +33,7 @@ from .regression import (
     regression_metrics,
 )
 from .selective import risk_coverage, risk_coverage_area
-from .summary import COUNTS, WITHIN, over_classes, range_of, summarize
+from .summary import COUNTS, WITHIN, deviation, over_classes, range_of, summarize
 from .surface import (
     average_surface_distance,
     hausdorff,

@@ -14,7 +14,8 @@ def write_scoreboard(board, path):
 
 def _document(board):
     first = board.ranking[0] if board.ranking else None
-    what = f"{len(board.names)} starts · {len(board.weights)} tasks"
+    tasks = "1 task" if len(board.weights) == 1 else f"{len(board.weights)} tasks"
+    what = f"{len(board.names)} starts · {tasks}"
     parts = [
         tag("header", [tag("h1", "Scoreboard"), tag("p", what, class_="sub")]),
         tag("div", tag("div", _verdict(board, first), class_="say"), class_="hero"),
@@ -47,9 +48,9 @@ def _ranks(board):
     tasks = list(board.weights)
     total = math.fsum(board.weights.values())
     file = {name: breakable(path) if path else "none" for name, path in board.paths.items()}
-    titles = ["checkpoint", "file", "mean rank", *(f"{task} ({board.weights[task] / total:.0%})" for task in tasks)]
+    titles = ["checkpoint", "mean rank", *(f"{task} ({board.weights[task] / total:.0%})" for task in tasks), "file"]
     rows = [
-        [row["checkpoint"], file.get(row["checkpoint"], ""), row["overall"], *(row["tasks"][task] for task in tasks)]
+        [row["checkpoint"], row["overall"], *(row["tasks"][task] for task in tasks), file.get(row["checkpoint"], "")]
         for row in board.ranking
     ]
     caption = "Ranks of FOMO26: a task's is the mean over its metrics, the mean over tasks is weighted (in brackets)"

@@ -163,7 +163,8 @@ def _raw_header(file, path):
         if start[kind.sizeof_hdr :][:1] > b"\0":
             _check_extensions(file, path, header, kind.sizeof_hdr + 4)
         return header
-    raise ValueError(f"{path}: cannot read it as NIfTI: it does not begin with the header of one")
+    what = "it does not begin with the header of one" if start else "it is empty"
+    raise ValueError(f"{path}: cannot read it as NIfTI: {what}")
 
 
 def _check_extensions(file, path, header, place):

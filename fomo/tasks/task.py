@@ -170,8 +170,11 @@ class Task:
         return NETWORKS[model.name].best_head if cls.head_targets else "linear"
 
     @classmethod
-    def settle(cls, config):
-        """(the config, facts for the log) in which the cases have decided what they decide, as `auto` may say."""
+    def settle(cls, config, why_not=None):
+        """(the config in which the cases have decided what is `auto`, {event of the log: what was decided}).
+
+        why_not: (config, cases) -> why the folds of such a config cannot be learned from, or None; None: none are made.
+        """
         return config, {}
 
     @classmethod
