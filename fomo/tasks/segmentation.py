@@ -22,7 +22,7 @@ from ..metrics import (
 from ..runtime import lazy
 from ..runtime.lazy import torch
 from ..space import postprocess, volume
-from . import categories
+from . import categories, disagreement
 from .results import Answer, Results
 from .task import Columns, Rates, Task
 from .views import segmentation as view
@@ -56,7 +56,7 @@ class Segmentation(Task):
     )
     if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"
     view = view.VIEW
-    volumes, optional_volumes = ("mask",), ("probabilities",)
+    volumes, optional_volumes = ("mask",), ("probabilities", disagreement.NAME)
     single = "mask"
 
     @classmethod
@@ -127,9 +127,31 @@ class Segmentation(Task):
         return logits.cpu().numpy()
 
     def infer(self, network, image, background, windows):
-        """Yield (first plane, number of all, probabilities (K, n, Y, Z)) on the network's grid, see `blend_planes`."""
+        """Yield (first plane, number of all, probabilities (K, n, Y, Z)) on the network's grid, see `blend_planes`.
+
+        Asked for the mutual information, behind these K what `disagreement.information` reads: the mean over views.
+        """
+        if disagreement.NAME in self.asked:
+            yield from self._infer_apart(network, image, background, windows)
+            return
         for first, logits in windows.blend_planes(network, image, background):
             yield first, image.shape[1], self._probabilities(logits)
+
+    def _infer_apart(self, network, image, background, windows):
+        """All planes at once, added up view by view."""
+        views, outputs, total = disagreement.views_of(network), self.out_channels, None
+        for one in views:
+            for first, logits in windows.blend_planes(one, image, background):
+                if total is None:
+                    total = np.zeros((2 * outputs + 1, image.shape[1], *logits.shape[2:]), np.float32)
+                own = total[:, first : first + logits.shape[1]]
+                own[:outputs] += logits.cpu().numpy()  # of whose mean the mask is made
+                probabilities = self._probabilities(logits)
+                own[outputs:-1] += probabilities
+                own[-1] += disagreement.entropy(probabilities, self.sigmoid)
+        total /= np.float32(len(views))
+        self._probabilities(torch.from_numpy(total[:outputs]))
+        yield 0, image.shape[1], total
 
     @staticmethod
     def gather(parts):
@@ -153,9 +175,10 @@ class Segmentation(Task):
         """The post-processed mask of the likeliest class by the mean probabilities (see `gather`) in native space.
 
         These, as far as they are asked for, are a function: one class after another decides, so that not all classes
-        are in native space at once.
+        are in native space at once. Asked for the mutual information, the row has its mean over the mask, NaN of none.
         """
         [mean] = parts
+        mean, apart = np.split(mean, [tasks[0].out_channels])
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
         likeliest = _most_probable(mean, tasks[0].sigmoid, geometry)
         mask = postprocess.apply(likeliest, volume.spacing(geometry.native_affine), **chosen)
@@ -167,7 +190,12 @@ class Segmentation(Task):
             native[0][_outside(geometry)] = 1
             return native
 
-        return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": probabilities}
+        row, volumes = {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": probabilities}
+        if len(apart):
+            found = volume.to_native(disagreement.information(apart, tasks[0].sigmoid), geometry, order=1)
+            row[disagreement.NAME] = float(found[mask > 0].mean()) if mask.any() else math.nan
+            volumes[disagreement.NAME] = found
+        return row, volumes
 
     def predict(self, network, case, windows, fold=None):
         """Dice on the cached grid or, with `fold`, all metrics in native space; then the mask is written.
