@@ -129,7 +129,9 @@ def _pictures(runs):
         return [page.note(figures.MISSING)]
     found = []
     ranked = {name: run.task.view.ranked(run) for name, run in runs.items()}
-    for metric in _first(ranked):
+    for metric, (labels, _) in _first(ranked).items():
+        if labels.ndim > 1:  # of several labels, which have curves of their own
+            continue
         curves = [(name, *of_run[metric]) for name, of_run in ranked.items()]
         found.append(page.figure(rocs(curves), f"{page.label(metric)}.", "All cases of each run."))
     label, higher, values = _per_case(runs)

@@ -138,9 +138,11 @@ def _squared_error(row):
 
 
 def _ranked(run):
-    target, score = (values.T for values in run.task.labels_and_scores(run.units))
-    of_labels = zip(run.task.names, target.astype(int), score)
-    return {f"{name}_auroc": (y, p) for name, y, p in of_labels if 0 < y.sum() < len(y)}
+    """All labels together, and each."""
+    target, score = run.task.labels_and_scores(run.units)
+    target = target.astype(int)
+    each = {f"{name}_auroc": (y, p) for name, y, p in zip(run.task.names, target.T, score.T) if 0 < y.sum() < len(y)}
+    return {run.task.select: (target, score), **each} if each else {}
 
 
 def _main(metric):
