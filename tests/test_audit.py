@@ -13,7 +13,7 @@ from report_runs import Page, read
 from fomo import folds, kinds, tasks
 from fomo.config import UserError
 from fomo.data import facts, sources
-from fomo.evaluation import audit
+from fomo.evaluation import audit, rivals
 from fomo.runs import crossval, maps
 from fomo.tasks import Results
 
@@ -52,7 +52,7 @@ def study(config, signal, planted, n=40, seed=0):
             "target": target[i] if number else int(target[i]),
         }
         rows.append({**row, **answer})
-    found = audit.audit(config, task, Results(rows), cases, known, splits)
+    found = audit.audit(task, Results(rows), cases, known, splits)
     return found, {rival["name"]: rival for rival in found["rivals"]}
 
 
@@ -87,7 +87,7 @@ def test_clean_facts_raise_no_alarm_whatever_the_network_reaches(task, tiny_conf
 def test_missing_numbers_and_texts_become_features():
     known = [{"f": {"size": 1.0, "type": "a"}}, {"f": {"size": None, "type": "b"}}, {"f": {"size": 3.0, "type": "a"}}]
     known += [{"f": {"size": 2.0, "type": None}}]
-    features = audit.features_of(known)["f"]
+    features = rivals.features_of(known)["f"]
     assert features.tolist() == [[1, 0, 1], [2, 1, 0], [3, 0, 1], [2, 0, 0]]  # the type b has one case only
 
 

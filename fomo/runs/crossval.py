@@ -145,7 +145,7 @@ def _run(config, folder, log, dry_run, one_split):
     if finished:
         dist.on_main(lambda: pooled.aggregate(config, folder, log))
         if complete:
-            dist.on_main(lambda: audit.write(config, folder, cases, log))
+            dist.on_main(lambda: audit.write(config, folder, cases, code, log))
         dist.on_main(lambda: report.write(folder.path))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
