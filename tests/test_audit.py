@@ -14,12 +14,17 @@ from fomo import folds, kinds, tasks
 from fomo.config import UserError
 from fomo.data import facts, sources
 from fomo.evaluation import audit, rivals
+from fomo.pages.page import join
+from fomo.report import shortcuts
 from fomo.runs import crossval, maps
 from fomo.tasks import Results
 
 
-def study(config, signal, planted, n=40, seed=0):
-    """What the audit finds for a network with some signal, and facts of which the first may tell the label."""
+def study(config, signal, planted, n=40, seed=0, spread=1.0):
+    """What the audit finds for a network with some signal, and facts of which the first may tell the label.
+
+    spread: of the facts, in whose place 0 makes all cases equal.
+    """
     task, rng = tasks.build(config), np.random.default_rng(seed)
     number = task.reads == "number"
     target = rng.uniform(20, 80, n) if number else rng.permutation(np.arange(n) % 2).astype(float)
@@ -28,8 +33,9 @@ def study(config, signal, planted, n=40, seed=0):
     cases = [SimpleNamespace(id=id, subject=id, target=value) for id, value in zip(ids, target)]
     known = [
         {
-            "voxels": {"mm": float(rng.normal() + planted * told[i])},
-            "files": {"bytes": float(rng.normal()), "type": "a"},
+            "voxels": {"mm": spread * float(rng.normal() + planted * told[i])},
+            "files": {"bytes": spread * float(rng.normal()), "type": "a"},
+            "site": {"site": "north"},
         }
         for i in range(n)
     ]
@@ -60,7 +66,7 @@ def study(config, signal, planted, n=40, seed=0):
 def test_a_planted_shortcut_is_found_and_a_better_network_is_said_to_be_better(task, tiny_config):
     config = kinds.load(tiny_config(task))
     found, rivals = study(config, signal=1.0, planted=3.0)
-    assert list(rivals) == ["voxels", "files", audit.ALL]
+    assert list(rivals) == ["voxels", "files", audit.ALL] and found["constant"] == ["site"]
     assert rivals["voxels"]["finds"] == audit.AS_MUCH and rivals["voxels"]["features"] == 1
     assert rivals["files"]["finds"] == audit.NOTHING and rivals["files"]["features"] == 1  # all have one type
     sign = 1 if found["higher_is_better"] else -1
@@ -82,6 +88,15 @@ def test_clean_facts_raise_no_alarm_whatever_the_network_reaches(task, tiny_conf
         for rival in study(config, signal, planted=0.0, seed=seed)[1].values()
     ]
     assert alarms.count(audit.NOTHING) >= len(alarms) - 1
+
+
+def test_no_rival_is_made_of_what_is_equal_in_all_cases(tiny_config):
+    found, rivals = study(kinds.load(tiny_config("classification")), signal=1.0, planted=0.0, spread=0.0)
+    assert rivals == {} and found["constant"] == ["voxels", "files", "site"]
+    audited = {**found, "part": "", "runs": [], "groups": []}
+    run = SimpleNamespace(complete=True, folder=SimpleNamespace(audited=lambda: {"audits": [audited]}))
+    page = Page(join(shortcuts.section(run)).text)
+    assert "No rival: nothing that is known" in page.text and "equal in all cases: voxels, files, site." in page.text
 
 
 def test_missing_numbers_and_texts_become_features():
@@ -135,7 +150,9 @@ def test_labels_are_dealt_to_subjects(tiny_config):
             kinds.load(tiny_config(task, **key))
 
 
-def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_compared_with(tiny_config, tmp_path):
+def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_compared_with(
+    tiny_config, tmp_path, monkeypatch
+):
     shape = {"phantom_cases": 24, "root": str(tmp_path / "heads"), "cache": str(tmp_path / "cache")}
     groups = write_table(
         tmp_path / "groups.csv",
@@ -157,6 +174,7 @@ def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_com
     crossval.run(config)
     run = tmp_path / "runs" / "run"
     content, log = json.loads((run / "audit" / "audit.json").read_text()), (run / "log.txt").read_text()
+    [content] = content["audits"]
     [rival] = [one for one in content["rivals"] if one["name"] == "voxel size and matrix"]
     assert rival["value"] > 0.95 and rival["finds"] == audit.AS_MUCH
     assert 'rival="voxel size and matrix"' in log and "voxel size and matrix alone" in log
@@ -177,9 +195,12 @@ def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_com
         "this run", "other folds: by groups where these are at random, or at random", "shuffled labels, 1"
     ]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in run.rglob("best.pt")}
-    crossval.run(config)  # nothing is trained again, and the facts are not read again
+    monkeypatch.setattr(audit, "audit", None)
+    crossval.run(config)  # nothing is trained again, the facts are not read again, no rival is fitted again
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("best.pt")}
-    assert (run / "log.txt").read_text().count("facts of the files") == 1
+    log = (run / "log.txt").read_text()
+    assert log.count("facts of the files") == log.count("INFO audit kept=") == 1
+    assert json.loads((run / "audit" / "audit.json").read_text()) == content
 
 
 def test_columns_of_a_table_are_rivals(tmp_path, phantom_root, tiny_config):

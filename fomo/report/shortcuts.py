@@ -30,7 +30,8 @@ def section(run):
     for one in found["audits"]:
         parts += [tag("h3", page.capital(one["part"]))] if one["part"] else []
         parts += _of_one(_with_nan(one))
-    return [*parts, page.note(f"{_ABOUT} {_COVERS}"), _attention(found)]
+    about = page.note(f"{_ABOUT} {_COVERS}") if any(one["rivals"] for one in found["audits"]) else None
+    return [*parts, about, _attention(found)]
 
 
 def _with_nan(content):
