@@ -174,17 +174,17 @@ def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_com
     crossval.run(config)
     run = tmp_path / "runs" / "run"
     content, log = json.loads((run / "audit" / "audit.json").read_text()), (run / "log.txt").read_text()
-    [content] = content["audits"]
-    [rival] = [one for one in content["rivals"] if one["name"] == "voxel size and matrix"]
+    [found] = content["audits"]
+    [rival] = [one for one in found["rivals"] if one["name"] == "voxel size and matrix"]
     assert rival["value"] > 0.95 and rival["finds"] == audit.AS_MUCH
     assert 'rival="voxel size and matrix"' in log and "voxel size and matrix alone" in log
-    assert {one["name"] for one in content["runs"]} == {"shuffled_1", "other_folds"}
-    assert [one["group"] for one in content["groups"]] == ["north", "south"]
-    assert sum(one["cases"] for one in content["groups"]) == 24
-    assert "group of the subject" in {one["name"] for one in content["rivals"]}
+    assert {one["name"] for one in found["runs"]} == {"shuffled_1", "other_folds"}
+    assert [one["group"] for one in found["groups"]] == ["north", "south"]
+    assert sum(one["cases"] for one in found["groups"]) == 24
+    assert "group of the subject" in {one["name"] for one in found["rivals"]}
     shuffled = json.loads((run / "audit" / "shuffled_1" / "summary.json").read_text())
-    own = next(one for one in content["runs"] if one["name"] == "shuffled_1")
-    assert own["value"] == shuffled["metrics"][content["metric"]]["pooled"]
+    own = next(one for one in found["runs"] if one["name"] == "shuffled_1")
+    assert own["value"] == shuffled["metrics"][found["metric"]]["pooled"]
     splits = json.loads((run / "audit" / "other_folds" / "splits.json").read_text())
     tested = [{splits["cases"][id]["group"] for id in split["test"]} for split in splits["folds"]]
     assert sorted(tested, key=str) == [{"north"}, {"south"}]
