@@ -191,9 +191,10 @@ def _check_task(config, refuse):
             "the folds to test on, beside data.train_folds and data.val_folds, or train.mode=train, which tests none"
         )
         refuse("data.test_folds", (), wanted)
-    if task.pretrains or task.reads == "mask" or section.evidence == "mask":
-        _check_unshuffled(config, named, refuse)
     task.check(config, refuse)
+    masks = task.reads == "mask" or task.wanted(section).mask or section.evidence == "mask"
+    if task.pretrains or masks:
+        _check_unshuffled(config, named, refuse)
 
 
 def _check_unshuffled(config, named, refuse):

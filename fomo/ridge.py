@@ -118,15 +118,17 @@ def _solutions(features, targets, parts, strengths):
     n, mean = len(features), targets.mean(0)
     vectors, values = _axes(features - features.mean(0))
     along = vectors.T @ (targets - mean)
-    alone, several = [part[0] for part in parts if len(part) == 1], [part for part in parts if len(part) > 1]
+    alone = [part[0] for part in parts if len(part) == 1]
+    sizes = {len(part) for part in parts} - {1}
+    several = [np.array([part for part in parts if len(part) == size]) for size in sizes]  # (P, size) each
     for strength in strengths:
         kept = values / (values + strength)  # the hat matrix is (vectors * kept) @ vectors.T + 1 / n
         residuals, left_out = targets - mean - vectors @ (kept[:, None] * along), np.empty_like(targets)
         free = 1 - 1 / n - (vectors[alone] ** 2 @ kept)[:, None]
         left_out[alone] = targets[alone] - residuals[alone] / np.where(free > 1e-12, free, np.inf)
         for part in several:
-            own = np.eye(len(part)) - 1 / n - (vectors[part] * kept) @ vectors[part].T
-            left_out[part] = targets[part] - np.linalg.lstsq(own, residuals[part], rcond=None)[0]
+            own = np.eye(part.shape[1]) - 1 / n - (vectors[part] * kept) @ vectors[part].swapaxes(1, 2)
+            left_out[part] = targets[part] - np.linalg.pinv(own) @ residuals[part]
         yield strength, vectors @ (along / (values + strength)[:, None]), left_out
 
 

@@ -1,6 +1,7 @@
 """The shortcut audit: planted shortcuts are found, clean data raise no alarm, and other runs stand beside the run's."""
 
 import json
+import math
 import pathlib
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from fomo.data import facts, sources
 from fomo.evaluation import audit, rivals
 from fomo.pages.page import join
 from fomo.report import shortcuts
-from fomo.runs import crossval, maps
+from fomo.runs import crossval, maps, units
 from fomo.tasks import Results
 
 
@@ -251,3 +252,102 @@ def test_the_audit_says_how_much_of_the_maps_lies_in_the_masks(tiny_config, tmp_
     masked = [case for case in sources.list_cases(config.data, wanted()) if case.mask and case.target == 1]
     assert 0 < seen["cases"] <= len(masked) and 0 <= seen["inside"] <= 1 and 0 < seen["chance"] < 0.1
     assert f"Of the Grad-CAM maps of {seen['cases']} case" in Page(read(run / "report.html")).text
+
+
+SEVERAL = {
+    "multilabel": ("multilabel", ["Lung nodule", "Emphysema", "Rare"]),
+    "multiregression": ("regression", ["age", "weight", "height"]),
+    "multitarget": ("classification", ["cohort", "gender"]),
+}
+
+
+def several(name, tiny_config, n=60, seed=0, planted=4.0):
+    """(what the audit finds, task) for a network of several answers, of which facts tell the second one."""
+    type, targets = SEVERAL[name]
+    sections = {"data": {"phantom_layout": "table", "channels": ["t1"]}, "model": {"name": "unet_b"}}
+    config = kinds.load(tiny_config(type, task={"targets": targets}, **sections))
+    task, rng = tasks.build(config), np.random.default_rng(seed)
+    classes = {"multilabel": (2, 2, 1), "multiregression": (0, 0, 0), "multitarget": (3, 2)}[name]
+    columns = [rng.permutation(np.arange(n) % count) if count else rng.uniform(20, 80, n) for count in classes]
+    truth = np.array(columns, float).T
+    ids = [f"c{i:03}" for i in range(n)]
+    labels = [tuple(f"k{value:g}" for value in row) if name == "multitarget" else () for row in truth]
+    cases = [
+        SimpleNamespace(id=id, subject=id, target=tuple(row), labels=text) for id, row, text in zip(ids, truth, labels)
+    ]
+    task.inspect(cases)
+    told = (truth[:, 1] - truth[:, 1].mean()) / truth[:, 1].std()
+    known = [
+        {"voxels": {"mm": float(rng.normal() + planted * z)}, "files": {"bytes": float(rng.normal())}} for z in told
+    ]
+    splits = folds.kfold(ids, ids, told.tolist(), 5, 0.2, 0, kind="continuous")
+    fold = {id: place for place, split in enumerate(splits, start=1) for id in split["test"]}
+    targets, rows = np.array(task.rival_targets(cases), float), []
+    for id, row, own in zip(ids, truth, targets):
+        answered = {"id": id, "subject": id, "fold": fold[id], "loss": 1.0, "scan": None}
+        for key, value in zip(task.names, row.tolist()):
+            answered[f"target_{key}"] = value if type == "regression" else int(value)
+            answered |= {f"training_mean_{key}": 50.0, f"training_sd_{key}": 17.0} if type == "regression" else {}
+        noise = rng.normal(0, 15 if type == "regression" else 2.0, len(own))
+        rows.append(task.rival_row(answered, own + noise))  # as the network's answers
+    return audit.audit(task, Results(rows), cases, known, splits), task
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_of_several_answers_the_one_is_found_that_facts_tell(name, tiny_config):
+    found, task = several(name, tiny_config)
+    own = {one["name"]: one for one in found["answers"]}
+    assert list(own) == [output.name for output in task.rival_outputs()]
+    told = {"multilabel": "Emphysema", "multiregression": "weight", "multitarget": "gender k1"}[name]
+    assert own[told]["finds"] == audit.AS_MUCH and own[told]["rival"] in ("voxels", audit.ALL)
+    assert own[told]["gain_low"] <= own[told]["gain"] <= own[told]["gain_high"] < 0 and own[told]["p"] < 0.05
+    assert all(one["finds"] == audit.NOTHING for name, one in own.items() if name != told)
+    place = list(own).index(told)
+    voxels = next(rival for rival in found["rivals"] if rival["name"] == "voxels")
+    assert voxels["each"][place] == own[told]["rival_value"] or own[told]["rival"] == audit.ALL
+    assert found["metric"].startswith(task.select) and not math.isnan(found["value"])
+    if name == "multilabel":
+        assert own["Rare"]["cases"] == 0 and math.isnan(own["Rare"]["value"]) and math.isnan(own["Rare"]["p"])
+    audited = {**found, "part": "", "runs": [], "groups": []}
+    run = SimpleNamespace(complete=True, folder=SimpleNamespace(audited=lambda: {"audits": [audited]}))
+    page = Page(join(shortcuts.section(run)).text)
+    assert f"Told as well without looking: {told} by " in page.text
+    table = page.table("Each answer, within folds")
+    assert [row[0].text for row in table[1:]][0] == told and len(table) == 1 + len(own)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_clean_facts_tell_of_no_answer(name, tiny_config):
+    finds = [
+        one["finds"]
+        for seed in range(3)
+        for kind in ("answers", "rivals")
+        for one in several(name, tiny_config, seed=seed, planted=0.0)[0][kind]
+    ]
+    assert finds.count(audit.NOTHING) >= len(finds) - 1
+
+
+def test_a_scan_is_known_by_some_of_its_slices():
+    class Slice(SimpleNamespace):
+        def image(self):
+            return np.full((2, 8, 8, 1), self.value, np.float32)
+
+    def made(id, value, scan):
+        own = SimpleNamespace(images=(), files=(SimpleNamespace(path=f"{id}.npy"),))
+        known = {"scan": scan, "subject": "p", "target": (1.0,), "labels": (), "missing": (), "geometry": None}
+        return Slice(id=id, value=value, case=own, background=(0.0, 0.0), scaling=((0, 1),) * 2, **known)
+
+    slices = [made(f"a_{k:02}", float(k), "a") for k in range(11)] + [made("b_00", 7.0, "b")]
+    first, second = units.units_of(slices)
+    assert (first.id, second.id, len(first.parts)) == ("a", "b", 11)
+    found = first.facts(("ct", "ct again"))
+    assert found["number of slices"] == {"slices": 11.0}
+    looked = facts.chosen(11)
+    assert len(looked) == 5 and looked == sorted(set(looked)) and facts.chosen(1) == [0] and facts.chosen(2) == [0, 1]
+    assert (
+        found["intensities of ct"]["mean"] == pytest.approx(np.mean(looked)) and "intensities of ct again" not in found
+    )
+    assert units.of_splits([{"train": ["a_01", "a_00"], "test": ["b_00"]}], [first, second]) == [
+        {"train": ["a"], "test": ["b"]}
+    ]
+    assert first.key() != units.units_of(slices[:10])[0].key()

@@ -86,7 +86,9 @@ def _head(seen, background):
 
 
 def _otsu(values):
-    """The threshold that parts values into two groups with the least spread within them (Otsu 1979)."""
+    """The threshold that parts values into two groups of the least spread (Otsu 1979); -inf where all are equal."""
+    if values.min() == values.max():
+        return -math.inf
     counts, edges = np.histogram(values, bins=128)
     middles = (edges[:-1] + edges[1:]) / 2
     below, sums = np.cumsum(counts), np.cumsum(counts * middles)
