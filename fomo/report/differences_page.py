@@ -13,6 +13,7 @@ from ..pages.figures.numbers import paired
 from ..pages.figures.probabilities import rocs
 from ..pages.page import number, tag
 from ..runtime import files
+from . import covers
 
 
 def comparison_text(rows):
@@ -111,7 +112,9 @@ def _tables(rows):
     ranked = any(row["test"] == "DeLong" for row in rows)
     delong = "by DeLong's test for AUROCs, its terms summed per subject (Obuchowski 1997), for the rest "
     better = f"better: p below 0.05 after Holm's correction over all {len(rows)} tests"
-    found = [page.note(f"p {delong if ranked else ''}by permutation of whole subjects; {better}.")]
+    found = [
+        page.note(f"p {delong if ranked else ''}by permutation of whole subjects; {better}. {covers.OF_DIFFERENCES}")
+    ]
     for of_pair in _pairs(rows):
         caption = f"{of_pair[0]['second']} minus {of_pair[0]['first']} on the same cases"
         found.append(page.table(*_titles_and_lines(of_pair), caption, sortable=True))

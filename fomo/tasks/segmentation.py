@@ -32,6 +32,7 @@ nifti = lazy.Module("..space.nifti", __package__)
 
 _NO_METRICS = ("id", "subject", "fold", "missing", "loss", "predicted_voxels", "reference_voxels")  # of a row
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")  # it becomes a part of columns
+_GAIN = "postprocess_gain"  # a column of rows, where post-processing is chosen
 _UNWEIGHTED = ("generalized_dice", "tversky")  # losses without class weights
 _VOXELS, _VECTOR = 2**16, 64  # whose probabilities are computed at once: about so many, a multiple of the second
 
@@ -207,7 +208,8 @@ class Segmentation(Task):
         loss = float(self._loss(logits[None], mask[None]))
         if fold is None and not self._candidates:
             return Answer.of(case, loss=loss, **self._on_grid(logits, mask))
-        _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
+        probabilities = self._probabilities(logits)
+        _, volumes = self.answer([self], [probabilities], case.geometry)
         prediction = volumes["mask"]
         reference, affine = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
         reference = rounded(reference).astype(np.int32)  # as in the cache
@@ -215,7 +217,10 @@ class Segmentation(Task):
             found = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
             return Answer.of(case, found, loss=loss)
         nifti.write_nifti(fold.mask(case.id, new=True), prediction, affine)
-        return Answer.of(case, loss=loss, **self._in_native_space(reference, prediction, volume.spacing(affine)))
+        found = self._in_native_space(reference, prediction, volume.spacing(affine))
+        if self.config.eval.postprocess == "auto":
+            found[_GAIN] = self._gain(probabilities, case.geometry, reference, prediction, affine)
+        return Answer.of(case, loss=loss, **found)
 
     def _on_grid(self, logits, reference):
         """Dice by the logits (K, X, Y, Z) and the classes (X, Y, Z) of the reference, counted where they are."""
@@ -241,6 +246,14 @@ class Segmentation(Task):
             "reference_voxels": int(np.count_nonzero(reference)),
             **_with_mean(found, self.config.task.class_names),
         }
+
+    def _gain(self, probabilities, geometry, reference, prediction, affine):
+        """What post-processing has gained of the mean Dice by which it was chosen."""
+        if self.state["postprocess"] == postprocess.NONE:
+            return 0.0
+        before = _most_probable(probabilities, self.sigmoid, geometry)
+        after, before = (self._dice_after(postprocess.NONE, reference, one, affine) for one in (prediction, before))
+        return after - before
 
     def _dice_after(self, candidate, reference, prediction, affine):
         """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""

@@ -76,7 +76,7 @@ def _curves(run, target):
     if len(curves) == 1:
         subjects, auroc = [row["subject"] for row in run.rows], run.value(f"{target.column}_auroc")
         drawn = roc(labels[0], scores[0], subjects, run.config.seed, auroc)
-        text = f"Of the class {names[0]}; pointwise bootstrap band over subjects."
+        text = f"Of the class {names[0]}; pointwise bootstrap band, as of independent subjects."
     else:
         drawn, text = rocs(curves), "Each class against the rest."
     ece = run.value(f"{target.column}_ece")
