@@ -46,7 +46,7 @@ def _worst(run):
     said = []
     for row in found["worst"]:
         change = found["changes"][row["change"]]
-        limits = "" if row["low"] is None else f", {page.interval(row['low'], row['high'], 3)}"
+        limits = "" if row["low"] is None else f", 95% interval {page.interval(row['low'], row['high'], 3)}"
         at = f"{change['title']} at {number(row['grade'], 3)} ({change['unit']})"
         said.append(f"{at}: {label(row['metric'])} {number(row['changed'], 3)} (drop {number(row['drop'], 3)}{limits})")
     if not said:
