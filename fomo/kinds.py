@@ -192,13 +192,14 @@ def _check_task(config, refuse):
         )
         refuse("data.test_folds", (), wanted)
     task.check(config, refuse)
-    masks = task.reads == "mask" or task.wanted(section).mask or section.evidence == "mask"
-    if task.pretrains or masks:
-        _check_unshuffled(config, named, refuse)
+    _check_unshuffled(config, task, named, refuse)
 
 
-def _check_unshuffled(config, named, refuse):
+def _check_unshuffled(config, task, named, refuse):
     """Refuse shuffled labels where these are masks, or there are none."""
+    masks = task.reads == "mask" or config.task.evidence == "mask" or task.wanted(config.task).mask
+    if not (task.pretrains or masks):
+        return
     for name in ("data.shuffle_labels", "audit.shuffled"):
         if _changed(config, name):
             refuse(name, _value(config, name), f"0 for {named}: its labels are masks, or it has none")
