@@ -22,6 +22,7 @@ _RESAMPLES = 1000  # of the paired tests
 _MOST_GROUPS = 30  # of a column whose groups are scored one by one
 _KEPT = ("id", "subject", "fold", "loss", "scan")  # of a row: what is no answer, besides target* and training_*
 NOTHING, LESS, AS_MUCH = "nothing", "less than the network", "as much as the network"
+UNKNOWN = "cannot be said"  # no fold tests cases of both kinds
 
 
 class Rival(NamedTuple):
@@ -37,7 +38,7 @@ class Rival(NamedTuple):
     gain_high: float
     p: float  # corrected, as p_chance: of a rival that is fitted anew on permuted labels
     p_chance: float
-    finds: str  # NOTHING, LESS or AS_MUCH
+    finds: str  # NOTHING, LESS, AS_MUCH or UNKNOWN
     each: list  # of several answers, the score of each
 
 
@@ -165,7 +166,9 @@ def _judged(compared):
 
 
 def _verdict(gain, p, p_chance):
-    if not p_chance < _LEVEL:
+    if math.isnan(p_chance):
+        return UNKNOWN
+    if p_chance >= _LEVEL:
         return NOTHING
     return LESS if gain > 0 and p < _LEVEL else AS_MUCH
 

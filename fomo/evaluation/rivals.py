@@ -168,7 +168,7 @@ def _learned(features, targets, study):
     place, said = {id: index for index, id in enumerate(study.ids)}, np.full(targets.shape, np.nan)
     for number, split in enumerate(study.splits, start=1):
         test = [place[id] for id in split["test"]]
-        train = np.array([place[id] for part in split if part != "test" for id in split[part]])
+        train = np.array([place[id] for part in split if part != "test" for id in split[part]], int)
         if len(train) > _MOST_FITTED:
             drawn = seeds.generator(study.seed, "audit", number)
             train = np.sort(drawn.choice(train, _MOST_FITTED, replace=False))

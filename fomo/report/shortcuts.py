@@ -18,7 +18,7 @@ _COVERS = (
     "population; that of the difference is about both on the same cases."
 )
 _RUNS = {"other_folds": "other folds: by groups where these are at random, or at random"}
-_AS_MUCH, _NOTHING = "as much as the network", "nothing"
+_AS_MUCH, _LESS, _UNKNOWN = "as much as the network", "less than the network", "cannot be said"
 
 
 def section(run):
@@ -79,7 +79,9 @@ def _verdict(found, rivals):
         return f"Not shown to be better than what is known without looking: {names}; {ours}.{more}"
     if rivals[-1]["finds"] == _AS_MUCH:
         return f"Not shown to be better than all rivals together ({metric} {number(rivals[-1]['value'], 3)}).{more}"
-    some = [rival["name"] for rival in alone if rival["finds"] != _NOTHING]
+    if all(rival["finds"] == _UNKNOWN for rival in rivals):
+        return "It cannot be said what rivals tell: no fold tests cases of both kinds."
+    some = [rival["name"] for rival in alone if rival["finds"] == _LESS]
     if some:
         return f"Better than every rival; of these, {', '.join(some)} tell something about the label.{more}"
     return more.strip() or "No rival tells anything about the label: no shortcut of these kinds was found."
@@ -111,7 +113,7 @@ def _answers(found):
     if not answers:
         return []
     metric = "AUROC" if found["higher_is_better"] else "MAE"
-    ranked = sorted(answers, key=lambda one: (one["finds"] == _NOTHING, one["p_chance"]))
+    ranked = sorted(answers, key=lambda one: (one["finds"] not in (_AS_MUCH, _LESS), one["p_chance"]))
     rows = [
         [one["name"], one["cases"], one["value"], one["rival"], one["rival_value"], *_gain(one), one["finds"]]
         for one in ranked

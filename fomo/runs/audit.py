@@ -89,6 +89,8 @@ def write(config, folder, cases, code, log):
     task, recorded = tasks.build(config), folder.recorded()
     if not task.is_audited() or not config.audit.rivals:
         return
+    if not all(split["train"] for split in recorded["folds"]):
+        return log("audit", left_out="no rivals: there are no training cases that they could learn from")
     inspect(task, cases)
     items = units.units_of(cases)
     results = units.of_results(run_folder.joined([fold.results() for fold in folder.all_folds()]))
