@@ -146,7 +146,8 @@ def delong_test(labels, first, second, level=0.95, groups=None, folds=None):
     error = np.sqrt(variance) if variance > 1e-16 else variance * 0  # rounding is not variance; NaN stays NaN
     half = scipy.special.ndtri((1 + level) / 2) * error
     p = 2 * scipy.special.ndtr(-abs(a - b) / error) if error else 1.0 if a == b else float("nan")
-    return Comparison(*map(float, (a, b, a - b, error, a - b - half, a - b + half, p)))
+    low, high = np.clip([a - b - half, a - b + half], -1, 1)
+    return Comparison(*map(float, (a, b, a - b, error, low, high, p)))
 
 
 def paired_permutation(first, second, resamples=10000, seed=0):

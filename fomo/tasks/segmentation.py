@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from ..config import UserError
 from ..data.cases import read_volume, rounded
 from ..metrics import (
     COUNTS,
@@ -87,6 +88,11 @@ class Segmentation(Task):
         few = len({case.subject for case in cases if not case.target}) < max(4, self.config.cv.folds)
         present = ["with foreground" if case.target or few else "without foreground" for case in cases]
         return [(one, math.log1p(case.foreground_mm3 or 0.0)) for one, case in zip(present, cases)]
+
+    def inspect(self, cases):
+        if not any(case.target for case in cases):
+            got = f"got no voxel of the foreground in the masks of all {len(cases)} cases"
+            raise UserError(f"mask: {got}, wanted some with")
 
     def fit(self, train, val):
         """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes."""
