@@ -191,13 +191,15 @@ def _check_task(config, refuse):
             "the folds to test on, beside data.train_folds and data.val_folds, or train.mode=train, which tests none"
         )
         refuse("data.test_folds", (), wanted)
-    if task.pretrains or task.reads == "mask" or section.evidence == "mask":
-        _check_unshuffled(config, named, refuse)
     task.check(config, refuse)
+    _check_unshuffled(config, task, named, refuse)
 
 
-def _check_unshuffled(config, named, refuse):
+def _check_unshuffled(config, task, named, refuse):
     """Refuse shuffled labels where these are masks, or there are none."""
+    masks = task.reads == "mask" or config.task.evidence == "mask" or task.wanted(config.task).mask
+    if not (task.pretrains or masks):
+        return
     for name in ("data.shuffle_labels", "audit.shuffled"):
         if _changed(config, name):
             refuse(name, _value(config, name), f"0 for {named}: its labels are masks, or it has none")

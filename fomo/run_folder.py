@@ -135,9 +135,10 @@ class RunFolder:
         files.write_json(os.path.join(self.audit, _AUDIT), content)
 
     def audited(self):
-        """What `write_audit` has written, with null for NaN; None before."""
+        """What `write_audit` has written, with null for NaN; None before, and of an older version."""
         path = os.path.join(self.audit, _AUDIT)
-        return files.read_json(path, "metric", "rivals") if os.path.exists(path) else None
+        found = files.read_json(path) if os.path.exists(path) else {}
+        return found if "audits" in found else None
 
     def write_facts(self, facts):
         """Keep {case id: what `data.facts` says, and its key} for the next time."""

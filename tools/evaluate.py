@@ -63,6 +63,8 @@ def main(arguments):
     evaluate.write(kind, rows, summary, options.output or beside)
     for name, values in summary.items():
         log("evaluate", metric=name, **evaluate.printed(values))
+    if options.bootstrap:
+        log("evaluate", intervals=evaluate.COVERS)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from . import masks, places, tables
 from .places import Columns
 
 _USUAL = Columns()
+COVERS = "ci_low to ci_high: 95%, about the models that answered (of several folds their mean) on new cases like these"
 
 
 def evaluate(
@@ -106,7 +107,8 @@ def write(kind, rows, summary, output):
         os.makedirs(output, exist_ok=True)
         files.write_csv(f"{path}_cases.csv", rows)
         files.write_csv(f"{path}.csv", [{"metric": name, **values} for name, values in summary.items()])
-        files.write_json(f"{path}.json", {"kind": kind, "cases": len(rows), "metrics": summary})
+        content = {"kind": kind, "cases": len(rows), "intervals": COVERS, "metrics": summary}
+        files.write_json(f"{path}.json", content)
 
 
 def printed(values):

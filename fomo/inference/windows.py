@@ -168,6 +168,13 @@ class Mirrored(torch.nn.Module):
             total = outputs if total is None else total + outputs
         return total / len(self.views)
 
+    def apart(self):
+        """A network for each of the views, by itself."""
+        found = [Mirrored(self.network, self.axes, gammas=self.gammas) for _ in self.views]
+        for one, view in zip(found, self.views):
+            one.views = [view]
+        return found
+
 
 def _powered(batch, gamma):
     changed = batch.float().clone()

@@ -9,7 +9,7 @@ _SHARES = (
     "accuracy precision recall specificity sensitivity f1 dice nsd jaccard similarity auroc ap brier ece hamming match "
     "coverage"
 ).split()
-_SIGNED = "mcc kappa pearson spearman ccc".split()  # from -1 to 1
+_SIGNED = "mcc kappa pearson spearman ccc gain".split()  # from -1 to 1
 _NOISE = 1e-12  # of the largest value: sums of equal numbers differ by so much in different orders
 COUNTS = ("_undefined", "_infinite")  # endings of the names under which tables count what a mean leaves out
 

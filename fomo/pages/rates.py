@@ -35,4 +35,5 @@ def rates_table(tp, fp, fn, tn, present, absent, caption):
     ):
         counts = Cell(f"{hits} of {cases}", hits)
         rows.append([name, of(hits, cases), interval_cell(*wilson(hits, cases), 3), counts, what])
+    caption = f"{caption}; Wilson's intervals, as of independent cases of one model"
     return table(["", "share", "95% interval (Wilson)", "cases", "what it is"], rows, caption)

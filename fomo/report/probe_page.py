@@ -49,7 +49,8 @@ def _headline(found):
             shown = f"Fairness score by {label(row['metric'])} {number(row['value'], 3)}"
             said.append(tag("p", f"{shown} (variables: {row['group'] or 'none that is defined'})."))
     how = "Tested on half of the subjects of each class, which nothing was trained on or chosen by."
-    said.append(page.note(f"{how} The intervals draw whole subjects."))
+    about = "they are about these fitted heads on new subjects of this population, not about what others would teach"
+    said.append(page.note(f"{how} The 95% intervals draw whole subjects: {about}."))
     return tag("div", [tag("div", value), tag("div", said, class_="say")], class_="hero")
 
 

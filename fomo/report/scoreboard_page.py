@@ -5,6 +5,7 @@ import math
 from ..pages import figures, page
 from ..pages.figures import groups as groups_figure
 from ..pages.page import breakable, interval, interval_cell, label, number, tag
+from . import covers
 
 
 def write_scoreboard(board, path):
@@ -94,7 +95,12 @@ def _scores(board):
         for task, metric, rows in _by_metric(board)
         for row in rows
     ]
-    return [page.table(titles, rows, "Pooled over all test cases; tasks 6 and 7: of the first split", sortable=True)]
+    about = (
+        "The 95% intervals are about the trained models of a checkpoint (the mean over folds; of tasks 6 and 7 the "
+        "fitted heads) on new cases of the population, not about what would be trained on other cases."
+    )
+    caption = "Pooled over all test cases; tasks 6 and 7: of the first split"
+    return [page.note(about), page.table(titles, rows, caption, sortable=True)]
 
 
 def _differences(board):
@@ -102,7 +108,8 @@ def _differences(board):
         return [page.note("Nothing can be compared: fewer than two checkpoints have finished a task.")]
     text = (
         "Second minus first, on the same cases. p: DeLong's test for AUROCs of two classes, permutation of whole "
-        f"subjects for the rest; corrected by Holm's method over all {len(board.differences)} tests."
+        f"subjects for the rest; corrected by Holm's method over all {len(board.differences)} tests. "
+        f"{covers.OF_DIFFERENCES}"
     )
     titles = ["task", "metric", "first", "second", "difference", "95% interval", "p", "p (Holm)", "better", "cases"]
     rows = [

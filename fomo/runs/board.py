@@ -46,10 +46,13 @@ class Board:
             self.notes.append(f"{task}: not compared case by case: {one_line(error)}")
             return
         of_place = {place: name for name, place in places.items()}
+        tested = {row["metric"] for row in rows}
+        within = {metric + metrics.WITHIN: higher for metric, higher in ranked.metrics.items()}  # where folds are equal
+        higher = {**{name: of for name, of in ranked.metrics.items() if name + metrics.WITHIN not in tested}, **within}
         for row in rows:
-            if row["metric"] in ranked.metrics:
+            if row["metric"] in higher:
                 pair = {key: of_place[row[key]] for key in ("first", "second")}
-                self.differences.append({"task": task, **row, **pair, "higher": ranked.metrics[row["metric"]]})
+                self.differences.append({"task": task, **row, **pair, "higher": higher[row["metric"]]})
 
     def add_probes(self, found, has_groups):
         """Add tasks 6 and, with groups, 7; found: {name: (evaluation.probe.Found, Subjects)}."""

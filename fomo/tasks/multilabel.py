@@ -28,6 +28,7 @@ from ..runtime.lazy import torch
 from . import categories, pooling
 from .results import Answer, Output, Results
 from .task import HEAD, ONE_OR_MORE, Rates, Task
+from .two_classes import rival_probability
 from .views import multilabel as view
 
 losses = lazy.Module("..losses", __package__)
@@ -103,6 +104,14 @@ class Multilabel(Task):
 
     def head_targets(self, cases):
         return [case.target for case in cases]
+
+    def rival_targets(self, cases):
+        return [case.target for case in cases]
+
+    def rival_row(self, row, said):
+        probabilities = rival_probability(np.asarray(said))
+        columns = self._names_of("probability") + self._names_of("decision")
+        return {**row, **dict(zip(columns, [*probabilities.tolist(), *(probabilities >= 0.5).astype(int).tolist()]))}
 
     def loss(self, outputs, batch):
         return self._loss(outputs, batch["target"], self.config.task.label_smoothing)

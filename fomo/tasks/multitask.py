@@ -121,6 +121,10 @@ class Multitask(Task):
     def _each(self):
         return [(part, self.tasks[part.name]) for part in self.parts]
 
+    def ask(self, volumes):
+        for task in self.tasks.values():
+            task.ask(volumes)
+
     @property
     def state(self):
         """{part: the state of its task}."""
@@ -174,6 +178,19 @@ class Multitask(Task):
     def head_parts(self, cases):
         found = [(part, task, place) for part, task, place in self._outputs() if place is not None]
         return [(task, place, [part.case(case) for case in cases]) for part, task, place in found]
+
+    @classmethod
+    def is_audited(cls):
+        """One of two parts or more is no mask."""
+        return True
+
+    def audited(self, cases, results):
+        split = self._split(results)
+        return [
+            (part.name, task, [part.case(case) for case in cases], split[part.name])
+            for part, task in self._each()
+            if task.is_audited()
+        ]
 
     def loss(self, outputs, batch):
         """(B,): the sum of the parts' losses by their weights, each divided by its variance where that is learned."""

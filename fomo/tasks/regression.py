@@ -16,7 +16,7 @@ from ..metrics import (
     within_folds,
 )
 from ..runtime import lazy
-from .results import Answer, Results
+from .results import Answer, Output, Results
 from .task import HEAD, ONE_OR_MORE, Task
 from .views import regression as view
 
@@ -70,6 +70,9 @@ class Regression(Task):
 
     def rival_row(self, row, said):
         return {**row, "prediction": float(said[0])}
+
+    def rival_outputs(self):
+        return [Output(0, "prediction", "target", None, "the number")]
 
     def loss(self, outputs, batch):
         return self._loss(outputs[:, 0], (batch["target"] - self.state["mean"]) / self.state["scale"])

@@ -65,13 +65,17 @@ class Results(NamedTuple):
 
 
 class Output(NamedTuple):
-    """An output of a network that tells classes apart, and where its probability stands in a row."""
+    """An output of a network, and where its probability, or the number that it says, stands in a row."""
 
     index: int
     column: str  # of a row: its probability
     target: str  # of a row: the true value
-    value: int  # of the target where the case has what this output stands for
+    value: int | None  # of the target where the case has what this output stands for; None: it says a number
     name: str  # in print
 
     def is_there(self, row):
         return row[self.target] == self.value
+
+    def truth(self, row):
+        """What is there to say of a case: the number, or whether it has what the output stands for."""
+        return row[self.target] if self.value is None else self.is_there(row)

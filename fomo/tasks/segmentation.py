@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from ..config import UserError
 from ..data.cases import read_volume, rounded
 from ..metrics import (
     COUNTS,
@@ -22,7 +23,7 @@ from ..metrics import (
 from ..runtime import lazy
 from ..runtime.lazy import torch
 from ..space import postprocess, volume
-from . import categories
+from . import categories, disagreement
 from .results import Answer, Results
 from .task import Columns, Rates, Task
 from .views import segmentation as view
@@ -32,6 +33,7 @@ nifti = lazy.Module("..space.nifti", __package__)
 
 _NO_METRICS = ("id", "subject", "fold", "missing", "loss", "predicted_voxels", "reference_voxels")  # of a row
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")  # it becomes a part of columns
+_GAIN = "postprocess_gain"  # a column of rows, where post-processing is chosen
 _UNWEIGHTED = ("generalized_dice", "tversky")  # losses without class weights
 _VOXELS, _VECTOR = 2**16, 64  # whose probabilities are computed at once: about so many, a multiple of the second
 
@@ -56,7 +58,7 @@ class Segmentation(Task):
     )
     if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"
     view = view.VIEW
-    volumes, optional_volumes = ("mask",), ("probabilities",)
+    volumes, optional_volumes = ("mask",), ("probabilities", disagreement.NAME)
     single = "mask"
 
     @classmethod
@@ -90,6 +92,11 @@ class Segmentation(Task):
         few = len({case.subject for case in cases if not case.target}) < max(4, self.config.cv.folds)
         present = ["with foreground" if case.target or few else "without foreground" for case in cases]
         return [(one, math.log1p(case.foreground_mm3 or 0.0)) for one, case in zip(present, cases)]
+
+    def inspect(self, cases):
+        if not any(case.target for case in cases):
+            got = f"got no voxel of the foreground in the masks of all {len(cases)} cases"
+            raise UserError(f"mask: {got}, wanted some with")
 
     def fit(self, train, val):
         """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes."""
@@ -131,9 +138,31 @@ class Segmentation(Task):
         return logits.cpu().numpy()
 
     def infer(self, network, image, background, windows):
-        """Yield (first plane, number of all, probabilities (K, n, Y, Z)) on the network's grid, see `blend_planes`."""
+        """Yield (first plane, number of all, probabilities (K, n, Y, Z)) on the network's grid, see `blend_planes`.
+
+        Asked for the mutual information, behind these K what `disagreement.information` reads: the mean over views.
+        """
+        if disagreement.NAME in self.asked:
+            yield from self._infer_apart(network, image, background, windows)
+            return
         for first, logits in windows.blend_planes(network, image, background):
             yield first, image.shape[1], self._probabilities(logits)
+
+    def _infer_apart(self, network, image, background, windows):
+        """All planes at once, added up view by view."""
+        views, outputs, total = disagreement.views_of(network), self.out_channels, None
+        for one in views:
+            for first, logits in windows.blend_planes(one, image, background):
+                if total is None:
+                    total = np.zeros((2 * outputs + 1, image.shape[1], *logits.shape[2:]), np.float32)
+                own = total[:, first : first + logits.shape[1]]
+                own[:outputs] += logits.cpu().numpy()  # of whose mean the mask is made
+                probabilities = self._probabilities(logits)
+                own[outputs:-1] += probabilities
+                own[-1] += disagreement.entropy(probabilities, self.sigmoid)
+        total /= np.float32(len(views))
+        self._probabilities(torch.from_numpy(total[:outputs]))
+        yield 0, image.shape[1], total
 
     @staticmethod
     def gather(parts):
@@ -157,9 +186,10 @@ class Segmentation(Task):
         """The post-processed mask of the likeliest class by the mean probabilities (see `gather`) in native space.
 
         These, as far as they are asked for, are a function: one class after another decides, so that not all classes
-        are in native space at once.
+        are in native space at once. Asked for the mutual information, the row has its mean over the mask, NaN of none.
         """
         [mean] = parts
+        mean, apart = np.split(mean, [tasks[0].out_channels])
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
         likeliest = _most_probable(mean, tasks[0].sigmoid, geometry)
         mask = postprocess.apply(likeliest, volume.spacing(geometry.native_affine), **chosen)
@@ -171,7 +201,12 @@ class Segmentation(Task):
             native[0][_outside(geometry)] = 1
             return native
 
-        return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": probabilities}
+        row, volumes = {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": probabilities}
+        if len(apart):
+            found = volume.to_native(disagreement.information(apart, tasks[0].sigmoid), geometry, order=1)
+            row[disagreement.NAME] = float(found[mask > 0].mean()) if mask.any() else math.nan
+            volumes[disagreement.NAME] = found
+        return row, volumes
 
     def predict(self, network, case, windows, fold=None):
         """Dice on the cached grid or, with `fold`, all metrics in native space; then the mask is written.
@@ -183,7 +218,8 @@ class Segmentation(Task):
         loss = float(self._loss(logits[None], mask[None]))
         if fold is None and not self._candidates:
             return Answer.of(case, loss=loss, **self._on_grid(logits, mask))
-        _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
+        probabilities = self._probabilities(logits)
+        _, volumes = self.answer([self], [probabilities], case.geometry)
         prediction = volumes["mask"]
         reference, affine = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
         reference = rounded(reference).astype(np.int32)  # as in the cache
@@ -191,7 +227,10 @@ class Segmentation(Task):
             found = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
             return Answer.of(case, found, loss=loss)
         nifti.write_nifti(fold.mask(case.id, new=True), prediction, affine)
-        return Answer.of(case, loss=loss, **self._in_native_space(reference, prediction, volume.spacing(affine)))
+        found = self._in_native_space(reference, prediction, volume.spacing(affine))
+        if self.config.eval.postprocess == "auto":
+            found[_GAIN] = self._gain(probabilities, case.geometry, reference, prediction, affine)
+        return Answer.of(case, loss=loss, **found)
 
     def _on_grid(self, logits, reference):
         """Dice by the logits (K, X, Y, Z) and the classes (X, Y, Z) of the reference, counted where they are."""
@@ -217,6 +256,14 @@ class Segmentation(Task):
             "reference_voxels": int(np.count_nonzero(reference)),
             **_with_mean(found, self.config.task.class_names),
         }
+
+    def _gain(self, probabilities, geometry, reference, prediction, affine):
+        """What post-processing has gained of the mean Dice by which it was chosen."""
+        if self.state["postprocess"] == postprocess.NONE:
+            return 0.0
+        before = _most_probable(probabilities, self.sigmoid, geometry)
+        after, before = (self._dice_after(postprocess.NONE, reference, one, affine) for one in (prediction, before))
+        return after - before
 
     def _dice_after(self, candidate, reference, prediction, affine):
         """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""

@@ -102,7 +102,8 @@ class Task:
     head_targets = None  # cases -> (n, out_channels): what a linear fit should say of them, to start a multistage head:
     # of a regression the scaled number, of classes 1 for the right one; None: the head of its networks is linear
     rival_targets = None  # cases -> (n, K): what a linear fit on facts from outside the images should say of them;
-    # None: the audit fits none. With it, rival_row(row, (K,) what such a fit says) is the row with that as the answer
+    # None: the audit fits none. With it, rival_row(row, (K,) what such a fit says) is the row with that as the answer,
+    # and rival_outputs() the K Outputs that say the same
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     rare = None  # a slice of the output channels: what they mark is in few voxels; None: no output marks voxels
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
@@ -135,11 +136,28 @@ class Task:
     def __init__(self, config):
         self.config = config
         self.state = {}
+        self.asked = ()
+
+    def ask(self, volumes):
+        """Say, before `infer`, which of its `optional_volumes` are wanted of `answer`: some need more to be kept."""
+        self.asked = tuple(volumes)
 
     @classmethod
     def own_keys(cls):
         """Every key of the config that it reads and that some other task does not."""
-        return cls.keys + (() if cls.pretrains else _TESTING) + (AUDIT if cls.rival_targets else ())
+        return cls.keys + (() if cls.pretrains else _TESTING) + (AUDIT if cls.is_audited() else ())
+
+    @classmethod
+    def is_audited(cls):
+        """Whether something of what it says is compared with rivals."""
+        return cls.rival_targets is not None
+
+    def audited(self, cases, results):
+        """[(name, task, cases, Results)] of what is compared with rivals: itself without a name, or its parts."""
+        return [("", self, cases, results)] if self.is_audited() else []
+
+    def rival_outputs(self):
+        return self.outputs()
 
     @staticmethod
     def gather(parts):

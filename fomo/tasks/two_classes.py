@@ -10,6 +10,11 @@ from .results import Output, Results
 from .task import ONE_OR_MORE
 
 
+def rival_probability(said):
+    """A number within (0, 1), in the order of what a linear fit to 0 and 1 says; .5 stays."""
+    return scipy.special.expit(4 * (said - 0.5))
+
+
 class TwoClasses:
     """A part of such a task, beside `Task`: its rows have `target`, `probability` (of class 1) and `decision`.
 
@@ -31,9 +36,7 @@ class TwoClasses:
         return [[case.target] for case in cases]
 
     def rival_row(self, row, said):
-        probability = float(
-            scipy.special.expit(4 * (said[0] - 0.5))
-        )  # in the order of what was said, and within (0, 1)
+        probability = float(rival_probability(said[0]))
         return {**row, "probability": probability, "decision": int(probability >= 0.5)}
 
     def begin_state(self):
