@@ -104,6 +104,8 @@ class Task:
     rival_targets = None  # cases -> (n, K): what a linear fit on facts from outside the images should say of them;
     # None: the audit fits none. With it, rival_row(row, (K,) what such a fit says) is the row with that as the answer
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
+    weight = 1.0  # of what its network says, in an ensemble; of an object, see `blend`
+    blend = None  # the Blend of an ensemble's networks; None: all count equally
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     rates = Rates(2.5e-4, 2.5e-4)
     flat = 0.05  # the outputs' spread over the targets' below which nothing is learned
