@@ -77,7 +77,7 @@ class _Answers:
 
 
 def load(checkpoints, device=None):
-    """The members of a container, see `check`; checkpoints: run folders, folders of *.pt, or files; device: its name."""
+    """The members of a container, see `check`; checkpoints: run folders, folders of *.pt, or files; device: a name."""
     paths = [path for place in checkpoints for path in find_checkpoints(place)]
     members = load_members(paths, choose_device(device))
     check(members)
