@@ -146,6 +146,14 @@ def test_runs_that_cannot_be_weighed_are_refused(runs, tmp_path):
     assert not (tmp_path / "both").exists()
 
 
+def test_a_case_that_is_gone_is_said(runs, tmp_path, monkeypatch):
+    a, b = runs("a"), runs("b", model={"width": 3})
+    gone, plain = min(files.read_json(a / "splits.json")["folds"][0]["val"]), weights.sources.list_cases
+    monkeypatch.setattr(weights.sources, "list_cases", lambda *_: [case for case in plain(*_) if case.id != gone])
+    with pytest.raises(UserError, match=f"case {gone} of its validation parts is not in the data"):
+        tool("export", a, b, "--weights", "auto", "--output", tmp_path / "both")
+
+
 def test_without_a_common_case_or_with_other_labels_there_are_no_weights():
     blend = tasks.TASKS["classification"].blend
     row = {"target": 1, "probability": 0.5, "subject": "s"}

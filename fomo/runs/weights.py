@@ -86,7 +86,8 @@ def export(paths, output, log):
         log.warn(f"too few subjects in common to weigh the runs, wanted {_FEWEST}: all count equally", **facts)
     else:
         kept = {"kept": "equal" if (weights == 1).all() else "searched", "gain": test.difference, "p": test.p}
-        log("checkpoint", **facts, **{f"val_{select}": abs(test.first), f"weighted_{select}": abs(test.second)}, **kept)
+        scores = {f"val_{select}": abs(test.first), f"weighted_{select}": abs(test.second)}  # errors are negated there
+        log("checkpoint", **facts, **scores, **kept)
     with files.new_folder(output) as folder:
         for run, weight in enumerate(weights.tolist()):
             for fold, path in enumerate(checkpoints[run], start=1):
@@ -118,6 +119,8 @@ def _answers(folder, members, log):
     config, splits = folder.config_of_folds(), folder.recorded()["folds"]
     wanted, used = tasks.wanted(config), {case_id for split in splits for case_id in split["val"]}
     listed = [case for case in sources.list_cases(config.data, wanted) if case.id in used]
+    if gone := used - {case.id for case in listed}:
+        raise UserError(f"{folder.path}: case {min(gone)} of its validation parts is not in the data: restore it")
     cases = {case.id: case for case in sources.prepare(listed, config.data, wanted, log)}
     found = {}
     for number, (member, split) in enumerate(zip(members, splits), start=1):
