@@ -67,7 +67,7 @@ def test_few_cases_that_have_many_labels_each_are_balanced_as_far_as_can_be(case
     flags = (np.random.default_rng(seed).random((cases, 18)) < share).astype(int)
     shares, plain = shares_seen(flags, 3000)[:-1], flags.mean(0)
     there = (plain > 0) & (plain < 1)
-    assert shares[there].max() < 3.5 * shares[there].min() and (shares[there] > 0.9 * plain[there].min()).all()
+    assert shares[there].max() < 3.5 * shares[there].min()
 
 
 def test_balanced_multilabel_training_draws_so(tiny_config):
