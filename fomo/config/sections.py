@@ -273,6 +273,7 @@ class Train:
     mode: str = free_key("both", "train: to the best epoch, no test; evaluate: test only; both", "train|evaluate|both")
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
     keep_best: int = key(1, "number of best epochs whose checkpoint is kept: best.pt (tested), best_2.pt, ...", low=1)
+    name_best: bool = free_key(False, "also link to them by epoch and score, as epoch_012_val_mae_4.2000.pt")
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     steps: int | None = key(None, "the length in optimizer steps, in place of epochs", low=1)
     budget_s: float | None = key(

@@ -1,6 +1,7 @@
 """A case and its files: what a source lists, and how one file becomes an array.
 
-A volume is a NIfTI file, a .npy array (one volume, or one of several on its first axis) or a folder of DICOM files.
+A volume is a NIfTI file, a MetaImage file (.mha), a .npy array (one volume, or one of several on its first axis) or a
+folder of DICOM files.
 """
 
 import os
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..config import UserError, as_user_error
 from ..runtime import interrupt, lazy
-from ..space import volume
+from ..space import metaimage, volume
 from . import dicom, npy, spreadsheet
 
 nifti = lazy.Module("..space.nifti", __package__)
@@ -129,6 +130,8 @@ def _reader(source):
     """The function that reads a Volume which lies in space."""
     if source.path.lower().endswith(".dcm") or os.path.isdir(source.path):
         return dicom.read_dicom
+    if source.path.lower().endswith(".mha"):
+        return metaimage.read_metaimage
     return nifti.read_nifti
 
 

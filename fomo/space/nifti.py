@@ -37,7 +37,7 @@ _PACKED = "packed otherwise: unpack it, or pack it by gzip"
 _FORMATS = {
     **dict.fromkeys((".mgz", ".mgh"), _FREESURFER),
     **dict.fromkeys((".hdr", ".img"), _PAIR),
-    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), _ITK),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mhd", ".gipl"), _ITK),
     **dict.fromkeys((".bz2", ".zst", ".xz", ".zip", ".7z", ".tar", ".tgz"), _PACKED),
     **dict.fromkeys((".head", ".brik"), "of AFNI: 3dAFNItoNIFTI"),
     **dict.fromkeys((".par", ".rec"), "of Philips: dcm2niix"),
@@ -92,7 +92,7 @@ def _opened(path):
     if not name.endswith((".nii", ".nii.gz")):
         known = other_format(path)
         got = f"a file {known}" if known else "a file without a suffix of NIfTI"
-        raise ValueError(f"{path}: got {got}, wanted .nii, .nii.gz, a 3D .npy or a folder of DICOM files")
+        raise ValueError(f"{path}: got {got}, wanted .nii, .nii.gz, .mha, a 3D .npy or a folder of DICOM files")
     try:
         with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as file:
             with np.errstate(all="ignore"):  # what it would warn of is infinite, and refused

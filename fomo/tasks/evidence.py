@@ -23,7 +23,7 @@ from ..runtime import lazy
 from ..runtime.lazy import torch
 from ..space import volume
 from . import categories
-from .results import Answer, Results
+from .results import Answer, Results, averaged
 from .segmentation import Segmentation
 from .task import Task
 from .two_classes import TwoClasses
@@ -139,7 +139,7 @@ class Evidence(TwoClasses, Task):
     def answer(tasks, parts, geometry):
         """Mean probability and its decision; the mean probabilities of finding and background, in native space."""
         row = TwoClasses.decided_together(tasks, [task.probability(part.odds) for task, part in zip(tasks, parts)])
-        finding = sum(part.finding for part in parts) / np.float32(len(parts))
+        finding = averaged(tasks, [part.finding for part in parts]).astype(np.float32)
         native = volume.to_native(finding, geometry, order=1)  # 0 where the network has seen nothing
         return row, {"probabilities": np.stack([1 - native, native])}
 

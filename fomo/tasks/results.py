@@ -64,6 +64,19 @@ class Results(NamedTuple):
         return [f"{what} than over all cases (noise {noise:.3f}): the folds' models do not score on one scale"]
 
 
+class Blend(NamedTuple):
+    """What an ensemble of a task's networks averages, each network with its weight."""
+
+    targets: tuple  # columns of a row: the true values
+    columns: tuple  # of a row: what is averaged
+    metric: object  # (labels (n, K), values (n, K)) -> by which weights are searched, higher is better
+
+
+def averaged(tasks, values):
+    """The mean of the values (M, ...) of M networks, weighted; tasks: theirs."""
+    return np.average(values, axis=0, weights=[task.weight for task in tasks])
+
+
 class Output(NamedTuple):
     """An output of a network, and where its probability, or the number that it says, stands in a row."""
 

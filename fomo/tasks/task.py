@@ -106,6 +106,8 @@ class Task:
     # and rival_outputs() the K Outputs that say the same
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
     rare = None  # a slice of the output channels: what they mark is in few voxels; None: no output marks voxels
+    weight = 1.0  # of what its network says, in an ensemble; of an object, see `blend`
+    blend = None  # the Blend of an ensemble's networks; None: all count equally
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     rates = Rates(2.5e-4, 2.5e-4)
     flat = 0.05  # the outputs' spread over the targets' below which nothing is learned
