@@ -380,8 +380,8 @@ def test_several_networks_are_averaged_part_by_part(run):
         alone.append(prediction.answer([member], said, cases[0].geometry))
     for column in ("sex_probability", "age_prediction"):
         assert row[column] == pytest.approx(np.mean([one[column] for one, _ in alone]))
-    mean = np.mean([found["probabilities"]() for _, found in alone], axis=0)
-    np.testing.assert_allclose(volumes["probabilities"](), mean, atol=1e-5)
+    mean = np.mean([list(found["probabilities"]) for _, found in alone], axis=0)
+    np.testing.assert_allclose(volumes["probabilities"], mean, atol=1e-5)
     assert volumes["mask"].dtype == np.uint8 and task.volumes == ("mask",)
 
 

@@ -141,7 +141,7 @@ class Evidence(TwoClasses, Task):
         row = TwoClasses.decided_together(tasks, [task.probability(part.odds) for task, part in zip(tasks, parts)])
         finding = averaged(tasks, [part.finding for part in parts]).astype(np.float32)
         native = volume.to_native(finding, geometry, order=1)  # 0 where the network has seen nothing
-        return row, {"probabilities": np.stack([1 - native, native])}
+        return row, {"probabilities": [1 - native, native]}
 
     def predict(self, network, case, windows, fold=None):
         """`located`: whether the most probable voxel is in the mask, NaN of a case with nothing to find there.

@@ -19,6 +19,11 @@ class Answer(NamedTuple):
         return cls({"id": case.id, "subject": case.subject, **values}, kept)
 
 
+def finished(answer):
+    """The Answer that `Task.predict` has given, or of which it has given the rest of the work as a function."""
+    return answer() if callable(answer) else answer
+
+
 class Results(NamedTuple):
     """What a task makes of the answers of some cases."""
 

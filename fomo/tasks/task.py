@@ -76,7 +76,8 @@ class Task:
     and has
     - state: plain values fitted on training or validation cases, stored with the checkpoint;
     - loss(outputs, batch): (B,) float32, one per sample, so that accumulation and ranks average exactly;
-    - predict(network, case, windows, fold=None): the Answer for one whole case, a `data.cases.Prepared`. windows: the
+    - predict(network, case, windows, fold=None): the Answer for one whole case, a `data.cases.Prepared`, or a function
+      that gives it and needs neither network nor GPU: it is called in a thread. windows: the
       `inference.WindowOptions`. With `fold`, the run_folder.FoldFolder, it is the final evaluation, in native space,
       and files are written to the places that `fold` names;
     - score(results): {metric: value} over all rows, NaN where undefined;
@@ -85,8 +86,9 @@ class Task:
     - infer(network, image, background, windows): what one network says about one case that has no label, to be
       averaged. image: (C, X, Y, Z). background: a value per channel;
     - answer(tasks, parts, geometry): (row, {name: volume in native space}) from what the networks of `tasks`, one or
-      more, said, or what `gather` has made of that; an optional volume may be a function that makes it. With one
-      network the row has the same numbers as `predict` and `finish` give.
+      more, said, or what `gather` has made of that. A volume is an array (X, Y, Z), or a sequence of those of all
+      classes, which may be made as they are asked for. With one network the row has the same numbers as `predict` and
+      `finish` give.
     """
 
     pretrains = False  # whether it learns without labels: its runs have one split, without a test part
