@@ -59,7 +59,7 @@ def _notes(found):
         notes.append(f"{facts['missing']} cases have no embedding: where they are tested they get the worst answer.")
     if facts["unlabelled"]:
         notes.append(f"{facts['unlabelled']} lines of the table have no class, and are left out.")
-    return [*notes, *(f"{text}." for text in facts["doubts"])]
+    return [*notes, *(f"{text}." for text in (*map(page.capital, facts["unsaid"]), *facts["doubts"]))]
 
 
 def _metrics(found, methods):

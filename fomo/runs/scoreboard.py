@@ -184,7 +184,8 @@ def _config(one, name, asked, output, overrides):
     """The config of a task from a checkpoint."""
     shared = [] if asked.own_cache else [f"data.cache={os.path.join(output, 'cache')}"]
     place = [f"output={os.path.join(output, one.name)}", f"name={name}"]
-    return kinds.load(asked.path, [*one.overrides(), *overrides, *shared, *place])
+    scored = [f"eval.challenge={asked.ranked.scored_as}"] if asked.ranked.scored_as != "none" else []
+    return kinds.load(asked.path, [*one.overrides(), *overrides, *shared, *scored, *place])
 
 
 def _cross_validate(one, name, config, log):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.cases import read_volume, rounded
 from ..metrics import (
+    CHALLENGES,
     COUNTS,
     dice,
     over_classes,
@@ -44,7 +45,7 @@ class Segmentation(Task):
     select, higher_is_better = "dice", True
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)
-    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
+    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm", "eval.challenge")
     options = (
         "task.classes",
         "task.class_names",
@@ -77,6 +78,9 @@ class Segmentation(Task):
         self.out_channels = config.task.classes - self.sigmoid
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
+        self._challenge = CHALLENGES.get(config.eval.challenge)
+        if self._challenge:
+            self.view = view.with_challenge(config.eval.challenge)
 
     def strata(self, cases):
         """Whether there is foreground, and how much, on a scale on which large masks are not all that counts.
@@ -208,6 +212,8 @@ class Segmentation(Task):
     def _in_native_space(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
         found = segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)
+        for label, own in found.items() if self._challenge else ():
+            own |= self._challenge(reference == label, prediction == label, spacing_mm)
         return {
             "predicted_voxels": int(np.count_nonzero(prediction)),
             "reference_voxels": int(np.count_nonzero(reference)),
