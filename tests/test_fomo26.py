@@ -137,7 +137,7 @@ def test_a_run_scores_masks_as_the_challenge_does(runs, tmp_path):
     wanted = {row["id"]: row for row in files.read_csv(scores / "evaluation_cases.csv", "id")}
     names = [f"fomo26_{metric}{ending}" for metric in ("dice", "nsd") for ending in ("", "_nerve", "_vessels")]
     for row in files.read_csv(run / "predictions.csv", "id"):
-        assert [float(row[name]) for name in names] == [float(wanted[row["id"]][name]) for name in names]
+        assert [float(row[name]) for name in names] == pytest.approx([float(wanted[row["id"]][name]) for name in names])
     assert any(row["fomo26_nsd"] != row["surface_dice"] for row in wanted.values()), "of another surface and tolerance"
 
 
