@@ -276,9 +276,9 @@ def unsaid(features, predictions, classes):
     common = vectors.mean(0)
     shared, own = np.linalg.norm(common), np.linalg.norm(vectors - common, axis=1).mean()
     return [
-        f"the linear heads say only {listed(said)} of {len(classes)} classes, so their F1 is low however well they "
-        "rank: the challenge chooses them by AUROC, which an offset of all answers does not change, and what all "
-        f"embeddings share (norm {shared:.3g}, beside {own:.3g} of what tells them apart) acts as such an offset"
+        f"the linear heads say only {listed(map(repr, said))} of {len(classes)} classes, so their F1 is low however "
+        "well they rank: the challenge chooses them by AUROC, which an offset of all answers does not change, and what "
+        f"all embeddings share (norm {shared:.3g}, beside {own:.3g} of what tells them apart) acts as such an offset"
     ]
 
 

@@ -100,6 +100,10 @@ class Origin(NamedTuple):
         """{key of the config's section data: value}, as far as it is known."""
         return self.preparation.data
 
+    def random(self, seed):
+        """What stands for the checksum of a file where the network's weights are random ones."""
+        return f"random {seed}, {self.name}" + (f" of width {self.width}" if self.width else "")
+
     def options(self):
         """Options of `nets.build`."""
         pooling = {"skip_pooling": self.skip_pooling}
@@ -148,7 +152,7 @@ def load_embedder(path, device, features="bottleneck", window=None, part=None, o
         report, sha256 = checkpoint.load_weights(network, path, part=part), files.sha256(path)
     else:
         everything = tuple(network.state_dict())
-        report, sha256 = checkpoint.LoadReport((), everything, (), (), (), "random", ""), f"random {random_seed}"
+        report, sha256 = checkpoint.LoadReport((), everything, (), (), (), "random", ""), found.random(random_seed)
     optimization.lay_out(network.eval(), device)
     window = None if window is None else tuple(window)
     axes = found.preparation.axes

@@ -44,8 +44,8 @@ class Contestant:
 
     @functools.cached_property
     def sha256(self):
-        """Of its file, as vectors and runs record it; of random weights their seed."""
-        return files.sha256(self.path) if self.path else f"random {_SEED}"
+        """Of its file, as vectors and runs record it; of random weights their seed and network."""
+        return files.sha256(self.path) if self.path else self.origin.random(_SEED)
 
     def overrides(self):
         """Texts `key=value` that start a task's config from it."""
