@@ -32,6 +32,8 @@ def _document(board):
 def _verdict(board, first):
     if first is None or math.isnan(first["overall"]):
         return [tag("p", tag("b", "Nothing is ranked yet."))]
+    if len(board.names) < 2:
+        return [tag("p", tag("b", f"{first['checkpoint']} stands alone: there is nothing to rank it with."))]
     text = f" has the best mean rank, {number(first['overall'], 3)} (1: best in all, {len(board.names)}: last in all)."
     return [tag("p", [tag("b", first["checkpoint"]), text]), page.note(_shown(board.differences))]
 
