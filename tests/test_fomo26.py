@@ -20,7 +20,8 @@ from conftest import GUARD, ROOT, close_image, members_of, one_line_error, run_c
 from fomo import kinds
 from fomo.config import UserError
 from fomo.prediction import budget, challenge, single
-from fomo.runs import crossval
+from fomo.runs import board, crossval
+from fomo.runs import challenge as ranking
 from fomo.runtime import files
 from fomo.runtime.log import Log
 
@@ -119,6 +120,26 @@ def test_three_classes_have_their_names_in_all_tables(runs):
     assert {int(path.name[4:7]) for path in run.glob("fold_*/masks/*.nii.gz")} == set(range(1, 16))
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["task"]["class_names"] == ["nerve", "vessels"]
+    found = board.Board(["a"], {})
+    found.add_runs("task4", ranking.TASKS[4], {"a": str(run)})
+    for row in found.scores:
+        values = np.array([float(line[row["metric"]]) for line in rows])
+        assert row["value"] == pytest.approx(values[np.isfinite(values)].mean()), row
+        assert row["cases"] == np.isfinite(values).sum()
+    assert [row["metric"] for row in found.scores] == ["fomo26_dice", "fomo26_nsd", "dice", "surface_dice"]
+
+
+def test_a_run_scores_masks_as_the_challenge_does(runs, tmp_path):
+    run, scores = runs(4), tmp_path / "scores"
+    [root] = run.parent.glob("phantoms/fomo26_task4_16x24*")
+    places = "--predictions", run, "--references", root, "--output", scores
+    tool("evaluate", *places, "--challenge", "fomo26", "--bootstrap", 0)
+    wanted = {row["id"]: row for row in files.read_csv(scores / "evaluation_cases.csv", "id")}
+    names = [f"fomo26_{metric}{ending}" for metric in ("dice", "nsd") for ending in ("", "_nerve", "_vessels")]
+    for row in files.read_csv(run / "predictions.csv", "id"):
+        assert [float(row[name]) for name in names] == pytest.approx([float(wanted[row["id"]][name]) for name in names])
+    pairs = [(row["fomo26_nsd_vessels"], row["surface_dice_vessels"]) for row in wanted.values()]
+    assert any(own != ours for own, ours in pairs), "of another surface"
 
 
 def test_predict_and_evaluate_read_the_layout(runs, tmp_path):

@@ -22,8 +22,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli
-from fomo.evaluation import evaluate, masks
+from fomo import cli, metrics
+from fomo.evaluation import evaluate
 from fomo.runtime.log import Log
 
 _COLUMNS = (
@@ -45,7 +45,7 @@ def main(arguments):
     parser.add_argument("--tolerance-mm", type=float, default=1.0, help="of the surface Dice (1)")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (1000; 0: none)")
     parser.add_argument("--part", metavar="NAME", help="task.type=multitask: the part that is scored")
-    parser.add_argument("--challenge", choices=masks.CHALLENGES, help="score masks as this challenge does, too")
+    parser.add_argument("--challenge", choices=metrics.CHALLENGES, help="score masks as this challenge does, too")
     options = parser.parse_args(arguments)
     place, log = options.predictions, Log()
     beside = place if os.path.isdir(place) else os.path.dirname(os.path.abspath(place))

@@ -390,6 +390,7 @@ class Eval:
     radiological: bool = free_key(True, "pictures of the report: the patient's right is on their left side")
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)
+    challenge: str = key("none", "score masks as this challenge does, too, in columns of their own", "none|fomo26")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def evaluate(
         For several targets (decision_TARGET, probability_TARGET_CLASS): one of id and class names, a column per target.
     log: a runtime.log.Log, or None.
     part: of several tasks on one encoder (task.type=multitask) the one that is scored, as if it were alone.
-    challenge: a name of `masks.CHALLENGES`: masks are scored as there, too, in columns that begin with it.
+    challenge: a name of `metrics.CHALLENGES`: masks are scored as there, too, in columns that begin with it.
 
     Missing and extra cases, masks on another grid and references of other classes are a UserError. Decisions that a
     table of probabilities lacks are made at 0.5: the summary's `decided_at_half` counts them. Intervals are over the

@@ -13,8 +13,6 @@ from ..data.cases import Volume, read_volume, rounded
 from ..space import volume
 from . import places
 
-CHALLENGES = {"fomo26": metrics.fomo26_metrics}  # its metrics of two masks, {name: value}
-
 
 def pair(masks, table, request):
     """(the task's section of a config, rows, {}) of predicted masks {id: File}; table: beside them, or None."""
@@ -86,7 +84,7 @@ def _scoring(request):
         found = metrics.segmentation_metrics(reference, prediction, spacing_mm, request.tolerance_mm)
         return {**found, **(challenge(reference, prediction, spacing_mm) if challenge else {})}
 
-    challenge = CHALLENGES.get(request.challenge)
+    challenge = metrics.CHALLENGES.get(request.challenge)
     return score
 
 

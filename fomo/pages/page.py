@@ -94,6 +94,8 @@ LABELS = {
     "hd95": "HD95 (mm)",
     "average_surface_distance": "surface distance (mm)",
     "surface_dice": "surface Dice",
+    "fomo26_dice": "FOMO26's Dice",
+    "fomo26_nsd": "FOMO26's NSD",
     "lesions_false": "false lesions per case",
     "lesion_f1": "lesion F1",
     "tp": "true positives",

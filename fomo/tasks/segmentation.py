@@ -15,6 +15,7 @@ import numpy as np
 from ..config import UserError
 from ..data.cases import read_volume, rounded
 from ..metrics import (
+    CHALLENGES,
     COUNTS,
     dice,
     over_classes,
@@ -49,7 +50,7 @@ class Segmentation(Task):
     select, higher_is_better = "dice", True
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)
-    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
+    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm", "eval.challenge")
     options = (
         "task.classes",
         "task.class_names",
@@ -82,6 +83,9 @@ class Segmentation(Task):
         self.out_channels = config.task.classes - self.sigmoid
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
+        self._challenge = CHALLENGES.get(config.eval.challenge)
+        if self._challenge:
+            self.view = view.with_challenge(config.eval.challenge)
 
     @property
     def rare(self):
@@ -222,6 +226,8 @@ class Segmentation(Task):
     def _compared(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
         found = segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)
+        for label, own in found.items() if self._challenge else ():
+            own |= self._challenge(reference == label, prediction == label, spacing_mm)
         return {
             "predicted_voxels": int(np.count_nonzero(prediction)),
             "reference_voxels": int(np.count_nonzero(reference)),
