@@ -259,7 +259,7 @@ def test_the_loss_of_a_case_depends_on_what_is_known_of_it(layout, tmp_path):
     logits = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     batch = batch_of([True, True, False], [1.0, 0.0, 1.0])
     found = task.loss(logits, batch)
-    by_voxel = losses.dice_ce(logits, batch["mask"])
+    by_voxel = losses.dice_focal(logits, batch["mask"])
     odds = np.sort((logits[2, 1] - logits[2, 0]).detach().numpy().ravel())[-TOPS[3] :]
     wanted = [2 * by_voxel[0].item(), 0.5 * by_voxel[1].item(), 2 * np.log1p(np.exp(-odds.mean()))]
     assert found.tolist() == pytest.approx(wanted, rel=1e-5)
@@ -343,7 +343,7 @@ def test_a_table_has_masks_of_some_cases(table, layout):
         (["task.type=segmentation", "task.evidence=mask"], "task.evidence: got mask, wanted none for"),
         (["task.classes=3", "task.evidence=mask"], "task.evidence: got mask, wanted none: only one target of two"),
         (["task.evidence=mask", "eval.saliency=2"], "eval.saliency: got 2, wanted 0 for .* task.evidence=mask"),
-        (["task.evidence=mask", "task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_ce"),
+        (["task.evidence=mask", "task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_focal"),
         (["task.evidence=mask", "augment.mix=mixup"], "augment.mix: got mixup, wanted none"),
     ],
 )

@@ -373,7 +373,7 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
             "segmentation",
             task={"activation": "sigmoid", "loss": "generalized_dice"},
             model={"deep_supervision": True},
-            train={"epochs": 1, "steps_per_epoch": 6},
+            train={"epochs": 1, "steps_per_epoch": 12},
             optim={"lr": 3e-2},
             cv={"folds_to_run": [1]},
         )

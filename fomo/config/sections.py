@@ -46,9 +46,12 @@ class Task:
         "classification of two classes: learn from masks of what makes class 1; auto: where cases have some",
         "mask|none|auto",
     )
-    loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
+    loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_focal (masks) or huber, by task")
     focal_gamma: float = key(
-        2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal|dice_focal", low=0
+        2.0,
+        "focusing on unsure answers (0: cross entropy)",
+        only="task.loss=focal|dice_focal or task.loss=auto task.type=segmentation or task.loss=auto task.evidence=mask",
+        low=0,
     )
     focal_alpha: float = key(0.25, "weight of positives, 1 - alpha of negatives", only="task.loss=focal", low=0, high=1)
     gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0)

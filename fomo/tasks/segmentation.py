@@ -44,7 +44,7 @@ _VOXELS, _VECTOR = 2**16, 64  # whose probabilities are computed at once: about 
 
 class Segmentation(Task):
     mode = "segmentation"
-    losses = ("dice_ce", "dice_focal", "generalized_dice", "tversky", "cross_entropy")
+    losses = ("dice_focal", "dice_ce", "generalized_dice", "tversky", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
     rates = Rates(2.5e-3, 2.5e-3)
     select, higher_is_better = "dice", True
@@ -126,10 +126,10 @@ class Segmentation(Task):
         if task.loss == "tversky":
             return losses.tversky(logits, mask, task.tversky_alpha, task.tversky_beta, activation=task.activation)
         weights = None if self.sigmoid else self.state["class_weights"]
-        if task.loss == "dice_focal":
-            return losses.dice_focal(logits, mask, weights, task.focal_gamma, activation=task.activation)
-        if task.loss != "cross_entropy":
+        if task.loss == "dice_ce":
             return losses.dice_ce(logits, mask, weights, activation=task.activation)
+        if task.loss != "cross_entropy":
+            return losses.dice_focal(logits, mask, weights, task.focal_gamma, activation=task.activation)
         if self.sigmoid:
             return losses.sigmoid_cross_entropy(logits, mask)
         return losses.cross_entropy(logits, mask, weights)

@@ -53,7 +53,7 @@ OTHERS = (
     ("slices", "resnet50", 1, 18, 64, 224),
 )
 LOSSES = {
-    "segmentation": losses.dice_ce,
+    "segmentation": losses.dice_focal,
     "classification": losses.cross_entropy,
     "mae": losses.masked_mse,
     "slices": losses.bce,
