@@ -183,7 +183,7 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
     others = (
         ([*arguments, "train.epochs=2"], "mae/task1 holds a run of another config .train.epochs"),
         (arguments[:-1] + ["subject"], "mae/probe: holds a probe of subject=PatientID, got subject=subject"),
-        ([*arguments, "--features", "multistage"], "mae/embeddings: got features=multistage, and its vectors"),
+        ([*arguments, "--features", "bottleneck"], "mae/embeddings: got features=bottleneck, and its vectors"),
         (arguments[: arguments.index("--cases")], "scoreboard.json has task6, task7, too"),
         ([text for text in arguments if text != configs[1]], "scoreboard.json has task3, too"),
         (arguments[1:], "scoreboard.json has mae, too"),
