@@ -85,14 +85,16 @@ def test_the_page_shows_intervals_and_what_is_missing(tmp_path, monkeypatch):
     assert "/<wbr>x/<wbr>a.pt" in text and "task3 by MAE and Pearson r" in text
     assert "0.7000 to 0.9000" in text and "Nothing can be compared" in text
     assert files.read_csv(tmp_path / "scoreboard.csv")[0]["rank"] == "1.0" and "FOMO26 ranks masks" not in text
-    found = board.Board(["a"], {})
+    found = board.Board(["a", "random"], {})
     found._ranked = {"task2": challenge.TASKS[2]}
-    for metric in ("fomo26_dice", "fomo26_nsd", "dice", "surface_dice"):
-        found._add("a", "task2", metric, 0.5, 0.4, 0.6, 9)
+    for name in found.names:
+        for metric in ("fomo26_dice", "fomo26_nsd", "dice", "surface_dice"):
+            found._add(name, "task2", metric, 0.5, 0.4, 0.6, 9)
     found.finish()
-    assert [row["rank"] for row in found.scores[:2]] == [1, 1] and math.isnan(found.scores[2]["rank"])
+    assert [row["rank"] for row in found.scores[:2]] == [1.5, 1.5] and math.isnan(found.scores[2]["rank"])
     text = open(found.write(str(tmp_path)), encoding="utf-8").read()
-    assert "task2 by FOMO26's Dice and FOMO26's NSD" in html.unescape(text) and text.count("not ranked") == 2
+    assert "<b>a and random</b> share the best mean rank, 1.5" in text
+    assert "task2 by FOMO26's Dice and FOMO26's NSD" in html.unescape(text) and text.count("not ranked") == 4
     assert "Tasks of FOMO26 that were not asked for, which there count as the last place: 1, 3, 4, 5, 6, 7." in text
 
 
@@ -183,7 +185,7 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
     others = (
         ([*arguments, "train.epochs=2"], "mae/task1 holds a run of another config .train.epochs"),
         (arguments[:-1] + ["subject"], "mae/probe: holds a probe of subject=PatientID, got subject=subject"),
-        ([*arguments, "--features", "multistage"], "mae/embeddings: got features=multistage, and its vectors"),
+        ([*arguments, "--features", "bottleneck"], "mae/embeddings: got features=bottleneck, and its vectors"),
         (arguments[: arguments.index("--cases")], "scoreboard.json has task6, task7, too"),
         ([text for text in arguments if text != configs[1]], "scoreboard.json has task3, too"),
         (arguments[1:], "scoreboard.json has mae, too"),

@@ -36,8 +36,10 @@ def _verdict(board, first):
         return [tag("p", tag("b", "Nothing is ranked yet."))]
     if len(board.names) < 2:
         return [tag("p", tag("b", f"{first['checkpoint']} stands alone: there is nothing to rank it with."))]
-    text = f" has the best mean rank, {number(first['overall'], 3)} (1: best in all, {len(board.names)}: last in all)."
-    return [tag("p", [tag("b", first["checkpoint"]), text]), page.note(_shown(board.differences))]
+    best = [row["checkpoint"] for row in board.ranking if math.isclose(row["overall"], first["overall"])]
+    text = f" {'has' if len(best) == 1 else 'share'} the best mean rank, {number(first['overall'], 3)}"
+    text += f" (1: best in all, {len(board.names)}: last in all)."
+    return [tag("p", [tag("b", " and ".join(best)), text]), page.note(_shown(board.differences))]
 
 
 def _shown(differences):

@@ -20,6 +20,7 @@ from .. import kinds, tasks
 from ..config import UserError, as_user_error, listed, one_line
 from ..evaluation import probe
 from ..prediction import embeddings, members
+from ..prediction.challenge import FEATURES
 from ..run_folder import RunFolder
 from ..runtime import dist, files, interrupt
 from . import challenge, crossval
@@ -62,7 +63,7 @@ class Probed(NamedTuple):
     target: str
     groups: tuple[str, ...] = ()
     column: str | None = None
-    features: str = "bottleneck"
+    features: str = FEATURES
     seeds: tuple[int, ...] = probe.SEEDS
     subject_column: str = "subject"
 
