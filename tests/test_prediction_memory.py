@@ -29,6 +29,7 @@ torch.set_num_threads(1)
 classes, size = 12, 128
 task = tasks.build(config.Config(task=config.Task(type="segmentation", classes=classes)))
 task.state["postprocess"] = {{"fill_holes": False, "minimum_mm3": 0.0, "largest": False}}
+task.ask({asked})
 weights = torch.randn(classes, 1, 1, 1)
 windows = WindowOptions(({patch},) * 3, device=torch.device("cpu"))
 case = types.SimpleNamespace(id="a")
@@ -48,10 +49,16 @@ print((peak_after(size) - begin) / (4 * classes * size**3) - 2 / classes)  # les
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
-@pytest.mark.parametrize("members, patch, most", [(1, 32, 1.5), (5, 32, 1.5), (5, 64, 1.8)])
-def test_copies_of_the_probabilities_of_all_classes(members, patch, most):
-    """The mean, the planes of a window, and some volumes of one class; of many networks no more."""
-    script = SCRIPT.format(root=str(ROOT), members=members, patch=patch)
+@pytest.mark.parametrize(
+    "members, patch, asked, most",
+    [(1, 32, [], 1.5), (5, 32, [], 1.5), (5, 64, [], 1.8), (5, 32, ["mutual_information"], 5.3)],
+)
+def test_copies_of_the_probabilities_of_all_classes(members, patch, asked, most):
+    """The mean, the planes of a window, and some volumes of one class; of many networks no more.
+
+    With the mutual information two such means, of all networks and of the one that is asked, beside its logits' mean.
+    """
+    script = SCRIPT.format(root=str(ROOT), members=members, patch=patch, asked=asked)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < most
