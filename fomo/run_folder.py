@@ -237,6 +237,14 @@ class FoldFolder:
         """Paths of the checkpoints of the `count` best epochs, the best first."""
         return [self.best, *(os.path.join(self.path, f"best_{n}.pt") for n in range(2, count + 1))]
 
+    def link(self, path, name):
+        """Let the fold's file `path` be found by another name, too; UserError where there are no links."""
+        place = os.path.join(self.path, name)
+        with as_user_error(f"train.name_best: cannot make the link {place}", OSError):
+            if os.path.lexists(place):
+                os.remove(place)
+            os.symlink(os.path.basename(path), place)
+
     def mask(self, id, new=False):
         """The predicted mask of a case; new: its folder is made."""
         return self._of_case(_MASKS, id, ".nii.gz", new)
@@ -369,8 +377,7 @@ class SearchFolder:
             )
         now = identity(config)
         for name, value in record["chosen"].items():
-            own = value_at(now, name)
-            own = "none" if own is None else show(own)
+            own = show(value_at(now, name))
             if value not in ("auto", own):  # auto: it is decided by now
                 got = f"{self.path} has chosen {name}={value}, got {own}"
                 raise UserError(f"{got}: restore the key, or choose another `name`")

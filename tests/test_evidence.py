@@ -1,8 +1,10 @@
 """Classification that learns from masks: what is known of each case, its pooled probability, and whole runs of it."""
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 
 import nibabel
 import numpy as np
@@ -20,6 +22,7 @@ from fomo.metrics import fit_logistic
 from fomo.prediction.single import predict_to_file
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
+from fomo.runs.splits import why_not
 from fomo.runtime.log import Log
 from fomo.tasks import evidence
 from fomo.tasks.evidence import TOPS, Evidence
@@ -178,8 +181,6 @@ def _geometry(trained):
 
 
 def test_auto_without_masks_learns_the_labels(layout, tmp_path):
-    import shutil
-
     bare = tmp_path / "bare"
     shutil.copytree(layout, bare, ignore=shutil.ignore_patterns("seg.nii.gz"))
     config = config_of(bare, tmp_path)
@@ -189,6 +190,37 @@ def test_auto_without_masks_learns_the_labels(layout, tmp_path):
     assert kinds.settle(settled) == (settled, {})
     done = run_command("cv.py", tmp_path / "config.yaml", "--dry-run")
     assert done.returncode == 0 and "evidence=none" in done.stdout and "labels only" in done.stdout
+
+
+@pytest.mark.parametrize("masks, folds", [((1, 5), 2), ((1, 5, 9), 4)])
+def test_auto_with_fewer_masks_than_folds_learns_the_labels_and_warns(layout, tmp_path, masks, folds):
+    few = tmp_path / "few"
+    shutil.copytree(layout, few)
+    for path in few.glob("labels/*/*/seg.nii.gz"):
+        if int(path.parts[-3].removeprefix("sub_")) not in masks:
+            path.unlink()
+    config_of(few, tmp_path, cv={"folds": folds, "val_fraction": 0.5})
+    done = run_command("cv.py", tmp_path / "config.yaml", "--dry-run")
+    [warning] = [line for line in done.stdout.splitlines() if " WARN warn " in line]
+    said = f"{len(masks)} of 8 cases of class 1 have a mask, which are too few (wanted {max(3, folds)}): labels only"
+    assert done.returncode == 0 and said in warning
+    assert f"evidence=none positives=8 with_mask={len(masks)} negatives=8" in warning
+
+
+def test_auto_where_a_fold_would_have_no_mask_learns_the_labels(table):
+    folds = {f"c{n:02}": {"fold": "a" if has_mask(n) or n % 4 == 0 else "b"} for n in range(CASES)}
+    config = table(**folds)
+    config = dataclasses.replace(config, cv=dataclasses.replace(config.cv, kind="fold_column"))
+    settled, said = kinds.settle(config, why_not)
+    assert settled.task.evidence == "none"
+    assert "5 of 8 cases of class 1 have a mask, which are too few (fold 1: " in said["warn"]["message"]
+    asked = dataclasses.replace(config, task=dataclasses.replace(config.task, evidence="mask"))
+    assert "training cases of class 1 without a mask" in why_not(
+        asked, sources.list_cases(config.data, tasks.wanted(asked))
+    )
+    assert kinds.settle(table(), why_not)[0].task.evidence == "mask"
+    alone = dataclasses.replace(config, cv=dataclasses.replace(config.cv, kind="leave_one_group_out"))
+    assert why_not(alone, sources.list_cases(alone.data, tasks.wanted(alone))) is None, "the run says it itself"
 
 
 def prepared(config):

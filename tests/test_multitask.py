@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, members_of, tool
+from conftest import ROOT, members_of, run_command, tool
 
 from fomo import checkpoint, config, kinds, nets, report, tasks
 from fomo.config import UserError
@@ -89,7 +89,12 @@ def test_parts_that_cannot_work_are_one_line(name, several):
     parts, said = REFUSED[name]
     with pytest.raises(UserError) as caught:
         kinds.load(several(parts))
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert f"config.yaml: {said}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_dry_run_finds_masks_of_more_classes_than_the_part_has(several):
+    done = run_command("cv.py", several(with_part(lesion={"type": "segmentation", "classes": 2})), "--dry-run")
+    assert done.returncode == 2 and "got the mask values 2, wanted whole numbers below task.classes=2" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -375,8 +380,8 @@ def test_several_networks_are_averaged_part_by_part(run):
         alone.append(prediction.answer([member], said, cases[0].geometry))
     for column in ("sex_probability", "age_prediction"):
         assert row[column] == pytest.approx(np.mean([one[column] for one, _ in alone]))
-    mean = np.mean([found["probabilities"]() for _, found in alone], axis=0)
-    np.testing.assert_allclose(volumes["probabilities"](), mean, atol=1e-5)
+    mean = np.mean([list(found["probabilities"]) for _, found in alone], axis=0)
+    np.testing.assert_allclose(volumes["probabilities"], mean, atol=1e-5)
     assert volumes["mask"].dtype == np.uint8 and task.volumes == ("mask",)
 
 

@@ -205,7 +205,10 @@ class Model:
 class Weights:
     path: str | None = key(None, "pretrained checkpoint to start from (none: random)", path=True)
     stem: str = key(
-        "repeat", "rule for a first layer with other input channels", "repeat|mean|reinit", only="weights.path!=none"
+        "auto",
+        "rule for a first layer with other input channels (auto: split from one channel, else repeat)",
+        "auto|split|repeat|mean|reinit",
+        only="weights.path!=none",
     )
     part: str | None = key(
         None,
@@ -270,6 +273,7 @@ class Train:
     mode: str = free_key("both", "train: to the best epoch, no test; evaluate: test only; both", "train|evaluate|both")
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
     keep_best: int = key(1, "number of best epochs whose checkpoint is kept: best.pt (tested), best_2.pt, ...", low=1)
+    name_best: bool = free_key(False, "also link to them by epoch and score, as epoch_012_val_mae_4.2000.pt")
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     steps: int | None = key(None, "the length in optimizer steps, in place of epochs", low=1)
     budget_s: float | None = key(
@@ -386,6 +390,7 @@ class Eval:
     radiological: bool = free_key(True, "pictures of the report: the patient's right is on their left side")
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)
+    challenge: str = key("none", "score masks as this challenge does, too, in columns of their own", "none|fomo26")
 
 
 @dataclass(frozen=True)
@@ -454,6 +459,8 @@ def length(train):
 
 def show(value):
     """A value as it is written in YAML."""
+    if value is None:
+        return "none"
     if isinstance(value, (tuple, list)):
         return "[" + ",".join(show(item) for item in value) + "]"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ def wilson(hits, cases):
     share = hits / cases
     centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
     half = math.sqrt(z2 * (share * (1 - share) / cases + z2 / (4 * cases * cases))) / (1 + z2 / cases)
-    return centre - half, centre + half
+    return (centre - half if hits else 0.0), (centre + half if hits < cases else 1.0)  # at the ends without rounding
 
 
 def of(hits, cases):

@@ -58,8 +58,7 @@ class Cases:
         parts, geometry = said
         row, volumes = answer(self.members, parts, geometry)
         for name in self.volumes:
-            array = volumes[name]() if callable(volumes[name]) else volumes[name]
-            write_volume(folder.volume(name, case.id), array, case, geometry)
+            write_volume(folder.volume(name, case.id), volumes[name], case, geometry)
         optional = {"missing": listing.missing_in(self._data, case)} if self._data.optional_channels else {}
         return {**row, **optional}, ()
 

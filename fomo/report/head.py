@@ -98,6 +98,6 @@ def _logged(log):
     found = []
     for event in log:
         if event["level"] != "INFO":
-            pairs = [f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of")]
+            pairs = [f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of", "keys")]
             found.append(event.get("message", event["event"]) + (f" ({' '.join(pairs)})" if pairs else ""))
     return list(dict.fromkeys(found))

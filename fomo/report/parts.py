@@ -142,7 +142,7 @@ def _curves(run):
     losses = curves(histories, [("train_loss", "--", "training"), ("val_loss", "-", "validation")], "loss", **options)
     shown, last_step = [page.figure(losses, "Loss.", "Dots: the selected epochs.")], "At each epoch's last step"
     if not run.task.pretrains:  # whose metric is the loss
-        curve = curves(histories, [(name, "-", "")], label(name), **options)
+        curve = curves(histories, [(name, "-", "")], label(name), **options, metric=run.headline)
         text = "On the inner validation cases, which select the epoch."
         shown.append(page.figure(curve, f"{page.capital(label(name))}.", text))
         last_step += ", of the head"

@@ -44,8 +44,8 @@ class Contestant:
 
     @functools.cached_property
     def sha256(self):
-        """Of its file, as vectors and runs record it; of random weights their seed."""
-        return files.sha256(self.path) if self.path else f"random {_SEED}"
+        """Of its file, as vectors and runs record it; of random weights their seed and network."""
+        return files.sha256(self.path) if self.path else self.origin.random(_SEED)
 
     def overrides(self):
         """Texts `key=value` that start a task's config from it."""
@@ -184,7 +184,8 @@ def _config(one, name, asked, output, overrides):
     """The config of a task from a checkpoint."""
     shared = [] if asked.own_cache else [f"data.cache={os.path.join(output, 'cache')}"]
     place = [f"output={os.path.join(output, one.name)}", f"name={name}"]
-    return kinds.load(asked.path, [*one.overrides(), *overrides, *shared, *place])
+    scored = [f"eval.challenge={asked.ranked.scored_as}"] if asked.ranked.scored_as != "none" else []
+    return kinds.load(asked.path, [*one.overrides(), *overrides, *shared, *scored, *place])
 
 
 def _cross_validate(one, name, config, log):

@@ -23,7 +23,7 @@ from ..runtime import lazy
 from ..runtime.lazy import torch
 from ..space import volume
 from . import categories
-from .results import Answer, Results
+from .results import Answer, Results, averaged
 from .segmentation import Segmentation
 from .task import Task
 from .two_classes import TwoClasses
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 class Evidence(TwoClasses, Task):
     mode = "segmentation"
-    out_channels = 2
+    out_channels, rare = 2, slice(1, None)
     losses = Segmentation.losses
     rates = Segmentation.rates
     stratum_kind = "class_and_number"
@@ -66,7 +66,7 @@ class Evidence(TwoClasses, Task):
         return super().wanted(section)._replace(finding=True)
 
     @classmethod
-    def settle(cls, config):
+    def settle(cls, config, why_not=None):
         """task.evidence=auto becomes mask where enough cases of class 1 have one for each fold, and else none."""
         if config.task.evidence != "auto":
             return config, {}
@@ -74,11 +74,18 @@ class Evidence(TwoClasses, Task):
         positives = [case for case in cases if case.target == 1]
         masked = sum(case.mask is not None for case in positives)
         found = {"positives": len(positives), "with_mask": masked, "negatives": len(cases) - len(positives)}
+        by_mask, by_label = (
+            dataclasses.replace(config, task=dataclasses.replace(config.task, evidence=evidence))
+            for evidence in ("mask", "none")
+        )
         fewest = max(_FEWEST, config.cv.folds)
-        enough = masked >= fewest
-        task = dataclasses.replace(config.task, evidence="mask" if enough else "none")
-        meant = "negatives count as empty masks" if enough else f"less than {fewest} masks to learn from: labels only"
-        return dataclasses.replace(config, task=task), {"evidence": task.evidence, **found, "meant": meant}
+        problem = f"wanted {fewest}" if masked < fewest else why_not and why_not(by_mask, cases)
+        if problem and masked:
+            said = f"task.evidence=auto: {masked} of {len(positives)} cases of class 1 have a mask, which are too few"
+            return by_label, {"warn": {"message": f"{said} ({problem}): labels only", "evidence": "none", **found}}
+        if problem:
+            return by_label, {"data": {"evidence": "none", **found, "meant": "no masks to learn from: labels only"}}
+        return by_mask, {"data": {"evidence": "mask", **found, "meant": "negatives count as empty masks"}}
 
     def __init__(self, config):
         super().__init__(config)
@@ -132,9 +139,9 @@ class Evidence(TwoClasses, Task):
     def answer(tasks, parts, geometry):
         """Mean probability and its decision; the mean probabilities of finding and background, in native space."""
         row = TwoClasses.decided_together(tasks, [task.probability(part.odds) for task, part in zip(tasks, parts)])
-        finding = sum(part.finding for part in parts) / np.float32(len(parts))
+        finding = averaged(tasks, [part.finding for part in parts]).astype(np.float32)
         native = volume.to_native(finding, geometry, order=1)  # 0 where the network has seen nothing
-        return row, {"probabilities": np.stack([1 - native, native])}
+        return row, {"probabilities": [1 - native, native]}
 
     def predict(self, network, case, windows, fold=None):
         """`located`: whether the most probable voxel is in the mask, NaN of a case with nothing to find there.

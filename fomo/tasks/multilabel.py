@@ -26,7 +26,7 @@ from ..metrics.checks import mean_of_defined
 from ..runtime import lazy
 from ..runtime.lazy import torch
 from . import categories, pooling
-from .results import Answer, Output, Results
+from .results import Answer, Blend, Output, Results, averaged
 from .task import HEAD, ONE_OR_MORE, Rates, Task
 from .two_classes import rival_probability
 from .views import multilabel as view
@@ -74,6 +74,10 @@ class Multilabel(Task):
         # thresholds: {"slice" and "volume": {"all": one for all labels, "each": one per label}}; None: 0.5 everywhere
         self.state = {"pos_weight": None, "pooling": pooled, "thresholds": None, "extraction": None}
         self.state["moved"] = False  # whether probabilities are moved so that each threshold is 0.5
+
+    @property
+    def blend(self):
+        return Blend(self._names_of("target"), self._names_of("probability"), macro_auroc)
 
     def check_parts(self, train, val):
         for part, cases in (("training", train), ("validation", val)):
@@ -151,14 +155,14 @@ class Multilabel(Task):
 
     @staticmethod
     def answer(tasks, parts, geometry):
-        """Mean probabilities, and the decisions at the means of the thresholds."""
+        """Mean probabilities, and the decisions at the means of the thresholds, weighted."""
         return tasks[0].rows_of(tasks, [part[None] for part in parts])[0], {}
 
     @staticmethod
     def rows_of(tasks, parts, level="volume"):
         """Rows of mean probabilities and decisions at mean thresholds; parts: (rows, labels) of each task."""
-        probabilities = np.mean([task.moved(part, level) for task, part in zip(tasks, parts)], axis=0)
-        decisions = probabilities >= np.mean([task.thresholds(level)["each"] for task in tasks], axis=0)
+        probabilities = averaged(tasks, [task.moved(part, level) for task, part in zip(tasks, parts)])
+        decisions = probabilities >= averaged(tasks, [task.thresholds(level)["each"] for task in tasks])
         columns = tasks[0]._names_of("probability") + tasks[0]._names_of("decision")
         both = zip(probabilities.tolist(), decisions.astype(int).tolist())
         return [dict(zip(columns, first + second)) for first, second in both]

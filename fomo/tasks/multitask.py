@@ -7,6 +7,7 @@ first part is the main one: its metric chooses the epoch, and by its targets the
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..runtime.lazy import torch
 from . import parts as parts_module
 from .multilabel import Multilabel
 from .regression import Regression
-from .results import Answer, Results
+from .results import Answer, Results, finished
 from .segmentation import Segmentation
 from .task import Columns, Task
 from .views import multitask as view
@@ -114,6 +115,7 @@ class Multitask(Task):
         self.view = view.of_parts(self)
         masked = [task for part, task in self._each() if part.dense]
         self.out_channels = masked[0].out_channels if masked else 1  # of the U-Net, whose decoder is left out then
+        self.rare = masked[0].rare if masked else None
         if not masked:
             self.volumes = self.optional_volumes = ()
 
@@ -213,9 +215,17 @@ class Multitask(Task):
 
     def predict(self, network, case, windows, fold=None):
         """`loss`: the sum of the parts' losses by the weights of the config."""
+        answers = [
+            (part, task.predict(self._of_part(network, place), part.case(case), windows, fold))
+            for part, task, place in self._outputs()
+        ]
+        return functools.partial(self._together, case, answers)
+
+    @staticmethod
+    def _together(case, answers):
         row, kept, loss = {}, {}, 0.0
-        for part, task, place in self._outputs():
-            answer = task.predict(self._of_part(network, place), part.case(case), windows, fold)
+        for part, answer in answers:
+            answer = finished(answer)
             kept[part.name] = answer.kept
             loss += part.weight * answer.row["loss"]
             row |= {f"{part.name}_{key}": value for key, value in answer.row.items() if key not in _OF_ALL}

@@ -19,6 +19,11 @@ class Answer(NamedTuple):
         return cls({"id": case.id, "subject": case.subject, **values}, kept)
 
 
+def finished(answer):
+    """The Answer that `Task.predict` has given, or of which it has given the rest of the work as a function."""
+    return answer() if callable(answer) else answer
+
+
 class Results(NamedTuple):
     """What a task makes of the answers of some cases."""
 
@@ -62,6 +67,19 @@ class Results(NamedTuple):
             return ()
         what = f"the {name} within folds is {abs(difference):.3f} {'higher' if difference > 0 else 'lower'}"
         return [f"{what} than over all cases (noise {noise:.3f}): the folds' models do not score on one scale"]
+
+
+class Blend(NamedTuple):
+    """What an ensemble of a task's networks averages, each network with its weight."""
+
+    targets: tuple  # columns of a row: the true values
+    columns: tuple  # of a row: what is averaged
+    metric: object  # (labels (n, K), values (n, K)) -> by which weights are searched, higher is better
+
+
+def averaged(tasks, values):
+    """The mean of the values (M, ...) of M networks, weighted; tasks: theirs."""
+    return np.average(values, axis=0, weights=[task.weight for task in tasks])
 
 
 class Output(NamedTuple):

@@ -4,14 +4,18 @@ Outputs are a softmax over the classes, or a sigmoid for each foreground class b
 of the background is 1 less the largest of them, so that a voxel is foreground if one of them is above 0.5.
 """
 
+import functools
 import math
 import re
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..config import UserError
 from ..data.cases import read_volume, rounded
 from ..metrics import (
+    CHALLENGES,
     COUNTS,
     dice,
     over_classes,
@@ -46,7 +50,7 @@ class Segmentation(Task):
     select, higher_is_better = "dice", True
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)
-    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
+    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm", "eval.challenge")
     options = (
         "task.classes",
         "task.class_names",
@@ -79,6 +83,13 @@ class Segmentation(Task):
         self.out_channels = config.task.classes - self.sigmoid
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
+        self._challenge = CHALLENGES.get(config.eval.challenge)
+        if self._challenge:
+            self.view = view.with_challenge(config.eval.challenge)
+
+    @property
+    def rare(self):
+        return slice(1 - self.sigmoid, None)
 
     def strata(self, cases):
         """Whether there is foreground, and how much, on a scale on which large masks are not all that counts.
@@ -134,46 +145,17 @@ class Segmentation(Task):
         return logits.cpu().numpy()
 
     def infer(self, network, image, background, windows):
-        """Yield (first plane, number of all, probabilities (K, n, Y, Z)) on the network's grid, see `blend_planes`.
-
-        Asked for the mutual information, behind these K what `disagreement.information` reads: the mean over views.
-        """
-        if disagreement.NAME in self.asked:
-            yield from self._infer_apart(network, image, background, windows)
-            return
-        for first, logits in windows.blend_planes(network, image, background):
-            yield first, image.shape[1], self._probabilities(logits)
-
-    def _infer_apart(self, network, image, background, windows):
-        """All planes at once, added up view by view."""
-        views, outputs, total = disagreement.views_of(network), self.out_channels, None
-        for one in views:
-            for first, logits in windows.blend_planes(one, image, background):
-                if total is None:
-                    total = np.zeros((2 * outputs + 1, image.shape[1], *logits.shape[2:]), np.float32)
-                own = total[:, first : first + logits.shape[1]]
-                own[:outputs] += logits.cpu().numpy()  # of whose mean the mask is made
-                probabilities = self._probabilities(logits)
-                own[outputs:-1] += probabilities
-                own[-1] += disagreement.entropy(probabilities, self.sigmoid)
-        total /= np.float32(len(views))
-        self._probabilities(torch.from_numpy(total[:outputs]))
-        yield 0, image.shape[1], total
+        """A _Run, which asks the network when `gather` comes to it."""
+        return _Run(self, network, image, background, windows)
 
     @staticmethod
     def gather(parts):
-        """Their mean, added up as planes come: beside it only those of a window are held, of however many networks."""
-        mean, count = None, 0
+        """The mean (K, X, Y, Z) of several _Runs: beside it only the planes of a window are held, of however many."""
+        mean, count = next(parts).whole(), 1
         for part in parts:
-            for first, size, planes in part:
-                if mean is None and planes.shape[1] == size:
-                    mean = planes
-                    continue
-                if mean is None:
-                    mean = np.empty((len(planes), size, *planes.shape[2:]), planes.dtype)
-                own = mean[:, first : first + planes.shape[1]]
-                np.add(own, planes, out=own) if count else np.copyto(own, planes)
-            count, planes, own = count + 1, None, None  # before the next network makes its own
+            for place, planes in part.planes():
+                mean[place] += planes
+            count, planes = count + 1, None  # before the next network makes its own
         mean /= np.float32(count)
         return [mean]
 
@@ -181,23 +163,16 @@ class Segmentation(Task):
     def answer(tasks, parts, geometry):
         """The post-processed mask of the likeliest class by the mean probabilities (see `gather`) in native space.
 
-        These, as far as they are asked for, are a function: one class after another decides, so that not all classes
-        are in native space at once. Asked for the mutual information, the row has its mean over the mask, NaN of none.
+        One class after another decides, and of the probabilities one is made after another, so that not all classes are
+        in native space at once. Asked for the mutual information, the row has its mean over the mask, NaN of none.
         """
         [mean] = parts
         mean, apart = np.split(mean, [tasks[0].out_channels])
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
         likeliest = _most_probable(mean, tasks[0].sigmoid, geometry)
         mask = postprocess.apply(likeliest, volume.spacing(geometry.native_affine), **chosen)
-
-        def probabilities():
-            native = volume.to_native(mean, geometry, order=1)
-            if tasks[0].sigmoid:
-                native = np.concatenate([1 - native.max(0, keepdims=True), native])
-            native[0][_outside(geometry)] = 1
-            return native
-
-        row, volumes = {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": probabilities}
+        row = {"predicted_voxels": int(np.count_nonzero(mask))}
+        volumes = {"mask": mask, "probabilities": _Probabilities(mean, tasks[0].sigmoid, geometry)}
         if len(apart):
             found = volume.to_native(disagreement.information(apart, tasks[0].sigmoid), geometry, order=1)
             row[disagreement.NAME] = float(found[mask > 0].mean()) if mask.any() else math.nan
@@ -210,11 +185,15 @@ class Segmentation(Task):
         While post-processing is chosen: the Dice in native space that each candidate would give.
         """
         logits = windows.blend(network, case.image(), case.background)
-        mask = torch.from_numpy(np.array(case.mask())).to(logits.device).long()
+        mask = torch.from_numpy(np.require(case.mask(), requirements="CW"))  # a copy of what cannot be written
+        mask = mask.to(logits.device, non_blocking=True).long()
         loss = float(self._loss(logits[None], mask[None]))
         if fold is None and not self._candidates:
             return Answer.of(case, loss=loss, **self._on_grid(logits, mask))
-        probabilities = self._probabilities(logits)
+        return functools.partial(self._in_native_space, case, loss, self._probabilities(logits), fold)
+
+    def _in_native_space(self, case, loss, probabilities, fold):
+        """The Answer in the space of the case's file, by the `probabilities` on the network's grid."""
         _, volumes = self.answer([self], [probabilities], case.geometry)
         prediction = volumes["mask"]
         reference, affine = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
@@ -223,7 +202,7 @@ class Segmentation(Task):
             found = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
             return Answer.of(case, found, loss=loss)
         nifti.write_nifti(fold.mask(case.id, new=True), prediction, affine)
-        found = self._in_native_space(reference, prediction, volume.spacing(affine))
+        found = self._compared(reference, prediction, volume.spacing(affine))
         if self.config.eval.postprocess == "auto":
             found[_GAIN] = self._gain(probabilities, case.geometry, reference, prediction, affine)
         return Answer.of(case, loss=loss, **found)
@@ -244,9 +223,11 @@ class Segmentation(Task):
         found = {c: {"dice": overlap_from_counts(*counts[c])["dice"]} for c in range(1, classes)}
         return {**voxels, **_with_mean(found, self.config.task.class_names)}
 
-    def _in_native_space(self, reference, prediction, spacing_mm):
+    def _compared(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
         found = segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)
+        for label, own in found.items() if self._challenge else ():
+            own |= self._challenge(reference == label, prediction == label, spacing_mm)
         return {
             "predicted_voxels": int(np.count_nonzero(prediction)),
             "reference_voxels": int(np.count_nonzero(reference)),
@@ -312,6 +293,80 @@ class Segmentation(Task):
     @staticmethod
     def merge(states):
         return {"postprocess": postprocess.merge([state["postprocess"] for state in states])}
+
+
+class _Run(NamedTuple):
+    """A network that is to be asked about one case; it gives probabilities on its grid, see `Task.infer`."""
+
+    task: Segmentation
+    network: object
+    image: object
+    background: tuple
+    windows: object
+
+    @property
+    def is_apart(self):
+        return disagreement.NAME in self.task.asked
+
+    def apart(self):
+        """(2 K + 1, X, Y, Z): behind the probabilities what `disagreement.information` reads, the means over views."""
+        views, outputs = disagreement.views_of(self.network), self.task.out_channels
+        total = np.zeros((2 * outputs + 1, *self.image.shape[1:]), np.float32)
+        for one in views:
+            for place, logits in self.windows.blend_planes(one, self.image, self.background, axis=0):
+                own = total[place]
+                own[:outputs] += logits.cpu().numpy()  # of whose mean the mask is made
+                probabilities = self.task._probabilities(logits)
+                own[outputs:-1] += probabilities
+                own[-1] += disagreement.entropy(probabilities, self.task.sigmoid)
+        total /= np.float32(len(views))
+        self.task._probabilities(torch.from_numpy(total[:outputs]))
+        return total
+
+    def whole(self):
+        """(K, X, Y, Z), or `apart`; a GPU has a window's planes of them at a time."""
+        if self.is_apart:
+            return self.apart()
+        if self.windows.device.type == "cpu":
+            return self.task._probabilities(self.windows.blend(self.network, self.image, self.background))
+        found = None
+        for place, planes in self.planes(axis=0):
+            found = np.empty((len(planes), *self.image.shape[1:]), np.float32) if found is None else found
+            found[place] = planes
+        return found
+
+    def planes(self, axis=None):
+        """Yield (place, planes of these), see `blend_planes`; axis: None for that with the fewest planes at a time."""
+        if self.is_apart:
+            yield ..., self.apart()
+            return
+        if axis is None:
+            axis = int(np.argmin(np.divide(self.windows.patch, self.image.shape[1:])))
+        for place, logits in self.windows.blend_planes(self.network, self.image, self.background, axis):
+            yield place, self.task._probabilities(logits)
+
+
+@dataclass(frozen=True)
+class _Probabilities:
+    """The sequence of each class's probabilities (X, Y, Z) in native space, made anew whenever one is asked for."""
+
+    mean: np.ndarray  # (K, x, y, z) on the network's grid
+    sigmoid: bool  # whether the background is not among them
+    geometry: volume.Geometry
+
+    def __len__(self):
+        return len(self.mean) + self.sigmoid
+
+    def __getitem__(self, label):
+        if not 0 <= label < len(self):
+            raise IndexError(label)
+        if label or not self.sigmoid:
+            found = volume.to_native(self.mean[label - self.sigmoid], self.geometry, order=1)
+        else:
+            found = 1 - functools.reduce(np.maximum, (self[other] for other in range(1, len(self))))
+        if label == 0:
+            found[_outside(self.geometry)] = 1
+        return found
 
 
 def _most_probable(mean, sigmoid, geometry):

@@ -4,9 +4,9 @@ import numpy as np
 import scipy
 
 from ..config import UserError
-from ..metrics import WITHIN, auroc, average_precision, binary_metrics, choose_threshold, within_folds
+from ..metrics import WITHIN, auroc, average_precision, binary_metrics, choose_threshold, macro_auroc, within_folds
 from . import categories
-from .results import Output, Results
+from .results import Blend, Output, Results, averaged
 from .task import ONE_OR_MORE
 
 
@@ -27,6 +27,7 @@ class TwoClasses:
     binary = True
     single = "probability"
     scored = ("probability", "decision")
+    blend = Blend(("target",), ("probability",), macro_auroc)
 
     @classmethod
     def class_names(cls, recorded):
@@ -73,11 +74,12 @@ class TwoClasses:
 
     @staticmethod
     def decided_together(tasks, probabilities):
-        """The row of a case: the mean of the networks' probabilities, decided at the mean of their thresholds.
+        """The row of a case: the weighted mean of the networks' probabilities, decided at that of their thresholds.
 
         Of several networks `probability_sd` is the standard deviation between them: where they disagree.
         """
-        probability, threshold = float(np.mean(probabilities)), np.mean([task.state["threshold"] for task in tasks])
+        probability = float(averaged(tasks, probabilities))
+        threshold = averaged(tasks, [task.state["threshold"] for task in tasks])
         spread = {"probability_sd": float(np.std(probabilities, ddof=1))} if len(tasks) > 1 else {}
         return {"probability": probability, "decision": int(probability >= threshold), **spread}
 

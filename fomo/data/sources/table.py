@@ -58,7 +58,7 @@ def _mask(data, wanted, row, id, target, look):
     if not wanted.masked or (wanted.finding and not row.cells.get(data.mask_column)):
         return None, None
     mask = _volume(data.csv, row, data.mask_column, look)
-    size = foreground_mm3(mask, id)
+    size = foreground_mm3(mask, id, None if wanted.finding else wanted.classes)
     if wanted.finding and target != (size > 0):
         got = f"{mask.path}, which {'has a' if size else 'has no'} voxel above 0"
         class_1 = "one with such voxels for class 1, the second of the target's two, and for no other case"
