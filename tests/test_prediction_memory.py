@@ -29,6 +29,7 @@ torch.set_num_threads(1)
 classes, size = 12, 96
 task = tasks.build(config.Config(task=config.Task(type="segmentation", classes=classes)))
 task.state["postprocess"] = {{"fill_holes": False, "minimum_mm3": 0.0, "largest": False}}
+task.ask({asked})
 weights = torch.randn(classes, 1, 1, 1)
 case = types.SimpleNamespace(id="a", files=(types.SimpleNamespace(path="a.npy"),))
 
@@ -53,11 +54,18 @@ print(found - 2 / classes)  # less the scan and what is made of it
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 @pytest.mark.parametrize(
-    "members, patch, written, most", [(1, 24, True, 1.5), (5, 24, True, 1.5), (1, 72, False, 1.5), (3, 48, False, 1.8)]
+    "members, patch, written, asked, most",
+    [
+        *((1, 24, True, [], 1.5), (5, 24, True, [], 1.5), (1, 72, False, [], 1.5), (3, 48, False, [], 1.8)),
+        (5, 24, False, ["mutual_information"], 5.3),
+    ],
 )
-def test_copies_of_the_probabilities_of_all_classes(members, patch, written, most):
-    """The mean, the last window, and some volumes of one class; of many networks also the planes of a window."""
-    script = SCRIPT.format(root=str(ROOT), members=members, patch=patch, written=written)
+def test_copies_of_the_probabilities_of_all_classes(members, patch, written, asked, most):
+    """The mean, the last window, and some volumes of one class; of many networks also the planes of a window.
+
+    With the mutual information two such means, of all networks and of the one that is asked, beside its logits' mean.
+    """
+    script = SCRIPT.format(root=str(ROOT), members=members, patch=patch, written=written, asked=asked)
     # by itself the C library keeps some 60 MB, which are little beside large volumes, and more than one of these
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
