@@ -9,11 +9,12 @@ from conftest import run_command
     [
         ("manifest", ["--cases", 40, "--ranks", 1], "start step=warm cases=40"),
         ("gpu", ["--turns", 1, "--parts", "chip", "fed"], "fed who=fomo"),
+        ("gpu", ["--turns", 1, "--parts", "evaluated"], "same_dice=true"),
         ("gpu", ["--minutes", 0], "left_out part=compile"),
         ("inference", ["--turns", 1], "memory case=windows_two_channels"),
         ("growth", ["--cases", 160], "what=evaluation"),
         ("growth", ["--cases", 40], "members=5"),
-        ("start", ["--turns", 1], "what=first_step"),
+        ("start", ["--turns", 1], "case=first_eta"),
         ("saving", ["--turns", 1, "--width", 2], "who=each_epoch"),
         ("mae", ["--turns", 1, "--patch", 32, "--batch", 1], "mae case=unet_b_lw_dec_32"),
         ("slices", ["--turns", 1, "--slices", 16, "--batch", 8], "who=fomo"),

@@ -175,9 +175,9 @@ def _walk(folder, above=()):
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}") from error
-    folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
-    yield folder, [name for name in names if name not in folders]
-    for name in folders:
+    folders = {name: os.path.isdir(os.path.join(folder, name)) for name in names}
+    yield folder, [name for name in names if not folders[name]]
+    for name in filter(folders.get, names):
         yield from _walk(os.path.join(folder, name), (*above, real))
 
 

@@ -32,7 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fomo import losses, nets, tasks
 from fomo.nets import norm
-from fomo.training import optimization
+from fomo.run_folder import FoldFolder
+from fomo.tasks.results import finished
+from fomo.training import evaluate, optimization
 from fomo.training.step import to_device, train_step
 
 from . import feed, timing
@@ -40,7 +42,7 @@ from .inference import bench_full
 from .timing import best_seconds, say, timed, wait
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PARTS = ("chip", "steps", "breakdown", "fed", "parity", "ranks", "inference", "others", "compile")
+PARTS = ("chip", "steps", "breakdown", "fed", "evaluated", "parity", "ranks", "inference", "others", "compile")
 STEPS = (  # task, network, channels in and out, batch, edge of the patch in voxels
     ("segmentation", "unet_b", 3, 2, 2, 96),
     ("segmentation", "unet_b", 3, 2, 8, 96),
@@ -108,6 +110,8 @@ def run(options):
             attempt(dict(part="breakdown", **where_of(case)), breakdown, case, device)
     if "fed" in parts:
         attempt(dict(part="fed"), bench_fed, device)
+    if "evaluated" in parts:
+        attempt(dict(part="evaluated"), bench_evaluated, device, options.turns)
     if "steps" in parts:
         steps("steps", STEPS[2:], lambda case, device: ("naive", "fomo", "fomo_checkpointed"))
         steps("steps", STEPS[:2], lambda case, device: ("fomo_eager", "fomo_torch_norm", "fomo_cudnn_benchmark"))
@@ -361,6 +365,31 @@ def bench_fed(device, steps=40):
             line = dict(workers=workers, batch=batch, patch=edge, step_s=seconds[who], data_s=waited_s / steps)
             share = line["data_s"] / line["step_s"]
             say("fed", who=who, augment=where, **line, share=share, faster_than_naive=seconds["naive"] / seconds[who])
+
+
+def bench_evaluated(device, turns):
+    """Seconds of a case of a final evaluation, with masks and all metrics in native space: one after another, and ours.
+
+    Ours reads cases ahead, and finishes an answer while the network is at the next case.
+    """
+    sizes = ["data.patch=[96,96,96]"] if device.type == "cuda" else ["data.patch=[32,32,32]", "data.phantom_size=34"]
+    sizes += [] if device.type == "cuda" else ["data.spacing_mm=[5.6,5.6,5.6]", "model.width=2"]
+    with tempfile.TemporaryDirectory() as folder:
+        config, cases, _ = feed.phantom_batches(folder, 0, 1, 1, *sizes)
+        task, fold = tasks.build(config), FoldFolder(os.path.join(folder, "fold_1"), 1)
+        task.fit(cases, cases)
+        network, windows = tasks.build_network(config, task).eval(), evaluate.windows_of(config, device)
+        optimization.lay_out(network, device)
+        ways = {
+            "one_by_one": lambda: [finished(task.predict(network, case, windows, fold)).row for case in cases],
+            "fomo": lambda: evaluate.evaluate(config, task, network, cases, fold).rows,
+        }
+        found = timing.best_times(ways, turns, device)
+    (slow, rows), (seconds, same) = found["one_by_one"], found["fomo"]
+    for who, case_s in (("one_by_one", slow / len(cases)), ("fomo", seconds / len(cases))):
+        say("evaluated", who=who, cases=len(cases), case_s=case_s, faster=slow / len(cases) / case_s)
+    dice = [{row["id"]: row["dice"] for row in some} for some in (rows, same)]
+    say("values", case="evaluated", same_dice=dice[0] == dice[1])
 
 
 def bench_parity(device, others):

@@ -1,9 +1,9 @@
 """The part `growth`: predictions of many cases, and of many networks.
 
 `rows` adds so many cases to a folder of predictions, a quarter of them and all: `times` is 4 where the work is linear.
-`cases` is the same for a report and a comparison of runs, and for an evaluation of a table. `rewritten` writes the
-table of predictions after each case. `members` are networks that segment a case together, in windows of a quarter of
-its length: the peak memory, in copies of one network's output, of a process of its own (this module).
+`cases` is the same for a report and a comparison of runs, for an evaluation of a table, and for folds. `rewritten`
+writes the table of predictions after each case. `members` are networks that segment a case together, in windows of a
+quarter of its length: the peak memory, in copies of one network's output, of a process of its own (this module).
 """
 
 import os
@@ -44,7 +44,7 @@ def run(options):
     say("rows", who="rewritten", cases=options.cases // 4, seconds=rewritten, fomo_takes=few / rewritten)
     few, all_of_them = (many_cases.seconds(5 * n // 4, 15 * n) for n in (options.cases // 4, options.cases))
     for name, took in all_of_them.items():
-        count = (15 if name == "evaluation" else 1.25) * options.cases
+        count = (1.25 if name in ("report", "comparison") else 15) * options.cases
         say("cases", who="fomo", what=name, cases=int(count), seconds=took, times=took / few[name], linear=4)
     environment = {**os.environ, "PYTHONPATH": f"{TOOLS.parent}{os.pathsep}{TOOLS}"}
     for count in (1, 5):

@@ -1,4 +1,4 @@
-"""What a report, a comparison and an evaluation take of many cases; `growth` prints it."""
+"""What a report, a comparison, an evaluation and the making of folds take of many cases; `growth` prints it."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import yaml
 
-from fomo import config, kinds, report, tasks
+from fomo import config, folds, kinds, report, tasks
 from fomo.evaluation import evaluate
 from fomo.run_folder import RunFolder
 from fomo.runs import pooled
@@ -20,7 +20,7 @@ SECTIONS = {"task": {"type": "classification"}, "data": {"source": "fomo1", "roo
 
 
 def seconds(cases, rows):
-    """{what: seconds}: the report and the comparison of runs of so many cases, the evaluation of a table of `rows`."""
+    """{what: seconds} of the report and the comparison of runs of so many cases, and of a table and folds of `rows`."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [make_run(os.path.join(folder, name), cases, seed) for seed, name in enumerate("ab")]
         table, references = os.path.join(folder, "table.csv"), os.path.join(folder, "references.csv")
@@ -33,8 +33,19 @@ def seconds(cases, rows):
                 *report.compare(runs, 1000), os.path.join(folder, "compared")
             ),
             "evaluation": lambda: evaluate.evaluate(table, references),
+            **{f"folds_{kind}": make_folds(kind, rows) for kind in ("class", "continuous", "multilabel")},
         }
         return {name: timed(function)[0] for name, function in work.items()}
+
+
+def make_folds(kind, count):
+    """A function that makes the folds of so many subjects; of "multilabel" each has 18 labels."""
+    rng, ids = np.random.default_rng(0), [f"{number:06d}" for number in range(count)]
+    if kind == "multilabel":
+        labels = list(map(tuple, rng.binomial(1, 0.15, (count, 18)).tolist()))
+    else:
+        labels = (rng.integers(2, size=count) if kind == "class" else rng.normal(60, 12, count)).tolist()
+    return lambda: folds.kfold(ids, ids, labels, 5, 0.2, 0, kind=kind)
 
 
 def make_run(path, cases, seed):

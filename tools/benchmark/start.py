@@ -2,18 +2,22 @@
 
 `--help`, a mistake in a config, a dry run of 60 cases, and the demo up to its first training step, with its phantoms
 cached before; beside them is what `import torch` costs here, which the first two do without. `versions` is the hash of
-the sources that each rank makes at its start, against their text by way of YAML.
+the sources that each rank makes at its start, against their text by way of YAML. `first_eta` is what is said to be left
+after the first of 40 jobs of a preparation in processes of its own, and how long it took from there.
 """
 
+import collections
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import yaml
 
+from fomo.data import jobs
 from fomo.runs import crossval
 
 from .timing import best_times, say
@@ -50,6 +54,20 @@ def run(options):
     versions = best_times({"fomo": crossval.code_version, "yaml": by_yaml}, options.turns, clock=time.process_time)
     seconds = {name: seconds for name, (seconds, _) in versions.items()}
     say("ratio", case="versions", **seconds, faster=seconds["yaml"] / seconds["fomo"])
+    left_s, took_s = first_eta()
+    say("time", case="first_eta", said_s=left_s, took_s=took_s)
+
+
+def first_eta(count=40, job_s=0.1):
+    """(seconds that the first report says are left, seconds until the last one)."""
+    said = []
+
+    def report(done, left_s):
+        said.append((time.perf_counter(), left_s))
+
+    with mock.patch.object(jobs, "_EVERY_S", 0.0):
+        collections.deque(jobs.run(time.sleep, [job_s] * count, 2, report), maxlen=0)
+    return said[0][1], said[-1][0] - said[0][0]
 
 
 def measure(command, until=None):
