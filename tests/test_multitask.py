@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, members_of, run_command, tool
+from report_runs import Page
 
 from fomo import checkpoint, config, kinds, nets, report, tasks
 from fomo.config import UserError
@@ -303,6 +304,12 @@ def test_the_page_shows_every_part(run):
     page = open(report.write(run)).read()
     for text in ("Lesion: masks", "Sex:", "Age:", "lesion: Dice", "sex: AUROC", "age: MAE"):
         assert text in page, text
+    head, *rows = Page(page).table("Every out-of-fold case")
+    titles = [cell.text for cell in head]
+    assert titles[0] == "case" and len(titles) < 30, "what the views of the parts show, and not every column"
+    found = {row[0].text: row[titles.index("age: absolute error")].value for row in rows}
+    stored = files.read_numbers(run / "predictions.csv")
+    assert found == pytest.approx({row["id"]: abs(row["age_prediction"] - row["age_target"]) for row in stored})
 
 
 def test_each_part_that_is_no_mask_is_audited(run, several):

@@ -312,6 +312,10 @@ def test_a_folder_has_the_layout_of_the_training_where_none_is_named(trained, sc
     id = files.read_csv(trained("regression") / "fold_1" / "predictions.csv")[0]["id"]
     best = trained("regression") / "fold_1" / "best.pt"  # trained on phantoms, which can be made anywhere
     tool("predict", best, "--root", scans("regression").parent, "--ids", id, "--output", tmp_path / "out")
+    (tmp_path / "own").mkdir()
+    with pytest.raises(UserError, match="no synthetic heads in .*own, wanted .* or other data .* --source fomo3"):
+        tool("predict", best, "--root", tmp_path / "own", "--output", tmp_path / "other")
+    assert not any((tmp_path / "own").iterdir()), "nothing is made there"
     assert [row["id"] for row in files.read_csv(tmp_path / "out" / "predictions.csv")] == [id]
 
 

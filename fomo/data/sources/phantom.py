@@ -26,6 +26,10 @@ def list_phantom(data, wanted, labels, log=None):
     name += "_pretraining" if wanted.pretraining else ""
     folder = os.path.join(root, f"{name}_{data.phantom_cases}x{data.phantom_size}_v{heads.VERSION}")
     if not os.path.isdir(folder):
+        if not labels:  # it is asked about data that are there
+            other = "table" if number == "table" else f"fomo{number}"
+            wanted = f"a folder with {os.path.basename(folder)}, or other data by their source, as --source {other}"
+            raise UserError(f"data.source=phantom: got no synthetic heads in {root}, wanted {wanted}")
         with as_user_error(f"data.root: cannot make {folder}"):
             sizes = data.phantom_cases, data.phantom_size
             heads.make(folder, number, *sizes, seed=int(wanted.pretraining), edition=edition)

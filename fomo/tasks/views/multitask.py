@@ -3,6 +3,7 @@
 import functools
 
 from ...pages import page
+from ...pages.case_table import case_table
 from ...pages.figures.epochs import curves
 from ...pages.page import label, tag
 from ..results import Results
@@ -90,7 +91,24 @@ def of_parts(multitask):
         truth=lambda row: [task.view.truth(row_of(part.name, row)) for part, task in pairs],
         per_case=_per_case(pairs),
         ranked=ranked,
+        cases=lambda run: _cases(run, each(run)),
     )
+
+
+def _cases(run, parts):
+    """What the view of each part shows of a case, in the order of the main part."""
+    titles, values, warnings, order = [], {}, {}, None
+    for name, view, own in parts:
+        (_, *columns, _), rows, warned = view.cases(own)
+        columns = [column for column in columns if column != "warning"]
+        titles += [f"{name}: {column}" for column in columns]
+        order = order or [row[0] for row in rows]
+        for row in rows:
+            values.setdefault(row[0], []).extend(row[-1 - len(columns) : -1])
+            if row[0] in warned:
+                warnings.setdefault(row[0], []).append(f"{name}: {row[1].value}")
+    rows = {row["id"]: row for row in run.rows}
+    return case_table(titles, [(rows[id], values[id], "; ".join(warnings.get(id, ()))) for id in order])
 
 
 def _headed(found):
