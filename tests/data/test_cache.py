@@ -489,7 +489,7 @@ def test_a_killed_process_is_named_and_the_rest_is_prepared(data, monkeypatch):
 
     def run(function, todo, workers, report):
         for job, done in zip(todo, real(function, todo, 0, report)):
-            yield cache.jobs.Killed(job, 123456, -9) if done.id == "b_ses_1" else done
+            yield cache.jobs.Killed(job, 123456, -9) if getattr(done, "id", None) == "b_ses_1" else done
 
     monkeypatch.setattr(cache.jobs, "run", run)
     wanted_words = "case b_ses_1: its process was killed by signal 9, as .*memory is short: lower data.prepare_workers"

@@ -209,4 +209,7 @@ def test_every_recipe_starts_from_the_projects_own():
 def test_masks_of_three_classes_are_never_labels_of_two(tmp_path):
     write(tmp_path, 4)
     data = Data(source="fomo4", root=str(tmp_path), channels=("t2w",))
-    assert [case.foreground_mm3 for case in sources.list_cases(data, wanted(type="segmentation"))][0] == 2 * 0.125
+    three = wanted(type="segmentation", classes=3)
+    assert [case.foreground_mm3 for case in sources.list_cases(data, three)][0] == 2 * 0.125
+    with pytest.raises(UserError, match="got the mask values 2, wanted whole numbers below task.classes=2"):
+        sources.list_cases(data, wanted(type="segmentation"))
