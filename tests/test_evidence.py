@@ -115,8 +115,8 @@ def test_the_report_draws_the_evidence_of_each_case(trained):
     for fold in trained.all_folds():
         for row in fold.results().rows:
             stored = np.load(fold.evidence(row["id"]))
-            assert ("reference_0" in stored) == has_mask(int(row["id"][4:6]))
-            assert stored["evidence_0"].shape == stored["image_0"].shape == (24, 18)
+            assert stored["reference_0"].any() == has_mask(int(row["id"][4:6]))
+            assert stored["evidence_0"].shape == stored["image_0"].shape == (1, 24, 18)
         assert f"{row['id']}: class" in page
 
 
@@ -125,10 +125,10 @@ def test_what_a_fold_has_fitted_is_in_its_checkpoint_and_the_refit_has_their_mea
 
     folds = [checkpoint.load(fold.best) for fold in trained.all_folds()]
     for content in folds:
-        assert content["task"]["top"] in TOPS and content["task"]["line"][0] > 0
+        assert content["task"]["top"][0] in TOPS and content["task"]["line"][0][0] > 0
         assert content["config"]["task"]["evidence"] == "mask"
     final = checkpoint.load(trained.final.best)
-    assert final["task"]["line"] == pytest.approx(np.mean([fold["task"]["line"] for fold in folds], axis=0))
+    np.testing.assert_allclose(final["task"]["line"], np.mean([fold["task"]["line"] for fold in folds], axis=0))
     assert final["task"]["threshold"] == pytest.approx(np.mean([fold["task"]["threshold"] for fold in folds]))
     assert final["epoch"] == final["config"]["train"]["epochs"] == round(np.median([fold["epoch"] for fold in folds]))
     assert len(final["subjects"]) == CASES and final["calibrated"]
@@ -151,16 +151,17 @@ def test_prediction_gives_the_numbers_of_the_folds_and_the_evidence_as_volumes(t
 
 def test_an_ensemble_averages_the_calibrated_probabilities(trained):
     members = members_of(trained.path)
-    parts = [evidence.Part([odds] * len(TOPS), np.zeros((2, 2, 2), np.float32)) for odds in (-1.0, 3.0)]
+    parts = [evidence.Part([[odds] * len(TOPS)], np.zeros(0), np.zeros(0)) for odds in (-1.0, 3.0)]
     tasks_of = [member.task for member in members]
-    own = [task.probability(part.odds) for task, part in zip(tasks_of, parts)]
+    own = [task.probabilities(part.odds, part.others) for task, part in zip(tasks_of, parts)]
     geometry = _geometry(trained)
     row, volumes = Evidence.answer(
-        tasks_of, [part._replace(finding=np.full(geometry.shape, 0.25, np.float32)) for part in parts], geometry
+        tasks_of, [part._replace(finding=np.full((1, *geometry.shape), 0.25, np.float32)) for part in parts], geometry
     )
     assert row["probability"] == pytest.approx(np.mean(own))
     assert row["decision"] == (row["probability"] >= np.mean([task.state["threshold"] for task in tasks_of]))
-    assert volumes["probabilities"][1].max() == pytest.approx(0.25)
+    background, finding = volumes["probabilities"]()
+    assert finding.max() == pytest.approx(0.25) and background.min() == pytest.approx(0.75)
 
 
 def test_the_containers_answer_is_the_probability(trained, layout, tmp_path):
@@ -209,7 +210,7 @@ def test_masks_are_wanted_and_a_patch_that_shows_what_has_none(layout, tmp_path)
     cases, task = prepared(config), tasks.build(config)
     [message] = task.fit(cases, cases)
     assert message.startswith("3 of 8 training cases of class 1 have no mask, and data.patch may not show")
-    without = [case for case in cases if not case.class_voxels]
+    without = [case for case in cases if case.findings == (None,)]
     with pytest.raises(UserError, match="task.evidence: got 3 training cases of class 1 without a mask, wanted masks"):
         task.fit(without, cases)
     assert tasks.build(config_of(layout, tmp_path, ["task.evidence=mask"])).fit(cases, cases) == []
@@ -218,7 +219,7 @@ def test_masks_are_wanted_and_a_patch_that_shows_what_has_none(layout, tmp_path)
 def batch_of(known, target):
     mask = torch.zeros(len(known), 4, 4, 4, dtype=torch.uint8)
     mask[0, :2] = 1
-    return {"known": torch.tensor(known), "target": torch.tensor(target), "mask": mask}
+    return {"known": torch.tensor(known)[:, None], "target": torch.tensor(target), "mask": mask}
 
 
 def test_the_loss_of_a_case_depends_on_what_is_known_of_it(layout, tmp_path):
@@ -309,7 +310,7 @@ def test_a_table_has_masks_of_some_cases(table, layout):
     "overrides, message",
     [
         (["task.type=segmentation", "task.evidence=mask"], "task.evidence: got mask, wanted none for"),
-        (["task.classes=3", "task.evidence=mask"], "task.evidence: got mask, wanted none: only one target of two"),
+        (["task.classes=3", "task.evidence=mask"], "task.evidence: got mask, wanted none: one target of two"),
         (["task.evidence=mask", "eval.saliency=2"], "eval.saliency: got 2, wanted 0 for .* task.evidence=mask"),
         (["task.evidence=mask", "task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_ce"),
         (["task.evidence=mask", "augment.mix=mixup"], "augment.mix: got mixup, wanted none"),
@@ -328,8 +329,8 @@ def test_networks_that_learned_otherwise_do_not_predict_together(trained, layout
 
 
 def test_merging_states_takes_the_lower_median_of_top():
-    states = [{"top": top, "line": [1.0, top], "threshold": 0.5} for top in (1, 30, 10, 100)]
-    assert Evidence.merge(states) == {"top": 10, "line": [1.0, 35.25], "threshold": 0.5}
+    states = [{"top": [top], "line": [[1.0, top]], "threshold": 0.5} for top in (1, 30, 10, 100)]
+    assert Evidence.merge(states) == {"top": [10], "line": [[1.0, 35.25]], "threshold": 0.5}
 
 
 def test_a_case_knows_what_its_mask_holds(layout, tmp_path):

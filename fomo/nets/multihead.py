@@ -9,6 +9,9 @@ from torch import nn
 from .image_head import ImageHead
 
 
+HEAD = "heads.fc"  # the last layer of what is said of the case
+
+
 class MultiHead(nn.Module):
     """(B, C, X, Y, Z) -> (dense, whole, log_variances) of a U-Net in its segmentation mode.
 
@@ -67,6 +70,12 @@ class MultiHead(nn.Module):
         for module in self.modules():
             if hasattr(module, "recompute"):
                 module.recompute = wanted
+
+
+def one_task(network, outputs):
+    """The `OneTask` of a MultiHead; of one that is seen from several sides, as `inference.Mirrored`, that of each."""
+    around = getattr(network, "around", None)
+    return OneTask(network, outputs) if around is None else around(one_task(network.network, outputs))
 
 
 class OneTask(nn.Module):

@@ -21,7 +21,6 @@ from .segmentation import Segmentation
 from .task import Columns, Task
 from .views import multitask as view
 
-inference = lazy.Module("..inference", __package__)
 multihead = lazy.Module("..nets.multihead", __package__)
 
 _OF_ALL = ("id", "subject", "fold", "missing")  # columns of a row that are no part's
@@ -187,18 +186,11 @@ class Multitask(Task):
             total = total + part.weight * value
         return total
 
-    def _of_part(self, network, place):
-        """The network as the task of a part knows it."""
-        if isinstance(network, inference.Mirrored):
-            inside = self._of_part(network.network, place)
-            return inference.Mirrored(inside, network.axes, len(network.views), network.gammas)
-        return multihead.OneTask(network, place)
-
     def predict(self, network, case, windows, fold=None):
         """`loss`: the sum of the parts' losses by the weights of the config."""
         row, kept, loss = {}, {}, 0.0
         for part, task, place in self._outputs():
-            answer = task.predict(self._of_part(network, place), part.case(case), windows, fold)
+            answer = task.predict(multihead.one_task(network, place), part.case(case), windows, fold)
             kept[part.name] = answer.kept
             loss += part.weight * answer.row["loss"]
             row |= {f"{part.name}_{key}": value for key, value in answer.row.items() if key not in _OF_ALL}
@@ -207,7 +199,7 @@ class Multitask(Task):
     def infer(self, network, image, background, windows):
         """{part: what its task says}."""
         return {
-            part.name: task.infer(self._of_part(network, place), image, background, windows)
+            part.name: task.infer(multihead.one_task(network, place), image, background, windows)
             for part, task, place in self._outputs()
         }
 
