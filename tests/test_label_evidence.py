@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import members_of, run_command, write_table
+from conftest import ROOT, members_of, run_command, write_table
 
 from fomo import checkpoint, kinds, losses, tasks
 from fomo.config import UserError
@@ -258,6 +258,22 @@ def test_a_fold_without_masks_is_refused_by_name_and_an_unvalidated_label_stays_
 class SimplePart:
     def __init__(self, odds, others):
         self.odds, self.others = odds, others
+
+
+def test_numbers_are_learned_beside_their_mask_by_the_config_for_them(rows, tmp_path):
+    lines = []
+    for number, row in enumerate(rows[:8]):
+        _, masks = draw(number, np.random.default_rng(number))
+        mask = scan(tmp_path / f"{number}.nii.gz", masks[0])
+        lines.append({"id": row["id"], "subject": row["subject"], "t1": row["t1"]})
+        lines[-1] |= {"mask": mask, "volume": int(masks[0].sum()), "score": number % 3}
+    given = {"output": tmp_path, "data.csv": write_table(tmp_path / "table.csv", lines), "data.channels": "[t1]"}
+    given |= {"data.patch": "[32,32,16]", "data.spacing_mm": "[2,2,2]", "data.prepare_workers": 0, "model.width": 2}
+    given |= {"train.steps": 2, "train.workers": 0, "cv.folds": 2, "cv.val_fraction": 0.5, "eval.bootstrap": 20}
+    config = kinds.load(ROOT / "configs" / "table_numbers.yaml", [f"{key}={value}" for key, value in given.items()])
+    crossval.run(config)
+    metrics = json.load(open(tmp_path / "table_numbers" / "summary.json"))["metrics"]
+    assert {"numbers_volume_mae", "numbers_score_mae", "finding_dice"} <= set(metrics)
 
 
 @pytest.mark.parametrize(

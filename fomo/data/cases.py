@@ -95,6 +95,10 @@ class Wanted(NamedTuple):
         labels = len(self.targets) if self.kind == "flags" else 1
         return 2 ** min(labels, FINDINGS) if self.finding else self.classes
 
+    def mask_columns(self, column):
+        """Of a table, the column of each finding's masks; of two classes it is `column` itself."""
+        return [f"{column}_{name}" for name in self.targets] if self.kind == "flags" else [column]
+
     def of_column(self, place):
         """The kind of one of the targets."""
         return self.kinds[place] if self.kinds else self.kind

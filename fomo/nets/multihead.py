@@ -8,7 +8,6 @@ from torch import nn
 
 from .image_head import ImageHead
 
-
 HEAD = "heads.fc"  # the last layer of what is said of the case
 
 

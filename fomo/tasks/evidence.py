@@ -20,7 +20,7 @@ import scipy
 
 from ..config import UserError
 from ..data import sources
-from ..data.cases import FINDINGS, known
+from ..data.cases import known
 from ..metrics import auroc, fit_logistic
 from ..nets import NETWORKS
 from ..runtime import lazy
@@ -264,6 +264,10 @@ class FromMasks:
         known = located[~np.isnan(located)]
         return {**super().score(results), **({"located": float(known.mean())} if len(known) else {})}
 
+    def meaning(self):
+        names = self.names_of("target")
+        return {**super().meaning(), "task.evidence of": [names[place] for place in self.state["masked"]]}
+
     @staticmethod
     def merged(states):
         """Of each label the median of `top`, of an even number the lower one, and the mean of the lines."""
@@ -356,7 +360,8 @@ class LabelEvidence(FromMasks, Labels, Task):
         return f"with {self.config.task.targets[place]}"
 
     def where(self, place):
-        return f"the column {self.config.data.mask_column}_{self.config.task.targets[place]}"
+        columns = self.wanted(self.config.task).mask_columns(self.config.data.mask_column)
+        return f"the column {columns[place]}"
 
     def inspect(self, cases):
         """Note which labels are learned from masks: those of which as many positives have one as `settle` wants."""
@@ -405,8 +410,7 @@ def _fewest(config):
 
 def _enough(config, counts):
     """[whether there are masks enough to learn a label from], see `counted`."""
-    enough = [masked >= _fewest(config) for _, masked in counts]
-    return [is_enough and place < FINDINGS for place, is_enough in enumerate(enough)]
+    return [masked >= _fewest(config) for _, masked in counts]
 
 
 def _plain(section):

@@ -18,7 +18,7 @@ import sys
 from dataclasses import replace
 
 from ...config import UserError
-from ..cases import ID_WANTED, Case, Volume, Wanted, foreground_mm3, looks_at_files, names_a_file
+from ..cases import FINDINGS, ID_WANTED, Case, Volume, Wanted, foreground_mm3, looks_at_files, names_a_file
 from ..spreadsheet import NUMBER, check_columns, number, read_rows
 from .source import VOLUME_LABELS, Source
 from .subjects import warn_of_beginnings
@@ -53,7 +53,8 @@ def list_table(data, wanted, labels, log=None):
         mask, masks, size = None, (), None
         if wanted.finding:
             labels = target if wanted.kind == "flags" else (target,)
-            found = [_finding(data, row, id, *one, look) for one in zip(mask_columns(data, wanted), labels)]
+            places = zip(wanted.mask_columns(data.mask_column), labels)
+            found = [_finding(data, row, id, *one, look) for one in places]
             (mask, *_), (size, *_) = zip(*found)
             masks = tuple(one for one, _ in found) if wanted.kind == "flags" else ()
         elif wanted.masked:
@@ -86,12 +87,6 @@ def _mask(data, row, id, look, column=None):
     return mask, foreground_mm3(mask, id)
 
 
-def mask_columns(data, wanted):
-    """The column of the masks of each label, or of the one of two classes."""
-    several = wanted.kind == "flags"
-    return [f"{data.mask_column}_{name}" for name in wanted.targets] if several else [data.mask_column]
-
-
 def _finding(data, row, id, column, label, look):
     """`_mask` of a label, or (None, None) where there is none."""
     if not row.cells.get(column):
@@ -114,6 +109,10 @@ def _read(data, wanted, labels):
         required["data.mask_column"] = data.mask_column
     required.update({f"task.targets: {name}": name for name in wanted.targets})
     rows = read_rows(data.csv, required, "data.csv")
+    for column in wanted.mask_columns(data.mask_column)[FINDINGS:] if wanted.finding else ():
+        if any(row.cells.get(column) for row in rows):
+            wanted_columns = f"masks of the first {FINDINGS} of task.targets alone: name the labels with masks first"
+            raise UserError(f"{data.csv}: column '{column}': got masks, wanted {wanted_columns}")
     for text in needed:
         names = text.split("|")
         if not any(name in rows[0].cells for name in names):
