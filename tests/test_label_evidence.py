@@ -11,11 +11,12 @@ import torch
 import yaml
 from conftest import ROOT, members_of, run_command, write_table
 
-from fomo import checkpoint, kinds, losses, tasks
+from fomo import checkpoint, kinds, losses, nets, tasks
 from fomo.config import UserError
 from fomo.data import loader, sources
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
+from fomo.tasks import evidence
 from fomo.tasks.evidence import TOPS, LabelEvidence
 
 CASES, LABELS = 20, ["big ball", "dark", "bright"]  # the first two have masks, of some of the cases; they may overlap
@@ -87,7 +88,7 @@ def config_of(rows, folder, overrides=(), **sections):
 def trained(rows, tmp_path_factory):
     """The RunFolder of a cross-validation."""
     folder = tmp_path_factory.mktemp("run")
-    crossval.run(config_of(rows, folder, cv={"final": "refit"}))
+    crossval.run(config_of(rows, folder))
     return RunFolder(folder / "run")
 
 
@@ -116,7 +117,9 @@ def test_a_run_says_what_each_label_is_learned_from_and_scores_all(trained):
     labels = read(os.path.join(trained.path, "labels.csv"))
     assert [row["label"] for row in labels] == LABELS and float(labels[0]["auroc"]) > 0.7
     state = checkpoint.load(trained.fold(1).best)["task"]
-    assert state["masked"] == [0, 1] and all(top in TOPS for top in state["top"]) and state["line"][2] == [1.0, 0.0]
+    assert (
+        state["masked"] == [0, 1] and all(top in TOPS for top in state["top"]) and state["line"][2] == [1.0, 0.0, 0.0]
+    )
     assert np.allclose(np.array(state["class_weights"]).shape, (3, 2))
 
 
@@ -149,16 +152,30 @@ def test_prediction_gives_the_numbers_of_the_fold_and_a_map_of_each_finding(trai
     np.testing.assert_allclose(volumes[..., 0], 1 - volumes[..., 1:].max(-1), atol=1e-6)
     references = write_table(tmp_path / "references.csv", rows)
     done = run_command("tools/evaluate.py", "--predictions", tmp_path / "said", "--references", references)
-    assert done.returncode == 0 and "metric=volume_auroc_macro" in done.stdout, done.stderr
+    assert done.returncode == 0 and "metric=auroc_macro" in done.stdout, done.stderr
 
 
-def test_an_ensemble_is_the_mean_and_a_refit_merges_each_label(trained):
-    members = members_of(trained.path)
-    states = [member.task.state for member in members]
+def test_an_ensemble_decides_at_the_mean_thresholds_and_a_merged_state_has_the_mean_of_each_label(trained):
+    tasks_of = [member.task for member in members_of(trained.path)]
+    states = [task.state for task in tasks_of]
     merged = LabelEvidence.merge(states)
     assert merged["top"] == [min(own) for own in zip(*(state["top"] for state in states))]
-    final = checkpoint.load(trained.final.best)["task"]
-    assert {name: final[name] for name in merged} == merged and final["masked"] == [0, 1]
+    np.testing.assert_allclose(merged["line"], np.mean([state["line"] for state in states], axis=0))
+    parts = [evidence.Part([[odds] * len(TOPS)] * 2, None, np.array([0.0, 1.0, odds])) for odds in (-1.0, 3.0)]
+    own = np.array([task.probabilities(part.odds, part.whole) for task, part in zip(tasks_of, parts)])
+    row, _ = LabelEvidence.answer(tasks_of, [part._replace(finding=np.zeros((2, 1))) for part in parts], None)
+    assert [row[f"probability_{name}"] for name in tasks_of[0].names] == pytest.approx(own.mean(0))
+    assert own[:, 2] == pytest.approx(1 / (1 + np.exp([1.0, -3.0]))), "of a label without masks the head's alone"
+    thresholds = np.mean([state["thresholds"]["volume"]["each"] for state in states], axis=0)
+    assert [row[f"decision_{name}"] for name in tasks_of[0].names] == (own.mean(0) >= thresholds).astype(int).tolist()
+
+
+def test_other_tasks_start_from_its_network_without_the_head(trained):
+    for mode, new in (("segmentation", "decoder.out_conv"), ("classification", "decoder.fc")):
+        network = nets.build("unet_b", 1, 2, mode=mode, width=2)
+        report = checkpoint.load_weights(network, trained.fold(1).best)
+        assert "encoder.in_conv.conv1.conv.weight" in report.loaded and any(name.startswith(new) for name in report.new)
+        assert any(name.startswith("heads.") for name in report.ignored)
 
 
 def test_a_finding_is_a_bit_of_the_prepared_mask(rows, tmp_path):
@@ -190,21 +207,18 @@ def test_the_loss_is_the_mean_over_labels_of_what_is_known_of_each(rows, tmp_pat
     task = tasks.build(config_of(rows, tmp_path, ["task.evidence=mask"]))
     task.state["masked"], task.state["class_weights"] = [0, 1], [[0.5, 2.0], [1.0, 1.0], [1.0, 3.0]]
     generator = torch.Generator().manual_seed(0)
-    dense, whole = torch.randn(1, 4, 4, 4, 4, generator=generator), torch.randn(1, 1, generator=generator)
+    dense, whole = torch.randn(1, 4, 4, 4, 4, generator=generator), torch.randn(1, 3, generator=generator)
     mask = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
     mask[0, :2], mask[0, 1:3] = 1, mask[0, 1:3] | 2
     batch = {"target": torch.tensor([[1.0, 1.0, 1.0]]), "known": torch.tensor([[True, False, False]]), "mask": mask}
     odds = torch.sort((dense[0, 3] - dense[0, 2]).flatten()).values[-30:].mean()
     first = losses.dice_ce(dense[:, :2], mask & 1)[0]
-    wanted = 2 * first + torch.nn.functional.softplus(-odds) + 3 * torch.nn.functional.softplus(-whole[0, 0])
+    of_head = (torch.tensor([2.0, 1.0, 3.0]) * torch.nn.functional.softplus(-whole[0])).sum()
+    wanted = 2 * first + torch.nn.functional.softplus(-odds) + of_head
     assert task.loss((dense, whole, None), batch).item() == pytest.approx(wanted.item() / 3, rel=1e-5)
 
 
-def test_all_labels_with_masks_need_no_head_and_too_few_masks_are_no_evidence(rows, tmp_path):
-    config = config_of(rows, tmp_path, ["task.targets=[big ball,dark]", "task.evidence=mask"])
-    task = tasks.build(config)
-    task.inspect(sources.list_cases(config.data, tasks.wanted(config)))
-    assert task.others == [] and type(tasks.build_network(config, task)).__name__ == "UNet"
+def test_too_few_masks_are_no_evidence(rows, tmp_path):
     bare = [{**row, "mask_big ball": "", "mask_dark": ""} for row in rows]
     settled, said = kinds.settle(config_of(bare, tmp_path))
     assert settled.task.evidence == "none" and said["data"]["from_masks"] == []
@@ -248,16 +262,11 @@ def test_a_fold_without_masks_is_refused_by_name_and_an_unvalidated_label_stays_
     columns = task.names_of("target"), task.names_of("probability")
     said = tasks.Results(
         [dict(zip(columns[0], (i % 2, 0, 1 - i % 2))) | {"id": str(i), "loss": 0.0} for i in range(6)],
-        kept=[SimplePart([[float(i % 2)] * len(TOPS)] * 2, np.array([0.5])) for i in range(6)],
+        kept=[evidence.Part([[float(i % 2)] * len(TOPS)] * 2, None, np.array([0.0, 0.0, 0.5])) for i in range(6)],
     )
     messages = task.calibrate(lambda: said)
     assert "of the 6 validation cases have: dark (0)" in messages[0]
-    assert task.state["line"][1] == [1.0, 0.0] and task.state["line"][0] != [1.0, 0.0]
-
-
-class SimplePart:
-    def __init__(self, odds, others):
-        self.odds, self.others = odds, others
+    assert task.state["line"][1] == [1.0, 0.0, 0.0] and task.state["line"][0] != [1.0, 0.0, 0.0]
 
 
 def test_numbers_are_learned_beside_their_mask_by_the_config_for_them(rows, tmp_path):

@@ -20,6 +20,7 @@ from . import checks
 _POWER = 3  # of the generalised mean: between the mean (1) and the maximum
 _TAILS = (0.001, 0.005, 0.02, 0.1)  # shares of the head whose mean is read: of 1.4 litres, .1% is a ball 14 mm wide
 _FAINT = 0.1  # of a channel's range: where all channels are darker, there is air
+BESIDE = ("heads.", "log_variances")  # of a `multihead.MultiHead`: all other networks leave them unused
 BOUND = 4.0  # standard deviations beyond which a statistic counts no more
 
 

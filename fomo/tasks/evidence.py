@@ -1,14 +1,14 @@
 """Classes and labels that are learned from masks: a segmentation of each finding, of which its label is made.
 
 The network marks the finding of each label, voxel by voxel. The score of a case is the mean probability of its `top`
-most probable voxels, as log odds, and a line turns it into the probability of the label; `top` and the line are fitted
-on validation cases. What is learned of a label of a training case depends on what is known of it:
+most probable voxels, as log odds. Beside the decoder a head on the encoder learns all labels from the whole case
+(nets/multihead). A line of both, the score and the head's logit, is the log odds of the label; `top` and the line are
+fitted on validation cases. A label that too few masks show has the head alone. What is learned of a label of a training
+case is the head's cross-entropy and, of its finding, what is known of it:
 
     a mask               the segmentation's loss
     0, no mask           the same, with an empty mask: there is nothing to find
     1, no mask           -log of the probability of its most probable voxels: it is somewhere, nobody says where
-
-Of several labels a head beside the decoder learns those that too few masks show (nets/multihead).
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ from .two_classes import TwoClasses
 from .views import evidence as view
 
 loader = lazy.Module("..data.loader", __package__)
-losses = lazy.Module("..losses", __package__)
 multihead = lazy.Module("..nets.multihead", __package__)
 
 TOPS = (1, 3, 10, 30, 100, 300, 1000)  # voxels, from which `top` is chosen
+_KEYS = ("eval.threshold", "eval.pool_windows", "data.mask_column", "data.foreground_fraction")
 _FEWEST = 3  # positive cases with a mask: one may be tested and one validated; or as many as there are folds
 _MIDDLE = len(TOPS) // 2
 _PICTURES = 100  # cases whose evidence each process keeps
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
     odds: list  # of each label with masks and each of TOPS, the log odds of the mean probability of so many voxels
     finding: np.ndarray  # (labels with masks, X, Y, Z) the probability of each finding in each voxel
-    others: np.ndarray  # (labels without,) their probabilities
+    whole: np.ndarray  # (labels,) the head's log odds
 
 
 class FromMasks:
@@ -83,7 +83,12 @@ class FromMasks:
     def __init__(self, config):
         super().__init__(config)
         count = len(self.names_of("target"))
-        self.state = {**self.begin_state(), "masked": [0], "top": [TOPS[_MIDDLE]] * count, "line": [[1.0, 0.0]] * count}
+        self.state = {
+            **self.begin_state(),
+            "masked": [0],
+            "top": [TOPS[_MIDDLE]] * count,
+            "line": [[1.0, 0.0, 0.0]] * count,
+        }
         self._segmentation = Segmentation(dataclasses.replace(config, task=_plain(config.task)))
         self._pictures = 0
 
@@ -92,27 +97,27 @@ class FromMasks:
         """Of each label that is learned from masks a softmax over no finding and the finding."""
         return 2 * len(self.state["masked"])
 
-    @property
-    def others(self):
-        """The places of the labels that the head learns."""
-        return [place for place in range(len(self.state["top"])) if place not in self.state["masked"]]
-
     @classmethod
     def head_of(cls, model):
         """Of the U-Net inside, which has none: the head is that of `wrap`."""
         return "linear"
 
+    @classmethod
+    def check(cls, config, refuse):
+        fit = [name for name, one in NETWORKS.items() if {"head", "deep_supervision"} <= set(one.options)]
+        if config.model.name not in fit:
+            wanted = f"one of {', '.join(fit)} for task.evidence={config.task.evidence}, which needs their head"
+            refuse("model.name", config.model.name, wanted)
+
     def wrap(self, network):
-        if not self.others:
-            return network
-        head = NETWORKS[self.config.model.name].best_head
-        return multihead.MultiHead(network, len(self.config.data.channels), len(self.others), head)
+        head, labels = NETWORKS[self.config.model.name].best_head, len(self.state["top"])
+        return multihead.MultiHead(network, len(self.config.data.channels), labels, head)
 
     def head_targets(self, cases):
-        return np.array([case.target for case in cases], float)[:, self.others]
+        return np.array([np.atleast_1d(case.target) for case in cases], float)
 
     def head_parts(self, cases):
-        return [(_Others(self), slice(None), cases)]
+        return [(_Head(self), slice(None), cases)]
 
     def check_parts(self, train, val):
         super().check_parts(train, val)
@@ -133,58 +138,49 @@ class FromMasks:
                 yield f"{said}, and data.patch may not show what makes them so: let it hold a whole case"
 
     def loss(self, outputs, batch):
-        """(B,): the mean over the labels, each by what is known of it in a sample, times the weight of 0 or 1."""
-        dense, whole = outputs[:2] if self.others else (outputs, None)
+        """(B,): the mean over the labels of the head's loss and, by what is known of each finding, that of its map."""
+        dense, whole, _ = outputs
         labels = batch["target"].reshape(len(batch["target"]), -1)
         weights = torch.tensor(self.state["class_weights"], device=labels.device).reshape(-1, 2)
-        total = 0
+        total = self.loss_of_head(whole, labels)
         for number, place in enumerate(self.state["masked"]):
             own = [level[:, 2 * number : 2 * number + 2] for level in ([dense] if torch.is_tensor(dense) else dense)]
             mask = {"mask": batch["mask"] >> place & 1}
             by_voxel = self._segmentation.loss(own[0] if torch.is_tensor(dense) else own, mask)
             value = torch.where(batch["known"][:, place], by_voxel, _somewhere(own[0]))
-            total = total + value * weights[place][labels[:, place].long()]
-        if self.others:
-            total = total + self.loss_of_others(whole, labels)
-        return total / labels.shape[1]
-
-    def loss_of_others(self, logits, labels):
-        """(B,): the sum over the labels of the head; logits: (B, those), labels: (B, all)."""
-        weights = torch.tensor(self.state["class_weights"], device=labels.device).reshape(-1, 2)
-        total = 0
-        for number, place in enumerate(self.others):
-            own = labels[:, place : place + 1]
-            total = total + losses.bce(logits[:, number : number + 1], own) * weights[place][own[:, 0].long()]
+            total = total + value * weights[place][labels[:, place].long()] / labels.shape[1]
         return total
+
+    def loss_of_head(self, logits, labels):
+        """(B,): the mean over the labels of the cross-entropy, times the weight of 0 or 1; both (B, labels)."""
+        weights = torch.tensor(self.state["class_weights"], device=labels.device).reshape(-1, 2)
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+        return (each * torch.where(labels > 0, weights[:, 1], weights[:, 0])).mean(1)
 
     def _said(self, network, image, background, windows):
         """(logits (2 masked, X, Y, Z), the Part of its network)."""
-        dense = multihead.one_task(network, None) if self.others else network
-        logits = windows.blend(dense, image, background)
+        logits = windows.blend(multihead.one_task(network, None), image, background)
         odds = logits[1::2] - logits[::2]
-        others = np.zeros(0)
-        if self.others:
-            each = windows.each(multihead.one_task(network, slice(None)), image, background)
-            others = self.pooled(each.double().sigmoid()).cpu().numpy()
-        return logits, Part([_of_tops(own) for own in odds], odds.sigmoid().cpu().numpy(), others)
+        each = windows.each(multihead.one_task(network, slice(None)), image, background)
+        whole = self.pooled(each.double().sigmoid()).logit(eps=1e-15).cpu().numpy()
+        return logits, Part([_of_tops(own) for own in odds], odds.sigmoid().cpu().numpy(), whole)
 
     def infer(self, network, image, background, windows):
         """The Part of a network, on its own grid."""
         return self._said(network, image, background, windows)[1]
 
-    def probabilities(self, odds, others):
+    def probabilities(self, odds, whole):
         """(labels,), see `Part`."""
-        found = np.empty(len(self.state["top"]))
-        found[self.others] = others
+        found = np.array(whole, float)
         for own, place in zip(odds, self.state["masked"], strict=True):
-            slope, intercept = self.state["line"][place]
-            found[place] = scipy.special.expit(slope * own[TOPS.index(self.state["top"][place])] + intercept)
-        return found
+            slope, beside, intercept = self.state["line"][place]
+            found[place] = slope * own[TOPS.index(self.state["top"][place])] + beside * whole[place] + intercept
+        return scipy.special.expit(found)
 
     @staticmethod
     def answer(tasks, parts, geometry):
         """Mean probabilities and their decisions; those of no finding and of each finding, in native space."""
-        row = tasks[0].together(tasks, [task.probabilities(part.odds, part.others) for task, part in zip(tasks, parts)])
+        row = tasks[0].together(tasks, [task.probabilities(part.odds, part.whole) for task, part in zip(tasks, parts)])
         finding = sum(part.finding for part in parts) / np.float32(len(parts))
 
         def probabilities():
@@ -204,8 +200,7 @@ class FromMasks:
         bits = np.array(case.mask()) if case.class_voxels else np.zeros(part.finding.shape[1:], np.uint8)
         sample = {"mask": torch.from_numpy(bits)[None], "target": torch.tensor([labels])}
         sample["known"] = torch.tensor([known(case.findings, labels)])
-        others = torch.from_numpy(part.others).logit(eps=1e-15).float()[None]
-        loss = float(self.loss((logits[None].cpu(), others) if self.others else logits[None].cpu(), sample))
+        loss = float(self.loss((logits[None].cpu(), torch.from_numpy(part.whole)[None], None), sample))
         row = dict(zip(self.names_of("target"), labels))
         for number, place in enumerate(self.state["masked"]):
             mask, peak = bits >> place & 1, _peak(part.finding[number])
@@ -239,7 +234,7 @@ class FromMasks:
     def finish(self, answers, fold=None):
         columns = self.names_of("probability")
         rows = [
-            {**answer.row, **dict(zip(columns, self.probabilities(answer.kept.odds, answer.kept.others).tolist()))}
+            {**answer.row, **dict(zip(columns, self.probabilities(answer.kept.odds, answer.kept.whole).tolist()))}
             for answer in answers
         ]
         return Results(self.decided(rows), kept=[answer.kept for answer in answers])
@@ -247,13 +242,13 @@ class FromMasks:
     def calibrate(self, evaluate):
         """Choose `top`, then the line, of each label that varies, and the thresholds, on the inner validation cases."""
         results = evaluate()
-        odds = np.array([part.odds for part in results.kept])
+        odds, whole = (np.array([getattr(part, name) for part in results.kept]) for name in ("odds", "whole"))
         for number, place in enumerate(self.state["masked"]):
             labels, own = results.arrays(self.names_of("target")[place])[0], odds[:, number]
             if 0 < labels.sum() < len(labels):
                 chosen = _choose(labels, own)
                 self.state["top"][place] = TOPS[chosen]
-                self.state["line"][place] = list(fit_logistic(labels, own[:, chosen]))
+                self.state["line"][place] = list(fit_logistic(labels, own[:, chosen], whole[:, place]))
         answers = [Answer(*pair) for pair in zip(results.rows, results.kept)]
         return self.choose_thresholds(self.finish(answers).rows)
 
@@ -275,26 +270,21 @@ class FromMasks:
         return {"top": tops, "line": np.mean([state["line"] for state in states], axis=0).tolist()}
 
 
-class _Others(NamedTuple):
-    """The labels of the head, as a task whose outputs are theirs."""
+class _Head(NamedTuple):
+    """The head, as a task of its own."""
 
     task: FromMasks
     mode = "classification"
 
     def loss(self, outputs, batch):
-        return self.task.loss_of_others(outputs, batch["target"])
+        labels = batch["target"].reshape(len(batch["target"]), -1)
+        return self.task.loss_of_head(outputs, labels)
 
 
 class Evidence(FromMasks, TwoClasses, Task):
     stratum_kind = "class_and_number"
-    keys = ("eval.threshold", "data.mask_column", "data.foreground_fraction")
-    options = (
-        "task.class_weights",
-        "task.evidence",
-        "train.balanced",
-        "model.deep_supervision",
-        "model.channel_dropout",
-    )
+    keys = _KEYS
+    options = ("task.class_weights", "task.evidence", "train.balanced", "model.deep_supervision")
     view = view.of_two_classes()
 
     @classmethod
@@ -327,7 +317,7 @@ class Evidence(FromMasks, TwoClasses, Task):
 
 
 class LabelEvidence(FromMasks, Labels, Task):
-    keys = ("eval.threshold", "eval.pool_windows", "data.mask_column", "data.foreground_fraction")
+    keys = _KEYS
     options = ("task.class_weights", "task.evidence", "train.balanced", "model.deep_supervision")
     view = view.of_labels()
 
@@ -337,11 +327,7 @@ class LabelEvidence(FromMasks, Labels, Task):
         if not sources.of(config.data).geometry:
             wanted = f"none for data.source={config.data.source}: only labels of volumes have masks"
             refuse("task.evidence", config.task.evidence, wanted)
-        if "head" not in NETWORKS[config.model.name].options:
-            fit = [name for name, one in NETWORKS.items() if {"head", "deep_supervision"} <= set(one.options)]
-            names = ", ".join(fit)
-            wanted = f"one of {names} for task.evidence={config.task.evidence}: labels without masks need its head"
-            refuse("model.name", config.model.name, wanted)
+        super().check(config, refuse)
 
     @classmethod
     def found(cls, config, cases, counts):

@@ -30,7 +30,7 @@ def _evidence(run):
     stored = [pair for pair in stored if os.path.exists(pair[1])]
     shown = [figure for row, path in stored[:_MOST] for figure in _figures(run, row, read_arrays(path))]
     what = "The slices through the most probable voxel of a finding, the case with the worst answer first: the image, "
-    what += "in colour on it the probability of the finding, of which that of the case is made, and the mask, where it "
+    what += "in colour on it the probability of the finding, of which the case's score is made, and the mask, where it "
     what += "has a voxel. Of several labels those are drawn that a case has, and the most probable ones. "
     what += pictures.convention(run.config.eval.radiological)
     left = len(run.rows) - len(shown)
