@@ -271,14 +271,14 @@ def test_a_fold_without_masks_is_refused_by_name_and_an_unvalidated_label_stays_
 
 def test_numbers_are_learned_beside_their_mask_by_the_config_for_them(rows, tmp_path):
     lines = []
-    for number, row in enumerate(rows[:8]):
-        _, masks = draw(number, np.random.default_rng(number))
+    for number, row in enumerate(rows[:12]):
+        _, masks = draw(2 * number + 1, np.random.default_rng(number))  # each has the ball
         mask = scan(tmp_path / f"{number}.nii.gz", masks[0])
         lines.append({"id": row["id"], "subject": row["subject"], "t1": row["t1"]})
         lines[-1] |= {"mask": mask, "volume": int(masks[0].sum()), "score": number % 3}
     given = {"output": tmp_path, "data.csv": write_table(tmp_path / "table.csv", lines), "data.channels": "[t1]"}
     given |= {"data.patch": "[32,32,16]", "data.spacing_mm": "[2,2,2]", "data.prepare_workers": 0, "model.width": 2}
-    given |= {"train.steps": 2, "train.workers": 0, "cv.folds": 2, "cv.val_fraction": 0.5, "eval.bootstrap": 20}
+    given |= {"train.steps": 2, "train.workers": 0, "cv.folds": 2, "cv.val_fraction": 0.25, "eval.bootstrap": 20}
     config = kinds.load(ROOT / "configs" / "table_numbers.yaml", [f"{key}={value}" for key, value in given.items()])
     crossval.run(config)
     metrics = json.load(open(tmp_path / "table_numbers" / "summary.json"))["metrics"]

@@ -120,8 +120,11 @@ class ImageHead(nn.Module):
         layers = tuple(f"{name}.{layer}" for layer in ("hidden", "fc") if hasattr(self, layer))
         return layers, (*layers, *(f"{name}.{buffer}" for buffer, _ in self.named_buffers()))
 
-    def forward(self, x, maps, before_norm):
-        return self.fc(self.dropout(self.features(x, maps, before_norm)))
+    def forward(self, x, maps, before_norm, stays=None):
+        """(B, out_channels); stays: (out_channels,), of which outputs no gradient goes on to the features."""
+        features = self.dropout(self.features(x, maps, before_norm))
+        outputs = self.fc(features)
+        return outputs if stays is None else torch.where(stays, self.fc(features.detach()), outputs)
 
     def features(self, x, maps, before_norm):
         """(B, F), the input of the linear layer; see `statistics`."""

@@ -20,9 +20,10 @@ class MultiHead(nn.Module):
     network: has `encoder`, `decoder` and `read`, the stages as `ImageHead` wants them.
     kind: of the head, see `image_head`.
     weights: how many tasks learn their weight in the loss (Kendall et al. 2018); 0: none.
+    apart: the outputs whose gradients stay in the head's last layer: all else learns as if they were not there.
     """
 
-    def __init__(self, network, in_channels, outputs, kind="linear", masked=True, weights=0):
+    def __init__(self, network, in_channels, outputs, kind="linear", masked=True, weights=0, apart=()):
         super().__init__()
         self.encoder, self.stem, self.saliency_layer = network.encoder, network.stem, network.saliency_layer
         self.encoder_prefixes = network.encoder_prefixes
@@ -34,6 +35,8 @@ class MultiHead(nn.Module):
             stages = [stage for stage in stages if all(name.startswith(self.encoder_prefixes) for name in stage)]
             own_head, new, unused = (), (), ("decoder.",)
         self.heads = ImageHead(kind, in_channels, network.read, outputs) if outputs else None
+        stays = torch.tensor([output in apart for output in range(outputs)])
+        self.register_buffer("stays", stays if apart else None, persistent=False)
         layers, read = self.heads.prefixes("heads") if outputs else ((), ())
         self.log_variances = nn.Parameter(torch.zeros(weights)) if weights else None
         learned = ("log_variances",) * bool(weights)
@@ -45,7 +48,7 @@ class MultiHead(nn.Module):
         found = [] if self.heads is not None and self.heads.reads_moments else None
         maps = self.encoder(x, found)
         dense = None if self.decoder is None else self.decoder(maps)
-        whole = None if self.heads is None else self.heads(x, maps, found)
+        whole = None if self.heads is None else self.heads(x, maps, found, self.stays)
         return dense, whole, self.log_variances
 
     def dense(self, x):

@@ -110,8 +110,9 @@ class FromMasks:
             refuse("model.name", config.model.name, wanted)
 
     def wrap(self, network):
+        """With a head for all labels. What it learns of those that have maps must not hold up the maps."""
         head, labels = NETWORKS[self.config.model.name].best_head, len(self.state["top"])
-        return multihead.MultiHead(network, len(self.config.data.channels), labels, head)
+        return multihead.MultiHead(network, len(self.config.data.channels), labels, head, apart=self.state["masked"])
 
     def head_targets(self, cases):
         return np.array([np.atleast_1d(case.target) for case in cases], float)
