@@ -14,6 +14,7 @@ from conftest import ROOT, members_of, run_command, write_table
 from fomo import checkpoint, kinds, losses, nets, tasks
 from fomo.config import UserError
 from fomo.data import loader, sources
+from fomo.nets.multihead import MultiHead
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
 from fomo.tasks import evidence
@@ -216,6 +217,17 @@ def test_the_loss_is_the_mean_over_labels_of_what_is_known_of_each(rows, tmp_pat
     of_head = (torch.tensor([2.0, 1.0, 3.0]) * torch.nn.functional.softplus(-whole[0])).sum()
     wanted = 2 * first + torch.nn.functional.softplus(-odds) + of_head
     assert task.loss((dense, whole, None), batch).item() == pytest.approx(wanted.item() / 3, rel=1e-5)
+
+
+def test_the_gradient_of_labels_that_have_maps_stays_in_the_head():
+    network = MultiHead(nets.build("unet_b", 1, 4, width=2), 1, 3, "multistage", apart=[0, 1])
+    for label, reaches in ((0, False), (1, False), (2, True)):
+        network.zero_grad()
+        dense, whole, _ = network(torch.randn(2, 1, 32, 32, 16, generator=torch.Generator().manual_seed(0)))
+        whole[:, label].sum().backward()
+        assert network.heads.fc.weight.grad[label].abs().sum() > 0
+        assert (network.encoder.in_conv.conv1.conv.weight.grad.abs().sum() > 0) == reaches, label
+    assert not any("stays" in name for name in network.state_dict()), "the task says it, and no checkpoint"
 
 
 def test_too_few_masks_are_no_evidence(rows, tmp_path):
