@@ -8,7 +8,7 @@ import dataclasses
 import os
 
 from . import config as config_module
-from .config import UserError, fields, show
+from .config import UserError, as_user_error, fields, show
 from .data.sources import SOURCES
 from .nets import NETWORKS, PLAIN
 from .nets.checks import WHOLE_CASE
@@ -45,16 +45,15 @@ def from_dict(values, where):
     return config
 
 
-def settle(config):
+def settle(config, why_not=None):
     """(the config in which nothing is `auto` that the run must keep, {event of the log: what was decided}).
 
     The cases decide what `Task.settle` says, the weights that it starts from how channels are put together, and task,
     optimizer and start the learning rate. Raises UserError for cases and weights that cannot be read, and for keys that
-    do not fit what was decided.
+    do not fit what was decided. why_not: of the folds, see `Task.settle`.
     """
     asked, config = config, _as_trained(config)
-    settled, facts = kind(config).settle(config)
-    decided = {"data": facts} if facts else {}
+    settled, decided = kind(config).settle(config, why_not)
     if settled.optim.lr == "auto":
         lr, start = kind(settled).rate(settled)
         settled = dataclasses.replace(settled, optim=dataclasses.replace(settled.optim, lr=lr))
@@ -88,12 +87,13 @@ def check(config, where):
     """Raise UserError for a combination of keys that cannot work; where: what the config is from."""
 
     def refuse(name, got, wanted):
-        raise UserError(f"{where}: {name}: got {show(got)[:300]}, wanted {wanted}")
+        raise UserError(f"{name}: got {show(got)[:300]}, wanted {wanted}")
 
-    config_module.check(config, refuse)
-    _check_source(config, refuse)
-    _check_network(config, refuse)
-    _check_task(config, refuse)
+    with as_user_error(where, UserError):
+        config_module.check(config, refuse)
+        _check_source(config, refuse)
+        _check_network(config, refuse)
+        _check_task(config, refuse)
 
 
 def _check_source(config, refuse):
@@ -191,13 +191,15 @@ def _check_task(config, refuse):
             "the folds to test on, beside data.train_folds and data.val_folds, or train.mode=train, which tests none"
         )
         refuse("data.test_folds", (), wanted)
-    if task.pretrains or task.reads == "mask" or section.evidence == "mask":
-        _check_unshuffled(config, named, refuse)
     task.check(config, refuse)
+    _check_unshuffled(config, task, named, refuse)
 
 
-def _check_unshuffled(config, named, refuse):
+def _check_unshuffled(config, task, named, refuse):
     """Refuse shuffled labels where these are masks, or there are none."""
+    masks = task.reads == "mask" or config.task.evidence == "mask" or task.wanted(config.task).mask
+    if not (task.pretrains or masks):
+        return
     for name in ("data.shuffle_labels", "audit.shuffled"):
         if _changed(config, name):
             refuse(name, _value(config, name), f"0 for {named}: its labels are masks, or it has none")
@@ -260,7 +262,6 @@ def describe_keys():
     allowed, readers, lines = choices(), _readers(), []
     for name, field, value in fields(config_module.Config()):
         meta = field.metadata
-        shown = "none" if value is None else show(value)
         notes = [meta["help"]]
         one_of = allowed.get(name) or meta["choices"]
         if one_of:
@@ -269,5 +270,5 @@ def describe_keys():
         conditions += [meta["only"]] if meta["only"] else []
         if conditions:
             notes.append("for " + " ".join(conditions))
-        lines.append(f"  {name + '=' + shown:<40} {'; '.join(notes)}")
+        lines.append(f"  {name + '=' + show(value):<40} {'; '.join(notes)}")
     return "\n".join(lines)

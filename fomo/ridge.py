@@ -75,7 +75,7 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
     for decay in decays:
         scaling = Scaling(mean, deviation, _shares(np.asarray(groups), np.asarray(depths), varies, decay), bound)
         standardised = scaling(features)
-        for strength, dual, left_out in _solutions(standardised @ standardised.T, targets, parts, strengths):
+        for strength, dual, left_out in _solutions(standardised, targets, parts, strengths):
             errors = np.mean(((left_out - targets) / unit) ** 2, axis=0) * (_EARNED if decay >= 1 else 1)
             error = errors if each else errors.mean()
             if np.any(error < least):
@@ -113,20 +113,30 @@ def _shares(groups, depths, varies, decay):
     return np.sqrt(weight / max(weight.sum(), 1e-300))
 
 
-def _solutions(kernel, targets, parts, strengths):
+def _solutions(features, targets, parts, strengths):
     """Yield (strength, dual weights (n, K), answers (n, K) without each one's subject), by an unpenalised intercept."""
-    n = len(kernel)
-    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
-    values, vectors = np.linalg.eigh(centred)
-    values, mean = values.clip(0), targets.mean(0)
+    n, mean = len(features), targets.mean(0)
+    vectors, values = _axes(features - features.mean(0))
     along = vectors.T @ (targets - mean)
-    alone, several = [part[0] for part in parts if len(part) == 1], [part for part in parts if len(part) > 1]
+    alone = [part[0] for part in parts if len(part) == 1]
+    sizes = {len(part) for part in parts} - {1}
+    several = [np.array([part for part in parts if len(part) == size]) for size in sizes]  # (P, size) each
     for strength in strengths:
-        hat = (vectors * (values / (values + strength))) @ vectors.T + 1 / n
-        residuals, left_out = targets - hat @ targets, np.empty_like(targets)
-        free = 1 - np.diag(hat)[alone, None]
+        kept = values / (values + strength)  # the hat matrix is (vectors * kept) @ vectors.T + 1 / n
+        residuals, left_out = targets - mean - vectors @ (kept[:, None] * along), np.empty_like(targets)
+        free = 1 - 1 / n - (vectors[alone] ** 2 @ kept)[:, None]
         left_out[alone] = targets[alone] - residuals[alone] / np.where(free > 1e-12, free, np.inf)
         for part in several:
-            own = np.eye(len(part)) - hat[np.ix_(part, part)]
-            left_out[part] = targets[part] - np.linalg.lstsq(own, residuals[part], rcond=None)[0]
+            own = np.eye(part.shape[1]) - 1 / n - (vectors[part] * kept) @ vectors[part].swapaxes(1, 2)
+            left_out[part] = targets[part] - np.linalg.pinv(own) @ residuals[part]
         yield strength, vectors @ (along / (values + strength)[:, None]), left_out
+
+
+def _axes(centred):
+    """(orthonormal vectors (n, R), values (R,)) of the kernel of centred features (n, F), R the smaller of n and F."""
+    n, count = centred.shape
+    if count < n:
+        vectors, values, _ = np.linalg.svd(centred, full_matrices=False)
+        return vectors, values**2
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    return vectors, values.clip(0)

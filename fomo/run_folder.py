@@ -135,9 +135,10 @@ class RunFolder:
         files.write_json(os.path.join(self.audit, _AUDIT), content)
 
     def audited(self):
-        """What `write_audit` has written, with null for NaN; None before."""
+        """What `write_audit` has written, with null for NaN; None before, and of an older version."""
         path = os.path.join(self.audit, _AUDIT)
-        return files.read_json(path, "metric", "rivals") if os.path.exists(path) else None
+        found = files.read_json(path) if os.path.exists(path) else {}
+        return found if "audits" in found else None
 
     def write_facts(self, facts):
         """Keep {case id: what `data.facts` says, and its key} for the next time."""
@@ -235,6 +236,14 @@ class FoldFolder:
     def kept(self, count):
         """Paths of the checkpoints of the `count` best epochs, the best first."""
         return [self.best, *(os.path.join(self.path, f"best_{n}.pt") for n in range(2, count + 1))]
+
+    def link(self, path, name):
+        """Let the fold's file `path` be found by another name, too; UserError where there are no links."""
+        place = os.path.join(self.path, name)
+        with as_user_error(f"train.name_best: cannot make the link {place}", OSError):
+            if os.path.lexists(place):
+                os.remove(place)
+            os.symlink(os.path.basename(path), place)
 
     def mask(self, id, new=False):
         """The predicted mask of a case; new: its folder is made."""
@@ -368,8 +377,7 @@ class SearchFolder:
             )
         now = identity(config)
         for name, value in record["chosen"].items():
-            own = value_at(now, name)
-            own = "none" if own is None else show(own)
+            own = show(value_at(now, name))
             if value not in ("auto", own):  # auto: it is decided by now
                 got = f"{self.path} has chosen {name}={value}, got {own}"
                 raise UserError(f"{got}: restore the key, or choose another `name`")

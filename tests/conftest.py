@@ -5,8 +5,10 @@ import importlib.util
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -45,6 +47,45 @@ def run_command(script, *arguments, ranks=1, cwd=None, timeout=300):
         text=True,
         timeout=timeout,
     )
+
+
+# guard.py WHERE-TO-WRITE TOOL arguments ...: no sockets, no processes, nothing written elsewhere
+GUARD = """
+    import os, runpy, sys
+
+    output, tool = sys.argv[1:3]
+
+    def forbid(event, values):
+        if event.startswith("socket.") or event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
+            raise SystemExit(f"forbidden: {event} {values}")
+        writes = event == "open" and isinstance(values[0], str) and values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        writes = writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink")
+        if writes and not os.path.abspath(values[0]).startswith((output, "/dev/null")):
+            raise SystemExit(f"forbidden: {event} {values}")
+
+    sys.addaudithook(forbid)
+    sys.argv = [tool, *sys.argv[3:]]
+    runpy.run_path(tool, run_name="__main__")
+"""
+
+
+def close_image(root):
+    """Put the guard beside root/app, which a container's file was followed to fill; anybody may read, nobody change."""
+    (root / "guard.py").write_text(textwrap.dedent(GUARD))
+    for path in (root, *root.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def run_image(root, writable, *arguments, **environment):
+    """Run root/app/predict.py under the guard, as a user whom the system does not know (where that can be)."""
+    environment |= {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"HOME": "/nowhere", "LC_ALL": "C.UTF-8"}
+    nobody = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
+    command = nobody if os.geteuid() == 0 and shutil.which("setpriv") else []
+    command = [*command, sys.executable, root / "guard.py", writable, root / "app" / "predict.py", *arguments]
+    command = list(map(str, command))
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def one_line_error(done, *said):

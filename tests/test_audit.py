@@ -1,6 +1,7 @@
 """The shortcut audit: planted shortcuts are found, clean data raise no alarm, and other runs stand beside the run's."""
 
 import json
+import math
 import pathlib
 from types import SimpleNamespace
 
@@ -13,13 +14,18 @@ from report_runs import Page, read
 from fomo import folds, kinds, tasks
 from fomo.config import UserError
 from fomo.data import facts, sources
-from fomo.evaluation import audit
-from fomo.runs import crossval, maps
+from fomo.evaluation import audit, rivals
+from fomo.pages.page import join
+from fomo.report import shortcuts
+from fomo.runs import crossval, maps, units
 from fomo.tasks import Results
 
 
-def study(config, signal, planted, n=40, seed=0):
-    """What the audit finds for a network with some signal, and facts of which the first may tell the label."""
+def study(config, signal, planted, n=40, seed=0, spread=1.0):
+    """What the audit finds for a network with some signal, and facts of which the first may tell the label.
+
+    spread: of the facts, in whose place 0 makes all cases equal.
+    """
     task, rng = tasks.build(config), np.random.default_rng(seed)
     number = task.reads == "number"
     target = rng.uniform(20, 80, n) if number else rng.permutation(np.arange(n) % 2).astype(float)
@@ -28,8 +34,9 @@ def study(config, signal, planted, n=40, seed=0):
     cases = [SimpleNamespace(id=id, subject=id, target=value) for id, value in zip(ids, target)]
     known = [
         {
-            "voxels": {"mm": float(rng.normal() + planted * told[i])},
-            "files": {"bytes": float(rng.normal()), "type": "a"},
+            "voxels": {"mm": spread * float(rng.normal() + planted * told[i])},
+            "files": {"bytes": spread * float(rng.normal()), "type": "a"},
+            "site": {"site": "north"},
         }
         for i in range(n)
     ]
@@ -52,7 +59,7 @@ def study(config, signal, planted, n=40, seed=0):
             "target": target[i] if number else int(target[i]),
         }
         rows.append({**row, **answer})
-    found = audit.audit(config, task, Results(rows), cases, known, splits)
+    found = audit.audit(task, Results(rows), cases, known, splits)
     return found, {rival["name"]: rival for rival in found["rivals"]}
 
 
@@ -60,7 +67,7 @@ def study(config, signal, planted, n=40, seed=0):
 def test_a_planted_shortcut_is_found_and_a_better_network_is_said_to_be_better(task, tiny_config):
     config = kinds.load(tiny_config(task))
     found, rivals = study(config, signal=1.0, planted=3.0)
-    assert list(rivals) == ["voxels", "files", audit.ALL]
+    assert list(rivals) == ["voxels", "files", audit.ALL] and found["constant"] == ["site"]
     assert rivals["voxels"]["finds"] == audit.AS_MUCH and rivals["voxels"]["features"] == 1
     assert rivals["files"]["finds"] == audit.NOTHING and rivals["files"]["features"] == 1  # all have one type
     sign = 1 if found["higher_is_better"] else -1
@@ -84,10 +91,19 @@ def test_clean_facts_raise_no_alarm_whatever_the_network_reaches(task, tiny_conf
     assert alarms.count(audit.NOTHING) >= len(alarms) - 1
 
 
+def test_no_rival_is_made_of_what_is_equal_in_all_cases(tiny_config):
+    found, rivals = study(kinds.load(tiny_config("classification")), signal=1.0, planted=0.0, spread=0.0)
+    assert rivals == {} and found["constant"] == ["voxels", "files", "site"]
+    audited = {**found, "part": "", "runs": [], "groups": []}
+    run = SimpleNamespace(complete=True, folder=SimpleNamespace(audited=lambda: {"audits": [audited]}))
+    page = Page(join(shortcuts.section(run)).text)
+    assert "No rival: nothing that is known" in page.text and "equal in all cases: voxels, files, site." in page.text
+
+
 def test_missing_numbers_and_texts_become_features():
     known = [{"f": {"size": 1.0, "type": "a"}}, {"f": {"size": None, "type": "b"}}, {"f": {"size": 3.0, "type": "a"}}]
     known += [{"f": {"size": 2.0, "type": None}}]
-    features = audit.features_of(known)["f"]
+    features = rivals.features_of(known)["f"]
     assert features.tolist() == [[1, 0, 1], [2, 1, 0], [3, 0, 1], [2, 0, 0]]  # the type b has one case only
 
 
@@ -135,7 +151,9 @@ def test_labels_are_dealt_to_subjects(tiny_config):
             kinds.load(tiny_config(task, **key))
 
 
-def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_compared_with(tiny_config, tmp_path):
+def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_compared_with(
+    tiny_config, tmp_path, monkeypatch
+):
     shape = {"phantom_cases": 24, "root": str(tmp_path / "heads"), "cache": str(tmp_path / "cache")}
     groups = write_table(
         tmp_path / "groups.csv",
@@ -157,16 +175,17 @@ def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_com
     crossval.run(config)
     run = tmp_path / "runs" / "run"
     content, log = json.loads((run / "audit" / "audit.json").read_text()), (run / "log.txt").read_text()
-    [rival] = [one for one in content["rivals"] if one["name"] == "voxel size and matrix"]
+    [found] = content["audits"]
+    [rival] = [one for one in found["rivals"] if one["name"] == "voxel size and matrix"]
     assert rival["value"] > 0.95 and rival["finds"] == audit.AS_MUCH
     assert 'rival="voxel size and matrix"' in log and "voxel size and matrix alone" in log
-    assert {one["name"] for one in content["runs"]} == {"shuffled_1", "other_folds"}
-    assert [one["group"] for one in content["groups"]] == ["north", "south"]
-    assert sum(one["cases"] for one in content["groups"]) == 24
-    assert "group of the subject" in {one["name"] for one in content["rivals"]}
+    assert {one["name"] for one in found["runs"]} == {"shuffled_1", "other_folds"}
+    assert [one["group"] for one in found["groups"]] == ["north", "south"]
+    assert sum(one["cases"] for one in found["groups"]) == 24
+    assert "group of the subject" in {one["name"] for one in found["rivals"]}
     shuffled = json.loads((run / "audit" / "shuffled_1" / "summary.json").read_text())
-    own = next(one for one in content["runs"] if one["name"] == "shuffled_1")
-    assert own["value"] == shuffled["metrics"][content["metric"]]["pooled"]
+    own = next(one for one in found["runs"] if one["name"] == "shuffled_1")
+    assert own["value"] == shuffled["metrics"][found["metric"]]["pooled"]
     splits = json.loads((run / "audit" / "other_folds" / "splits.json").read_text())
     tested = [{splits["cases"][id]["group"] for id in split["test"]} for split in splits["folds"]]
     assert sorted(tested, key=str) == [{"north"}, {"south"}]
@@ -177,9 +196,12 @@ def test_a_run_finds_another_voxel_size_of_the_positives_and_runs_what_it_is_com
         "this run", "other folds: by groups where these are at random, or at random", "shuffled labels, 1"
     ]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in run.rglob("best.pt")}
-    crossval.run(config)  # nothing is trained again, and the facts are not read again
+    monkeypatch.setattr(audit, "audit", None)
+    crossval.run(config)  # nothing is trained again, the facts are not read again, no rival is fitted again
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("best.pt")}
-    assert (run / "log.txt").read_text().count("facts of the files") == 1
+    log = (run / "log.txt").read_text()
+    assert log.count("facts of the files") == log.count("INFO audit kept=") == 1
+    assert json.loads((run / "audit" / "audit.json").read_text()) == content
 
 
 def test_columns_of_a_table_are_rivals(tmp_path, phantom_root, tiny_config):
@@ -230,3 +252,121 @@ def test_the_audit_says_how_much_of_the_maps_lies_in_the_masks(tiny_config, tmp_
     masked = [case for case in sources.list_cases(config.data, wanted()) if case.mask and case.target == 1]
     assert 0 < seen["cases"] <= len(masked) and 0 <= seen["inside"] <= 1 and 0 < seen["chance"] < 0.1
     assert f"Of the Grad-CAM maps of {seen['cases']} case" in Page(read(run / "report.html")).text
+
+
+SEVERAL = {
+    "multilabel": ("multilabel", ["Lung nodule", "Emphysema", "Rare"]),
+    "multiregression": ("regression", ["age", "weight", "height"]),
+    "multitarget": ("classification", ["cohort", "gender"]),
+}
+
+
+def several(name, tiny_config, n=60, seed=0, planted=4.0):
+    """(what the audit finds, task) for a network of several answers, of which facts tell the second one."""
+    type, targets = SEVERAL[name]
+    sections = {"data": {"phantom_layout": "table", "channels": ["t1"]}, "model": {"name": "unet_b"}}
+    config = kinds.load(tiny_config(type, task={"targets": targets}, **sections))
+    task, rng = tasks.build(config), np.random.default_rng(seed)
+    classes = {"multilabel": (2, 2, 1), "multiregression": (0, 0, 0), "multitarget": (3, 2)}[name]
+    columns = [rng.permutation(np.arange(n) % count) if count else rng.uniform(20, 80, n) for count in classes]
+    truth = np.array(columns, float).T
+    ids = [f"c{i:03}" for i in range(n)]
+    labels = [tuple(f"k{value:g}" for value in row) if name == "multitarget" else () for row in truth]
+    cases = [
+        SimpleNamespace(id=id, subject=id, target=tuple(row), labels=text) for id, row, text in zip(ids, truth, labels)
+    ]
+    task.inspect(cases)
+    told = (truth[:, 1] - truth[:, 1].mean()) / truth[:, 1].std()
+    known = [
+        {"voxels": {"mm": float(rng.normal() + planted * z)}, "files": {"bytes": float(rng.normal())}} for z in told
+    ]
+    splits = folds.kfold(ids, ids, told.tolist(), 5, 0.2, 0, kind="continuous")
+    fold = {id: place for place, split in enumerate(splits, start=1) for id in split["test"]}
+    targets, rows = np.array(task.rival_targets(cases), float), []
+    for id, row, own in zip(ids, truth, targets):
+        answered = {"id": id, "subject": id, "fold": fold[id], "loss": 1.0, "scan": None}
+        for key, value in zip(task.names, row.tolist()):
+            answered[f"target_{key}"] = value if type == "regression" else int(value)
+            answered |= {f"training_mean_{key}": 50.0, f"training_sd_{key}": 17.0} if type == "regression" else {}
+        noise = rng.normal(0, 15 if type == "regression" else 2.0, len(own))
+        rows.append(task.rival_row(answered, own + noise))  # as the network's answers
+    return audit.audit(task, Results(rows), cases, known, splits), task
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_of_several_answers_the_one_is_found_that_facts_tell(name, tiny_config):
+    found, task = several(name, tiny_config)
+    own = {one["name"]: one for one in found["answers"]}
+    assert list(own) == [output.name for output in task.rival_outputs()]
+    told = {"multilabel": "Emphysema", "multiregression": "weight", "multitarget": "gender k1"}[name]
+    assert own[told]["finds"] == audit.AS_MUCH and own[told]["rival"] in ("voxels", audit.ALL)
+    assert own[told]["gain_low"] <= own[told]["gain"] <= own[told]["gain_high"] < 0 and own[told]["p"] < 0.05
+    assert all(one["finds"] == audit.NOTHING for name, one in own.items() if name not in (told, "Rare"))
+    place = list(own).index(told)
+    voxels = next(rival for rival in found["rivals"] if rival["name"] == "voxels")
+    assert voxels["each"][place] == own[told]["rival_value"] or own[told]["rival"] == audit.ALL
+    assert found["metric"].startswith(task.select) and not math.isnan(found["value"])
+    if name == "multilabel":
+        assert own["Rare"]["cases"] == 0 and math.isnan(own["Rare"]["value"]) and math.isnan(own["Rare"]["p"])
+        assert own["Rare"]["finds"] == audit.UNKNOWN
+    audited = {**found, "part": "", "runs": [], "groups": []}
+    run = SimpleNamespace(complete=True, folder=SimpleNamespace(audited=lambda: {"audits": [audited]}))
+    page = Page(join(shortcuts.section(run)).text)
+    assert f"Told as well without looking: {told} by " in page.text
+    table = page.table("Each answer, within folds")
+    assert [row[0].text for row in table[1:]][0] == told and len(table) == 1 + len(own)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_clean_facts_tell_of_no_answer(name, tiny_config):
+    finds = [
+        one["finds"]
+        for seed in range(3)
+        for kind in ("answers", "rivals")
+        for one in several(name, tiny_config, seed=seed, planted=0.0)[0][kind]
+    ]
+    told = [one for one in finds if one in (audit.LESS, audit.AS_MUCH)]
+    assert len(told) <= 1 and len(finds) > 15
+
+
+def test_where_no_fold_tests_both_kinds_nothing_is_said_of_rivals(tiny_config):
+    config = kinds.load(tiny_config("classification"))
+    task, rng, ids = tasks.build(config), np.random.default_rng(0), [f"c{i}" for i in range(8)]
+    cases = [SimpleNamespace(id=id, subject=id, target=float(i % 2)) for i, id in enumerate(ids)]
+    rows = [
+        {"id": id, "subject": id, "fold": i, "loss": 1.0, "target": i % 2, "probability": 0.4 + i / 100, "decision": 0}
+        for i, id in enumerate(ids)
+    ]
+    known = [{"voxels": {"mm": float(rng.normal())}} for _ in ids]
+    splits = [{"train": ids[:i] + ids[i + 1 :], "val": [], "test": [ids[i]]} for i in range(8)]
+    found = audit.audit(task, Results(rows), cases, known, splits)
+    assert [rival["finds"] for rival in found["rivals"]] == [audit.UNKNOWN]
+    audited = {**found, "part": "", "runs": [], "groups": []}
+    run = SimpleNamespace(complete=True, folder=SimpleNamespace(audited=lambda: {"audits": [audited]}))
+    assert "It cannot be said what rivals tell" in Page(join(shortcuts.section(run)).text).text
+
+
+def test_a_scan_is_known_by_some_of_its_slices():
+    class Slice(SimpleNamespace):
+        def image(self):
+            return np.full((2, 8, 8, 1), self.value, np.float32)
+
+    def made(id, value, scan):
+        own = SimpleNamespace(images=(), files=(SimpleNamespace(path=f"{id}.npy"),))
+        known = {"scan": scan, "subject": "p", "target": (1.0,), "labels": (), "missing": (), "geometry": None}
+        return Slice(id=id, value=value, case=own, background=(0.0, 0.0), scaling=((0, 1),) * 2, **known)
+
+    slices = [made(f"a_{k:02}", float(k), "a") for k in range(11)] + [made("b_00", 7.0, "b")]
+    first, second = units.units_of(slices)
+    assert (first.id, second.id, len(first.parts)) == ("a", "b", 11)
+    found = first.facts(("ct", "ct again"))
+    assert found["number of slices"] == {"slices": 11.0}
+    looked = facts.chosen(11)
+    assert len(looked) == 5 and looked == sorted(set(looked)) and facts.chosen(1) == [0] and facts.chosen(2) == [0, 1]
+    assert (
+        found["intensities of ct"]["mean"] == pytest.approx(np.mean(looked)) and "intensities of ct again" not in found
+    )
+    assert units.of_splits([{"train": ["a_01", "a_00"], "test": ["b_00"]}], [first, second]) == [
+        {"train": ["a"], "test": ["b"]}
+    ]
+    assert first.key() != units.units_of(slices[:10])[0].key()

@@ -105,7 +105,7 @@ def test_resolved_config_written_and_read_again_is_the_same(write):
         ("data: {channels: []}", "data.channels"),
         ("data: {channels: [t1, t1]}", "each channel once"),
         ("data: {channels: [t1], source: fomo}", "did you mean 'fomo"),
-        ("data: {channels: [t1], source: fomo1}", "data.root: got None"),
+        ("data: {channels: [t1], source: fomo1}", "data.root: got none"),
         ("task: {type: regression, loss: dice_ce}", "task.loss"),
         ("cv: {folds: 3, folds_to_run: [1, 4]}", "folds from 1 to cv.folds=3"),
         ("cv: {folds_to_run: [0]}", "wanted at least 1"),

@@ -386,7 +386,9 @@ def test_dry_run_shows_everything_and_trains_nothing(tiny_config):
     done = finished(run_command("cv.py", path, "--dry-run", "--print-config"))
     assert "keys=optim.plateau_patience" in done.stdout, "it is set, and not read"
     assert "steps_per_epoch: 3" in done.stdout and "case id=" in done.stdout
-    assert re.search(r"fold 2 train: cases=\d+ class_0=\d+ class_1=\d+\n", done.stdout) and "parameters=" in done.stdout
+    assert re.search(r"\ncase id=sub_001_ses_1 subject=sub_001 target=[01]\n", done.stdout)
+    assert re.search(r"fold 2 train: cases=\d+ class_0=\d+ class_1=\d+\n", done.stdout)
+    assert " parameters=" in done.stdout.splitlines()[-1]
     assert "steps_per_epoch" not in finished(run_command("cv.py", path, "--dry-run")).stdout
     assert not run_folder(path).exists()
 

@@ -1,9 +1,12 @@
 """The step and its surroundings: accumulation, precision, mixed samples, errors that stop."""
 
+import functools
 import math
 import os
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from conftest import ROOT
 from fomo import checkpoint, kinds, losses, nets, tasks
 from fomo import config as config_module
 from fomo.config import UserError
+from fomo.tasks.results import Answer
 from fomo.training import evaluate, optimization
 from fomo.training import step as steps
 
@@ -196,10 +200,32 @@ def test_cases_are_read_ahead_in_their_order_and_one_that_cannot_be_read_ends_it
 
     read, seen = [], []
     with pytest.raises(UserError, match="damaged"):
-        for case in evaluate._read_ahead([One(number) for number in range(5)]):
+        for case in evaluate._read_ahead([One(number) for number in range(5)], CPU):
             seen.append(case.id)
             number = int(case.id[1:])
             assert (case.image() == number).all() and (case.mask() == number).all()
             assert case.image() is case.image(), "read once"
     assert seen == ["c0", "c1", "c2"] and read[:4] == [0, 1, 2, 3]
-    assert sum(1 for _ in evaluate._read_ahead([])) == 0
+    assert sum(1 for _ in evaluate._read_ahead([], CPU)) == 0
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_answer_is_finished_while_the_network_is_at_the_next_case(behind):
+    """As on a GPU; without it, and of a task that leaves nothing to be done, the answers are the same."""
+    begun, network = [threading.Event() for _ in range(4)], []
+
+    class Deferring:
+        def predict(self, _, case, windows, fold):
+            network.append(case.number)
+            begun[case.number].set()
+            return functools.partial(self.rest, case) if case.number != 1 else Answer({"id": case.id})
+
+        def rest(self, case):
+            if behind and case.number in (0, 2):
+                assert begun[case.number + 1].wait(10), "the network is at the next case meanwhile"
+            assert behind or network[-1] == case.number
+            return Answer({"id": case.id})
+
+    cases = [SimpleNamespace(id=str(n), number=n, image=lambda: np.zeros(1), class_voxels=()) for n in range(4)]
+    found = evaluate._one_by_one(Deferring(), None, cases, SimpleNamespace(device=CPU), None, behind)
+    assert [answer.row["id"] for answer in found] == ["0", "1", "2", "3"]

@@ -138,6 +138,22 @@ def test_missing_extra_and_misplaced_masks_are_errors(masks, tmp_path):
         evaluate.evaluate(masks[0], str(tmp_path / "nowhere"))
 
 
+def test_a_table_may_name_the_reference_masks(masks, tmp_path):
+    rows = [{"id": f"s_{n}_ses_1", "age": 3, "mask": f"labels/s_{n}/ses_1/seg.nii.gz"} for n in (1, 2)]
+    table = write_table(tmp_path / "table.csv", [{**row, "own": row["mask"]} for row in rows])
+    wanted = [row["dice"] for row in evaluate.evaluate(*masks)[1]]
+    for columns in (evaluate.Columns(), evaluate.Columns(target="own")):
+        found = evaluate.evaluate(masks[0], table, columns=columns)[1]
+        assert [row["dice"] for row in found] == pytest.approx(wanted, nan_ok=True)
+    for mask, said in (("", "case s_2_ses_1: column 'mask': got a blank cell"), ("no.nii", "case s_2_ses_1: .*no.nii")):
+        write_table(table, [rows[0], {**rows[1], "mask": mask}])
+        with pytest.raises(UserError, match=said):
+            evaluate.evaluate(masks[0], table)
+    write_table(table, [{"id": row["id"], "age": 3} for row in rows])
+    with pytest.raises(UserError, match="got the columns id, age, wanted mask, the paths of the masks .*or the folder"):
+        evaluate.evaluate(masks[0], table)
+
+
 def test_masks_next_to_whole_numbers_are_read_as_in_training(tmp_path):
     for name, value in (("predicted", 1.0), ("reference", 0.99995)):
         mask = np.zeros((6, 6, 6), np.float32)

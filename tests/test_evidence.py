@@ -1,8 +1,10 @@
 """Classification that learns from masks: what is known of each case, its pooled probability, and whole runs of it."""
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 
 import nibabel
 import numpy as np
@@ -20,6 +22,7 @@ from fomo.metrics import auroc, fit_logistic
 from fomo.prediction.single import predict_to_file
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
+from fomo.runs.splits import why_not
 from fomo.runtime.log import Log
 from fomo.tasks import evidence
 from fomo.tasks.evidence import TOPS, Evidence
@@ -160,7 +163,7 @@ def test_an_ensemble_averages_the_calibrated_probabilities(trained):
     )
     assert row["probability"] == pytest.approx(np.mean(own))
     assert row["decision"] == (row["probability"] >= np.mean([task.state["threshold"] for task in tasks_of]))
-    background, finding = volumes["probabilities"]()
+    background, finding = volumes["probabilities"]
     assert finding.max() == pytest.approx(0.25) and background.min() == pytest.approx(0.75)
 
 
@@ -179,8 +182,6 @@ def _geometry(trained):
 
 
 def test_auto_without_masks_learns_the_labels(layout, tmp_path):
-    import shutil
-
     bare = tmp_path / "bare"
     shutil.copytree(layout, bare, ignore=shutil.ignore_patterns("seg.nii.gz"))
     config = config_of(bare, tmp_path)
@@ -190,6 +191,37 @@ def test_auto_without_masks_learns_the_labels(layout, tmp_path):
     assert kinds.settle(settled) == (settled, {})
     done = run_command("cv.py", tmp_path / "config.yaml", "--dry-run")
     assert done.returncode == 0 and "evidence=none" in done.stdout and "labels only" in done.stdout
+
+
+@pytest.mark.parametrize("masks, folds", [((1, 5), 2), ((1, 5, 9), 4)])
+def test_auto_with_fewer_masks_than_folds_learns_the_labels_and_warns(layout, tmp_path, masks, folds):
+    few = tmp_path / "few"
+    shutil.copytree(layout, few)
+    for path in few.glob("labels/*/*/seg.nii.gz"):
+        if int(path.parts[-3].removeprefix("sub_")) not in masks:
+            path.unlink()
+    config_of(few, tmp_path, cv={"folds": folds, "val_fraction": 0.5})
+    done = run_command("cv.py", tmp_path / "config.yaml", "--dry-run")
+    [warning] = [line for line in done.stdout.splitlines() if " WARN warn " in line]
+    said = f"{len(masks)} of 8 cases of class 1 have a mask, which are too few (wanted {max(3, folds)}): labels only"
+    assert done.returncode == 0 and said in warning
+    assert f"evidence=none positives=8 with_mask={len(masks)} negatives=8" in warning
+
+
+def test_auto_where_a_fold_would_have_no_mask_learns_the_labels(table):
+    folds = {f"c{n:02}": {"fold": "a" if has_mask(n) or n % 4 == 0 else "b"} for n in range(CASES)}
+    config = table(**folds)
+    config = dataclasses.replace(config, cv=dataclasses.replace(config.cv, kind="fold_column"))
+    settled, said = kinds.settle(config, why_not)
+    assert settled.task.evidence == "none"
+    assert "5 of 8 cases of class 1 have a mask, which are too few (fold 1: " in said["warn"]["message"]
+    asked = dataclasses.replace(config, task=dataclasses.replace(config.task, evidence="mask"))
+    assert "training cases of class 1 without a mask" in why_not(
+        asked, sources.list_cases(config.data, tasks.wanted(asked))
+    )
+    assert kinds.settle(table(), why_not)[0].task.evidence == "mask"
+    alone = dataclasses.replace(config, cv=dataclasses.replace(config.cv, kind="leave_one_group_out"))
+    assert why_not(alone, sources.list_cases(alone.data, tasks.wanted(alone))) is None, "the run says it itself"
 
 
 def prepared(config):
@@ -229,7 +261,7 @@ def test_the_loss_of_a_case_depends_on_what_is_known_of_it(layout, tmp_path):
     batch = batch_of([True, True, False], [1.0, 0.0, 1.0])
     whole = torch.tensor([[0.5], [-1.0], [2.0]])
     found = task.loss((logits, whole, None), batch)
-    by_voxel = losses.dice_ce(logits, batch["mask"])
+    by_voxel = losses.dice_focal(logits, batch["mask"])
     odds = np.sort((logits[2, 1] - logits[2, 0]).detach().numpy().ravel())[-TOPS[3] :]
     of_map = [2 * by_voxel[0].item(), 0.5 * by_voxel[1].item(), 2 * np.log1p(np.exp(-odds.mean()))]
     of_head = [2 * np.log1p(np.exp(-0.5)), 0.5 * np.log1p(np.exp(-1)), 2 * np.log1p(np.exp(-2))]
@@ -315,7 +347,7 @@ def test_a_table_has_masks_of_some_cases(table, layout):
         (["task.type=segmentation", "task.evidence=mask"], "task.evidence: got mask, wanted none for"),
         (["task.classes=3", "task.evidence=mask"], "task.evidence: got mask, wanted none: one target of two"),
         (["task.evidence=mask", "eval.saliency=2"], "eval.saliency: got 2, wanted 0 for .* task.evidence=mask"),
-        (["task.evidence=mask", "task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_ce"),
+        (["task.evidence=mask", "task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_focal"),
         (["task.evidence=mask", "augment.mix=mixup"], "augment.mix: got mixup, wanted none"),
         (["model.name=suprem_unet3d", "eval.windows=1"], "model.name: got suprem_unet3d, wanted one of unet_b"),
     ],

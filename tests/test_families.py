@@ -232,6 +232,9 @@ def test_the_teacher_is_taken_before_the_student_unless_asked(tmp_path):
         assert all(torch.equal(network.state_dict()[name], wanted[name]) for name in report.loaded)
     with pytest.raises(UserError, match="weights.part: got pupil, wanted one of student_backbone., teacher_backbone."):
         checkpoint.load_weights(network, path, part="pupil")
+    plain = write(tmp_path, network.state_dict())
+    with pytest.raises(UserError, match="weights.part: got pupil, wanted none, as nothing stands before the network's"):
+        checkpoint.load_weights(network, plain, part="pupil")
 
 
 def test_several_networks_without_a_teacher_are_asked_about(tmp_path):

@@ -24,7 +24,7 @@ PATCH = (64, 64, 64)
 
 class Task:
     def loss(self, outputs, batch):
-        return losses.dice_ce(outputs, batch["mask"])
+        return losses.dice_focal(outputs, batch["mask"])
 
 
 def make_batch(samples=2, channels=3):

@@ -184,3 +184,6 @@ def test_weights_of_another_width_are_named_by_their_width(tiny_config, tmp_path
     task = tasks.build(config)
     with pytest.raises(UserError, match="look like weights of model.width=4, and the network has 2"):
         start_from(config, task, build_network(config, task, 1))
+    masks = kinds.settle(kinds.load(tiny_config("segmentation"), [f"weights.path={tmp_path / 'wide.pt'}"]))[0]
+    with pytest.raises(UserError, match="look like weights of model.width=4, and the network has 2"):
+        start_from(masks, tasks.build(masks), build_network(masks, tasks.build(masks), 1))

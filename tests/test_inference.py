@@ -216,9 +216,16 @@ def test_a_volume_of_any_size_goes_through_a_network_that_halves_five_times(size
 
 
 @pytest.mark.parametrize(
-    "shape, patch, windows", [((23, 17, 9), (8, 6, 4), 1), ((23, 17, 9), (8, 20, 4), 5), ((6, 9, 9), (8, 4, 4), 2)]
+    "shape, patch, windows, axis",
+    [
+        ((23, 17, 9), (8, 6, 4), 1, 0),
+        ((23, 17, 9), (8, 20, 4), 5, 0),
+        ((6, 9, 9), (8, 4, 4), 2, 1),
+        ((9, 5, 30), (8, 4, 4), 1, 2),
+        ((6, 5, 4), (8, 8, 8), 1, 0),
+    ],
 )
-def test_planes_that_are_blended_as_windows_go_on_are_those_of_the_whole(shape, patch, windows):
+def test_planes_that_are_blended_as_windows_go_on_are_those_of_the_whole(shape, patch, windows, axis):
     image, weights = torch.randn(2, *shape), torch.randn(3, 2, 1, 1, 1)
     options = inference.WindowOptions(patch, windows=windows, device=torch.device("cpu"))
 
@@ -226,8 +233,12 @@ def test_planes_that_are_blended_as_windows_go_on_are_those_of_the_whole(shape, 
         return torch.nn.functional.conv3d(x, weights)
 
     whole, found, next_plane = options.blend(network, image, (0.0, 1.0)), [], 0
-    for first, planes in options.blend_planes(network, image, (0.0, 1.0)):
-        assert first == next_plane and planes.shape[1] <= patch[0]
+    for place, planes in options.blend_planes(network, image, (0.0, 1.0), axis):
+        assert place[1 + axis].start == next_plane and planes.shape[1 + axis] <= patch[axis]
+        assert planes.shape == whole[place].shape
         found.append(planes.clone())
-        next_plane += planes.shape[1]
-    assert torch.equal(torch.cat(found, 1), whole)
+        next_plane += planes.shape[1 + axis]
+    found = torch.cat(found, 1 + axis)
+    if axis == 0:
+        assert torch.equal(found, whole)
+    torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)

@@ -114,7 +114,7 @@ def test_what_there_is_to_choose_from_is_what_is_registered(config_path):
         kinds.load(config_path, ["task.type=counts"])
     with pytest.raises(UserError, match="data.patch: got .*wanted multiples of 4 .*halves each axis two times"):
         kinds.load(config_path, ["data.patch=[18,20,20]"])
-    with pytest.raises(UserError, match="data.root: got None, wanted the folder of the toys"):
+    with pytest.raises(UserError, match="data.root: got none, wanted the folder of the toys"):
         kinds.load(config_path, ["data.root=none"])
     with pytest.raises(UserError, match="task.loss: got focal, wanted one of auto for task.type=count"):
         kinds.load(config_path, ["task.loss=focal"])

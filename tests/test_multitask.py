@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, members_of, tool
+from conftest import ROOT, members_of, run_command, tool
 
 from fomo import checkpoint, config, kinds, nets, report, tasks
 from fomo.config import UserError
@@ -89,7 +89,12 @@ def test_parts_that_cannot_work_are_one_line(name, several):
     parts, said = REFUSED[name]
     with pytest.raises(UserError) as caught:
         kinds.load(several(parts))
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert f"config.yaml: {said}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_dry_run_finds_masks_of_more_classes_than_the_part_has(several):
+    done = run_command("cv.py", several(with_part(lesion={"type": "segmentation", "classes": 2})), "--dry-run")
+    assert done.returncode == 2 and "got the mask values 2, wanted whole numbers below task.classes=2" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -300,6 +305,24 @@ def test_the_page_shows_every_part(run):
         assert text in page, text
 
 
+def test_each_part_that_is_no_mask_is_audited(run, several):
+    audits, log = json.loads((run / "audit" / "audit.json").read_text())["audits"], (run / "log.txt").read_text()
+    summary = json.loads((run / "summary.json").read_text())["metrics"]
+    assert [one["part"] for one in audits] == ["sex", "age"]
+    for one in audits:
+        assert one["value"] == pytest.approx(summary[f"{one['part']}_{one['metric']}"]["pooled"])
+        assert "volume of the head" in [rival["name"] for rival in one["rivals"]] and one["cases"] == 24
+        assert f"audit part={one['part']} metric=" in log
+    page = open(report.write(run)).read()
+    assert page.count("<h3>Sex</h3>") and page.count("Rivals on the same folds and cases") >= 2
+    with pytest.raises(
+        UserError, match="audit.shuffled: got 1, wanted 0 for task.type=multitask: its labels are masks"
+    ):
+        kinds.load(several(audit={"shuffled": 1}))
+    parts = {name: PARTS[name] for name in ("sex", "age")}
+    assert kinds.load(several(parts, audit={"shuffled": 1})).audit.shuffled == 1
+
+
 def table_and_masks(phantom_root):
     [root] = phantom_root.glob("heads_24x24_*")
     return root
@@ -319,12 +342,13 @@ def test_predictions_are_those_of_the_folds_and_each_part_is_evaluated(run, phan
             {k: str(root / v) if k in ("t1", "t2", "mask") else v for k, v in row.items()} for row in chosen
         )
     answers = tmp_path / "answers"
-    tool("predict", run / "fold_1" / "best.pt", "--cases", table, "--output", answers)
+    tool("predict", run / "fold_1" / "best.pt", "--cases", table, "--output", answers, "--mutual-information")
     said = {row["id"]: row for row in files.read_csv(answers / "predictions.csv")}
     for row in first:
         for column in ("sex_probability", "age_prediction"):
             assert float(said[row["id"]][column]) == pytest.approx(row[column], abs=1e-5)
         assert int(said[row["id"]]["lesion_predicted_voxels"]) == row["lesion_predicted_voxels"]
+        assert "lesion_mutual_information" in said[row["id"]]  # of the mask, over the two test-time views
     scores = {row["metric"]: row["value"] for row in files.read_csv(run / "fold_1" / "results.csv")}
     references = tmp_path / "references"
     references.mkdir()
@@ -356,8 +380,8 @@ def test_several_networks_are_averaged_part_by_part(run):
         alone.append(prediction.answer([member], said, cases[0].geometry))
     for column in ("sex_probability", "age_prediction"):
         assert row[column] == pytest.approx(np.mean([one[column] for one, _ in alone]))
-    mean = np.mean([found["probabilities"]() for _, found in alone], axis=0)
-    np.testing.assert_allclose(volumes["probabilities"](), mean, atol=1e-5)
+    mean = np.mean([list(found["probabilities"]) for _, found in alone], axis=0)
+    np.testing.assert_allclose(volumes["probabilities"], mean, atol=1e-5)
     assert volumes["mask"].dtype == np.uint8 and task.volumes == ("mask",)
 
 

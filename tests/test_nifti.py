@@ -144,6 +144,32 @@ def test_files_that_do_not_say_how_they_lie(tmp_path):
 # ------------------------------------------------------------------------------------------ gzip
 
 
+@pytest.mark.parametrize("name, endianness", [("a.nii", "<"), ("a.nii.gz", "<"), ("a.nii", ">")])
+def test_volumes_are_written_one_after_another_as_nibabel_writes_them_together(tmp_path, name, endianness):
+    like, theirs = tmp_path / f"like_{name}", tmp_path / f"theirs_{name}"
+    header = nibabel.Nifti1Header(endianness=endianness)
+    nibabel.save(nibabel.Nifti1Image(ARRAY, AFFINE, header), like)
+    asked = []
+
+    class Several:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, place):
+            if place == 3:
+                raise IndexError
+            asked.append(place)
+            return ARRAY.astype(np.float32) / (1 + place)
+
+    for given, whole in ((Several(), np.stack(list(Several()), -1)), (ARRAY[::-1], ARRAY[::-1])):
+        image = nibabel.Nifti1Image(whole, AFFINE, nibabel.load(like).header)
+        image.set_data_dtype(whole.dtype)
+        nibabel.save(image, theirs)
+        nifti.write_nifti(tmp_path / name, given, AFFINE, like=str(like))
+        assert (tmp_path / name).read_bytes() == theirs.read_bytes()
+    assert asked == [0, 1, 2] * 2, "each once"
+
+
 def test_a_flipped_bit_is_found_by_the_checksum(tmp_path):
     array = np.zeros((30, 30, 30), np.int16)
     plain = open(write(tmp_path / "a.nii", array=array), "rb").read()

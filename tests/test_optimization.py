@@ -261,7 +261,10 @@ def test_on_a_gpu_instance_norms_decide_on_the_layout(monkeypatch, problem, cudn
             if isinstance(m, torch.nn.Conv3d) and max(m.kernel_size) > 1 and m.in_channels > 1
         ]
         assert large and all(m.weight.is_contiguous(memory_format=layout) for m in large)
-    assert len(list(optimization.doubts(torch.device("cuda")))) == said and not list(optimization.doubts(CPU))
+    assert len(list(optimization.doubts(torch.device("cuda"), "resnet50", "unet_b"))) == said
+    of_layout = cudnn < 91500 and cudnn >= 90800
+    assert len(list(optimization.doubts(torch.device("cuda"), "suprem_unet3d", "resnet50"))) == of_layout
+    assert not list(optimization.doubts(CPU, "unet_b"))
 
 
 def test_what_is_frozen_drops_nothing():

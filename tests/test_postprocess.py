@@ -1,9 +1,13 @@
 """Post-processing on masks drawn by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
-from fomo.space import postprocess
+from fomo import checkpoint, config, report, tasks
+from fomo.runtime import files
+from fomo.space import postprocess, volume
 
 # two components: a ring with a hole, and a pair of voxels; a third voxel touches the pair by a corner
 PICTURE = """
@@ -21,9 +25,9 @@ RING_ONLY = (
 
 def draw(picture):
     plane = np.array([[char == "#" for char in line] for line in picture.strip().splitlines()], np.uint8)
-    volume = np.zeros((*plane.shape, 3), np.uint8)
-    volume[..., 1] = plane
-    return volume
+    drawn = np.zeros((*plane.shape, 3), np.uint8)
+    drawn[..., 1] = plane
+    return drawn
 
 
 def closed(picture):
@@ -66,3 +70,31 @@ def test_an_ensemble_takes_the_median_size_and_the_majority():
     choices = [dict(fill_holes=f, minimum_mm3=m, largest=False) for f, m in ((True, 0.0), (True, 100.0), (False, 10.0))]
     assert postprocess.merge(choices) == {"fill_holes": True, "minimum_mm3": 10.0, "largest": False}
     assert postprocess.merge(choices[:1]) == choices[0]
+
+
+def test_what_it_gained_of_the_dice_is_measured():
+    task = tasks.build(config.Config(task=config.Task(type="segmentation"), eval=config.Eval(postprocess="auto")))
+    reference = np.zeros((8, 8, 8), np.uint8)
+    reference[1:4, 1:4, 1:4] = 1
+    said = reference.copy()
+    said[6:, 6:, 6:] = 1  # a component of 8 voxels that is not there
+    image, _, geometry = volume.preprocess([np.arange(1, 513, dtype=np.float32).reshape(8, 8, 8)], np.eye(4))
+    assert image.shape[1:] == said.shape
+    said = np.stack([1.0 - said, said]).astype(np.float32)
+    for chosen, after in ((postprocess.NONE, said[1] > 0.5), ({**postprocess.NONE, "largest": True}, reference)):
+        task.state["postprocess"] = dict(chosen)
+        gain = task._gain(said, geometry, reference, np.asarray(after, np.uint8), np.eye(4))
+        assert gain == pytest.approx(1 - 2 * 27 / (27 + 35) if chosen["largest"] else 0.0)
+
+
+def test_its_gain_stands_in_the_tables_of_a_run(trained):
+    run = trained("segmentation")
+    rows = files.read_numbers(run / "predictions.csv")
+    found = json.loads((run / "summary.json").read_text())["metrics"]["postprocess_gain"]
+    assert found["pooled"] == pytest.approx(np.mean([row["postprocess_gain"] for row in rows]))
+    for fold in (1, 2):
+        kept = checkpoint.load(run / f"fold_{fold}" / "best.pt")["task"]["postprocess"]
+        own = [row["postprocess_gain"] for row in rows if row["fold"] == fold]
+        assert own and (kept != postprocess.NONE or not any(own))
+    page = open(report.write(run)).read()
+    assert "Dice gained by post-processing" in page

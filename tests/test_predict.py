@@ -104,7 +104,7 @@ def test_all_folds_are_averaged(trained, scans, task):
     else:
         first, second = (infer([member], case, image, background)[0] for member in members)
         native = volume.to_native((first + second) / 2, geometry)
-        written = volumes["probabilities"]()
+        written = np.stack(list(volumes["probabilities"]))
         assert np.array_equal(written[1:], native[1:])
         outside = native.sum(0) == 0  # which the network has not seen, as it is outside the box that is kept
         assert outside.any() and np.all(written[0][outside] == 1)

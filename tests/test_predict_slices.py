@@ -297,7 +297,7 @@ def test_patients_that_a_checkpoint_was_trained_on_are_said(scans, runs, tmp_pat
 
 
 def test_doubts_about_libraries_are_said_whatever_is_predicted(scans, runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(optimization, "doubts", lambda device: ["cuDNN 9.9: is wrong"])
+    monkeypatch.setattr(optimization, "doubts", lambda device, *networks: ["cuDNN 9.9: is wrong"])
     for option, place in _ways(scans, next(iter(rows_of(runs[0] / "predictions_volumes.csv")))):
         tool("predict", runs[0] / "fold_1", option, place, "--output", tmp_path / option)
         assert 'WARN warn message="cuDNN 9.9: is wrong"' in capsys.readouterr().out

@@ -143,6 +143,22 @@ def test_a_planted_gap_between_groups_is_found_and_shown(tmp_path):
     assert "Disparity" in page and "25-50" in page and "m over f" in page
 
 
+def test_heads_that_do_not_say_a_class_are_explained(tmp_path, capsys):
+    rng, n = np.random.default_rng(0), 90
+    rows = [{"id": f"p{i}", "t": "abc"[i % 3]} for i in range(n)]
+    features = rng.normal(0, 0.05, (n, 20)) + 0.1 * rng.normal(size=(3, 20))[np.arange(n) % 3]
+    table, arguments = write_table(tmp_path / "t.csv", rows), ("--target", "t", "--seeds", 42, "--bootstrap", 20)
+    for offset in (0.0, 5.0):
+        np.save(tmp_path / f"{offset}.npy", features + offset)
+        tool("probe", tmp_path / f"{offset}.npy", "--table", table, *arguments, "--output", tmp_path / f"{offset}")
+        found = json.loads((tmp_path / f"{offset}" / "probe.json").read_text())
+        assert bool(found["unsaid"]) == bool(offset), "what all embeddings share is no signal"
+        auroc, f1 = (row["value"] for row in found["summary"] if row["method"] == "heads")
+        assert auroc > 0.9 and (f1 < 0.6) == bool(offset)
+    said = "linear heads say only "
+    assert said in capsys.readouterr().out and f"The {said}" in (tmp_path / "5.0" / "probe.html").read_text()
+
+
 def test_an_array_is_taken_as_the_lines_of_the_table(tmp_path):
     place, table = embeddings(tmp_path, 0.6)
     rows = [np.load(place / f"p{i}.npy")[0] for i in range(240)]

@@ -13,6 +13,7 @@ from fomo import kinds, report, tasks
 from fomo.config import fingerprint
 from fomo.data import cache, index
 from fomo.pages import rates
+from fomo.pages.figures.epochs import curves
 from fomo.space import nifti, volume
 from fomo.tasks.views import regression
 
@@ -159,6 +160,16 @@ def test_wilsons_interval():
     assert rates.wilson(0, 4) == pytest.approx((0, 0.4899), abs=1e-4)  # Newcombe, Stat Med 17:857, 1998: the formula
     assert rates.wilson(56, 56) == pytest.approx((0.9358, 1), abs=1e-4)
     assert all(np.isnan(rates.wilson(0, 0)))
+    assert all(rates.wilson(0, n)[0] == 0 and rates.wilson(n, n)[1] == 1 for n in range(1, 60)), "not 0.99999..."
+
+
+@needs_figures
+def test_an_axis_ends_where_no_value_of_its_metric_can_be():
+    histories = {1: [{"epoch": 1, "val_auroc": 1.0}, {"epoch": 2, "val_auroc": 1.0}]}
+    for metric, beyond in (("auroc", False), (None, True)):
+        picture = curves(histories, [("val_auroc", "-", "")], "AUROC", best={}, metric=metric).text
+        ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", picture)]
+        assert 1.0 in ticks and any(1 < tick < 1.5 for tick in ticks) == beyond, ticks
 
 
 def test_a_run_in_progress_says_so_and_can_be_loaded_again(tmp_path):

@@ -1,5 +1,6 @@
 """The scoreboard: ranks by the challenge's rules, and whole runs of it on tiny phantoms, stopped and continued."""
 
+import html
 import json
 import math
 import os
@@ -84,12 +85,27 @@ def test_the_page_shows_intervals_and_what_is_missing(tmp_path, monkeypatch):
     assert "/<wbr>x/<wbr>a.pt" in text and "task3 by MAE and Pearson r" in text
     assert "0.7000 to 0.9000" in text and "Nothing can be compared" in text
     assert files.read_csv(tmp_path / "scoreboard.csv")[0]["rank"] == "1.0" and "FOMO26 ranks masks" not in text
-    found = board.Board(["a"], {})
+    found = board.Board(["a", "random"], {})
     found._ranked = {"task2": challenge.TASKS[2]}
-    found._add("a", "task2", "dice", 0.5, 0.4, 0.6, 9)
-    found._add("a", "task2", "surface_dice", 0.5, 0.4, 0.6, 9)
+    for name in found.names:
+        for metric in ("fomo26_dice", "fomo26_nsd", "dice", "surface_dice"):
+            found._add(name, "task2", metric, 0.5, 0.4, 0.6, 9)
     found.finish()
-    assert "FOMO26 ranks masks by its own Dice and NSD instead" in open(found.write(str(tmp_path))).read()
+    assert [row["rank"] for row in found.scores[:2]] == [1.5, 1.5] and math.isnan(found.scores[2]["rank"])
+    text = open(found.write(str(tmp_path)), encoding="utf-8").read()
+    assert "<b>a and random</b> share the best mean rank, 1.5" in text
+    assert "task2 by FOMO26's Dice and FOMO26's NSD" in html.unescape(text) and text.count("not ranked") == 4
+    assert "Tasks of FOMO26 that were not asked for, which there count as the last place: 1, 3, 4, 5, 6, 7." in text
+
+
+def test_masks_are_ranked_by_the_challenges_metrics_whether_a_config_asks_for_them_or_not(tiny_config, tmp_path):
+    path = shutil.copy(tiny_config("segmentation", name="my_task2"), tmp_path / "my_task2.yaml")
+    of_task = scoreboard._asked([path], ())["my_task2"]
+    assert list(of_task.ranked.metrics) == ["fomo26_dice", "fomo26_nsd"]
+    [one] = scoreboard.contestants([])
+    assert scoreboard._config(one, "my_task2", of_task, str(tmp_path), ()).eval.challenge == "fomo26"
+    of_task = of_task._replace(ranked=challenge.ranked_as("lesions", "dice", True))
+    assert scoreboard._config(one, "lesions", of_task, str(tmp_path), ()).eval.challenge == "none"
 
 
 FAST = {"train": {"epochs": 1, "steps_per_epoch": 2}, "eval": {"bootstrap": 20}}
@@ -149,7 +165,8 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
         assert row["overall"] + ranks["random" if name == "mae" else "mae"]["overall"] == pytest.approx(3)
     [of_probe] = [row for row in rows_of(output, "differences") if (row["task"], row["metric"]) == ("task6", "auroc")]
     values = [row["value"] for row in found["scores"] if (row["task"], row["metric"]) == ("task6", "auroc")]
-    assert float(of_probe["difference"]) == pytest.approx(values[1] - values[0])
+    assert of_probe["first"] == "random", "so that a difference is what pretraining gains"
+    assert float(of_probe["difference"]) == pytest.approx(values[0] - values[1])
     holm = report.differences.holm([float(row["p"]) for row in rows_of(output, "differences")])
     assert [float(row["p_holm"]) for row in rows_of(output, "differences")] == pytest.approx(holm)
     page = (output / "scoreboard.html").read_text()
@@ -168,7 +185,7 @@ def test_checkpoints_and_random_weights_are_ranked_and_what_is_finished_is_not_r
     others = (
         ([*arguments, "train.epochs=2"], "mae/task1 holds a run of another config .train.epochs"),
         (arguments[:-1] + ["subject"], "mae/probe: holds a probe of subject=PatientID, got subject=subject"),
-        ([*arguments, "--features", "multistage"], "mae/embeddings: got features=multistage, and its vectors"),
+        ([*arguments, "--features", "bottleneck"], "mae/embeddings: got features=bottleneck, and its vectors"),
         (arguments[: arguments.index("--cases")], "scoreboard.json has task6, task7, too"),
         ([text for text in arguments if text != configs[1]], "scoreboard.json has task3, too"),
         (arguments[1:], "scoreboard.json has mae, too"),

@@ -22,6 +22,7 @@ from fomo.runs import splits as splits_module
 from fomo.runtime import files
 from fomo.space import nifti, volume
 from fomo.tasks import Answer, Results, categories, segmentation
+from fomo.tasks.results import finished
 
 
 def build(tiny_config, task, /, **sections):
@@ -294,7 +295,8 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
     for name, network in networks.items():
         task = build(tiny_config, "segmentation", task={"activation": name, "loss": loss})
         assert task.out_channels == (1 if name == "sigmoid" else 2)
-        found[name] = [task.predict(network, case, windows, fold).row for fold in (None, FoldFolder(tmp_path, 1))]
+        places = None, FoldFolder(tmp_path, 1)
+        found[name] = [finished(task.predict(network, case, windows, fold)).row for fold in places]
         parts = (task.infer(network, case.image(), case.background, windows) for _ in range(2))
         native[name] = task.answer([task, task], task.gather(parts), case.geometry)
     for one, two in zip(*found.values()):
@@ -307,7 +309,26 @@ def test_one_sigmoid_output_is_two_softmax_outputs(tiny_config, monkeypatch, tmp
         and np.array_equal(volumes["mask"], other["mask"])
         and row["predicted_voxels"] == found["sigmoid"][1]["predicted_voxels"]
     )
-    np.testing.assert_allclose(volumes["probabilities"](), other["probabilities"](), atol=1e-6)
+    np.testing.assert_allclose(volumes["probabilities"], other["probabilities"], atol=1e-6)
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (16, 6, 8)])
+def test_a_gpu_gives_the_probabilities_of_a_network_in_parts_and_they_are_the_same(tiny_config, patch):
+    task, weights = build(tiny_config, "segmentation"), torch.randn(2, 1, 1, 1)
+    windows, image = WindowOptions(patch, device=torch.device("cpu")), torch.randn(1, 14, 20, 9)
+    asked = []
+
+    def blend_planes(network, *given):
+        asked.append(given[-1])
+        return windows.blend_planes(network, *given)
+
+    on_gpu = SimpleNamespace(patch=patch, device=torch.device("cuda"), blend_planes=blend_planes)
+    for count in (1, 3):
+        parts = [task.infer(lambda x: x * weights, image, (0.0,), windows) for _ in range(count)]
+        [mean] = task.gather(iter(parts))
+        [same] = task.gather(iter([part._replace(windows=on_gpu) for part in parts]))
+        assert np.array_equal(mean, same) and mean.sum(0) == pytest.approx(1, abs=1e-5)
+    assert asked == [0, 0, 1, 1], "the second axis is the longest"
 
 
 def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_config, tmp_path):
@@ -326,7 +347,9 @@ def test_a_mask_that_is_stored_with_other_axes_is_scored_where_it_lies(tiny_conf
         nifti.write_nifti(tmp_path / f"{name}.nii.gz", array, affine)
         case.native_mask = Volume(str(tmp_path / f"{name}.nii.gz"))
         rows.append(
-            task.predict(lambda x: torch.cat([1 - perfect, perfect], 1), case, windows, FoldFolder(tmp_path, 1)).row
+            finished(
+                task.predict(lambda x: torch.cat([1 - perfect, perfect], 1), case, windows, FoldFolder(tmp_path, 1))
+            ).row
         )
         written, own = nifti.read_nifti(str(tmp_path / "masks" / "a.nii.gz"))
         assert np.array_equal(own, np.eye(4)) and np.array_equal(written, mask)
@@ -339,7 +362,7 @@ def test_sigmoid_classes_are_independent_and_the_most_probable_above_one_half_wi
     case = segmentation_case((4, 1, 1), None)
     row, volumes = task.answer([task], [probabilities], case.geometry)
     assert volumes["mask"].ravel().tolist() == [0, 1, 2, 0] and row == {"predicted_voxels": 2}
-    native = volumes["probabilities"]()
+    native = np.stack(list(volumes["probabilities"]))
     np.testing.assert_allclose(native[0].ravel(), [0.55, 0.4, 0.1, 0.5], atol=1e-6)
     assert task.out_channels == 2 and native.shape == (3, 4, 1, 1)
 
@@ -350,7 +373,7 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
             "segmentation",
             task={"activation": "sigmoid", "loss": "generalized_dice"},
             model={"deep_supervision": True},
-            train={"epochs": 1, "steps_per_epoch": 6},
+            train={"epochs": 1, "steps_per_epoch": 12},
             optim={"lr": 3e-2},
             cv={"folds_to_run": [1]},
         )
@@ -365,7 +388,7 @@ def test_sigmoid_with_generalized_dice_trains_and_predicts_what_it_reported(tiny
     answered, volumes = answer(members, infer(members, listed[row["id"]], image, background), geometry)
     stored, _ = nifti.read_nifti(folder / "masks" / f"{row['id']}.nii.gz")
     assert answered["predicted_voxels"] == int(float(row["predicted_voxels"])) > 0
-    assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]()) == 2
+    assert np.array_equal(volumes["mask"], stored) and len(volumes["probabilities"]) == 2
 
 
 @pytest.mark.parametrize(

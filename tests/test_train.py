@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import run_command
 
+from fomo import checkpoint as checkpoints
 from fomo import kinds
 from fomo.config import UserError
 from fomo.folds import check_split, holdout
@@ -133,7 +134,7 @@ def test_a_given_checkpoint_is_what_is_tested(tiny_config):
 
 
 def test_only_what_is_calibrated_and_means_the_same_is_tested(tiny_config):
-    path = tiny_config("regression", train={"keep_best": 2})
+    path = tiny_config("regression", train={"keep_best": 2, "name_best": True})
     folder = folder_of(path) / "fold_1"
     finished(run_command("train.py", path))
 
@@ -162,6 +163,11 @@ def test_only_what_is_calibrated_and_means_the_same_is_tested(tiny_config):
         assert (done.returncode, done.stderr.count("\n")) == ((2, 1) if words else (0, 0)), done.stderr
         assert words is None or words in done.stderr
     assert "corrected_mae" in (folder.parent.parent / "again_3" / "fold_1" / "results.csv").read_text()
+    links = {place.readlink().name: place.name for place in folder.glob("epoch_*.pt")}
+    assert set(links) == {"best.pt", "best_2.pt"}
+    for name, link in links.items():
+        best = checkpoints.load(folder / name)
+        assert link == f"epoch_{best['epoch']:03d}_val_mae_{best['scores']['val_mae']:.4f}.pt"
     said = finished(run_command("train.py", path, "train.mode=evaluate"))
     assert "nothing to test: these folds have their results" in said
 

@@ -5,8 +5,9 @@
   python tools/embed.py runs/mae/fold_1/best.pt --source volumes --root data/scans --output embeddings
 
 A vector is a .npy file, float32, of the same length for every scan. The table has the column id (or ptid) and the
-scans' files as image (or nifti_path). Scans are prepared as the checkpoint's own were; for a foreign file that does not
-say how, give data.spacing_mm=none data.crop=false data.normalize=zscore, or as it was. Run it again to continue.
+scans' files as image (or nifti_path). Scans are prepared as the checkpoint's own were, of nnU-Net and OpenMind by the
+plan in the file; where nothing says how, give data.spacing_mm=none data.crop=false data.normalize=zscore, or as it was.
+Run it again to continue.
 """
 
 import argparse
@@ -51,7 +52,8 @@ def main(arguments):
     log, device = Log(), members.choose_device(options.device)
     embedder = embeddings.load_embedder(path, device, options.features, options.window, options.part, options.overrides)
     log("weights", **embedder.report.said(), path=path)
-    log("data", **{name: value for name, value in embedder.about().items() if name != "sha256"})
+    about = {name: value for name, value in embedder.about().items() if name != "sha256"}
+    log("data", **about, axes="".join("xyz"[axis] for axis in embedder.axes))
     if options.input:
         embeddings.embed_to_file(embedder, options.input, options.output, log)
         return

@@ -7,8 +7,9 @@
 
 Masks pair by name (ID.nii.gz; SUB/SES/seg.nii.gz is the case SUB_SES), tables by the column id. Every case must be on
 both sides. The targets of a table are in the column that the networks learned, or in --column; classes are called as
-there, or 0 and 1. Intervals draw whole subjects where a column `subject` or the folders SUB tell them. Writes
-evaluation_cases.csv (one row a case, lesions counted), evaluation.csv and evaluation.json (with intervals).
+there, or 0 and 1. For predicted masks it names masks in its column `mask`, or --column. Intervals draw whole subjects
+where a column `subject` or the folders SUB tell them. Writes evaluation_cases.csv (one row a case, lesions counted),
+evaluation.csv and evaluation.json (with intervals).
 --part NAME scores one of several tasks that were learned together, as if it were alone.
 --challenge fomo26 adds its Dice and surface Dice (surface elements, 1 mm; two empty masks: 1 and 0) as columns of their
 own, fomo26_dice and fomo26_nsd, of each class and of their mean.
@@ -21,8 +22,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli
-from fomo.evaluation import evaluate, masks
+from fomo import cli, metrics
+from fomo.evaluation import evaluate
 from fomo.runtime.log import Log
 
 _COLUMNS = (
@@ -36,7 +37,7 @@ def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     predictions = "folder of tools/predict.py or of a run, folder of masks, or CSV"
     parser.add_argument("--predictions", required=True, help=predictions)
-    references = "folder of masks or of label.txt files, or CSV with id,target"
+    references = "folder of masks or of label.txt files, or CSV with id and target, or id and mask"
     parser.add_argument("--references", required=True, help=references)
     for flag, text in _COLUMNS:
         parser.add_argument(flag, metavar="NAME", help=text)
@@ -44,7 +45,7 @@ def main(arguments):
     parser.add_argument("--tolerance-mm", type=float, default=1.0, help="of the surface Dice (1)")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (1000; 0: none)")
     parser.add_argument("--part", metavar="NAME", help="task.type=multitask: the part that is scored")
-    parser.add_argument("--challenge", choices=masks.CHALLENGES, help="score masks as this challenge does, too")
+    parser.add_argument("--challenge", choices=metrics.CHALLENGES, help="score masks as this challenge does, too")
     options = parser.parse_args(arguments)
     place, log = options.predictions, Log()
     beside = place if os.path.isdir(place) else os.path.dirname(os.path.abspath(place))
@@ -62,6 +63,8 @@ def main(arguments):
     evaluate.write(kind, rows, summary, options.output or beside)
     for name, values in summary.items():
         log("evaluate", metric=name, **evaluate.printed(values))
+    if options.bootstrap:
+        log("evaluate", intervals=evaluate.COVERS)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from fomo.runtime.log import Log
 def main(arguments):
     default = ct.Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volumes", help="folder with NIfTI files or DICOM folders, at any depth")
+    parser.add_argument("volumes", help="folder with NIfTI or .mha files or DICOM folders, at any depth")
     parser.add_argument("output", help="folder of the slices")
     parser.add_argument("--labels", help="CSV with the column VolumeName; its other columns go to the slices' tables")
     parser.add_argument(

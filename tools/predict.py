@@ -17,7 +17,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from fomo import cli, tasks
+from fomo import cli
 from fomo.config import UserError
 from fomo.data.sources import SOURCES
 from fomo.data.spreadsheet import lost_zeros
@@ -26,6 +26,7 @@ from fomo.prediction.folder import PredictionFolder
 from fomo.prediction.members import choose_device, find_checkpoints, load_members
 from fomo.runtime.log import Log
 
+OPTIONAL = ("probabilities", "mutual_information")  # volumes that are written when asked
 LAYOUTS = [name for name, source in SOURCES.items() if source.geometry and source.reads_root]
 
 
@@ -69,6 +70,11 @@ def main(arguments):
         "--probabilities", action="store_true", help="where voxels have some: write probabilities/*.nii.gz as well"
     )
     parser.add_argument(
+        "--mutual-information",
+        action="store_true",
+        help="of masks: write mutual_information/*.nii.gz as well, by how much networks and test-time views disagree",
+    )
+    parser.add_argument(
         "--format", choices=("vlm3d",), help="several labels: also write results.json of this challenge"
     )
     parser.add_argument("--overwrite", action="store_true", help="predict cases again that are in --output already")
@@ -98,13 +104,9 @@ def main(arguments):
 def _reader(members, options):
     """The reader of what is to be predicted."""
     first = members[0]
-    task_type, source = first.config.task.type, first.config.data.source
-    if options.probabilities and not first.task.optional_volumes:
-        wanted = " or ".join(name for name, task in tasks.TASKS.items() if task.optional_volumes)
-        raise UserError(
-            f"--probabilities: got checkpoints of task.type={task_type}, wanted {wanted}; "
-            "predictions.csv has the others'"
-        )
+    source = first.config.data.source
+    optional = [name for name in OPTIONAL if getattr(options, name)]
+    readers.check_optional(members, optional)
     if options.slices or options.volumes:
         if not first.sees_slices:
             raise UserError(f"{first.path}: got a network of data.source={source}, wanted one of slices")
@@ -113,7 +115,7 @@ def _reader(members, options):
         return readers.Volumes(members, inputs.listed_volumes(options.volumes))
     if first.sees_slices:
         raise UserError("the checkpoints are of networks that see slices: wanted --slices or --volumes")
-    return readers.Cases(members, _cases(first.config, options), options.probabilities)
+    return readers.Cases(members, _cases(first.config, options), optional)
 
 
 def _cases(config, options):

@@ -37,7 +37,8 @@ def main(arguments):
     parser.add_argument("--groups", nargs="+", default=[], metavar="COLUMN[:EDGES]", help="as sex age:25|50|75")
     parser.add_argument("--column", help="of its scans' files; default: image or nifti_path")
     parser.add_argument("--subject-column", default="subject", metavar="COLUMN", help="default: subject, or the id")
-    parser.add_argument("--features", choices=("bottleneck", "multistage"), default="bottleneck")
+    text = "default: multistage, as the container of tasks 6 and 7 answers"
+    parser.add_argument("--features", choices=("bottleneck", "multistage"), help=text)
     parser.add_argument("--demo", action="store_true", help="pretrain, and run all tasks, on synthetic heads")
     options = parser.parse_intermixed_args(arguments)
     overrides = [text for text in options.given if "=" in text and not os.path.exists(text)]
@@ -57,8 +58,9 @@ def main(arguments):
     probed = None
     if options.cases:
         groups = tuple(name for text in options.groups for name in text.split(",") if name)
-        probed = scoreboard.Probed(options.cases, options.target, groups, options.column, options.features)
-        probed = probed._replace(subject_column=options.subject_column)
+        probed = scoreboard.Probed(options.cases, options.target, groups, options.column)
+        features = options.features or probed.features
+        probed = probed._replace(subject_column=options.subject_column, features=features)
     scoreboard.run(checkpoints, options.tasks, options.output, log, overrides, probed)
 
 

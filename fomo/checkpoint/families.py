@@ -154,7 +154,10 @@ def _prefix(names, own, part, path):
     if len(wanted) > 1:
         wanted = [prefix for prefix in wanted if _TEACHER in prefix] or wanted
     if len(wanted) != 1:
-        raise UserError(f"{path}: weights.part: got {part or 'none'}, wanted one of {listed(sorted(fit))}")
+        choice = (
+            "none, as nothing stands before the network's names" if fit == [""] else f"one of {listed(sorted(fit))}"
+        )
+        raise UserError(f"{path}: weights.part: got {part or 'none'}, wanted {choice}")
     return wanted[0], [prefix for prefix in fit if prefix != wanted[0]]
 
 

@@ -57,6 +57,8 @@ def read(path):
         content = unpickling.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, wanted a checkpoint, as the best.pt of a fold") from None
     except unpickling.Unreadable as error:
         raise UserError(f"{path}: {one_line(error)[:300]}") from error
     except _UNREADABLE as error:

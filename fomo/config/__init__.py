@@ -44,10 +44,8 @@ def overridden(config, overrides, choices=None):
 
 
 def section_of(cls, values, prefix, choices=None):
-    """A section of keys from plain values; prefix: what its keys are called by errors, as "task.parts.lesion."."""
-    return build(
-        cls, map_leaves(values, lambda value: Sourced(value, "config", "")), prefix, "", "config", choices or {}
-    )
+    """A section of keys from plain values; prefix: what errors, which name no file, call them: "task.parts.lesion."."""
+    return build(cls, map_leaves(values, lambda value: Sourced(value, "", "")), prefix, "", "", choices or {})
 
 
 def from_dict(values, where, choices=None):

@@ -195,7 +195,7 @@ def build(cls, values, prefix, folder, where, choices):
             names = [key for key, _, _ in fields(Config())]
             alike = [key for key in names if key.split(".")[-1] == name.split(".")[-1]]
             meant = _meant(prefix + name, names, alike) or "; --help lists all keys"
-            raise UserError(f"{_where(value, where)}: unknown key {shown(prefix + name)}{meant}")
+            raise UserError(f"{_at(_where(value, where))}unknown key {shown(prefix + name)}{meant}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 if value.value is None:
@@ -205,7 +205,8 @@ def build(cls, values, prefix, folder, where, choices):
         elif isinstance(value, dict) and dict in typing.get_args(hints[name]):
             result[name] = map_leaves(value, lambda leaf: leaf.value)  # checked by the room that it is for
         elif isinstance(value, dict):
-            raise UserError(f"{_where(value, where)}: {prefix}{name}: got a section, wanted {_type_name(hints[name])}")
+            at, wanted = _at(_where(value, where)), _type_name(hints[name])
+            raise UserError(f"{at}{prefix}{name}: got a section, wanted {wanted}")
         else:
             result[name] = _leaf(value, hints[name], known[name].metadata, prefix + name, choices.get(prefix + name))
     for name, field in known.items():
@@ -223,6 +224,11 @@ def _where(value, whole):
     return value.where
 
 
+def _at(where):
+    """How an error begins; where: "" if whoever asked says where the keys are from."""
+    return f"{where}: " if where else ""
+
+
 def _meant(given, known, otherwise=()):
     """What may have been meant, the most similar of the `known` names or the first of the others, to end an error."""
     close = difflib.get_close_matches(given, known, n=1) or otherwise
@@ -231,7 +237,7 @@ def _meant(given, known, otherwise=()):
 
 def _leaf(sourced, hint, meta, name, choices):
     """The value of a leaf, converted to its type and checked against its limits."""
-    where, choices = f"{sourced.where}: {name}", choices or meta["choices"]
+    where, choices = f"{_at(sourced.where)}{name}", choices or meta["choices"]
     value = _convert(sourced.value, hint, where)
     for item in value if isinstance(value, tuple) else () if value is None else (value,):
         if choices and item not in choices:

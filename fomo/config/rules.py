@@ -28,7 +28,7 @@ def unread(config, windows="several"):
 
     windows: "one" where a window is known to hold every case.
     """
-    values = {name: "none" if value is None else show(value) for name, _, value in fields(config)}
+    values = {name: show(value) for name, _, value in fields(config)}
     values["windows"] = windows
     for name, field, value in fields(config):
         only = field.metadata["only"]

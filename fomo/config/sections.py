@@ -46,9 +46,12 @@ class Task:
         "two classes, labels: learn from masks of what makes class 1, or of each label; auto: where cases have some",
         "mask|none|auto",
     )
-    loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_ce or huber, by task")
+    loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_focal (masks) or huber, by task")
     focal_gamma: float = key(
-        2.0, "focusing on unsure answers (0: cross entropy)", only="task.loss=focal|dice_focal", low=0
+        2.0,
+        "focusing on unsure answers (0: cross entropy)",
+        only="task.loss=focal|dice_focal or task.loss=auto task.type=segmentation or task.loss=auto task.evidence=mask",
+        low=0,
     )
     focal_alpha: float = key(0.25, "weight of positives, 1 - alpha of negatives", only="task.loss=focal", low=0, high=1)
     gamma_neg: float = key(4.0, "focusing of the negatives", only="task.loss=asymmetric", low=0)
@@ -207,7 +210,10 @@ class Model:
 class Weights:
     path: str | None = key(None, "pretrained checkpoint to start from (none: random)", path=True)
     stem: str = key(
-        "repeat", "rule for a first layer with other input channels", "repeat|mean|reinit", only="weights.path!=none"
+        "auto",
+        "rule for a first layer with other input channels (auto: split from one channel, else repeat)",
+        "auto|split|repeat|mean|reinit",
+        only="weights.path!=none",
     )
     part: str | None = key(
         None,
@@ -272,6 +278,7 @@ class Train:
     mode: str = free_key("both", "train: to the best epoch, no test; evaluate: test only; both", "train|evaluate|both")
     checkpoint: str | None = key(None, "mode=evaluate: what is tested (none: the fold's own best.pt)", path=True)
     keep_best: int = key(1, "number of best epochs whose checkpoint is kept: best.pt (tested), best_2.pt, ...", low=1)
+    name_best: bool = free_key(False, "also link to them by epoch and score, as epoch_012_val_mae_4.2000.pt")
     epochs: int = key(100, "epochs of steps_per_epoch steps", low=1)
     steps: int | None = key(None, "the length in optimizer steps, in place of epochs", low=1)
     budget_s: float | None = key(
@@ -388,6 +395,7 @@ class Eval:
     radiological: bool = free_key(True, "pictures of the report: the patient's right is on their left side")
     bootstrap: int = key(1000, "resamples of the pooled intervals (0: none)", low=0)
     surface_tolerance_mm: float = key(1.0, "tolerance of the surface Dice", above=0)
+    challenge: str = key("none", "score masks as this challenge does, too, in columns of their own", "none|fomo26")
 
 
 @dataclass(frozen=True)
@@ -456,6 +464,8 @@ def length(train):
 
 def show(value):
     """A value as it is written in YAML."""
+    if value is None:
+        return "none"
     if isinstance(value, (tuple, list)):
         return "[" + ",".join(show(item) for item in value) + "]"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

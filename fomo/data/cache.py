@@ -31,10 +31,10 @@ import numpy as np
 
 from ..config import UserError, as_user_error, fingerprint, one_line
 from ..metrics import dice
-from ..runtime import files, interrupt
+from ..runtime import files
 from ..space import volume
 from . import copies, index, jobs
-from .cases import NOT_ORIENTED, Case, Prepared, digits, looks_at_files, read_volume, rounded, unoriented
+from .cases import NOT_ORIENTED, Case, Prepared, check_classes, looks_at_files, read_volume, rounded, unoriented
 
 _VERSION, _MASK_VERSION = 2, 3  # raise one when preprocessing changes its results, of all entries or of masks
 _GOOD = 0.8  # Dice that a mask should have that was brought to the network's grid and back
@@ -220,7 +220,7 @@ def _preprocess_all(todo, workers, log):
         if log:
             log("data", prepared=done, of=len(todo), eta_s=left_s)
 
-    check_headers(case for case, *_ in todo)
+    check_headers([case for case, *_ in todo], log)
     failures, not_oriented = [], []
     for done in jobs.run(_prepare, todo, min(workers, len(todo) // _FEW), report):
         if isinstance(done, jobs.Killed):
@@ -237,16 +237,23 @@ def _preprocess_all(todo, workers, log):
     _refuse(failures)
 
 
-def check_headers(cases):
+def check_headers(cases, log=None):
     """Raise UserError for Cases with NIfTI files that are seen to be damaged by their first bytes."""
-    failures = []
-    for case in cases:
-        interrupt.stop_if_requested()
-        try:
-            unoriented([*case.files, *filter(None, case.findings)])
-        except ValueError as error:
-            failures.append((case.id, one_line(error)))
-    _refuse(failures)
+
+    def report(done, left_s):
+        if log and done < len(cases):
+            log("data", headers=done, of=len(cases), eta_s=left_s)
+
+    _refuse([found for found in jobs.run(_damage, list(cases), 0, report) if found])
+
+
+def _damage(case):
+    """(id, what is wrong with its headers) of a case, or None."""
+    try:
+        unoriented([*case.files, *filter(None, case.findings)])
+    except ValueError as error:
+        return case.id, one_line(error)
+    return None
 
 
 def _refuse(failures):
@@ -461,18 +468,10 @@ def _read(case, settings):
             mask = own if mask is None else mask + own
         elif source is case.mask:
             mask = rounded(array)
-            _check_classes(source.path, mask, settings["classes"])
+            check_classes(source.path, mask, settings["classes"])
         else:
             arrays.append(array)
     return arrays, affine, mask
-
-
-def _check_classes(path, array, classes):
-    values = np.unique(array)
-    wrong = values[(values != np.rint(values)) | (values < 0) | (values >= classes)]
-    if wrong.size:
-        shown = ", ".join(map(digits, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-        raise ValueError(f"{path}: got the mask values {shown}, wanted whole numbers below task.classes={classes}")
 
 
 def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):

@@ -1,6 +1,7 @@
 """A case and its files: what a source lists, and how one file becomes an array.
 
-A volume is a NIfTI file, a .npy array (one volume, or one of several on its first axis) or a folder of DICOM files.
+A volume is a NIfTI file, a MetaImage file (.mha), a .npy array (one volume, or one of several on its first axis) or a
+folder of DICOM files.
 """
 
 import os
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..config import UserError, as_user_error
 from ..runtime import interrupt, lazy
-from ..space import volume
+from ..space import metaimage, volume
 from . import dicom, npy, spreadsheet
 
 nifti = lazy.Module("..space.nifti", __package__)
@@ -152,6 +153,8 @@ def _reader(source):
     """The function that reads a Volume which lies in space."""
     if source.path.lower().endswith(".dcm") or os.path.isdir(source.path):
         return dicom.read_dicom
+    if source.path.lower().endswith(".mha"):
+        return metaimage.read_metaimage
     return nifti.read_nifti
 
 
@@ -161,10 +164,10 @@ def unoriented(images):
     return tuple(path for path in paths if not nifti.read_header(path).oriented)
 
 
-def foreground_mm3(mask, case):
+def foreground_mm3(mask, case, classes=None):
     """Cubic millimetres of the voxels above 0 in the Volume `mask` (of a .npy: voxels).
 
-    Raises UserError unless it holds whole numbers; case: its id.
+    Raises UserError unless it holds whole numbers, and those of `classes` where that is given; case: its id.
     """
     interrupt.stop_if_requested()  # reading all of them may take a while
     with as_user_error(f"case {case}: mask", ValueError):
@@ -173,7 +176,19 @@ def foreground_mm3(mask, case):
     broken = array[array != np.rint(array)]
     if broken.size:
         raise UserError(f"case {case}: mask: {mask.path}: got the value {digits(broken[0])}, wanted whole numbers")
+    if classes is not None:
+        with as_user_error(f"case {case}: mask", ValueError):
+            check_classes(mask.path, array, classes)
     return float(np.count_nonzero(array > 0) * np.prod(volume.spacing(affine)))
+
+
+def check_classes(path, array, classes):
+    """Raise ValueError unless an array holds whole numbers from 0 to classes - 1 alone; path: its file."""
+    wrong = np.unique(array[(array != np.rint(array)) | (array < 0) | (array >= classes)])
+    if wrong.size:
+        shown = ", ".join(map(digits, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+        wanted = f"whole numbers below task.classes={classes} (task.type=multitask: classes of the mask's part)"
+        raise ValueError(f"{path}: got the mask values {shown}, wanted {wanted}")
 
 
 def stated_number(path, case):

@@ -107,7 +107,7 @@ def in_hounsfield(array, units="auto"):
     elif looks_like(-1024):
         found = "rescaled twice, wanted Hounsfield units (or --units twice)"
     else:
-        found = "neither air nor soft tissue where Hounsfield units have them (--units hu takes them as they are)"
+        found = "neither air nor soft tissue where Hounsfield units have them (extracted with --units hu: not checked)"
     seen = f"values from {array.min():.6g} to {array.max():.6g}, median {np.median(sample):.6g}"
     raise ValueError(f"got {seen}: {found}")
 

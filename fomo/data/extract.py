@@ -30,7 +30,7 @@ class ExtractionFailed(RuntimeError):
 
 
 def extract(root, output, settings, log, *, labels=None, split="names", patients="names", workers=2):
-    """Extract the slices of every volume below `root` (NIfTI, DICOM folders, 3D .npy).
+    """Extract the slices of every volume below `root` (NIfTI, .mha, DICOM folders, 3D .npy).
 
     labels: a CSV with the column VolumeName. Its other columns are copied to the slices' lines, and so none of them may
         be called as one of COLUMNS, but for those that `split` and `patients` name.
@@ -95,7 +95,7 @@ def _find(root, log):
             raise UserError(f"{root}: two volumes are called {key}: {found[key][1]} and {path}; rename one")
         found[key] = (name, path)
     if not found:
-        raise UserError(f"{root}: no volumes found, wanted .nii, .nii.gz, .npy or folders of DICOM files")
+        raise UserError(f"{root}: no volumes found, wanted .nii, .nii.gz, .mha, .npy or folders of DICOM files")
     return found
 
 

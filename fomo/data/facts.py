@@ -12,7 +12,8 @@ from ..runtime import lazy
 
 nifti = lazy.Module("..space.nifti", __package__)
 
-VERSION = 1  # raise it when a fact changes
+VERSION = 2  # raise it when a fact changes
+_SLICES = 5  # of a scan whose files are slices that are looked at, evenly spaced
 _VOXELS = 200_000  # of an image that are looked at, evenly spaced
 _ABOVE = 0.05  # share of the range of a channel above its background from which on a voxel is of the head
 _FULL = 0.95  # share of such voxels above which there is noise around the head, and Otsu's threshold takes its place
@@ -28,6 +29,8 @@ def of_case(case, channels):
     of type, scaling, orientation, codes and description). None: the case lacks the channel.
     """
     image = case.image()
+    if case.scaling is not None:  # one slice in all channels
+        image, channels = image[:1], channels[:1]
     step = max(1, round((math.prod(image.shape[1:]) / _VOXELS) ** (1 / 3)))
     seen = np.asarray(image[:, ::step, ::step, ::step], np.float32)
     there = [channel for channel in range(len(channels)) if channel not in case.missing]
@@ -44,6 +47,32 @@ def of_case(case, channels):
     return found
 
 
+def of_scan(slices, channels):
+    """The same of a scan from some of its slices, Prepared cases: means of numbers, the most frequent text.
+
+    Beside them `number of slices`.
+    """
+    slices = sorted(slices, key=lambda case: case.id)
+    looked = [of_case(slices[place], channels) for place in chosen(len(slices))]
+    found = {
+        kind: {name: _together([one[kind][name] for one in looked if name in one[kind]]) for name in facts}
+        for kind, facts in looked[0].items()
+    }
+    return {**found, "number of slices": {"slices": float(len(slices))}}
+
+
+def chosen(count):
+    """Places of the slices, of `count`, that are looked at."""
+    return np.unique(np.linspace(0, count - 1, min(_SLICES, count) + 2)[1:-1].round().astype(int)).tolist()
+
+
+def _together(values):
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return max(known, key=known.count) if isinstance(known[0], str) else float(np.mean(known))
+
+
 def _head(seen, background):
     """(X, Y, Z) which voxels are of the head, from all channels (C, X, Y, Z) and the background of each."""
     base = np.reshape(background, (-1, 1, 1, 1))
@@ -57,7 +86,9 @@ def _head(seen, background):
 
 
 def _otsu(values):
-    """The threshold that parts values into two groups with the least spread within them (Otsu 1979)."""
+    """The threshold that parts values into two groups of the least spread (Otsu 1979); -inf where all are equal."""
+    if values.min() == values.max():
+        return -math.inf
     counts, edges = np.histogram(values, bins=128)
     middles = (edges[:-1] + edges[1:]) / 2
     below, sums = np.cumsum(counts), np.cumsum(counts * middles)

@@ -8,6 +8,7 @@ from ..runtime import seeds
 
 _PASS = 16  # length of a pass that is balanced between labels, per case: as fine as shares can be
 _STEPS = 200  # of the fit of these shares
+_LEAST = 1e-12  # share of a label that cannot be seen more often
 
 
 class Order:
@@ -54,10 +55,12 @@ def by_label(flags):
     flags = np.column_stack([flags, ~flags.any(1)])
     flags = flags[:, flags.any(0)].astype(float)
     factors = np.zeros(flags.shape[1])  # their logarithms
+    step = min(0.5, 1 / flags.sum(1).max())  # a larger one overshoots where a case has many labels, and diverges
     for _ in range(_STEPS):
-        weights = np.exp(flags @ factors)
+        logarithms = flags @ factors
+        weights = np.exp(logarithms - logarithms.max())
         weights /= weights.sum()
         seen = weights @ flags
-        factors -= 0.5 * np.log(seen / seen.mean())
+        factors -= step * np.log(np.maximum(seen, _LEAST) / seen.mean())
     times = np.maximum(1, np.round(weights * _PASS * len(flags))).astype(int)
     return [np.repeat(np.arange(len(flags)), times)]

@@ -21,7 +21,7 @@ _TYPES = {"|u1": "uint8", "<f2": "float16", "<f4": "float32"}
 
 def stem(name):
     """The name of a volume without the suffix of its file: the key by which tables are joined."""
-    return re.sub(r"\.(nii|nii\.gz|npy|npz)$", "", name.strip(), flags=re.IGNORECASE)
+    return re.sub(r"\.(nii|nii\.gz|mha|npy|npz)$", "", name.strip(), flags=re.IGNORECASE)
 
 
 def patient_of(name):

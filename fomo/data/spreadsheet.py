@@ -12,6 +12,8 @@ from ..config import UserError
 from ..runtime.files import NUMBER, plain_text
 
 _SAVE = "save it as 'CSV UTF-8'"
+MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "?")  # in small letters: a cell that says nothing
+_SITES = ("site", "center", "centre", "hospital", "institution", "scanner", "manufacturer", "vendor", "group")
 
 
 @contextlib.contextmanager
@@ -54,6 +56,21 @@ def read_rows(path, required, key):
     if not rows:
         raise UserError(f"{path}: got no lines below the header, wanted at least one")
     return rows
+
+
+def other_columns(path, id_column, asked, left_out=()):
+    """{column: {case id: text or None where it is missing}} of what the table of the cases says besides.
+
+    asked: columns; empty: those that are there of _SITES, whatever their capitals, but for `left_out`.
+    """
+    required = {"data.id_column": id_column} | {f"audit.columns: {name}": name for name in asked}
+    rows = read_rows(path, required, "data.csv")
+    names = asked or [name for name in rows[0].cells if name.lower() in _SITES and name not in left_out]
+
+    def text(cell):
+        return None if cell.lower() in MISSING else cell
+
+    return {name: {row.cells[id_column]: text(row.cells[name]) for row in rows} for name in names}
 
 
 def each_row(path, required, key):

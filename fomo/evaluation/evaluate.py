@@ -12,6 +12,7 @@ from . import masks, places, tables
 from .places import Columns
 
 _USUAL = Columns()
+COVERS = "ci_low to ci_high: 95%, about the models that answered (of several folds their mean) on new cases like these"
 
 
 def evaluate(
@@ -33,12 +34,13 @@ def evaluate(
         case SUB_SES; SUB/label.txt for all of SUB), a data set with such folders `labels` and `labels_masked`, or a CSV
         with the columns id and target (or what the networks learned, or else label, or age), or those that `columns`
         names. Classes are 0 and 1, or as the networks call them; a mask with a voxel above 0 stands for class 1.
+        For masks: a CSV with the columns id and mask, or the target of `columns`: paths that start from its folder.
         For several labels (probability_LABEL): a CSV of VolumeName (or id) and a column of 0 and 1 per label. Its
         further volumes are counted in the summary's `not_predicted`.
         For several targets (decision_TARGET, probability_TARGET_CLASS): one of id and class names, a column per target.
     log: a runtime.log.Log, or None.
     part: of several tasks on one encoder (task.type=multitask) the one that is scored, as if it were alone.
-    challenge: a name of `masks.CHALLENGES`: masks are scored as there, too, in columns that begin with it.
+    challenge: a name of `metrics.CHALLENGES`: masks are scored as there, too, in columns that begin with it.
 
     Missing and extra cases, masks on another grid and references of other classes are a UserError. Decisions that a
     table of probabilities lacks are made at 0.5: the summary's `decided_at_half` counts them. Intervals are over the
@@ -105,7 +107,8 @@ def write(kind, rows, summary, output):
         os.makedirs(output, exist_ok=True)
         files.write_csv(f"{path}_cases.csv", rows)
         files.write_csv(f"{path}.csv", [{"metric": name, **values} for name, values in summary.items()])
-        files.write_json(f"{path}.json", {"kind": kind, "cases": len(rows), "metrics": summary})
+        content = {"kind": kind, "cases": len(rows), "intervals": COVERS, "metrics": summary}
+        files.write_json(f"{path}.json", content)
 
 
 def printed(values):

@@ -3,6 +3,8 @@
 As a challenge scores them there are columns more, called by its name; their mean over the classes has no class's name.
 """
 
+import os
+
 import numpy as np
 
 from .. import config, metrics
@@ -11,14 +13,10 @@ from ..data.cases import Volume, read_volume, rounded
 from ..space import volume
 from . import places
 
-CHALLENGES = {"fomo26": metrics.fomo26_metrics}  # its metrics of two masks, {name: value}
-
 
 def pair(masks, table, request):
     """(the task's section of a config, rows, {}) of predicted masks {id: File}; table: beside them, or None."""
-    references = places.masks_in(request.references)
-    if not references:
-        raise UserError(f"{request.references}: no masks (*.nii.gz) in it")
+    references = _references(request)
     request.check_same_cases(masks, references)
     folders = ({id: file.subject for id, file in files.items()} for files in (references, masks))
     rows = request.begin_rows(sorted(masks), table.subjects() if table else {}, *folders)
@@ -41,6 +39,23 @@ def pair(masks, table, request):
         request.log.warn("classes of the masks that only one side has: do both number them alike?", **sides)
     _fill(rows, per_class, predicted | wanted, score, request)
     return config.Task(type=request.known.task_for("mask")), rows, {}
+
+
+def _references(request):
+    """{case id: File} of the masks of a folder, or of those that a table names: by default in its column `mask`."""
+    path, columns = request.references, request.columns
+    if not os.path.isfile(path):
+        if found := places.masks_in(path):
+            return found
+        raise UserError(f"{path}: got no masks in it, wanted ID.nii.gz or SUB/SES/seg.nii.gz")
+    table = places.Table(path, (columns.id or "id",), flag="--id-column")
+    column, subjects = columns.target or "mask", table.subjects(columns.subject)
+    if column not in table.columns:
+        table.refuse(f"wanted {column}, the paths of the masks (--column NAME), or the folder of the masks instead")
+    if blank := [id for id, cells in table.cells.items() if not cells[column]]:
+        raise UserError(f"{path}: case {blank[0]}: column '{column}': got a blank cell, wanted the path of its mask")
+    folder = os.path.dirname(os.path.abspath(path))
+    return {id: places.File(os.path.join(folder, cells[column]), subjects[id]) for id, cells in table.cells.items()}
 
 
 def _fill(rows, per_class, there, score, request):
@@ -69,7 +84,7 @@ def _scoring(request):
         found = metrics.segmentation_metrics(reference, prediction, spacing_mm, request.tolerance_mm)
         return {**found, **(challenge(reference, prediction, spacing_mm) if challenge else {})}
 
-    challenge = CHALLENGES.get(request.challenge)
+    challenge = metrics.CHALLENGES.get(request.challenge)
     return score
 
 

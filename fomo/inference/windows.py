@@ -59,18 +59,20 @@ def sliding_window(
     autocast: context manager for the forward pass.
     """
     options = patch, overlap, background, windows, weights, device, accumulate, autocast
-    [(_, total)] = _blended(network, volume, *options, rolling=False)
+    [(_, total)] = _blended(network, volume, *options, rolled=None)
     return total
 
 
-def _blended(network, volume, patch, overlap, background, windows, weights, device, accumulate, autocast, rolling):
-    """Yield (first plane, planes (K, n, Y, Z)) of the blend of `sliding_window`, each plane once, in order.
+def _blended(network, volume, patch, overlap, background, windows, weights, device, accumulate, autocast, rolled):
+    """Yield (first plane, planes (K, X, Y, Z)) of the blend of `sliding_window`, each plane once, in order.
 
-    rolling: as soon as no window touches them any more; only as many planes as a window has are then held at once, and
-        those that are given are overwritten afterwards, but for the last ones. Otherwise all of them at the end.
+    rolled: the axis 0, 1 or 2 across which planes lie that are given as soon as no window touches them any more; only
+        as many of them as a window has are then held at once, and those that are given are overwritten afterwards, but
+        for the last ones. None: all are given at the end.
     """
-    shape = tuple(volume.shape[1:])
+    shape, axis = tuple(volume.shape[1:]), rolled or 0
     starts = patches.window_starts(shape, patch, overlap)
+    starts = starts[np.argsort(starts[:, axis], kind="stable")]
     weights = window_weights(patch, weights) if isinstance(weights, str) else weights
     weights = torch.as_tensor(weights, dtype=torch.float32)
     if tuple(weights.shape) != tuple(patch) or not bool((weights > 0).all()):
@@ -80,28 +82,32 @@ def _blended(network, volume, patch, overlap, background, windows, weights, devi
     inside = tuple(slice(-min(s, 0), -min(s, 0) + min(n, p)) for s, n, p in zip(starts.min(axis=0), shape, patch))
     weights = weights[inside]
     total, first = None, 0  # sums of the planes from `first` on
-    at_zero = np.maximum(starts, 0)
+    # from here on `axis` comes before the other two
+    weights, order = weights.movedim(axis, 0), [axis, *(other for other in range(3) if other != axis)]
+    at_zero = np.maximum(starts, 0)[:, order]
     for outputs, chosen in _forward(network, volume, starts, patch, background, windows, device, autocast):
         if total is None:
-            dense = outputs.shape[1], len(weights) if rolling else shape[0], *shape[1:]
+            dense = [outputs.shape[1], *shape]
+            dense[1 + axis] = shape[axis] if rolled is None else len(weights)
             accumulate = torch.device(accumulate or _where_it_fits(dense, outputs.device))
             weights, on_cpu = weights.to(accumulate), accumulate.type == "cpu"
             # on the CPU numpy makes the zeros: it asks for huge pages, and takes an eighth of torch's time
             total = torch.from_numpy(np.zeros(dense, np.float32)) if on_cpu else torch.zeros(*dense, device=accumulate)
-        outputs = outputs[(..., *inside)].to(accumulate, torch.float32)
+            total = total.movedim(1 + axis, 1)
+        outputs = outputs[(..., *inside)].to(accumulate, torch.float32).movedim(2 + axis, 2)
         for index, start in enumerate(chosen):
-            x, y, z = (max(s, 0) for s in start)
-            if rolling and x > first:
+            x, y, z = (max(start[other], 0) for other in order)
+            if rolled is not None and x > first:
                 done = total[:, : x - first]
                 _divide_by_coverage(done, weights, at_zero, first)
-                yield first, done
+                yield first, done.movedim(1, 1 + axis)
                 _roll(total, x - first)
                 first = x
             box = (slice(s, s + w) for s, w in zip((x - first, y, z), weights.shape))
             total[(slice(None), *box)].addcmul_(outputs[index], weights)
         del outputs  # the next ones take its place
     _divide_by_coverage(total, weights, at_zero, first)
-    yield first, total
+    yield first, total.movedim(1, 1 + axis)
 
 
 def _roll(total, count):
@@ -127,13 +133,17 @@ class WindowOptions:
         return sliding_window(network, volume, background=background, **vars(self))
 
     @torch.no_grad()
-    def blend_planes(self, network, volume, background):
-        """Yield (first plane, (K, n, Y, Z)) of what `blend` gives, in order; what was given is overwritten afterwards.
+    def blend_planes(self, network, volume, background, axis=0):
+        """Yield (place, planes (K, X, Y, Z)) of what `blend` gives, in order; place: four slices of that.
 
-        It holds as many planes as a window has. The last ones are the caller's, and are all where a window is as long.
+        It holds as many planes across the axis 0, 1 or 2 as a window has; what was given is overwritten afterwards.
+        Those across the first axis have the bits of `blend`.
         """
         options = self.patch, self.overlap, background, self.windows, "gaussian", self.device, None, self.autocast
-        yield from _blended(network, volume, *options, rolling=True)
+        for first, planes in _blended(network, volume, *options, rolled=axis):
+            place = [slice(None)] * 4
+            place[1 + axis] = slice(first, first + planes.shape[1 + axis])
+            yield tuple(place), planes
 
     @torch.no_grad()
     def each(self, network, volume, background):
@@ -172,6 +182,13 @@ class Mirrored(torch.nn.Module):
             total = outputs if total is None else total + outputs
         return total / len(self.views)
 
+    def apart(self):
+        """A network for each of the views, by itself."""
+        found = [Mirrored(self.network, self.axes, gammas=self.gammas) for _ in self.views]
+        for one, view in zip(found, self.views):
+            one.views = [view]
+        return found
+
 
 def _powered(batch, gamma):
     changed = batch.float().clone()
@@ -185,6 +202,8 @@ def _forward(network, volume, starts, patch, background, windows, device, autoca
     parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
     dtype = None if parameter is None else parameter.dtype
     volume = _near(volume, device)
+    if torch.is_tensor(volume):  # once, as for each window that is padded a GPU would have to be waited for
+        background = torch.as_tensor(background).to(volume)
     for first in range(0, len(starts), windows):
         chosen = starts[first : first + windows]
         boxes = [_read(volume, start, patch, background) for start in chosen]
@@ -198,7 +217,8 @@ def _near(volume, device):
     """The volume on the GPU, if it fits there: neighbouring windows share most of their voxels."""
     if torch.is_tensor(volume) or device is None or _where_it_fits(volume.shape, torch.device(device)).type == "cpu":
         return volume
-    return torch.from_numpy(np.require(volume, requirements="CW")).to(device)  # a copy only of what cannot be written
+    volume = torch.from_numpy(np.require(volume, requirements="CW"))  # a copy only of what cannot be written
+    return volume.to(device, non_blocking=True)
 
 
 def _read(volume, start, patch, background):

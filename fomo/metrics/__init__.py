@@ -8,7 +8,7 @@ raises ValueError, which names the argument, what was got and what was wanted.
 """
 
 from .calibration import brier, ece, fit_logistic, fit_temperature, log_loss, shifted, tempered
-from .challenge import fomo26_dice, fomo26_metrics, fomo26_nsd
+from .challenge import CHALLENGES, fomo26_dice, fomo26_metrics, fomo26_nsd
 from .classification import (
     binary_metrics,
     choose_threshold,
@@ -33,7 +33,7 @@ from .regression import (
     regression_metrics,
 )
 from .selective import risk_coverage, risk_coverage_area
-from .summary import COUNTS, WITHIN, over_classes, range_of, summarize
+from .summary import COUNTS, WITHIN, deviation, over_classes, range_of, summarize
 from .surface import (
     average_surface_distance,
     hausdorff,

@@ -39,3 +39,6 @@ def fomo26_metrics(reference, prediction, spacing_mm):
         "fomo26_dice": fomo26_dice(reference, prediction),
         "fomo26_nsd": fomo26_nsd(reference, prediction, spacing_mm),
     }
+
+
+CHALLENGES = {"fomo26": fomo26_metrics}  # {name: its metrics of the masks of one class}, whose names begin with it

@@ -41,7 +41,8 @@ def crg(labels, decisions):
 
     With A labels that are there of T in all, a finding is worth (T - A) / 2A, as much as its lack costs; a false one
     costs 1. Of s, what all are worth, and of the best sum S = (T - A) / 2 the score is S / (2 S - s): 1 where all is
-    right, 1/3 where nothing or everything is said to be there. Hamamci et al., MIDL 2025, arXiv:2505.17167.
+    right, 1/3 where nothing or everything is said to be there. Hamamci et al., MIDL 2025, arXiv:2505.17167; the same as
+    crg_score.py of the VLM3D challenge (forithmus/VLM3D-Dockers), which counts over all volumes and labels together.
     """
     labels, decisions = np.asarray(labels, bool), np.asarray(decisions, bool)
     checks.same_shape(decisions, "decisions", labels, "labels")

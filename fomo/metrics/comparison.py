@@ -71,12 +71,8 @@ def _clustered(labels, by_positive, by_negative, groups):
     return within + unbiased(subject[~labels], of_negatives @ of_negatives.T) + unbiased(subject, across + across.T)
 
 
-def _within(labels, scores, groups, folds):
-    """The AUROCs of (2, n) scores over the pairs within folds, and their covariance (2, 2), summed per subject.
-
-    The variance is that of independent cases times what refitting adds: 2 without a signal, nearly 1 with a strong one
-    (see `crossvalidated`). NaN without pairs; covariance NaN with fewer than two subjects of a class.
-    """
+def _influence(labels, scores, folds):
+    """The AUROCs (2,) of (2, n) scores over the pairs within folds, and what each case adds to them; NaN: no pairs."""
     wins, pairs = np.zeros(scores.shape), np.zeros(len(labels))
     for fold in np.unique(folds):
         positive, negative = np.flatnonzero((folds == fold) & labels), np.flatnonzero((folds == fold) & ~labels)
@@ -85,22 +81,39 @@ def _within(labels, scores, groups, folds):
                 both = _placements(labels[folds == fold], one[folds == fold])
                 own[positive], own[negative] = both[0] * len(negative), both[1] * len(positive)
             pairs[positive], pairs[negative] = len(negative), len(positive)
-    total = pairs[labels].sum()
-    if min(len(np.unique(groups[labels])), len(np.unique(groups[~labels]))) < 2 or not total:
-        return np.full(2, np.nan), np.full((2, 2), np.nan)
+    total = pairs[labels].sum() or np.nan
     values = wins[:, labels].sum(axis=1) / total
+    return values, (wins - pairs * values[:, None]) / total
+
+
+def _within(labels, scores, groups, folds):
+    """The mean AUROCs (2,) of labels (n, L) by scores (2, n, L), and their covariance (2, 2), summed per subject.
+
+    Pairs are those within folds, and the variance is that of independent cases times what refitting adds: 2 without a
+    signal, nearly 1 with a strong one (see `crossvalidated`). folds None: all pairs, of independent cases.
+    The labels without pairs are left out. Covariance NaN where none has two subjects of each class.
+    """
+    own = np.zeros(len(labels)) if folds is None else folds
+    found = [_influence(of_label, scores[..., place], own) for place, of_label in enumerate(labels.T)]
+    found = [one for one in found if not np.isnan(one[0]).any()]
+    two = any(min(len(np.unique(groups[one])), len(np.unique(groups[~one]))) > 1 for one in labels.T)
+    if not found or not two:
+        return np.full(2, np.nan), np.full((2, 2), np.nan)
+    values, influence = (np.mean(part, axis=0) for part in zip(*found))
     subject = np.unique(groups, return_inverse=True)[1]
     subjects = subject.max() + 1
-    sums = np.array([np.bincount(subject, row) for row in (wins - pairs * values[:, None]) / total])
+    sums = np.array([np.bincount(subject, row) for row in influence])
     covariance = sums @ sums.T * subjects / (subjects - 1)
-    variance = covariance.trace() / 2
-    return values, covariance * refitting(values.mean() - 0.5, variance, subjects)
+    if folds is None:
+        return values, covariance
+    return values, covariance * refitting(values.mean() - 0.5, covariance.trace() / 2, subjects)
 
 
 def delong_test(labels, first, second, level=0.95, groups=None, folds=None):
     """DeLong's test of two AUROCs on the same cases (Biometrics 44:837, 1988), O(n log n) after Sun and Xu (2014).
 
-    labels: (n,) 0/1; first, second: (n,) scores of two models.
+    labels: (n,) 0/1; first, second: (n,) scores of two models. All (n, L): the mean AUROC of L labels is compared, of
+      those that have one, with the terms of all labels summed per subject.
     level: of the confidence limits.
     groups: (n,) subject of each case. Where subjects have several cases, the placement values are summed per subject
       (clustered DeLong, Obuchowski 1997); p would be far too small without that.
@@ -113,22 +126,28 @@ def delong_test(labels, first, second, level=0.95, groups=None, folds=None):
     Of two logistic regressions that are refitted in 5 folds, with the same true mean AUROC of .5, .7 or .85 (20, 40
     and 100 cases, tests/experiments/coverage.py): without folds 5 to 21%, with folds 2 to 9%.
     """
-    labels, first = checks.labels_and_scores(labels, first, name="first")
-    labels, second = checks.labels_and_scores(labels, second, name="second")
+    several = np.ndim(labels) == 2
+    labels, first = checks.labels_and_scores(labels, first, 1 + several, name="first")
+    labels, second = checks.labels_and_scores(labels, second, 1 + several, name="second")
     level = checks.number(level, "level", 0.5, 0.9999)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    checks.same_shape(groups, "groups", labels, "labels")
-    if folds is None:
+    of_case = labels[:, 0] if several else labels
+    checks.same_shape(groups, "groups", of_case, "labels")
+    if folds is not None:
+        folds = np.asarray(folds)
+        checks.same_shape(folds, "folds", of_case, "labels")
+    if folds is None and not several:
         (a, b), covariance = _delong(labels, first, second, groups)
     else:
-        folds = np.asarray(folds)
-        checks.same_shape(folds, "folds", labels, "labels")
-        (a, b), covariance = _within(labels, np.stack([first, second]), groups, folds)
+        columns = (values.reshape(len(labels), -1) for values in (labels, first, second))
+        labels, *scores = columns
+        (a, b), covariance = _within(labels, np.stack(scores), groups, folds)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     error = np.sqrt(variance) if variance > 1e-16 else variance * 0  # rounding is not variance; NaN stays NaN
     half = scipy.special.ndtri((1 + level) / 2) * error
     p = 2 * scipy.special.ndtr(-abs(a - b) / error) if error else 1.0 if a == b else float("nan")
-    return Comparison(*map(float, (a, b, a - b, error, a - b - half, a - b + half, p)))
+    low, high = np.clip([a - b - half, a - b + half], -1, 1)
+    return Comparison(*map(float, (a, b, a - b, error, low, high, p)))
 
 
 def paired_permutation(first, second, resamples=10000, seed=0):

@@ -70,7 +70,9 @@ def cross_validated_ci(
     at its limit (all right; AUROC 1) so has an interval, too.
     Limits are NaN, and `reason` says why, where the estimate is not finite, or errors or distances have no spread.
 
-    Coverage of the 95% interval: tests/experiments/coverage.py, whose table its docstring has.
+    Coverage of the 95% interval in 411 simulated set-ups (tests/experiments/coverage.py has the table): 93 to 97% in
+    190, more in 200 (too wide: few positives, 20 cases, several sessions), less in 21: nearly all of models that
+    overfit, with more features than training cases, of whose mean absolute error 90 to 92%.
     """
     data, folds = checked(metric, labels, scores), np.asarray(folds)
     level = checks.number(level, "level", 0.5, 0.9999)

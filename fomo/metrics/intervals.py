@@ -5,6 +5,7 @@ import scipy
 
 from . import checks, classification, ranking
 from .crossvalidated import Interval, checked, score_limits, subjects_of
+from .summary import deviation
 from .weighted import evaluator
 
 _CHUNK = 1 << 21  # weights held at a time: 16 MB
@@ -161,5 +162,5 @@ def t_interval(values, level=0.95):
     defined = values[~np.isnan(values)]
     n, mean, half = len(defined), checks.mean_of_defined(values), np.nan
     if n > 1 and np.isfinite(mean):
-        half = scipy.special.stdtrit(n - 1, (1 + level) / 2) * defined.std(ddof=1) / np.sqrt(n)
+        half = scipy.special.stdtrit(n - 1, (1 + level) / 2) * deviation(defined) / np.sqrt(n)
     return Interval(mean, float(mean - half), float(mean + half), len(values) - n)

@@ -9,7 +9,8 @@ _SHARES = (
     "accuracy precision recall specificity sensitivity f1 dice nsd jaccard similarity auroc ap brier ece hamming match "
     "coverage"
 ).split()
-_SIGNED = "mcc kappa pearson spearman ccc".split()  # from -1 to 1
+_SIGNED = "mcc kappa pearson spearman ccc gain".split()  # from -1 to 1
+_NOISE = 1e-12  # of the largest value: sums of equal numbers differ by so much in different orders
 COUNTS = ("_undefined", "_infinite")  # endings of the names under which tables count what a mean leaves out
 
 
@@ -29,6 +30,14 @@ def over_classes(values):
     return checks.mean_of_defined(checks.real(values, "values", finite=False))
 
 
+def deviation(values):
+    """Standard deviation (n - 1) of values (n,): 0, and no rounding noise, of equal ones; NaN of fewer than two."""
+    values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        return np.nan
+    return 0.0 if np.ptp(values) <= _NOISE * np.abs(values).max() else float(values.std(ddof=1))
+
+
 def summarize(values):
     """Mean, spread and counts of per-case values (n,), as a dict.
 
@@ -42,7 +51,7 @@ def summarize(values):
     some = kept if len(kept) else np.array([np.nan])
     return dict(
         mean=float(some.mean()),
-        std=float(kept.std(ddof=1)) if len(kept) > 1 else float("nan"),
+        std=deviation(kept),
         median=float(np.median(some)),
         minimum=float(some.min()),
         maximum=float(some.max()),

@@ -108,7 +108,8 @@ def _weighted_regression(name, targets, predictions):
         xx = np.where(xx > 1e-14 * np.square(x).max(), xx, np.nan)
         yy = np.where(yy > 1e-14 * np.square(y).max(), yy, np.nan)
         pearson = np.clip(xy / np.sqrt(xx * yy), -1, 1)
-        ccc = 2 * xy / (np.nan_to_num(xx) + np.nan_to_num(yy) + (mx - my + shift) ** 2)
+        with np.errstate(invalid="ignore"):  # where nothing varies
+            ccc = 2 * xy / (np.nan_to_num(xx) + np.nan_to_num(yy) + (mx - my + shift) ** 2)
         values = mae, mse, np.sqrt(mse), 1 - mse / xx, pearson, ccc, xy / xx - 1
         return dict(zip(_REGRESSION, values))[name]
 

@@ -43,6 +43,7 @@ class Network:
     best_head: str = "linear"  # the one that model.head=auto is
     recomputes: bool = False  # whether it has `checkpoint_activations`
     even_width: bool = False  # whether its width must be even
+    instance_norms: bool = False  # whether it has some, which are slow on a GPU without Triton
     arguments: dict = field(default_factory=dict)  # further ones of the class
     lacks: str = "it has no such output"  # why it has not all modes, for errors
 
@@ -85,6 +86,8 @@ class Network:
             yield f"stem: got {network.stem!r}, wanted the name of a parameter"
         if network.saliency_layer not in dict(network.named_modules()):
             yield f"saliency_layer: got {network.saliency_layer!r}, wanted the name of a module"
+        if self.instance_norms != any(type(module).__name__ == "InstanceNorm3d" for module in network.modules()):
+            yield f"instance_norms: got {self.instance_norms}, and it has {'none' if self.instance_norms else 'some'}"
         if self.recomputes and not hasattr(network, "checkpoint_activations"):
             yield "it recomputes, and has no checkpoint_activations"
 

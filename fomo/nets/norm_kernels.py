@@ -27,8 +27,8 @@ class InstanceNormLeakyReLU(torch.autograd.Function):
         y, plan = torch.empty_like(x), _Plan(x)
         sums, found = plan.empty(plan.parts, 2), plan.empty(4)
         with torch.cuda.device_of(x):
-            _sums[plan.grid](x, sums, *plan.sizes, **plan.blocks)
-            _statistics[plan.few](x, sums, weight, bias, found, *plan.totals, eps, **plan.few_blocks)
+            _sums[plan.grid](x, sums, plan.parts, *plan.sizes, **plan.blocks)
+            _statistics[plan.few](x, sums, weight, bias, found, plan.parts, *plan.sizes[:2], eps, **plan.few_blocks)
             _apply[plan.grid](x, y, found, *plan.sizes, slope, **plan.blocks)
         ctx.save_for_backward(x, found)
         ctx.slope, ctx.has_unused = slope, unused is not None
@@ -41,8 +41,8 @@ class InstanceNormLeakyReLU(torch.autograd.Function):
         gradient, plan = gradient.contiguous(memory_format=torch.channels_last_3d), _Plan(x)
         by_x, sums, totals = torch.empty_like(x), plan.empty(plan.parts, 2), plan.empty(2)
         with torch.cuda.device_of(x):
-            _gradient_sums[plan.grid](gradient, x, found, sums, *plan.sizes, ctx.slope, **plan.blocks)
-            _gradient_totals[plan.few](sums, totals, *plan.totals, **plan.few_blocks)
+            _gradient_sums[plan.grid](gradient, x, found, sums, plan.parts, *plan.sizes, ctx.slope, **plan.blocks)
+            _gradient_totals[plan.few](sums, totals, plan.parts, plan.channels, **plan.few_blocks)
             _gradient_apply[plan.grid](gradient, x, found, totals, by_x, *plan.sizes, ctx.slope, **plan.blocks)
         by_bias, by_weight = totals.sum(0)
         return by_x, by_weight, by_bias, torch.zeros_like(by_bias) if ctx.has_unused else None, None, None
@@ -60,9 +60,8 @@ class _Plan:
         self.parts, self.device = triton.cdiv(voxels, each), x.device
         self.batch, self.channels = batch, channels
         self.grid, self.blocks = (self.parts, batch, groups), {"ROWS": rows, "COLUMNS": columns}
-        self.sizes = voxels, channels, self.parts, each
+        self.sizes = voxels, channels, each
         self.few, self.few_blocks = (batch, triton.cdiv(channels, 16)), {"ROWS": 128, "COLUMNS": 16}
-        self.totals = voxels, channels, self.parts
 
     def empty(self, *sizes):
         return torch.empty(self.batch, *sizes, self.channels, device=self.device, dtype=torch.float32)
@@ -117,7 +116,7 @@ def _add_parts(sums, C, parts, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _sums(x, sums, N, C, parts, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _sums(x, sums, parts, N, C, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """sums (B, parts, 2, C): of the values, and of their squares, less the value of the first voxel.
 
     So no digits are lost where the deviation is small beside the mean.
@@ -136,7 +135,7 @@ def _sums(x, sums, N, C, parts, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
 
 
 @triton.jit
-def _statistics(x, sums, weight, bias, found, N, C, parts, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _statistics(x, sums, weight, bias, found, parts, N, C, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """found (B, 4, C): mean, 1 / deviation, and the scale and shift from x to the norm's result."""
     columns, exist = _columns(1, C, COLUMNS)
     total, square = _add_parts(sums, C, parts, ROWS, COLUMNS)
@@ -153,7 +152,7 @@ def _statistics(x, sums, weight, bias, found, N, C, parts, eps, ROWS: tl.constex
 
 
 @triton.jit
-def _apply(x, y, found, N, C, parts, each, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _apply(x, y, found, N, C, each, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     sample = tl.program_id(1).to(tl.int64) * N * C
     scale = _of_channels(found, 2, 4, C, COLUMNS)
     shift = _of_channels(found, 3, 4, C, COLUMNS)
@@ -164,7 +163,7 @@ def _apply(x, y, found, N, C, parts, each, slope, ROWS: tl.constexpr, COLUMNS: t
 
 
 @triton.jit
-def _gradient_sums(gradient, x, found, sums, N, C, parts, each, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _gradient_sums(gradient, x, found, sums, parts, N, C, each, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """sums (B, parts, 2, C): of the gradient in front of the activation, and of it times the standardised x."""
     sample = tl.program_id(1).to(tl.int64) * N * C
     mean = _of_channels(found, 0, 4, C, COLUMNS)
@@ -184,7 +183,7 @@ def _gradient_sums(gradient, x, found, sums, N, C, parts, each, slope, ROWS: tl.
 
 
 @triton.jit
-def _gradient_totals(sums, totals, N, C, parts, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _gradient_totals(sums, totals, parts, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """totals (B, 2, C): the sums over all parts."""
     columns, exist = _columns(1, C, COLUMNS)
     total, product = _add_parts(sums, C, parts, ROWS, COLUMNS)
@@ -194,9 +193,7 @@ def _gradient_totals(sums, totals, N, C, parts, ROWS: tl.constexpr, COLUMNS: tl.
 
 
 @triton.jit
-def _gradient_apply(
-    gradient, x, found, totals, by_x, N, C, parts, each, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _gradient_apply(gradient, x, found, totals, by_x, N, C, each, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """by_x: scale (gradient - its mean - standardised x times the mean of gradient times standardised x)."""
     sample = tl.program_id(1).to(tl.int64) * N * C
     mean = _of_channels(found, 0, 4, C, COLUMNS)

@@ -6,14 +6,15 @@ Nothing here imports torch: a network's file is read when it is first built.
 from .checks import MODES, WHOLE_CASE
 from .network import Network
 
+_NORMS = dict(instance_norms=True)
 _VOLUME = dict(sees="volume", one_voxel=False)
-_UNET = dict(source=("unet", "UNet"), **_VOLUME, stride=16, mixes_batch=False, recomputes=True)
+_UNET = dict(source=("unet", "UNet"), **_VOLUME, stride=16, mixes_batch=False, recomputes=True, **_NORMS)
 _IMAGE_HEAD = dict(modes=MODES, head="decoder.fc", best_head="multistage")
 _U_OPTIONS = ("deep_supervision", "channel_dropout")
 _HEAD_OPTIONS = ("head", "dropout", "fusion")
 _WHOLE = dict(**_IMAGE_HEAD, options=(*_U_OPTIONS, *_HEAD_OPTIONS))
 _LIGHT = dict(modes=("segmentation",), head=None, options=_U_OPTIONS, lacks="the light decoder has no head")
-_RESENC = dict(source=("resenc", "ResEncUNet"), **_VOLUME, stride=32, mixes_batch=False, recomputes=True)
+_RESENC = dict(source=("resenc", "ResEncUNet"), **_VOLUME, stride=32, mixes_batch=False, recomputes=True, **_NORMS)
 _RESIDUAL = dict(**_IMAGE_HEAD, options=(*_U_OPTIONS, "skips", "skip_pooling", *_HEAD_OPTIONS))
 _READOUT = ("dropout", "attention", "multiscale", "pooling")
 _IMAGES = dict(sees="slice", stride=32, modes=WHOLE_CASE, one_voxel=False, mixes_batch=False, options=_READOUT)

@@ -29,13 +29,18 @@ def escape(value):
 
 
 def number(value, digits=4):
-    """A number in print, with `digits` significant digits; whole numbers in full, NaN as "undefined"."""
+    """A number in print, with `digits` significant digits; NaN as "undefined".
+
+    Whole numbers are shown in full, and those that rounding has moved off one, as it does the mean of 3, 3 and 3.
+    """
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
     if float(value).is_integer() and abs(value) < 1e15:
         return str(int(value))
+    if round(value) and abs(value - round(value)) < 1e-12 * abs(value):
+        return str(round(value))
     text = f"{value:#.{digits}g}".rstrip(".")
     return f"{value:.0f}" if "e+" in text else text
 
@@ -89,6 +94,8 @@ LABELS = {
     "hd95": "HD95 (mm)",
     "average_surface_distance": "surface distance (mm)",
     "surface_dice": "surface Dice",
+    "fomo26_dice": "FOMO26's Dice",
+    "fomo26_nsd": "FOMO26's NSD",
     "lesions_false": "false lesions per case",
     "lesion_f1": "lesion F1",
     "tp": "true positives",
@@ -108,6 +115,10 @@ LABELS = {
     "fairness_f1": "fairness score by F1",
     "knn_auroc": "AUROC of nearest neighbours",
     "mae_of_the_mean": "MAE of predicting the mean",
+    "interval_coverage": "share of targets in their 90% prediction interval",
+    "interval_width": "width of the 90% prediction interval",
+    "views_gain": "gain by test-time views",
+    "postprocess_gain": "Dice gained by post-processing",
     **{name: f"{name.replace('_', ' ')} per case" for name in ("lesions", "lesions_detected", "lesions_missed")},
     **{name: name.upper() for name in ("auroc", "f1", "mae", "mse", "rmse")},
     **{name: name.capitalize() for name in ("dice", "jaccard")},
@@ -210,7 +221,7 @@ def table(columns, rows, caption, sortable=False, row_classes=None):
     inner = tag("table", inner, aria_label=caption, class_="sortable" if sortable else None)
     # the caption stands outside: a <caption> is as wide as the table and would scroll out of a narrow screen
     class_ = "scroll tall" if sortable else "scroll"
-    more = tag("p", "\u2194 more columns: scroll sideways", class_="more")
+    more = tag("p", class_="more")  # the script says what there is more of
     return join([note(caption), more, tag("div", inner, class_=class_, tabindex=0, role="region", aria_label=caption)])
 
 

@@ -13,7 +13,7 @@ def wilson(hits, cases):
     share = hits / cases
     centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
     half = math.sqrt(z2 * (share * (1 - share) / cases + z2 / (4 * cases * cases))) / (1 + z2 / cases)
-    return centre - half, centre + half
+    return (centre - half if hits else 0.0), (centre + half if hits < cases else 1.0)  # at the ends without rounding
 
 
 def of(hits, cases):
@@ -35,4 +35,5 @@ def rates_table(tp, fp, fn, tn, present, absent, caption):
     ):
         counts = Cell(f"{hits} of {cases}", hits)
         rows.append([name, of(hits, cases), interval_cell(*wilson(hits, cases), 3), counts, what])
+    caption = f"{caption}; Wilson's intervals, as of independent cases of one model"
     return table(["", "share", "95% interval (Wilson)", "cases", "what it is"], rows, caption)

@@ -76,7 +76,9 @@ figure .frame img { width: calc(100%*var(--n)); height: 100%; max-width: none; b
 .scroll::-webkit-scrollbar-thumb { background: #8a939c; border-radius: 5px }
 .more { display: none; font-size: 13px; color: var(--accent); margin: 4px 0 0 }
 .more.on { display: block }
-.more.on + .scroll { margin-top: 4px; border-right: 2px solid var(--accent) }
+.more.on + .scroll { margin-top: 4px }
+.scroll.across { border-right: 2px solid var(--accent) }
+.scroll.down { border-bottom: 2px solid var(--accent) }
 .tall { max-height: 720px }
 :focus-visible { outline: 3px solid #56b4e9; outline-offset: 1px }
 table { border-collapse: separate; border-spacing: 0; font-size: 14px; font-variant-numeric: tabular-nums }
@@ -144,7 +146,7 @@ footer { margin-top: 48px; font-size: 14px; color: var(--soft) }
 """
 
 # Of a sorted table undefined values go last in either direction. A slider shows another slice. A table that is wider
-# than the page says so.
+# than the page, or longer than its region, says so.
 SCRIPT = """
 document.addEventListener('input', event => {
   const frame = event.target.parentElement.querySelector('.frame');
@@ -156,8 +158,14 @@ document.addEventListener('click', event => {
   if (link) document.getElementById(link.hash.slice(1)).closest('details').open = true;
 });
 const wide = () => document.querySelectorAll('.more').forEach(hint => {
-  const region = hint.nextElementSibling;
-  hint.classList.toggle('on', region.scrollWidth > region.clientWidth + 1);
+  const region = hint.nextElementSibling, said = [];
+  const across = region.scrollWidth > region.clientWidth + 1, down = region.scrollHeight > region.clientHeight + 1;
+  if (across) said.push('\u2194 more columns: scroll sideways');
+  if (down) said.push('\u2195 more rows: scroll down');
+  hint.textContent = said.join(' \u00b7 ');
+  hint.classList.toggle('on', across || down);
+  region.classList.toggle('across', across);
+  region.classList.toggle('down', down);
 });
 addEventListener('resize', wide);
 document.addEventListener('toggle', wide, true);

@@ -1,8 +1,8 @@
 """A vector per scan, from the encoder of a pretrained or fine-tuned network: what tasks 6 and 7 of FOMO26 ask for.
 
 A scan is one image, whatever its sequence. It is prepared as the checkpoint's own scans were: by the config in a
-checkpoint of ours, by the rule of its family in a foreign file. It goes through the encoder whole, in one pass, because
-an instance norm has other statistics in a window. Nothing is written but the result, and no process is started.
+checkpoint of ours, and of a foreign file see `preparation`. It goes through the encoder whole, in one pass, because an
+instance norm has other statistics in a window. Nothing is written but the result, and no process is started.
 """
 
 import dataclasses
@@ -20,15 +20,10 @@ from ..data.cases import Wanted
 from ..nets import image_head
 from ..runtime import files
 from ..training import memory, optimization
-from . import inputs
+from . import inputs, preparation
 
 FEATURES = {"bottleneck": image_head.bottleneck, "multistage": image_head.multistage}
 CHANNEL = "scan"
-# how families prepare scans: z-score of the whole volume at its own spacing, or of the brain at 1 mm
-_PREPARED = {
-    "fomo26": dict(spacing_mm=None, crop=False, normalize="zscore"),
-    "fomo25": dict(spacing_mm=(1.0, 1.0, 1.0), crop=True, normalize="zscore"),
-}
 _WANTED = Wanted("nothing")
 _KEYS = ("spacing_mm", "crop", "normalize", "percentiles", "window")  # of data: how a scan is prepared
 _RECORD = "embeddings.json"  # what made the vectors of a folder
@@ -48,6 +43,7 @@ class Embedder:
     device: torch.device
     window: tuple[int, int, int] | None  # None: the whole volume in one pass
     report: checkpoint.LoadReport
+    axes: tuple[int, int, int] = (0, 1, 2)  # of a scan (x, y, z), in the order in which the network was trained on them
 
     def about(self):
         """{name: value} of all that decides what a vector is."""
@@ -67,7 +63,9 @@ class Embedder:
             image, background, _ = cache.load(case, self.data, _WANTED)
         except (ValueError, OSError) as error:
             raise UserError(one_line(error)) from error
-        patch = self.window or self.holds.holding(image.shape[1:])
+        image = image.transpose(0, *(1 + axis for axis in self.axes))
+        window = self.window and tuple(self.window[axis] for axis in self.axes)
+        patch = window or self.holds.holding(image.shape[1:])
         what = f"scan {case.id} of {'x'.join(map(str, image.shape[1:]))} voxels"
         windows = inference.WindowOptions(patch, device=self.device)
         with memory.explained(lambda: f"{memory.advise_prediction(what, self.device)}, or windows (--window X Y Z)"):
@@ -90,12 +88,21 @@ class _Reader(torch.nn.Module):
 
 
 class Origin(NamedTuple):
-    """What a checkpoint says of its network and of how its scans were prepared; `prepared`: as far as it is known."""
+    """What a checkpoint says of its network and of how its scans were prepared."""
 
     name: str
     width: int | None
     skip_pooling: str
-    prepared: dict  # {key of the config's section data: value}
+    preparation: preparation.Preparation
+
+    @property
+    def prepared(self):
+        """{key of the config's section data: value}, as far as it is known."""
+        return self.preparation.data
+
+    def random(self, seed):
+        """What stands for the checksum of a file where the network's weights are random ones."""
+        return f"random {seed}, {self.name}" + (f" of width {self.width}" if self.width else "")
 
     def options(self):
         """Options of `nets.build`."""
@@ -115,10 +122,10 @@ def origin(path, part=None):
         if name is None:
             raise UserError(f"{path}: got model.name={own.model.name}, wanted a network of volumes")
         prepared = {key: getattr(own.data, key) for key in _KEYS}
-        return Origin(name, own.model.width, own.model.skip_pooling, prepared)
+        return Origin(name, own.model.width, own.model.skip_pooling, preparation.Preparation(prepared))
     found = checkpoint.recognise(path, part)
     pooling = "maximum" if found.family == "fomo26" and found.classifies else "average"
-    return Origin(found.name, found.width, pooling, _PREPARED.get(found.family, {}))
+    return Origin(found.name, found.width, pooling, preparation.of_foreign(content, found.family, path))
 
 
 def load_embedder(path, device, features="bottleneck", window=None, part=None, overrides=(), random_seed=None):
@@ -132,7 +139,7 @@ def load_embedder(path, device, features="bottleneck", window=None, part=None, o
     given, found = _given(overrides), origin(path, part)
     lacking = [f"data.{name}" for name in _KEYS[:3] if name not in found.prepared and f"data.{name}" not in given]
     if lacking:
-        got = "got a file which does not say how its scans were prepared"
+        got = found.preparation.doubt or "got a file which does not say how its scans were prepared"
         raise UserError(f"{path}: {got}, wanted {' '.join(f'{key}=...' for key in lacking)} behind the other arguments")
     prepared = dataclasses.replace(Data(), source="volumes", channels=(CHANNEL,), **found.prepared)
     data, holds = config.overridden(Config(data=prepared), overrides).data, nets.NETWORKS[found.name]
@@ -145,10 +152,11 @@ def load_embedder(path, device, features="bottleneck", window=None, part=None, o
         report, sha256 = checkpoint.load_weights(network, path, part=part), files.sha256(path)
     else:
         everything = tuple(network.state_dict())
-        report, sha256 = checkpoint.LoadReport((), everything, (), (), (), "random", ""), f"random {random_seed}"
+        report, sha256 = checkpoint.LoadReport((), everything, (), (), (), "random", ""), found.random(random_seed)
     optimization.lay_out(network.eval(), device)
     window = None if window is None else tuple(window)
-    return Embedder(path, sha256, network, holds, features, data, device, window, report)
+    axes = found.preparation.axes
+    return Embedder(path, sha256, network, holds, features, data, device, window, report, axes)
 
 
 def _given(overrides):

@@ -202,13 +202,13 @@ def _key_of(images):
 
 
 def write_volume(path, array, case, geometry):
-    """Write a mask, or probabilities (classes, X, Y, Z), with the header of the first channel that the case has.
+    """Write a mask (X, Y, Z), or a sequence of classes' probabilities, with the header of the case's first channel.
 
     Of two classes the probability of class 1 is written, of more all, on the last axis. Nothing partial stays when it
     fails.
     """
-    if array.ndim == 4:
-        array = array[1] if len(array) == 2 else np.moveaxis(array, 0, -1)
+    if len(array) == 2 and not isinstance(array, np.ndarray):
+        array = array[1]
     first = case.files[0].path
     like = first if first.lower().endswith((".nii", ".nii.gz")) else None
     with as_user_error(f"cannot write {path}", OSError):

@@ -38,8 +38,7 @@ def case_from_channels(channels, given, id=None, subject=None, optional=()):
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise UserError(f"{twice}: got it as two channels, wanted a file for each of {wanted}")
     if id is None:
-        first = next(filter(None, images)).path
-        id = os.path.basename(first).removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
+        id = slice_files.stem(os.path.basename(next(filter(None, images)).path))
     if not names_a_file(id):
         raise UserError(f"got the id {id[:80]!r}, wanted {ID_WANTED}")
     return Case(id, subject or id, tuple(images), None, None, None)
@@ -151,10 +150,12 @@ def listed_volumes(places):
     """The Scans of CT volumes: files, DICOM folders, or folders with such below them."""
     found = []
     for place in places:
+        if not os.path.exists(place):
+            raise UserError(f"{place}: no such file or folder, wanted CT volumes")
         below = volumes.scans_below(place) if os.path.isdir(place) else [(place, place)]
         found += [(os.path.basename(name), path) for name, path in below]
     if not found:
-        wanted = ".nii, .nii.gz, .npy or folders of DICOM files"
+        wanted = ".nii, .nii.gz, .mha, .npy or folders of DICOM files"
         raise UserError(f"{', '.join(places)}: no volumes below it, wanted {wanted}")
     _each_once([name for name, _ in found], "volumes")
     return [Scan(name, _patient(name), (Volume(path),)) for name, path in found]

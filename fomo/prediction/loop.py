@@ -43,7 +43,8 @@ def _predict(reader, todo, folder, log):
     reader.warn(todo, log)
     for member in reader.members:
         checkpoint.warn_of_known(reader.subjects, member.subjects, member.path, log)
-    for message in optimization.doubts(reader.members[0].windows.device):
+    networks = (member.config.model.name for member in reader.members)
+    for message in optimization.doubts(reader.members[0].windows.device, *networks):
         log.warn(message)
     total, left = (sum(map(reader.size, items)) for items in (reader.items, todo))
     log("predict", **{reader.counted: total}, kept=total - left, **describe(reader.members), output=folder.path)

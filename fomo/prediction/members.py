@@ -118,6 +118,7 @@ def _load_member(path, device, mirror_axes):
     if task.pretrains:
         wanted = "a network that was fine-tuned from it (weights.path)"
         raise UserError(f"{path}: task.type={config.task.type} predicts nothing, wanted {wanted}")
+    task.weight = content.get("weight", 1.0)
     optimization.lay_out(network.eval(), device)
     if mirror_axes is None:
         network = views.of_checkpoint(config, network, content, path)
@@ -130,8 +131,11 @@ def _load_member(path, device, mirror_axes):
 
 
 def describe(members):
-    """{name: value} for the log: how many networks there are, and how they run."""
-    return {"networks": len(members), "device": str(members[0].windows.device), "amp": sorted({m.amp for m in members})}
+    """{name: value} for the log: how many networks there are, how they run, and their weights if these differ."""
+    weights = [round(member.task.weight, 3) for member in members]
+    weighted = {"weights": weights} if len(set(weights)) > 1 else {}
+    how = {"device": str(members[0].windows.device), "amp": sorted({member.amp for member in members})}
+    return {"networks": len(members), **how, **weighted}
 
 
 def infer(members, case, image, background):

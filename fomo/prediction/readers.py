@@ -19,6 +19,7 @@ from .. import tasks
 from ..config import UserError
 from ..data import cache, ct, listing, slice_files
 from ..data.cases import read_volume
+from ..tasks import disagreement
 from ..training import memory
 from .folder import write_volume
 from .members import answer, infer
@@ -29,16 +30,18 @@ _BATCH = 64  # slices per forward pass
 class Cases:
     """Cases whose volumes the networks see whole or in windows.
 
-    optional: also write the volumes that the task writes only when asked, such as probabilities.
+    optional: names of volumes to write that the task writes only when asked, such as probabilities.
     """
 
     what, counted, together, threads = "case", "cases", 1, 2
     timed = in_space = True
 
-    def __init__(self, members, cases, optional=False):
+    def __init__(self, members, cases, optional=()):
         task, config = members[0].task, members[0].config
         self.members, self.items, self.subjects = members, cases, {case.subject for case in cases}
-        self.volumes = (*task.volumes, *(task.optional_volumes if optional else ()))
+        self.volumes = (*task.volumes, *optional)
+        for member in members:
+            member.task.ask(optional)
         self._data, self._wanted = config.data, tasks.wanted(config)
 
     def size(self, case):
@@ -55,8 +58,7 @@ class Cases:
         parts, geometry = said
         row, volumes = answer(self.members, parts, geometry)
         for name in self.volumes:
-            array = volumes[name]() if callable(volumes[name]) else volumes[name]
-            write_volume(folder.volume(name, case.id), array, case, geometry)
+            write_volume(folder.volume(name, case.id), volumes[name], case, geometry)
         optional = {"missing": listing.missing_in(self._data, case)} if self._data.optional_channels else {}
         return {**row, **optional}, ()
 
@@ -135,6 +137,19 @@ class Volumes(Slices):
         ids = tuple(f"{slice_files.stem(scan.id)}_{index:04d}" for index, _, _ in taken)
         readings = set(self._readings)
         return ids, {one: [slice_files.as_image(stack, source.path, one) for stack in stacks] for one in readings}
+
+
+def check_optional(members, names):
+    """Raise UserError for volumes that the task of the members does not have, and where nobody can disagree."""
+    for name in names:
+        option = "--" + name.replace("_", "-")
+        if name not in members[0].task.optional_volumes:
+            wanted = " or ".join(kind for kind, task in tasks.TASKS.items() if name in task.optional_volumes)
+            got = f"got checkpoints of task.type={members[0].config.task.type}, wanted {wanted}"
+            raise UserError(f"{option}: {got}; predictions.csv has the others'")
+        voters = sum(len(disagreement.views_of(member.network)) for member in members)
+        if name == disagreement.NAME and voters < 2:
+            raise UserError(f"{option}: got one network with one view, wanted several, or views of it (--mirror 0 1 2)")
 
 
 def _extraction(member):

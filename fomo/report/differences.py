@@ -108,7 +108,7 @@ def pair(a, b, resamples, seed):
         first, second = (np.array([value_of(row) for row in run.units]) for run in (a, b))
         kept = np.isfinite(first) & np.isfinite(second)
         facts = {"metric": metric, "cases": int(kept.sum()), "left_out": int((~kept).sum()), "test": "permutation"}
-        values = _paired(first[kept], second[kept], subjects[kept], resamples, seed)
+        values = paired(first[kept], second[kept], subjects[kept], resamples, seed)
         found.append({**facts, **values, "higher_is_better": higher})
     return found
 
@@ -120,7 +120,7 @@ def _compared(first, second):
     return {"": np.zeros(len(first)), **({metrics.WITHIN: first} if np.array_equal(first, second) else {})}
 
 
-def _paired(first, second, subjects, resamples, seed):
+def paired(first, second, subjects, resamples, seed):
     """Means, their difference, its interval and p; sessions of one subject flip together."""
     if not len(first):
         return dict.fromkeys(("first_value", "second_value", "difference", "low", "high", "p"), math.nan)

@@ -13,6 +13,7 @@ from ..pages.figures.numbers import paired
 from ..pages.figures.probabilities import rocs
 from ..pages.page import number, tag
 from ..runtime import files
+from . import covers
 
 
 def comparison_text(rows):
@@ -111,7 +112,9 @@ def _tables(rows):
     ranked = any(row["test"] == "DeLong" for row in rows)
     delong = "by DeLong's test for AUROCs, its terms summed per subject (Obuchowski 1997), for the rest "
     better = f"better: p below 0.05 after Holm's correction over all {len(rows)} tests"
-    found = [page.note(f"p {delong if ranked else ''}by permutation of whole subjects; {better}.")]
+    found = [
+        page.note(f"p {delong if ranked else ''}by permutation of whole subjects; {better}. {covers.OF_DIFFERENCES}")
+    ]
     for of_pair in _pairs(rows):
         caption = f"{of_pair[0]['second']} minus {of_pair[0]['first']} on the same cases"
         found.append(page.table(*_titles_and_lines(of_pair), caption, sortable=True))
@@ -129,7 +132,9 @@ def _pictures(runs):
         return [page.note(figures.MISSING)]
     found = []
     ranked = {name: run.task.view.ranked(run) for name, run in runs.items()}
-    for metric in _first(ranked):
+    for metric, (labels, _) in _first(ranked).items():
+        if labels.ndim > 1:  # of several labels, which have curves of their own
+            continue
         curves = [(name, *of_run[metric]) for name, of_run in ranked.items()]
         found.append(page.figure(rocs(curves), f"{page.label(metric)}.", "All cases of each run."))
     label, higher, values = _per_case(runs)

@@ -6,6 +6,7 @@ from ..config import length
 from ..pages import page
 from ..pages.page import label, number, tag
 from ..run_folder import LOG
+from . import covers
 from .search_page import tried
 
 _MOST = 12  # messages of the log
@@ -27,13 +28,12 @@ def headline(run):
         value.append(tag("div", f"over all pairs of cases: {number(pooled, 3)}{limits}", class_="label"))
     value += [tag("div", text, class_="label") for text in view.beside(run)]
     how = "All cases together, each predicted by a model that was not trained, and not selected, on its subject."
-    if len(run.finished) > 1:
-        about = "The interval is about the mean of these models on new cases of this population"
-        how += f" {about}, not about a model that the procedure would train on other cases."
     if run.task.pretrains:
         how = "On the validation cases, which have also chosen the epoch: a little better than on new cases."
     elif not run.complete:
         how = f"Provisional: {len(run.finished)} of {len(run.splits)} folds. {how}"
+    if any(not math.isnan(facts.get("pooled_low", math.nan)) for facts in run.metrics.values()):
+        how += f" {covers.of_run(run)}"
     said = tag("div", [tag("p", tag("b", view.verdict(run))), tag("p", how, class_="note"), *_worst(run)], class_="say")
     return tag("div", [tag("div", value), said], class_="hero")
 
@@ -46,7 +46,7 @@ def _worst(run):
     said = []
     for row in found["worst"]:
         change = found["changes"][row["change"]]
-        limits = "" if row["low"] is None else f", {page.interval(row['low'], row['high'], 3)}"
+        limits = "" if row["low"] is None else f", 95% interval {page.interval(row['low'], row['high'], 3)}"
         at = f"{change['title']} at {number(row['grade'], 3)} ({change['unit']})"
         said.append(f"{at}: {label(row['metric'])} {number(row['changed'], 3)} (drop {number(row['drop'], 3)}{limits})")
     if not said:
@@ -98,6 +98,6 @@ def _logged(log):
     found = []
     for event in log:
         if event["level"] != "INFO":
-            pairs = [f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of")]
+            pairs = [f"{key}={value}" for key, value in event.items() if key in ("fold", "case", "cases", "of", "keys")]
             found.append(event.get("message", event["event"]) + (f" ({' '.join(pairs)})" if pairs else ""))
     return list(dict.fromkeys(found))

@@ -102,7 +102,8 @@ def _over_folds(run, metric):
 
 
 def _folds(run):
-    own = [name for name in run.metrics if not name.endswith(metrics.WITHIN)]
+    beside = [name for row in run.fold_scores for name in row if name not in ("fold", "cases")]  # as views_gain
+    own = [name for name in dict.fromkeys([*run.metrics, *beside]) if not name.endswith(metrics.WITHIN)]
     rows = [[f"fold {row['fold']}", *(row.get(name, math.nan) for name in ("cases", *own))] for row in run.fold_scores]
     return page.table(["fold", "cases", *map(label, own)], rows, "Test metrics of each fold")
 
@@ -141,7 +142,7 @@ def _curves(run):
     losses = curves(histories, [("train_loss", "--", "training"), ("val_loss", "-", "validation")], "loss", **options)
     shown, last_step = [page.figure(losses, "Loss.", "Dots: the selected epochs.")], "At each epoch's last step"
     if not run.task.pretrains:  # whose metric is the loss
-        curve = curves(histories, [(name, "-", "")], label(name), **options)
+        curve = curves(histories, [(name, "-", "")], label(name), **options, metric=run.headline)
         text = "On the inner validation cases, which select the epoch."
         shown.append(page.figure(curve, f"{page.capital(label(name))}.", text))
         last_step += ", of the head"

@@ -47,9 +47,16 @@ def _headline(found):
     for row in found.fairness:
         if row["method"] == _CHALLENGE and row["kind"] == "fairness":
             shown = f"Fairness score by {label(row['metric'])} {number(row['value'], 3)}"
-            said.append(tag("p", f"{shown} (variables: {row['group'] or 'none that is defined'})."))
-    how = "Tested on half of the subjects of each class, which nothing was trained on or chosen by."
-    said.append(page.note(f"{how} The intervals draw whole subjects."))
+            limits = interval(row["low"], row["high"], 3) or "undefined"
+            variables = row["group"] or "none that is defined"
+            said.append(tag("p", f"{shown} (95% interval {limits}; variables: {variables})."))
+    facts = found.facts
+    how = (
+        f"By FOMO26's linear heads, first split (seed {facts['seeds'][0]}), on {len(found.predictions)} tested cases: "
+        "half of the subjects of each class, which nothing was trained on or chosen by."
+    )
+    about = "they are about these fitted heads on new subjects of this population, not about what others would teach"
+    said.append(page.note(f"{how} The 95% intervals draw whole subjects: {about}."))
     return tag("div", [tag("div", value), tag("div", said, class_="say")], class_="hero")
 
 
@@ -59,7 +66,7 @@ def _notes(found):
         notes.append(f"{facts['missing']} cases have no embedding: where they are tested they get the worst answer.")
     if facts["unlabelled"]:
         notes.append(f"{facts['unlabelled']} lines of the table have no class, and are left out.")
-    return [*notes, *(f"{text}." for text in facts["doubts"])]
+    return [*notes, *(f"{text}." for text in (*map(page.capital, facts["unsaid"]), *facts["doubts"]))]
 
 
 def _metrics(found, methods):
@@ -70,8 +77,9 @@ def _metrics(found, methods):
         for row in found.summary
     ]
     text = (
-        "Value and interval are of the first split, the interval over subjects. Mean and SD are over splits, which "
-        "share their subjects: the SD says how much a split's luck counts, not how exact the mean is."
+        "AUROC and F1 are means over the classes, AUROC of each against the rest. Value and interval are of the first "
+        "split, the interval over subjects. Mean and SD are over splits, which share their subjects: the SD says how "
+        "much a split's luck counts, not how exact the mean is."
     )
     return [page.note(text), page.table(titles, rows, "How well classes are told")]
 

@@ -5,6 +5,7 @@ import math
 from ..pages import figures, page
 from ..pages.figures.grades import over_grades
 from ..pages.page import label, number, tag
+from . import covers
 
 
 def write_stress(facts, rows, worst, shifts, path):
@@ -39,7 +40,8 @@ def _headline(rows, worst, shifts):
     how = f"Of {len(rows)} changes {shown or 'none'} cost more than chance (the 95% interval of the drop is above 0)."
     said = said or [tag("p", tag("b", "No change costs anything."))]
     about = "The worst are chosen by the same numbers, so on new cases they will cost a little less."
-    return tag("div", tag("div", [*said, page.note(f"{how} {about}")], class_="say"), class_="hero")
+    text = page.note(f"{how} {about} {covers.OF_DROPS}")
+    return tag("div", tag("div", [*said, text], class_="say"), class_="hero")
 
 
 def _sentence(place, row, shift):

@@ -6,19 +6,22 @@ RUN/audit/audit.json     what evaluation.audit has found, the scores of groups, 
           other_folds/   the same network with the other kind of folds, by groups or not
 """
 
+import hashlib
+import json
 import math
 import os
 from dataclasses import replace
 
 import numpy as np
 
-from .. import metrics, tasks
-from ..config import UserError, as_user_error
+from .. import metrics, run_folder, tasks
+from ..config import UserError, as_user_error, listed, to_dict
 from ..config.sections import Audit
-from ..data import cache, facts, sources
+from ..data import sources
 from ..evaluation import audit
 from ..run_folder import RunFolder
 from ..training.fold import inspect
+from . import units
 
 _BY_GROUPS = ("leave_one_group_out", "fold_column")
 _SHOWN = ("value", "low", "high", "gain", "gain_low", "gain_high", "p", "p_chance", "finds")
@@ -39,7 +42,7 @@ def columns_of(config, listed):
 
 def check(config, listed):
     """Raise UserError, before anything is trained, for what the audit of a run cannot do."""
-    if not tasks.kind(config).rival_targets:
+    if not tasks.kind(config).is_audited():
         return
     columns_of(config, listed)
     if config.audit.other_folds:
@@ -48,7 +51,7 @@ def check(config, listed):
 
 def others(config, folder, listed):
     """[(name, Config)] of the runs that audit.shuffled and audit.other_folds ask for, in the audit's folder."""
-    if not tasks.kind(config).rival_targets or config.train.mode != "both":
+    if not tasks.kind(config).is_audited() or config.train.mode != "both":
         return []
     plain = replace(
         config,
@@ -78,61 +81,80 @@ def _other_folds(config, listed):
     raise UserError(f"audit.other_folds: got true and cases without groups, wanted {wanted}")
 
 
-def write(config, folder, cases, log):
-    """Audit a finished RunFolder, with the prepared cases of its folds."""
+def write(config, folder, cases, code, log):
+    """Audit a finished RunFolder, with the prepared cases of its folds; code: its version.
+
+    Where nothing that it depends on has changed since the last time, what was found then stands.
+    """
     task, recorded = tasks.build(config), folder.recorded()
-    if not task.rival_targets or not config.audit.rivals:
+    if not task.is_audited() or not config.audit.rivals:
         return
+    if not all(split["train"] for split in recorded["folds"]):
+        return log("audit", left_out="no rivals: there are no training cases that they could learn from")
     inspect(task, cases)
-    results = _results(folder, recorded)
-    columns = columns_of(config, [case.case for case in cases])
-    found = audit.audit(config, task, results, cases, _facts(config, folder, cases, columns, log), recorded["folds"])
-    found["groups"] = audit.by_group(config, task, results, columns)
+    items = units.units_of(cases)
+    results = units.of_results(run_folder.joined([fold.results() for fold in folder.all_folds()]))
+    columns = _of_units(columns_of(config, [case.case for case in cases]), items)
+    known, splits = _facts(config, folder, items, columns, log), units.of_splits(recorded["folds"], items)
+    key = _hash([code, to_dict(config), results.rows, [one.target for one in items], known, columns, splits])
+    found = folder.audited()
+    fresh = found is None or found.get("key") != key
+    if fresh:
+        found = {"key": key, "audits": [_audit(*one, known, splits, columns) for one in task.audited(items, results)]}
     found["attention"] = _attention(folder)
-    found["runs"] = _scores_of_others(folder, found["metric"])
+    for one in found["audits"]:
+        one["runs"] = _scores_of_others(folder, one)
     folder.write_audit(found)
-    _say(found, log)
+    if fresh:
+        _say(found, log)
+    else:
+        log("audit", kept="nothing that it depends on has changed")
+
+
+def _hash(content):
+    """Of plain values, however many."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _audit(name, task, cases, results, known, splits, columns):
+    """What `evaluation.audit` finds of a task, or of a part of it that has this name."""
+    found = audit.audit(task, results, cases, known, splits)
+    return {"part": name, **found, "groups": audit.by_group(task, results, columns)}
 
 
 def add_others(folder, log):
     """Put the scores of the other runs, which have ended, into the audit of a RunFolder."""
     if (found := folder.audited()) is not None:
-        found["runs"] = _scores_of_others(folder, found["metric"])
+        for one in found["audits"]:
+            one["runs"] = _scores_of_others(folder, one)
+            _say_others(one, log)
         folder.write_audit(found)
-        _say_others(found, log)
 
 
-def _results(folder, recorded):
-    """The Results of all tested cases, sorted by id."""
-    rows = [row for fold in folder.all_folds() for row in fold.results().rows]
-    return tasks.Results(sorted(rows, key=lambda row: row["id"]))
+def _of_units(columns, items):
+    """{column: {id of a unit: text or None}}: those of its first case."""
+    return {name: {one.id: of_case.get(one.parts[0].id) for one in items} for name, of_case in columns.items()}
 
 
-def _facts(config, folder, cases, columns, log):
-    """[{kind: {fact: value}}] of each case; those of its files are kept in the folder."""
+def _facts(config, folder, items, columns, log):
+    """[{kind: {fact: value}}] of each unit; those of its files are kept in the folder."""
     kept, found = folder.facts(), {}
-    todo = [case for case in cases if kept.get(case.id, {}).get("key") != _key(case)]
-    if todo:
-        log("audit", reads="facts of the files", cases=len(todo))
-    for case in cases:
-        known = kept.get(case.id, {})
-        fresh = known.get("key") != _key(case)
-        with as_user_error(f"case {case.id}: audit (audit.rivals=false leaves it out)", (OSError, ValueError)):
-            own = facts.of_case(case, config.data.channels) if fresh else known["facts"]
-        found[case.id] = {"key": _key(case), "facts": own}
+    fresh = [one for one in items if kept.get(one.id, {}).get("key") != one.key()]
+    if fresh:
+        log("audit", reads="facts of the files", cases=len(fresh))
+    todo = {one.id for one in fresh}
+    for one in items:
+        with as_user_error(f"case {one.id}: audit (audit.rivals=false leaves it out)", (OSError, ValueError)):
+            own = one.facts(config.data.channels) if one.id in todo else kept[one.id]["facts"]
+        found[one.id] = {"key": one.key(), "facts": own}
     if todo:
         folder.write_facts(found)
     constant = config.cv.kind in _BY_GROUPS  # in each test part: it can tell nothing there
-    besides = {} if constant else {f"{name} of the subject": of_case for name, of_case in columns.items()}
+    besides = {} if constant else {f"{name} of the subject": of_unit for name, of_unit in columns.items()}
     return [
-        {**found[case.id]["facts"], **{name: {name: of_case.get(case.id)} for name, of_case in besides.items()}}
-        for case in cases
+        {**found[one.id]["facts"], **{name: {name: of_unit.get(one.id)} for name, of_unit in besides.items()}}
+        for one in items
     ]
-
-
-def _key(case):
-    """What the facts of a case depend on."""
-    return [facts.VERSION, cache.voxels(getattr(case, "checksums", ())), *(str(one.path) for one in case.case.files)]
 
 
 def _attention(folder):
@@ -148,9 +170,9 @@ def _attention(folder):
     return {"cases": len(found), "inside": inside, "chance": chance}
 
 
-def _scores_of_others(folder, metric):
+def _scores_of_others(folder, found):
     """[{name, value, low, high}] of the other runs that are finished; within folds, as the metric says, where it is."""
-    found = []
+    several, metric = [], "_".join(filter(None, (found["part"], found["metric"])))
     for name in sorted(os.listdir(folder.audit)) if os.path.isdir(folder.audit) else ():
         inside = RunFolder(os.path.join(folder.audit, name))
         summary = inside.summary() if inside.is_run else None
@@ -161,28 +183,44 @@ def _scores_of_others(folder, metric):
         value, low, high = (
             math.nan if own[key] is None else own[key] for key in ("pooled", "pooled_low", "pooled_high")
         )
-        found.append({"name": name, "value": value, "low": low, "high": high})
-    return found
+        several.append({"name": name, "value": value, "low": low, "high": high})
+    return several
 
 
 def _say(found, log):
     """A line for each rival and other run, and a warning for what may be a shortcut."""
-    metric = found["metric"]
-    log("audit", metric=metric, value=found["value"], low=found["low"], high=found["high"], cases=found["cases"])
-    for rival in found["rivals"]:
-        log("audit", rival=rival["name"], **{name: rival[name] for name in _SHOWN})
+    for one in found["audits"]:
+        part = {"part": one["part"]} if one["part"] else {}
+        values = {name: one[name] for name in ("metric", "value", "low", "high", "cases")}
+        log("audit", **part, **values)
+        for rival in one["rivals"]:
+            log("audit", **part, rival=rival["name"], **{name: rival[name] for name in _SHOWN})
+        if one["constant"]:
+            log("audit", **part, constant=one["constant"], reason="equal in all cases: no rival is made of it")
+        for warning in _warnings(one):
+            log.warn((f"{one['part']}: " if one["part"] else "") + warning)
+    if found["attention"]:
+        log("audit", reads="Grad-CAM inside the masks", **found["attention"])
+    for one in found["audits"]:
+        _say_others(one, log)
+
+
+def _warnings(found):
+    """Of each rival that is as good as the network; of several answers one line for all that only they show."""
+    metric, why = found["metric"], "it may have learned a shortcut, see Shortcuts in the report"
     suspects = [rival for rival in found["rivals"] if rival["finds"] == audit.AS_MUCH]
     for rival in [rival for rival in suspects if rival["name"] != audit.ALL] or suspects:
         reached = f"{metric} {rival['value']:.3g}, the network {found['value']:.3g}"
-        log.warn(f"{rival['name']} alone: {reached}: it may have learned a shortcut, see Shortcuts in the report")
-    if found["attention"]:
-        log("audit", reads="Grad-CAM inside the masks", **found["attention"])
-    _say_others(found, log)
+        yield f"{rival['name']} alone: {reached}: {why}"
+    told = [one for one in found["answers"] if one["finds"] == audit.AS_MUCH]
+    if told:
+        said = (f"{one['name']} by {one['rival']} ({one['rival_value']:.3g}, not {one['value']:.3g})" for one in told)
+        yield f"told as well without looking: {listed(said)}: {why}"
 
 
 def _say_others(found, log):
     metric = found["metric"]
     for run in found["runs"]:
         log("audit", run=run["name"], **{name: run[name] for name in ("value", "low", "high")})
-        if run["name"].startswith("shuffled") and metric.startswith("auroc") and run["low"] > 0.5:
+        if run["name"].startswith("shuffled") and "auroc" in metric and run["low"] > 0.5:
             log.warn(f"on shuffled labels the network reaches {metric} {run['value']:.3g}: it has seen the labels")

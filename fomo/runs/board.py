@@ -21,7 +21,8 @@ _RESAMPLES = 1000  # of the comparison of probes
 class Board:
     """What is known of checkpoints `names`; rows are dicts of plain values.
 
-    scores: of each checkpoint, task and metric the value with its interval and rank. differences: of each pair and
+    scores: of each checkpoint, task and metric the value with its interval, how many cases it is of, and its rank, NaN
+    of a metric that the challenge does not rank by. differences: of each pair and
     metric. ranking: the checkpoints, best first. failed: {(checkpoint, task): why}. notes: texts for the reader.
     paths: {checkpoint: its file}, None of random weights.
     """
@@ -35,21 +36,23 @@ class Board:
         """Add a task; places: {name: folder of its finished run}."""
         self._ranked[task] = ranked
         runs = {name: Run(place) for name, place in places.items()}
-        for name, metric in itertools.product(self.names, ranked.metrics):
-            found = runs[name].metrics.get(metric, {}) if name in runs else {}
-            self._add(name, task, metric, *(found.get(key, math.nan) for key in _POOLED), found.get("cases"))
+        for name, metric in itertools.product(self.names, (*ranked.metrics, *ranked.beside)):
+            self._add(name, task, metric, *_pooled(runs[name] if name in runs else None, metric))
         if len(places) < 2:
             return
         try:
-            rows, _ = report.compare(list(places.values()))
+            rows, _ = report.compare([places[name] for name in self._random_first(places)])
         except UserError as error:
             self.notes.append(f"{task}: not compared case by case: {one_line(error)}")
             return
         of_place = {place: name for name, place in places.items()}
+        tested = {row["metric"] for row in rows}
+        within = {metric + metrics.WITHIN: higher for metric, higher in ranked.metrics.items()}  # where folds are equal
+        higher = {**{name: of for name, of in ranked.metrics.items() if name + metrics.WITHIN not in tested}, **within}
         for row in rows:
-            if row["metric"] in ranked.metrics:
+            if row["metric"] in higher:
                 pair = {key: of_place[row[key]] for key in ("first", "second")}
-                self.differences.append({"task": task, **row, **pair, "higher": ranked.metrics[row["metric"]]})
+                self.differences.append({"task": task, **row, **pair, "higher": higher[row["metric"]]})
 
     def add_probes(self, found, has_groups):
         """Add tasks 6 and, with groups, 7; found: {name: (evaluation.probe.Found, Subjects)}."""
@@ -61,12 +64,21 @@ class Board:
                 self._add(name, task, metric, *values, len(found[name][0].predictions) if name in found else None)
         if found:  # all have the same subjects
             self.notes += [f"task7: {text}" for text in next(iter(found.values()))[0].facts["doubts"]]
-        for first, second in itertools.combinations([name for name in self.names if name in found], 2):
+        for name, (probe, _) in found.items():
+            self.notes += [f"task6 of {name}: {text}" for text in probe.facts["unsaid"]]
+            if gone := probe.facts["missing"]:
+                said = f"{gone} cases have no embedding, and get the worst answer where they are tested"
+                self.notes.append(f"task6 of {name}: {said}")
+        for first, second in itertools.combinations(self._random_first(found), 2):
             self.differences += _probe_differences(first, second, found, has_groups)
+
+    def _random_first(self, found):
+        """The names that are in `found`, so that a difference from random weights is what a checkpoint gains."""
+        return sorted((name for name in self.names if name in found), key=lambda name: self.paths.get(name) is not None)
 
     def _add(self, name, task, metric, value, low, high, cases):
         place = {"checkpoint": name, "task": task, "metric": metric}
-        self.scores.append({**place, "value": value, "low": low, "high": high, "cases": cases})
+        self.scores.append({**place, "value": value, "low": low, "high": high, "cases": cases, "rank": math.nan})
 
     def finish(self):
         """Rank the checkpoints, and correct the p values of all differences together."""
@@ -99,6 +111,12 @@ class Board:
         """{task: names of the metrics that it is ranked by}."""
         return {task: tuple(ranked.metrics) for task, ranked in self._ranked.items()}
 
+    @property
+    def unasked(self):
+        """Numbers of the challenge's tasks that were not asked for, where others were."""
+        asked = {challenge.number(task) for task in self._ranked} - {None}
+        return [number for number in challenge.TASKS if number not in asked] if asked else []
+
     def write(self, output):
         """scoreboard.csv, differences.csv, scoreboard.json and scoreboard.html in a folder; returns the page's path."""
         missing = [{"checkpoint": name, "task": task, "why": why} for (name, task), why in self.failed.items()]
@@ -111,7 +129,13 @@ class Board:
         return report.write_scoreboard(self, os.path.join(output, "scoreboard.html"))
 
 
-_POOLED = ("pooled", "pooled_low", "pooled_high")
+def _pooled(run, metric):
+    """(value, low, high, cases) of a metric of a Run, None: it is missing; cases: that a mean does not leave out."""
+    found = {} if run is None else run.metrics.get(metric, {})
+    if not found:
+        return (*(math.nan,) * 3, None)
+    left_out = sum(run.metrics[metric + end]["pooled"] for end in metrics.COUNTS if metric + end in run.metrics)
+    return (*(found.get(key, math.nan) for key in ("pooled", "pooled_low", "pooled_high")), found["cases"] - left_out)
 
 
 def _probed(found, metric):

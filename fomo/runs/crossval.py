@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.resources
 import math
@@ -17,7 +18,7 @@ from ..data.cases import looks_at_files
 from ..evaluation import stress as evaluation_stress
 from ..run_folder import RunFolder
 from ..runtime import dist, interrupt
-from ..runtime.log import Log
+from ..runtime.log import Log, format_value
 from ..runtime.progress import Progress
 from ..training import optimization, tracking, views
 from ..training.evaluate import evaluate
@@ -33,6 +34,7 @@ from .splits import (
     warn_of_changed_code,
     warn_of_changed_images,
     warn_of_changed_weights,
+    why_not,
 )
 
 _SAVING_S = 25  # torchrun kills 30 s after it was told to stop
@@ -50,13 +52,14 @@ def run(config, dry_run=False, one_split=False):
     if dist.is_main() and not dry_run:
         folder.check_free()  # before this process waits for others: they may be those of the run that goes on
     with in_group(config.train.timeout_s) as logs:
-        config, decided = dist.on_main(lambda: kinds.settle(config))  # before the folder takes it for its own
+        config, decided = dist.on_main(lambda: kinds.settle(config, why_not))  # before the folder takes it for its own
         if not dry_run:
             held = []  # the folder, by the main rank, until this call ends
             dist.on_main(lambda: held.append(folder.claim(config, logs[-1])))
             logs.append(Log(folder.log_path, active=dist.is_main()))
         for event, what in decided.items():
-            logs[-1](event, **what)
+            say = logs[-1].warn if event == "warn" else functools.partial(logs[-1], event)
+            say(**what)
         with loader.explained():
             _run(config, folder, logs[-1], dry_run, one_split)
 
@@ -145,7 +148,7 @@ def _run(config, folder, log, dry_run, one_split):
     if finished:
         dist.on_main(lambda: pooled.aggregate(config, folder, log))
         if complete:
-            dist.on_main(lambda: audit.write(config, folder, cases, log))
+            dist.on_main(lambda: audit.write(config, folder, cases, code, log))
         dist.on_main(lambda: report.write(folder.path))
     with interrupt.graceful():
         make_final(config, folder, splits, by_id, log)
@@ -192,7 +195,7 @@ def _announce(config, folder, log):
     }
     where["augment_on"] = "gpu" if loader.augments_on_gpu(config) else "cpu"
     log("run", **what, **where, torch=torch.__version__, code=code, seed=config.seed)
-    for message in optimization.doubts(device):
+    for message in optimization.doubts(device, config.model.name):
         log.warn(message)
     unread = kinds.unread(config)
     if unread:
@@ -264,16 +267,17 @@ def _dry_run(config, task, wanted, listed, log):
     check_parts(config, task, splits, listed)
     network = build_network(config, task, 0)
     parameters = sum(p.numel() for p in network.parameters())
-    log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
     if dist.is_main():
         for case in listed:
-            named = f" labels={list(case.labels)}" if case.labels else ""
-            print(f"case id={case.id} subject={case.subject} target={case.target}{named} group={case.group}")
+            known = {name: getattr(case, name) for name in ("id", "subject", "target", "labels", "group", "fold")}
+            said = (f"{name}={format_value(value)}" for name, value in known.items() if value not in (None, ()))
+            print(f"case {' '.join(said)}")
         by_id = {case.id: case for case in listed}
         for number, split in enumerate(splits, 1):
             for part, ids in split.items():
                 counts = listing.counts(wanted, [by_id[case_id] for case_id in ids])
                 print(f"fold {number} {part}: cases={len(ids)} " + " ".join(f"{k}={v:.4g}" for k, v in counts.items()))
+    log("run", model=config.model.name, parameters=parameters, tensors=len(network.state_dict()), dry_run=True)
 
 
 def _numbers(config, splits, cases, one_split, log):

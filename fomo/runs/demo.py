@@ -36,7 +36,7 @@ def run(configs, output, log, overrides=()):
     fold = RunFolder(os.path.join(output, config.name)).fold(1)
     if not fold.is_finished:
         crossval.run(config, one_split=True)
-    probed = scoreboard.Probed(os.path.join(table, "table.csv"), TARGET, GROUPS, "t1", "multistage")
+    probed = scoreboard.Probed(os.path.join(table, "table.csv"), TARGET, GROUPS, "t1")
     probed = probed._replace(subject_column="PatientID")
     shared = [f"data.root={os.path.join(output, 'phantoms')}", cache, f"data.phantom_cases={_CASES}"]
     return scoreboard.run([fold.best], files, output, log, [*shared, *overrides], probed)

@@ -72,8 +72,7 @@ def _aggregated(name, pooled, interval, fold_rows, cases):
     absent = 0.0 if name.endswith(metrics.COUNTS) else math.nan  # a fold without anything to count has no count
     values = np.array([row.get(name, absent) for row in fold_rows], float)
     defined = values[np.isfinite(values)]
-    mean = defined.mean() if len(defined) else math.nan
-    std = defined.std(ddof=1) if len(defined) > 1 else math.nan
+    mean, std = defined.mean() if len(defined) else math.nan, metrics.deviation(defined)
     low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
     ci, few = metrics.t_interval(values), len(defined) < 3
     t_low, t_high = (math.nan,) * 2 if few else np.clip((ci.low, ci.high), *metrics.range_of(name, defined)).tolist()

@@ -20,6 +20,7 @@ from .. import kinds, tasks
 from ..config import UserError, as_user_error, listed, one_line
 from ..evaluation import probe
 from ..prediction import embeddings, members
+from ..prediction.challenge import FEATURES
 from ..run_folder import RunFolder
 from ..runtime import dist, files, interrupt
 from . import challenge, crossval
@@ -44,8 +45,8 @@ class Contestant:
 
     @functools.cached_property
     def sha256(self):
-        """Of its file, as vectors and runs record it; of random weights their seed."""
-        return files.sha256(self.path) if self.path else f"random {_SEED}"
+        """Of its file, as vectors and runs record it; of random weights their seed and network."""
+        return files.sha256(self.path) if self.path else self.origin.random(_SEED)
 
     def overrides(self):
         """Texts `key=value` that start a task's config from it."""
@@ -62,7 +63,7 @@ class Probed(NamedTuple):
     target: str
     groups: tuple[str, ...] = ()
     column: str | None = None
-    features: str = "bottleneck"
+    features: str = FEATURES
     seeds: tuple[int, ...] = probe.SEEDS
     subject_column: str = "subject"
 
@@ -184,7 +185,8 @@ def _config(one, name, asked, output, overrides):
     """The config of a task from a checkpoint."""
     shared = [] if asked.own_cache else [f"data.cache={os.path.join(output, 'cache')}"]
     place = [f"output={os.path.join(output, one.name)}", f"name={name}"]
-    return kinds.load(asked.path, [*one.overrides(), *overrides, *shared, *place])
+    scored = [f"eval.challenge={asked.ranked.scored_as}"] if asked.ranked.scored_as != "none" else []
+    return kinds.load(asked.path, [*one.overrides(), *overrides, *shared, *scored, *place])
 
 
 def _cross_validate(one, name, config, log):

@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 
-from .. import kinds, report, tasks
+from .. import kinds, metrics, report, tasks
 from ..config import UserError, as_user_error, identity, length, one_line, show
 from ..data import listing, loader, sources
 from ..run_folder import RunFolder
@@ -21,7 +21,7 @@ from ..runtime import dist, files, interrupt
 from ..runtime.log import Log
 from ..training.fold import inspect, train_fold, with_patch_that_fits
 from . import crossval, settings
-from .splits import check_parts, has_one_split, make_splits
+from .splits import check_parts, has_one_split, make_splits, why_not
 
 
 class SearchFailed(RuntimeError):
@@ -174,7 +174,7 @@ class _Trials:
         """Train a setting in a fold; its numbers are kept in the folder."""
         by_id, begun = self.prepare(setting), time.perf_counter()
         parts = {part: [by_id[case_id] for case_id in ids] for part, ids in self.parts[number].items()}
-        config, _ = kinds.settle(setting.config)
+        config, _ = kinds.settle(setting.config, why_not)
         config = settings.shortened(with_patch_that_fits(config, list(by_id.values())), rung.share)
         place = rung.number, setting.number, number
         fold, select = self.search.folder.trial(*place), self.search.task.select
@@ -254,7 +254,7 @@ def _row(search, rung, setting, folds, error):
     row = {"rung": rung.number, "setting": setting.number, **setting.values}
     row["length"] = length(settings.shortened(setting.config, rung.share).train)
     row["score"] = statistics.fmean(scores) if scores and not error else math.nan
-    row["sd"] = statistics.stdev(scores) if len(scores) > 1 else math.nan
+    row["sd"] = metrics.deviation(scores)
     row["loss"] = statistics.fmean(result["loss"] for result in found) if found else math.nan
     row["seconds"] = sum(result["seconds"] for result in found)
     return {**row, "folds": len(found), "goes_on": False, "error": error}

@@ -86,7 +86,7 @@ def _different(path, fixed, searched):
         what = tuple(repr(default[owner(key)] if key in unread[-1] else value) for key, value in given.items())
         if what not in known:
             known.add(what)
-            values = {key: "none" if value is None else show(value) for key, value in given.items()}
+            values = {key: show(value) for key, value in given.items()}
             kept.append(Setting(len(kept) + 1, values, config))
     return kept, unread
 

@@ -52,6 +52,21 @@ def check_parts(config, task, splits, cases):
                 raise UserError(f"fold {number}: {error}") from error
 
 
+def why_not(config, cases):
+    """Why the folds of a config cannot be learned from, in words; None where they can, or where there are none."""
+    task = tasks.build(config)
+    try:
+        task.inspect(cases)
+        splits = make_splits(config, task, cases)
+    except UserError:  # which the run meets, too
+        return None
+    try:
+        check_parts(config, task, splits, cases)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def check_splits(config, splits, cases):
     """ValueError for parts that are empty or overlap, in ids or in subjects, and for cases without a part."""
     subject_of = {case.id: case.subject for case in cases}

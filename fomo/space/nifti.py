@@ -7,6 +7,7 @@ quaternion. A field that nothing reads (the bits per voxel, the voxel size besid
 
 import contextlib
 import gzip
+import itertools
 import logging
 import math
 import os
@@ -37,7 +38,7 @@ _PACKED = "packed otherwise: unpack it, or pack it by gzip"
 _FORMATS = {
     **dict.fromkeys((".mgz", ".mgh"), _FREESURFER),
     **dict.fromkeys((".hdr", ".img"), _PAIR),
-    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), _ITK),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mhd", ".gipl"), _ITK),
     **dict.fromkeys((".bz2", ".zst", ".xz", ".zip", ".7z", ".tar", ".tgz"), _PACKED),
     **dict.fromkeys((".head", ".brik"), "of AFNI: 3dAFNItoNIFTI"),
     **dict.fromkeys((".par", ".rec"), "of Philips: dcm2niix"),
@@ -92,7 +93,7 @@ def _opened(path):
     if not name.endswith((".nii", ".nii.gz")):
         known = other_format(path)
         got = f"a file {known}" if known else "a file without a suffix of NIfTI"
-        raise ValueError(f"{path}: got {got}, wanted .nii, .nii.gz, a 3D .npy or a folder of DICOM files")
+        raise ValueError(f"{path}: got {got}, wanted .nii, .nii.gz, .mha, a 3D .npy or a folder of DICOM files")
     try:
         with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as file:
             with np.errstate(all="ignore"):  # what it would warn of is infinite, and refused
@@ -163,7 +164,8 @@ def _raw_header(file, path):
         if start[kind.sizeof_hdr :][:1] > b"\0":
             _check_extensions(file, path, header, kind.sizeof_hdr + 4)
         return header
-    raise ValueError(f"{path}: cannot read it as NIfTI: it does not begin with the header of one")
+    what = "it does not begin with the header of one" if start else "it is empty"
+    raise ValueError(f"{path}: cannot read it as NIfTI: {what}")
 
 
 def _check_extensions(file, path, header, place):
@@ -221,6 +223,7 @@ def _read_on(file, path):
 def write_nifti(path, array, affine, like=None):
     """Write `array` (X, Y, Z) in its own dtype, with slope 1, under a temporary name that is then renamed to `path`.
 
+    array: or a sequence of arrays, which is the fourth axis; one of them is held at a time.
     affine: (4, 4), to mm. like: path of a NIfTI file whose header (units, qform and sform codes, description) is kept.
     Raises OSError when the disk refuses, and then leaves nothing behind.
     """
@@ -233,14 +236,30 @@ def write_nifti(path, array, affine, like=None):
     temporary = os.path.join(folder, f".{os.getpid()}.{name}")
     try:
         with np.errstate(all="ignore"):  # of header fields that NIfTI-1 has fewer bits for, and nothing reads
-            image = nibabel.Nifti1Image(array, affine, header and _silently(nibabel.Nifti1Header, header.raw))
-            image.set_data_dtype(array.dtype)
+            volumes = iter([array] if isinstance(array, np.ndarray) else array)
+            first = whole = next(volumes)
+            if first is not array:  # the header is that of all, of which one is there
+                whole = np.broadcast_to(first[..., None], (*first.shape, len(array)))
+            image = nibabel.Nifti1Image(whole, affine, header and _silently(nibabel.Nifti1Header, header.raw))
+            image.set_data_dtype(first.dtype)
             image.header["cal_min"] = image.header["cal_max"] = 0  # display range of the other file
-            nibabel.save(image, temporary)
+            _save(image, itertools.chain([first], volumes), temporary)
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _save(image, volumes, path):
+    """Write the header of an image, and for its voxels the `volumes`: as nibabel.save, which would hold all of them."""
+    image.update_header()
+    image.header.set_slope_inter(1, 0)
+    with nibabel.openers.ImageOpener(path, "wb") as file:
+        image.header.write_to(file)
+        file.write(bytes(image.header.get_data_offset() - file.tell()))
+        for array in volumes:
+            for plane in np.moveaxis(array, -1, 0):
+                file.write(plane.astype(image.get_data_dtype(), copy=False).tobytes("F"))
 
 
 def _silently(kind, raw):

@@ -13,6 +13,7 @@ from .results import Answer, Output, Results
 from .segmentation import Segmentation
 
 checkpoint = lazy.Module("..checkpoint", __package__)
+rare = lazy.Module("..nets.rare", __package__)
 
 TASKS = {
     "classification": Classification,
@@ -50,7 +51,10 @@ def build_network(config, task):
     if model.deep_supervision == "auto":
         has_it = "deep_supervision" in nets.NETWORKS[model.name].options
         options["deep_supervision"] = has_it and "model.deep_supervision" in task.options
-    return task.wrap(nets.build(model.name, *channels, mode=task.mode, **options))
+    network = nets.build(model.name, *channels, mode=task.mode, **options)
+    if task.rare is not None:
+        rare.begin_rare(network, task.rare)
+    return task.wrap(network)
 
 
 def best_fusion(config):

@@ -28,7 +28,7 @@ from ..runtime.lazy import torch
 from ..space import volume
 from . import categories
 from .labels import Labels, positives_of
-from .results import Answer, Results
+from .results import Answer, Results, averaged
 from .segmentation import Segmentation
 from .task import Task
 from .two_classes import TwoClasses
@@ -61,6 +61,7 @@ class FromMasks:
     """
 
     mode = "segmentation"
+    rare = slice(1, None, 2)  # the findings, behind what is no finding
     losses = Segmentation.losses
     rates = Segmentation.rates
     optional_volumes = ("probabilities",)
@@ -71,14 +72,25 @@ class FromMasks:
         return super().wanted(section)._replace(finding=True)
 
     @classmethod
-    def settle(cls, config):
+    def settle(cls, config, why_not=None):
         """task.evidence=auto becomes mask where enough positive cases of a label have one for each fold, or none."""
         if config.task.evidence != "auto":
             return config, {}
         cases = sources.list_cases(config.data, cls.wanted(config.task))
+        by_mask, by_label = (
+            dataclasses.replace(config, task=dataclasses.replace(config.task, evidence=evidence))
+            for evidence in ("mask", "none")
+        )
         counts = counted(cases)
-        task = dataclasses.replace(config.task, evidence="mask" if any(_enough(config, counts)) else "none")
-        return dataclasses.replace(config, task=task), {"evidence": task.evidence, **cls.found(config, cases, counts)}
+        enough = _enough(config, counts)
+        problem = (why_not and why_not(by_mask, cases)) if any(enough) else f"wanted {_fewest(config)}"
+        found = cls.found(config, cases, counts, [is_enough and not problem for is_enough in enough])
+        if problem and any(masked for _, masked in counts):
+            said = f"task.evidence=auto: {cls.masks(config, counts)} have a mask, which are too few"
+            return by_label, {"warn": {"message": f"{said} ({problem}): labels only", "evidence": "none", **found}}
+        if problem:
+            return by_label, {"data": {"evidence": "none", **found, "meant": "no masks to learn from: labels only"}}
+        return by_mask, {"data": {"evidence": "mask", **found, "meant": "negatives count as empty masks"}}
 
     def __init__(self, config):
         super().__init__(config)
@@ -182,13 +194,9 @@ class FromMasks:
     def answer(tasks, parts, geometry):
         """Mean probabilities and their decisions; those of no finding and of each finding, in native space."""
         row = tasks[0].together(tasks, [task.probabilities(part.odds, part.whole) for task, part in zip(tasks, parts)])
-        finding = sum(part.finding for part in parts) / np.float32(len(parts))
-
-        def probabilities():
-            native = volume.to_native(finding, geometry, order=1)  # 0 where the network has seen nothing
-            return np.concatenate([1 - native.max(0, keepdims=True), native])
-
-        return row, {"probabilities": probabilities}
+        finding = averaged(tasks, [part.finding for part in parts]).astype(np.float32)
+        native = volume.to_native(finding, geometry, order=1)  # 0 where the network has seen nothing
+        return row, {"probabilities": [1 - native.max(0), *native]}
 
     def predict(self, network, case, windows, fold=None):
         """`located`, of each label that is learned from masks: whether its most probable voxel is in its mask.
@@ -289,13 +297,16 @@ class Evidence(FromMasks, TwoClasses, Task):
     view = view.of_two_classes()
 
     @classmethod
-    def found(cls, config, cases, counts):
-        """What the log says of the masks."""
+    def found(cls, config, cases, counts, enough):
+        """What the log says of the masks; enough: [whether a label is learned from them]."""
         [(positives, masked)] = counts
-        enough = all(_enough(config, counts))
-        meant = f"less than {_fewest(config)} masks to learn from: labels only"
-        meant = "negatives count as empty masks" if enough else meant
-        return {"positives": positives, "with_mask": masked, "negatives": len(cases) - positives, "meant": meant}
+        return {"positives": positives, "with_mask": masked, "negatives": len(cases) - positives}
+
+    @classmethod
+    def masks(cls, config, counts):
+        """How many cases have one, in words."""
+        [(positives, masked)] = counts
+        return f"{masked} of {positives} cases of class 1"
 
     @staticmethod
     def said(place):
@@ -331,13 +342,17 @@ class LabelEvidence(FromMasks, Labels, Task):
         super().check(config, refuse)
 
     @classmethod
-    def found(cls, config, cases, counts):
+    def found(cls, config, cases, counts, enough):
         """What the log says of the masks of each label: how many of the cases that have it have one."""
         said = [f"{name}:{masked}/{positives}" for name, (positives, masked) in zip(config.task.targets, counts)]
-        enough = _enough(config, counts)
         found = {"from_masks": [one for one, is_enough in zip(said, enough) if is_enough]}
-        found["from_labels"] = [one for one, is_enough in zip(said, enough) if not is_enough]
-        return {**found, "meant": f"positives with a mask of all positives; from masks with {_fewest(config)} or more"}
+        return {**found, "from_labels": [one for one, is_enough in zip(said, enough) if not is_enough]}
+
+    @classmethod
+    def masks(cls, config, counts):
+        """How many cases have one, in words."""
+        named = zip(config.task.targets, counts)
+        return ", ".join(f"{masked} of {positives} cases with {name}" for name, (positives, masked) in named)
 
     def __init__(self, config):
         super().__init__(config)

@@ -20,8 +20,9 @@ from ..metrics import (
 )
 from ..metrics.checks import mean_of_defined
 from . import categories
-from .results import Output, Results
+from .results import Blend, Output, Results, averaged
 from .task import ONE_OR_MORE
+from .two_classes import rival_probability
 
 
 class Labels:
@@ -54,6 +55,18 @@ class Labels:
         """The labels, as columns call them."""
         return [name.replace(" ", "_") for name in self.config.task.targets]
 
+    @property
+    def blend(self):
+        return Blend(self.names_of("target"), self.names_of("probability"), macro_auroc)
+
+    def rival_targets(self, cases):
+        return [case.target for case in cases]
+
+    def rival_row(self, row, said):
+        probabilities = rival_probability(np.asarray(said))
+        columns = self.names_of("probability") + self.names_of("decision")
+        return {**row, **dict(zip(columns, [*probabilities.tolist(), *(probabilities >= 0.5).astype(int).tolist()]))}
+
     def check_parts(self, train, val):
         for part, cases in (("training", train), ("validation", val)):
             if not differs(positives_of(cases), len(cases)).any():
@@ -81,8 +94,8 @@ class Labels:
     @staticmethod
     def rows_of(tasks, parts, level="volume"):
         """Rows of mean probabilities and decisions at mean thresholds; parts: (rows, labels) of each task."""
-        probabilities = np.mean([task.moved(part, level) for task, part in zip(tasks, parts)], axis=0)
-        decisions = probabilities >= np.mean([task.thresholds(level)["each"] for task in tasks], axis=0)
+        probabilities = averaged(tasks, [task.moved(part, level) for task, part in zip(tasks, parts)])
+        decisions = probabilities >= averaged(tasks, [task.thresholds(level)["each"] for task in tasks])
         columns = tasks[0].names_of("probability") + tasks[0].names_of("decision")
         both = zip(probabilities.tolist(), decisions.astype(int).tolist())
         return [dict(zip(columns, first + second)) for first, second in both]

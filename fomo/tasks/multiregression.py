@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from .regression import Regression
-from .results import Answer, Results
+from .results import Answer, Output, Results
 from .task import ONE_OR_MORE, Task
 from .views import multiregression as view
 from .views.multiregression import results_of, standardised_errors
@@ -73,6 +73,10 @@ class Multiregression(Task):
 
     def rival_row(self, row, said):
         return {**row, **{f"prediction_{name}": float(value) for name, value in zip(self.names, said)}}
+
+    def rival_outputs(self):
+        names = enumerate(zip(self.names, self.config.task.targets))
+        return [Output(k, f"prediction_{name}", f"target_{name}", None, title) for k, (name, title) in names]
 
     def loss(self, outputs, batch):
         """(B,): the mean over the targets."""

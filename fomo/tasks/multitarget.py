@@ -5,6 +5,7 @@ their names in the table, so that a checkpoint can be tested on another table.
 """
 
 import numpy as np
+import scipy
 
 from ..config import UserError
 from ..metrics import WITHIN, auroc, confusion_matrix, macro_auroc, multiclass_metrics, within_folds
@@ -13,6 +14,7 @@ from ..runtime.lazy import torch
 from . import categories
 from .results import Answer, Output
 from .task import HEAD, ONE_OR_MORE, Task
+from .two_classes import rival_probability
 from .views import multitarget as view
 
 _OF_EACH_TARGET = ("accuracy", "balanced_accuracy", "mcc", "log_loss", "ece")
@@ -109,6 +111,24 @@ class Multitarget(Task):
         targets = np.array([np.atleast_1d(case.target) for case in cases], int)
         each = (np.eye(len(classes))[column] for classes, column in zip(self.state["classes"], targets.T))
         return np.concatenate(list(each), axis=1)
+
+    def rival_targets(self, cases):
+        return self.head_targets(cases)[:, [output.index for output in self.rival_outputs()]]
+
+    def rival_row(self, row, said):
+        found, said = dict(row), iter(said)
+        for place, classes in enumerate(self.state["classes"]):
+            own = [next(said) for _ in classes[len(classes) < 3 :]]
+            positive = rival_probability(own[0])
+            found |= self._decided(
+                place, scipy.special.softmax(4 * np.array(own)) if len(own) > 1 else np.array([1 - positive, positive])
+            )
+        return found
+
+    def rival_outputs(self):
+        """All, but of a target with two classes the second one only."""
+        two = {f"target_{name}" for name, classes in zip(self.names, self.state["classes"]) if len(classes) < 3}
+        return [output for output in self.outputs() if output.value or output.target not in two]
 
     def loss(self, outputs, batch):
         targets = batch["target"].long().reshape(len(outputs), -1)

@@ -7,6 +7,7 @@ first part is the main one: its metric chooses the epoch, and by its targets the
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..runtime.lazy import torch
 from . import parts as parts_module
 from .multilabel import Multilabel
 from .regression import Regression
-from .results import Answer, Results
+from .results import Answer, Results, finished
 from .segmentation import Segmentation
 from .task import Columns, Task
 from .views import multitask as view
@@ -113,11 +114,16 @@ class Multitask(Task):
         self.view = view.of_parts(self)
         masked = [task for part, task in self._each() if part.dense]
         self.out_channels = masked[0].out_channels if masked else 1  # of the U-Net, whose decoder is left out then
+        self.rare = masked[0].rare if masked else None
         if not masked:
             self.volumes = self.optional_volumes = ()
 
     def _each(self):
         return [(part, self.tasks[part.name]) for part in self.parts]
+
+    def ask(self, volumes):
+        for task in self.tasks.values():
+            task.ask(volumes)
 
     @property
     def state(self):
@@ -173,6 +179,19 @@ class Multitask(Task):
         found = [(part, task, place) for part, task, place in self._outputs() if place is not None]
         return [(task, place, [part.case(case) for case in cases]) for part, task, place in found]
 
+    @classmethod
+    def is_audited(cls):
+        """One of two parts or more is no mask."""
+        return True
+
+    def audited(self, cases, results):
+        split = self._split(results)
+        return [
+            (part.name, task, [part.case(case) for case in cases], split[part.name])
+            for part, task in self._each()
+            if task.is_audited()
+        ]
+
     def loss(self, outputs, batch):
         """(B,): the sum of the parts' losses by their weights, each divided by its variance where that is learned."""
         dense, whole, log_variances = outputs
@@ -188,9 +207,17 @@ class Multitask(Task):
 
     def predict(self, network, case, windows, fold=None):
         """`loss`: the sum of the parts' losses by the weights of the config."""
+        answers = [
+            (part, task.predict(multihead.one_task(network, place), part.case(case), windows, fold))
+            for part, task, place in self._outputs()
+        ]
+        return functools.partial(self._together, case, answers)
+
+    @staticmethod
+    def _together(case, answers):
         row, kept, loss = {}, {}, 0.0
-        for part, task, place in self._outputs():
-            answer = task.predict(multihead.one_task(network, place), part.case(case), windows, fold)
+        for part, answer in answers:
+            answer = finished(answer)
             kept[part.name] = answer.kept
             loss += part.weight * answer.row["loss"]
             row |= {f"{part.name}_{key}": value for key, value in answer.row.items() if key not in _OF_ALL}

@@ -16,7 +16,7 @@ from ..metrics import (
     within_folds,
 )
 from ..runtime import lazy
-from .results import Answer, Results
+from .results import Answer, Blend, Output, Results, averaged
 from .task import HEAD, ONE_OR_MORE, Task
 from .views import regression as view
 
@@ -41,6 +41,7 @@ class Regression(Task):
     view = view.VIEW
     single = "prediction"
     scored = ("prediction", "corrected", "low", "high")
+    blend = Blend(("target",), ("prediction",), lambda targets, values: -mae(targets[:, 0], values[:, 0]))
 
     @classmethod
     def variant(cls, section):
@@ -73,6 +74,9 @@ class Regression(Task):
     def rival_row(self, row, said):
         return {**row, "prediction": float(said[0])}
 
+    def rival_outputs(self):
+        return [Output(0, "prediction", "target", None, "the number")]
+
     def loss(self, outputs, batch):
         return self._loss(outputs[:, 0], (batch["target"] - self.state["mean"]) / self.state["scale"])
 
@@ -92,13 +96,13 @@ class Regression(Task):
 
     @staticmethod
     def answer(tasks, parts, geometry):
-        """The mean of the networks' predictions and, if all have them, of corrected ones and of the limits.
+        """The weighted mean of the networks' predictions and, if all have them, of corrected ones and of the limits.
 
         Of several networks `prediction_sd` is the standard deviation between them: where they disagree.
         """
         rows = [task._fitted([{"prediction": part}])[0] for task, part in zip(tasks, parts)]
         shared = set.intersection(*map(set, rows))
-        row = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name in shared}
+        row = {name: float(averaged(tasks, [row[name] for row in rows])) for name in rows[0] if name in shared}
         return row | ({"prediction_sd": float(np.std(parts, ddof=1))} if len(parts) > 1 else {}), {}
 
     def predict(self, network, case, windows, fold=None):

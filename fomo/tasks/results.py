@@ -19,6 +19,11 @@ class Answer(NamedTuple):
         return cls({"id": case.id, "subject": case.subject, **values}, kept)
 
 
+def finished(answer):
+    """The Answer that `Task.predict` has given, or of which it has given the rest of the work as a function."""
+    return answer() if callable(answer) else answer
+
+
 class Results(NamedTuple):
     """What a task makes of the answers of some cases."""
 
@@ -64,14 +69,31 @@ class Results(NamedTuple):
         return [f"{what} than over all cases (noise {noise:.3f}): the folds' models do not score on one scale"]
 
 
+class Blend(NamedTuple):
+    """What an ensemble of a task's networks averages, each network with its weight."""
+
+    targets: tuple  # columns of a row: the true values
+    columns: tuple  # of a row: what is averaged
+    metric: object  # (labels (n, K), values (n, K)) -> by which weights are searched, higher is better
+
+
+def averaged(tasks, values):
+    """The mean of the values (M, ...) of M networks, weighted; tasks: theirs."""
+    return np.average(values, axis=0, weights=[task.weight for task in tasks])
+
+
 class Output(NamedTuple):
-    """An output of a network that tells classes apart, and where its probability stands in a row."""
+    """An output of a network, and where its probability, or the number that it says, stands in a row."""
 
     index: int
     column: str  # of a row: its probability
     target: str  # of a row: the true value
-    value: int  # of the target where the case has what this output stands for
+    value: int | None  # of the target where the case has what this output stands for; None: it says a number
     name: str  # in print
 
     def is_there(self, row):
         return row[self.target] == self.value
+
+    def truth(self, row):
+        """What is there to say of a case: the number, or whether it has what the output stands for."""
+        return row[self.target] if self.value is None else self.is_there(row)

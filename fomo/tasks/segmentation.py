@@ -4,13 +4,18 @@ Outputs are a softmax over the classes, or a sigmoid for each foreground class b
 of the background is 1 less the largest of them, so that a voxel is foreground if one of them is above 0.5.
 """
 
+import functools
 import math
 import re
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from ..config import UserError
 from ..data.cases import read_volume, rounded
 from ..metrics import (
+    CHALLENGES,
     COUNTS,
     dice,
     over_classes,
@@ -22,7 +27,7 @@ from ..metrics import (
 from ..runtime import lazy
 from ..runtime.lazy import torch
 from ..space import postprocess, volume
-from . import categories
+from . import categories, disagreement
 from .results import Answer, Results
 from .task import Columns, Rates, Task
 from .views import segmentation as view
@@ -32,19 +37,20 @@ nifti = lazy.Module("..space.nifti", __package__)
 
 _NO_METRICS = ("id", "subject", "fold", "missing", "loss", "predicted_voxels", "reference_voxels")  # of a row
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")  # it becomes a part of columns
+_GAIN = "postprocess_gain"  # a column of rows, where post-processing is chosen
 _UNWEIGHTED = ("generalized_dice", "tversky")  # losses without class weights
 _VOXELS, _VECTOR = 2**16, 64  # whose probabilities are computed at once: about so many, a multiple of the second
 
 
 class Segmentation(Task):
     mode = "segmentation"
-    losses = ("dice_ce", "dice_focal", "generalized_dice", "tversky", "cross_entropy")
+    losses = ("dice_focal", "dice_ce", "generalized_dice", "tversky", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
     rates = Rates(2.5e-3, 2.5e-3)
     select, higher_is_better = "dice", True
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)
-    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm")
+    keys = ("data.mask_column", "data.foreground_fraction", "eval.surface_tolerance_mm", "eval.challenge")
     options = (
         "task.classes",
         "task.class_names",
@@ -56,7 +62,7 @@ class Segmentation(Task):
     )
     if_constant = f"{Task.if_constant}; raise data.foreground_fraction where lesions are small"
     view = view.VIEW
-    volumes, optional_volumes = ("mask",), ("probabilities",)
+    volumes, optional_volumes = ("mask",), ("probabilities", disagreement.NAME)
     single = "mask"
 
     @classmethod
@@ -77,6 +83,13 @@ class Segmentation(Task):
         self.out_channels = config.task.classes - self.sigmoid
         self.state = {"class_weights": [1.0] * config.task.classes, "postprocess": dict(postprocess.NONE)}
         self._candidates = ()  # of post-processing, while it is chosen
+        self._challenge = CHALLENGES.get(config.eval.challenge)
+        if self._challenge:
+            self.view = view.with_challenge(config.eval.challenge)
+
+    @property
+    def rare(self):
+        return slice(1 - self.sigmoid, None)
 
     def strata(self, cases):
         """Whether there is foreground, and how much, on a scale on which large masks are not all that counts.
@@ -86,6 +99,11 @@ class Segmentation(Task):
         few = len({case.subject for case in cases if not case.target}) < max(4, self.config.cv.folds)
         present = ["with foreground" if case.target or few else "without foreground" for case in cases]
         return [(one, math.log1p(case.foreground_mm3 or 0.0)) for one, case in zip(present, cases)]
+
+    def inspect(self, cases):
+        if not any(case.target for case in cases):
+            got = f"got no voxel of the foreground in the masks of all {len(cases)} cases"
+            raise UserError(f"mask: {got}, wanted some with")
 
     def fit(self, train, val):
         """Fit inverse-frequency class weights over the voxels of the training masks, with mean 1 over their classes."""
@@ -108,10 +126,10 @@ class Segmentation(Task):
         if task.loss == "tversky":
             return losses.tversky(logits, mask, task.tversky_alpha, task.tversky_beta, activation=task.activation)
         weights = None if self.sigmoid else self.state["class_weights"]
-        if task.loss == "dice_focal":
-            return losses.dice_focal(logits, mask, weights, task.focal_gamma, activation=task.activation)
-        if task.loss != "cross_entropy":
+        if task.loss == "dice_ce":
             return losses.dice_ce(logits, mask, weights, activation=task.activation)
+        if task.loss != "cross_entropy":
+            return losses.dice_focal(logits, mask, weights, task.focal_gamma, activation=task.activation)
         if self.sigmoid:
             return losses.sigmoid_cross_entropy(logits, mask)
         return losses.cross_entropy(logits, mask, weights)
@@ -127,24 +145,17 @@ class Segmentation(Task):
         return logits.cpu().numpy()
 
     def infer(self, network, image, background, windows):
-        """Yield (first plane, number of all, probabilities (K, n, Y, Z)) on the network's grid, see `blend_planes`."""
-        for first, logits in windows.blend_planes(network, image, background):
-            yield first, image.shape[1], self._probabilities(logits)
+        """A _Run, which asks the network when `gather` comes to it."""
+        return _Run(self, network, image, background, windows)
 
     @staticmethod
     def gather(parts):
-        """Their mean, added up as planes come: beside it only those of a window are held, of however many networks."""
-        mean, count = None, 0
+        """The mean (K, X, Y, Z) of several _Runs: beside it only the planes of a window are held, of however many."""
+        mean, count = next(parts).whole(), 1
         for part in parts:
-            for first, size, planes in part:
-                if mean is None and planes.shape[1] == size:
-                    mean = planes
-                    continue
-                if mean is None:
-                    mean = np.empty((len(planes), size, *planes.shape[2:]), planes.dtype)
-                own = mean[:, first : first + planes.shape[1]]
-                np.add(own, planes, out=own) if count else np.copyto(own, planes)
-            count, planes, own = count + 1, None, None  # before the next network makes its own
+            for place, planes in part.planes():
+                mean[place] += planes
+            count, planes = count + 1, None  # before the next network makes its own
         mean /= np.float32(count)
         return [mean]
 
@@ -152,22 +163,21 @@ class Segmentation(Task):
     def answer(tasks, parts, geometry):
         """The post-processed mask of the likeliest class by the mean probabilities (see `gather`) in native space.
 
-        These, as far as they are asked for, are a function: one class after another decides, so that not all classes
-        are in native space at once.
+        One class after another decides, and of the probabilities one is made after another, so that not all classes are
+        in native space at once. Asked for the mutual information, the row has its mean over the mask, NaN of none.
         """
         [mean] = parts
+        mean, apart = np.split(mean, [tasks[0].out_channels])
         chosen = postprocess.merge([task.state["postprocess"] for task in tasks])
         likeliest = _most_probable(mean, tasks[0].sigmoid, geometry)
         mask = postprocess.apply(likeliest, volume.spacing(geometry.native_affine), **chosen)
-
-        def probabilities():
-            native = volume.to_native(mean, geometry, order=1)
-            if tasks[0].sigmoid:
-                native = np.concatenate([1 - native.max(0, keepdims=True), native])
-            native[0][_outside(geometry)] = 1
-            return native
-
-        return {"predicted_voxels": int(np.count_nonzero(mask))}, {"mask": mask, "probabilities": probabilities}
+        row = {"predicted_voxels": int(np.count_nonzero(mask))}
+        volumes = {"mask": mask, "probabilities": _Probabilities(mean, tasks[0].sigmoid, geometry)}
+        if len(apart):
+            found = volume.to_native(disagreement.information(apart, tasks[0].sigmoid), geometry, order=1)
+            row[disagreement.NAME] = float(found[mask > 0].mean()) if mask.any() else math.nan
+            volumes[disagreement.NAME] = found
+        return row, volumes
 
     def predict(self, network, case, windows, fold=None):
         """Dice on the cached grid or, with `fold`, all metrics in native space; then the mask is written.
@@ -175,11 +185,16 @@ class Segmentation(Task):
         While post-processing is chosen: the Dice in native space that each candidate would give.
         """
         logits = windows.blend(network, case.image(), case.background)
-        mask = torch.from_numpy(np.array(case.mask())).to(logits.device).long()
+        mask = torch.from_numpy(np.require(case.mask(), requirements="CW"))  # a copy of what cannot be written
+        mask = mask.to(logits.device, non_blocking=True).long()
         loss = float(self._loss(logits[None], mask[None]))
         if fold is None and not self._candidates:
             return Answer.of(case, loss=loss, **self._on_grid(logits, mask))
-        _, volumes = self.answer([self], [self._probabilities(logits)], case.geometry)
+        return functools.partial(self._in_native_space, case, loss, self._probabilities(logits), fold)
+
+    def _in_native_space(self, case, loss, probabilities, fold):
+        """The Answer in the space of the case's file, by the `probabilities` on the network's grid."""
+        _, volumes = self.answer([self], [probabilities], case.geometry)
         prediction = volumes["mask"]
         reference, affine = read_volume(case.native_mask, like=np.array(case.geometry.native_affine))
         reference = rounded(reference).astype(np.int32)  # as in the cache
@@ -187,7 +202,10 @@ class Segmentation(Task):
             found = [self._dice_after(candidate, reference, prediction, affine) for candidate in self._candidates]
             return Answer.of(case, found, loss=loss)
         nifti.write_nifti(fold.mask(case.id, new=True), prediction, affine)
-        return Answer.of(case, loss=loss, **self._in_native_space(reference, prediction, volume.spacing(affine)))
+        found = self._compared(reference, prediction, volume.spacing(affine))
+        if self.config.eval.postprocess == "auto":
+            found[_GAIN] = self._gain(probabilities, case.geometry, reference, prediction, affine)
+        return Answer.of(case, loss=loss, **found)
 
     def _on_grid(self, logits, reference):
         """Dice by the logits (K, X, Y, Z) and the classes (X, Y, Z) of the reference, counted where they are."""
@@ -205,14 +223,24 @@ class Segmentation(Task):
         found = {c: {"dice": overlap_from_counts(*counts[c])["dice"]} for c in range(1, classes)}
         return {**voxels, **_with_mean(found, self.config.task.class_names)}
 
-    def _in_native_space(self, reference, prediction, spacing_mm):
+    def _compared(self, reference, prediction, spacing_mm):
         options = self.config.task.classes, self.config.eval.surface_tolerance_mm
         found = segmentation_metrics_per_class(reference, prediction, spacing_mm, *options)
+        for label, own in found.items() if self._challenge else ():
+            own |= self._challenge(reference == label, prediction == label, spacing_mm)
         return {
             "predicted_voxels": int(np.count_nonzero(prediction)),
             "reference_voxels": int(np.count_nonzero(reference)),
             **_with_mean(found, self.config.task.class_names),
         }
+
+    def _gain(self, probabilities, geometry, reference, prediction, affine):
+        """What post-processing has gained of the mean Dice by which it was chosen."""
+        if self.state["postprocess"] == postprocess.NONE:
+            return 0.0
+        before = _most_probable(probabilities, self.sigmoid, geometry)
+        after, before = (self._dice_after(postprocess.NONE, reference, one, affine) for one in (prediction, before))
+        return after - before
 
     def _dice_after(self, candidate, reference, prediction, affine):
         """Mean Dice over the classes after one kind of post-processing; 1 for a class that is rightly absent."""
@@ -265,6 +293,80 @@ class Segmentation(Task):
     @staticmethod
     def merge(states):
         return {"postprocess": postprocess.merge([state["postprocess"] for state in states])}
+
+
+class _Run(NamedTuple):
+    """A network that is to be asked about one case; it gives probabilities on its grid, see `Task.infer`."""
+
+    task: Segmentation
+    network: object
+    image: object
+    background: tuple
+    windows: object
+
+    @property
+    def is_apart(self):
+        return disagreement.NAME in self.task.asked
+
+    def apart(self):
+        """(2 K + 1, X, Y, Z): behind the probabilities what `disagreement.information` reads, the means over views."""
+        views, outputs = disagreement.views_of(self.network), self.task.out_channels
+        total = np.zeros((2 * outputs + 1, *self.image.shape[1:]), np.float32)
+        for one in views:
+            for place, logits in self.windows.blend_planes(one, self.image, self.background, axis=0):
+                own = total[place]
+                own[:outputs] += logits.cpu().numpy()  # of whose mean the mask is made
+                probabilities = self.task._probabilities(logits)
+                own[outputs:-1] += probabilities
+                own[-1] += disagreement.entropy(probabilities, self.task.sigmoid)
+        total /= np.float32(len(views))
+        self.task._probabilities(torch.from_numpy(total[:outputs]))
+        return total
+
+    def whole(self):
+        """(K, X, Y, Z), or `apart`; a GPU has a window's planes of them at a time."""
+        if self.is_apart:
+            return self.apart()
+        if self.windows.device.type == "cpu":
+            return self.task._probabilities(self.windows.blend(self.network, self.image, self.background))
+        found = None
+        for place, planes in self.planes(axis=0):
+            found = np.empty((len(planes), *self.image.shape[1:]), np.float32) if found is None else found
+            found[place] = planes
+        return found
+
+    def planes(self, axis=None):
+        """Yield (place, planes of these), see `blend_planes`; axis: None for that with the fewest planes at a time."""
+        if self.is_apart:
+            yield ..., self.apart()
+            return
+        if axis is None:
+            axis = int(np.argmin(np.divide(self.windows.patch, self.image.shape[1:])))
+        for place, logits in self.windows.blend_planes(self.network, self.image, self.background, axis):
+            yield place, self.task._probabilities(logits)
+
+
+@dataclass(frozen=True)
+class _Probabilities:
+    """The sequence of each class's probabilities (X, Y, Z) in native space, made anew whenever one is asked for."""
+
+    mean: np.ndarray  # (K, x, y, z) on the network's grid
+    sigmoid: bool  # whether the background is not among them
+    geometry: volume.Geometry
+
+    def __len__(self):
+        return len(self.mean) + self.sigmoid
+
+    def __getitem__(self, label):
+        if not 0 <= label < len(self):
+            raise IndexError(label)
+        if label or not self.sigmoid:
+            found = volume.to_native(self.mean[label - self.sigmoid], self.geometry, order=1)
+        else:
+            found = 1 - functools.reduce(np.maximum, (self[other] for other in range(1, len(self))))
+        if label == 0:
+            found[_outside(self.geometry)] = 1
+        return found
 
 
 def _most_probable(mean, sigmoid, geometry):

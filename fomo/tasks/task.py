@@ -76,7 +76,8 @@ class Task:
     and has
     - state: plain values fitted on training or validation cases, stored with the checkpoint;
     - loss(outputs, batch): (B,) float32, one per sample, so that accumulation and ranks average exactly;
-    - predict(network, case, windows, fold=None): the Answer for one whole case, a `data.cases.Prepared`. windows: the
+    - predict(network, case, windows, fold=None): the Answer for one whole case, a `data.cases.Prepared`, or a function
+      that gives it and needs neither network nor GPU: it is called in a thread. windows: the
       `inference.WindowOptions`. With `fold`, the run_folder.FoldFolder, it is the final evaluation, in native space,
       and files are written to the places that `fold` names;
     - score(results): {metric: value} over all rows, NaN where undefined;
@@ -85,8 +86,9 @@ class Task:
     - infer(network, image, background, windows): what one network says about one case that has no label, to be
       averaged. image: (C, X, Y, Z). background: a value per channel;
     - answer(tasks, parts, geometry): (row, {name: volume in native space}) from what the networks of `tasks`, one or
-      more, said, or what `gather` has made of that; an optional volume may be a function that makes it. With one
-      network the row has the same numbers as `predict` and `finish` give.
+      more, said, or what `gather` has made of that. A volume is an array (X, Y, Z), or a sequence of those of all
+      classes, which may be made as they are asked for. With one network the row has the same numbers as `predict` and
+      `finish` give.
     """
 
     pretrains = False  # whether it learns without labels: its runs have one split, without a test part
@@ -103,8 +105,12 @@ class Task:
     head_targets = None  # cases -> (n, out_channels): what a linear fit should say of them, to start a multistage head:
     # of a regression the scaled number, of classes 1 for the right one; None: the head of its networks is linear
     rival_targets = None  # cases -> (n, K): what a linear fit on facts from outside the images should say of them;
-    # None: the audit fits none. With it, rival_row(row, (K,) what such a fit says) is the row with that as the answer
+    # None: the audit fits none. With it, rival_row(row, (K,) what such a fit says) is the row with that as the answer,
+    # and rival_outputs() the K Outputs that say the same
     draw = None  # (generators, batch) -> {name: value} merged into a training batch, in the loader
+    rare = None  # a slice of the output channels: what they mark is in few voxels; None: no output marks voxels
+    weight = 1.0  # of what its network says, in an ensemble; of an object, see `blend`
+    blend = None  # the Blend of an ensemble's networks; None: all count equally
     training_state = ()  # keys of `state` that only training, or `units`, reads: of a soup, those of its first network
     rates = Rates(2.5e-4, 2.5e-4)
     flat = 0.05  # the outputs' spread over the targets' below which nothing is learned
@@ -135,11 +141,28 @@ class Task:
     def __init__(self, config):
         self.config = config
         self.state = {}
+        self.asked = ()
+
+    def ask(self, volumes):
+        """Say, before `infer`, which of its `optional_volumes` are wanted of `answer`: some need more to be kept."""
+        self.asked = tuple(volumes)
 
     @classmethod
     def own_keys(cls):
         """Every key of the config that it reads and that some other task does not."""
-        return cls.keys + (() if cls.pretrains else _TESTING) + (AUDIT if cls.rival_targets else ())
+        return cls.keys + (() if cls.pretrains else _TESTING) + (AUDIT if cls.is_audited() else ())
+
+    @classmethod
+    def is_audited(cls):
+        """Whether something of what it says is compared with rivals."""
+        return cls.rival_targets is not None
+
+    def audited(self, cases, results):
+        """[(name, task, cases, Results)] of what is compared with rivals: itself without a name, or its parts."""
+        return [("", self, cases, results)] if self.is_audited() else []
+
+    def rival_outputs(self):
+        return self.outputs()
 
     @staticmethod
     def gather(parts):
@@ -170,8 +193,11 @@ class Task:
         return NETWORKS[model.name].best_head if cls.head_targets else "linear"
 
     @classmethod
-    def settle(cls, config):
-        """(the config, facts for the log) in which the cases have decided what they decide, as `auto` may say."""
+    def settle(cls, config, why_not=None):
+        """(the config in which the cases have decided what is `auto`, {event of the log: what was decided}).
+
+        why_not: (config, cases) -> why the folds of such a config cannot be learned from, or None; None: none are made.
+        """
         return config, {}
 
     @classmethod

@@ -4,10 +4,15 @@ import numpy as np
 import scipy
 
 from ..config import UserError
-from ..metrics import WITHIN, auroc, average_precision, binary_metrics, choose_threshold, within_folds
+from ..metrics import WITHIN, auroc, average_precision, binary_metrics, choose_threshold, macro_auroc, within_folds
 from . import categories
-from .results import Output, Results
+from .results import Blend, Output, Results, averaged
 from .task import ONE_OR_MORE
+
+
+def rival_probability(said):
+    """A number within (0, 1), in the order of what a linear fit to 0 and 1 says; .5 stays."""
+    return scipy.special.expit(4 * (said - 0.5))
 
 
 class TwoClasses:
@@ -22,6 +27,7 @@ class TwoClasses:
     binary = True
     single = "probability"
     scored = ("probability", "decision")
+    blend = Blend(("target",), ("probability",), macro_auroc)
 
     @classmethod
     def class_names(cls, recorded):
@@ -31,9 +37,7 @@ class TwoClasses:
         return [[case.target] for case in cases]
 
     def rival_row(self, row, said):
-        probability = float(
-            scipy.special.expit(4 * (said[0] - 0.5))
-        )  # in the order of what was said, and within (0, 1)
+        probability = float(rival_probability(said[0]))
         return {**row, "probability": probability, "decision": int(probability >= 0.5)}
 
     def begin_state(self):
@@ -79,11 +83,12 @@ class TwoClasses:
 
     @staticmethod
     def together(tasks, probabilities):
-        """The row of a case: the mean of the networks' probabilities (1,), decided at the mean of their thresholds.
+        """The row of a case: the weighted mean of the networks' probabilities, decided at that of their thresholds.
 
         Of several networks `probability_sd` is the standard deviation between them: where they disagree.
         """
-        probability, threshold = float(np.mean(probabilities)), np.mean([task.state["threshold"] for task in tasks])
+        probability = float(np.squeeze(averaged(tasks, probabilities)))  # of each network a number, or (1,)
+        threshold = averaged(tasks, [task.state["threshold"] for task in tasks])
         spread = {"probability_sd": float(np.std(probabilities, ddof=1))} if len(tasks) > 1 else {}
         return {"probability": probability, "decision": int(probability >= threshold), **spread}
 

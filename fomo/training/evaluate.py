@@ -11,6 +11,7 @@ import torch
 from ..data import listing, loader
 from ..inference import WindowOptions
 from ..runtime import dist, interrupt
+from ..tasks.results import finished
 from . import memory, optimization
 
 
@@ -30,7 +31,7 @@ def evaluate(config, task, network, cases, fold=None):
     if can_batch(config, task, network, cases):
         own_share = _in_batches(config, task, network, cases, windows)
     else:
-        own_share = _one_by_one(task, network, cases, windows, fold)
+        own_share = _one_by_one(task, network, cases, windows, fold, behind=windows.device.type == "cuda")
     with contextlib.closing(own_share):  # after a signal no more of it is asked for
         answers = dist.together(lambda: list(itertools.takewhile(lambda _: not interrupt.requested(), own_share)))
     if dist.any(interrupt.requested()):
@@ -53,22 +54,30 @@ def can_batch(config, task, network, cases):
     return alone and all(loader.in_one_window(case, config.data.patch) for case in cases)
 
 
-def _one_by_one(task, network, cases, windows, fold):
-    """Yield the Answers of this rank's share of the cases."""
-    for case in _read_ahead(cases[dist.rank() :: dist.world_size()]):
-        if interrupt.requested():
-            return
-        with memory.explained(lambda: memory.advise_evaluation(task, network, case, windows)):
-            answer = task.predict(network, case, windows, fold)
-        yield answer
+def _one_by_one(task, network, cases, windows, fold, behind):
+    """Yield the Answers of this rank's share of the cases.
+
+    behind: whether a case's answer is finished while the network is at the next one; the CPU is the network's own.
+    """
+    with ThreadPoolExecutor(1) as finisher:
+        finishing = collections.deque()
+        for case in _read_ahead(cases[dist.rank() :: dist.world_size()], windows.device):
+            if interrupt.requested():
+                return
+            with memory.explained(lambda: memory.advise_evaluation(task, network, case, windows)):
+                finishing.append(finisher.submit(finished, task.predict(network, case, windows, fold)))
+            if len(finishing) > behind:
+                yield finishing.popleft().result()
+        while finishing:
+            yield finishing.popleft().result()
 
 
 class _InMemory:
-    """A prepared case whose image, and mask where it has one, are read."""
+    """A prepared case whose image, and mask where it has one, are read; for a GPU into pinned memory."""
 
-    def __init__(self, case):
-        self._case, self._image = case, np.array(case.image())
-        self._mask = np.array(case.mask()) if getattr(case, "class_voxels", ()) else None
+    def __init__(self, case, device):
+        self._case, self._image = case, _read(case.image(), device)
+        self._mask = _read(case.mask(), device) if getattr(case, "class_voxels", ()) else None
 
     def __getattr__(self, name):
         return getattr(self._case, name)
@@ -80,12 +89,17 @@ class _InMemory:
         return self._mask
 
 
-def _read_ahead(cases):
+def _read(array, device):
+    copy = np.array(array)
+    return torch.from_numpy(copy).pin_memory().numpy() if device.type == "cuda" else copy
+
+
+def _read_ahead(cases, device):
     """Yield the cases in their order, read; a thread reads the next one while the network is at one."""
     with ThreadPoolExecutor(1) as reader:
         reading = collections.deque()
         for case in cases:
-            reading.append(reader.submit(_InMemory, case))
+            reading.append(reader.submit(_InMemory, case, device))
             if len(reading) > 1:
                 yield reading.popleft().result()
         while reading:

@@ -136,4 +136,8 @@ def _calibrated(config, task, network, val_cases, fold, log):
             log.warn(message, path=path)
         content = {**best, "task": task.state, "calibrated": True, "views": chosen}
         dist.on_main(lambda: checkpoint.save(path, content))
+        if config.train.name_best:
+            select = f"val_{task.select}"
+            score = f"_{select}_{best['scores'][select]:.4f}" if select in best["scores"] else ""
+            dist.on_main(lambda: fold.link(path, f"epoch_{best['epoch']:03d}{score}.pt"))
     return evaluated, best

@@ -6,7 +6,7 @@ import functools
 import torch
 from torch import nn
 
-from .. import schedule
+from .. import nets, schedule
 from ..config import UserError
 from ..nets import norm
 from ..runtime import dist
@@ -127,14 +127,15 @@ def _has_instance_norms(network):
     return any(isinstance(module, nn.InstanceNorm3d) for module in network.modules())
 
 
-def doubts(device):
-    """Messages about the libraries below torch, and about how the ranks were started."""
+def doubts(device, *networks):
+    """Messages about the libraries below torch, and about how the ranks were started; networks: names of those used."""
     if dist.shares_gpu():
         wanted = (
             "start one process per GPU (torchrun --nproc_per_node), unless cv.parallel=folds gives each its own work"
         )
         yield f"ranks share a GPU: they do not get faster by that, and gradients go over the CPU (gloo); {wanted}"
-    if device.type == "cuda" and (why := norm.problem(device)) is not None:
+    normed = any(nets.NETWORKS[name].instance_norms for name in networks)
+    if device.type == "cuda" and normed and (why := norm.problem(device)) is not None:
         yield f"instance norms are torch's own, and steps take half as long again: Triton does not run here ({why})"
     version = torch.backends.cudnn.version()
     if device.type == "cuda" and _doubtful(version):

@@ -61,6 +61,15 @@ def test_balanced_order_shows_each_label_and_none_about_equally_often():
     assert pickle.loads(pickle.dumps(order))[1234] == seen[1234]
 
 
+@pytest.mark.parametrize("cases, share, seed", [(12, 0.35, 19), (12, 0.2, 8), (6, 0.5, 3), (3, 0.35, 0)])
+def test_few_cases_that_have_many_labels_each_are_balanced_as_far_as_can_be(cases, share, seed):
+    """A fit in larger steps diverges on these."""
+    flags = (np.random.default_rng(seed).random((cases, 18)) < share).astype(int)
+    shares, plain = shares_seen(flags, 3000)[:-1], flags.mean(0)
+    there = (plain > 0) & (plain < 1)
+    assert shares[there].max() < 3.5 * shares[there].min()
+
+
 def test_balanced_multilabel_training_draws_so(tiny_config):
     flags = [(1, 0)] * 9 + [(0, 1)] * 2 + [(0, 0)] * 9
     cases = [types.SimpleNamespace(target=tuple(map(float, row)), scaling=None) for row in flags]

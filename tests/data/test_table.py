@@ -146,7 +146,7 @@ def test_an_image_in_lines_of_two_subjects_is_refused(folder):
 
 
 def test_a_mask_in_lines_of_two_subjects_is_refused_unless_it_is_empty(folder):
-    masks = dict(kind="segmentation", targets=())
+    masks = dict(kind="segmentation", targets=(), classes=8)
     twin = B.replace("c.npy", "mask.nii.gz")
     same = ["case a_0 of subject 'a' and case b_0 of subject 'b' have the same mask: got", "images/mask.nii.gz"]
     refused(same, folder, A, twin, **masks)
@@ -184,7 +184,7 @@ def test_subjects_that_look_the_same_are_refused(folder, other):
 
 
 def test_segmentation_takes_the_mask_and_its_presence(folder):
-    cases = listed(folder, A, B, kind="segmentation", targets=())
+    cases = listed(folder, A, B, kind="segmentation", targets=(), classes=8)
     assert [case.target for case in cases] == [1.0, 0.0] and cases[1].mask.path.endswith("c.npy")
     refused(
         ["line 2", "'mask'", "blank"],

@@ -131,3 +131,37 @@ def test_bad_input():
         metrics.paired_permutation([0.1, 0.2], [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match=r"second: got shape \(3,\)"):
         metrics.delong_test([0, 1], [0.1, 0.2], [0.1, 0.2, 0.3])
+
+
+def test_the_mean_auroc_of_several_labels_is_compared():
+    rng, folds = np.random.default_rng(3), np.arange(60) % 3
+    labels = np.column_stack([rng.random((60, 3)) < (0.5, 0.2, 0.4), np.zeros(60)]).astype(int)  # the last is nowhere
+    first, second = labels + rng.normal(size=(60, 4)), labels + 2 * rng.normal(size=(60, 4))
+    for of_folds in (None, folds, np.zeros(60)):
+        found = metrics.delong_test(labels, first, second, folds=of_folds)
+        own = np.zeros(60) if of_folds is None else of_folds
+        for value, scores in ((found.first, first), (found.second, second)):
+            assert value == pytest.approx(metrics.within_folds(metrics.macro_auroc, labels, scores, own))
+        assert (
+            found.difference == pytest.approx(found.first - found.second) and found.low < found.difference < found.high
+        )
+        one = metrics.delong_test(labels[:, :1], first[:, :1], second[:, :1], folds=of_folds)
+        alone = metrics.delong_test(labels[:, 0], first[:, 0], second[:, 0], folds=of_folds)
+        assert one == pytest.approx(alone, rel=0.05 if of_folds is None else 1e-12)
+        twice = metrics.delong_test(*(np.repeat(x[:, :1], 2, axis=1) for x in (labels, first, second)), folds=of_folds)
+        assert twice == pytest.approx(one), "a label that is there twice tells nothing new"
+    nothing = metrics.delong_test(labels[:, 3:], first[:, 3:], second[:, 3:], folds=folds)
+    assert np.isnan(nothing).all()
+    with pytest.raises(ValueError, match="first: got shape"):
+        metrics.delong_test(labels, first[:, :2], second)
+
+
+def test_labels_that_go_together_give_no_false_alarms():
+    """Two models without a difference, of labels that subjects share: about 5% of p are below .05."""
+    rng, p = np.random.default_rng(0), []
+    for _ in range(200):
+        shared = rng.normal(size=(80, 1))
+        labels = (shared + rng.normal(size=(80, 4)) > 0.5).astype(int)
+        first, second = (labels + shared + rng.normal(size=(80, 4)) for _ in range(2))
+        p.append(metrics.delong_test(labels, first, second).p)
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.1

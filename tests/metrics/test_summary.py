@@ -12,6 +12,14 @@ def test_undefined_and_infinite_values_are_counted():
     assert got == pytest.approx(expected)
 
 
+def test_equal_values_do_not_spread_by_rounding():
+    values = [0.9, 0.3 * 3, 0.1 + 0.8]  # which differ in the last digit
+    assert np.std(values, ddof=1) > 0 and metrics.deviation(values) == metrics.summarize(values)["std"] == 0
+    assert metrics.t_interval(values).low == metrics.t_interval(values).high
+    assert metrics.deviation([1e-20, 3e-20]) == pytest.approx(np.sqrt(2) * 1e-20), "small numbers are no noise"
+    assert metrics.deviation([0, 0]) == 0 and np.isnan([metrics.deviation([1]), metrics.deviation([1, np.nan])]).all()
+
+
 def test_nothing_finite():
     got = metrics.summarize([np.inf, np.nan])
     assert np.isnan([got[name] for name in ("mean", "std", "median", "minimum", "maximum")]).all()

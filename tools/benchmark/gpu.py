@@ -53,7 +53,7 @@ OTHERS = (
     ("slices", "resnet50", 1, 18, 64, 224),
 )
 LOSSES = {
-    "segmentation": losses.dice_ce,
+    "segmentation": losses.dice_focal,
     "classification": losses.cross_entropy,
     "mae": losses.masked_mse,
     "slices": losses.bce,
@@ -130,7 +130,7 @@ def run(options):
 def say_versions(device):
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu (toy sizes: times mean nothing)"
     say("versions", torch=torch.__version__, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), device=name)
-    for message in optimization.doubts(device):
+    for message in optimization.doubts(device, *(network for _, network, *_ in STEPS)):
         say("doubt", message=message)
 
 

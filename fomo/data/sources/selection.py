@@ -23,7 +23,7 @@ TABLES = ("mri_info", "participants")
 GRAMMAR = "COLUMN=VALUE|VALUE or COLUMN!=VALUE, several separated by commas, for example modality=t1w|t2w"
 _CONDITION = re.compile(r"\s*([^=!|,]+?)\s*(!?=)\s*([^=!,]+?)\s*")
 _RUN = re.compile(r"_(run|echo|acq)?-?\d+\Z", re.IGNORECASE)  # what tells scans of one sequence apart
-_SUFFIX = re.compile(r"\.(nii|nii\.gz|npy|pt)\Z", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(nii|nii\.gz|mha|npy|pt)\Z", re.IGNORECASE)
 
 
 class Condition(NamedTuple):

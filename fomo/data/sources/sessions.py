@@ -42,7 +42,7 @@ def _sessions(data, wanted, labels, log=None, *, folders, masks):
             paths = [os.path.join(data.root, pattern.format(f"{subject}/{session}")) for pattern in masks]
             mask = next((Volume(path) for path in paths if os.path.exists(path)), None)
             texts = [os.path.join(data.root, text) for text in _label_files(subject, session)]
-            size = _size(wanted.kind, name, mask)
+            size = _size(wanted, name, mask)
             target = _target(wanted.kind, name, mask, size, paths, texts)
         cases.append(Case(name, subject, images, mask, target, foreground_mm3=size))
     return cases
@@ -121,7 +121,7 @@ def _arrays(data, wanted, labels, folder):
             wanted_count = f"{channels + 1} (data.channels, then the mask)"
             raise UserError(f"case {id}: {path}: got {count} volumes, wanted {wanted_count}")
         mask = Volume(path, channels) if labels else None
-        size = _size(wanted.kind, id, mask)
+        size = _size(wanted, id, mask)
         target = _target(wanted.kind, id, mask, size, [path], []) if labels else None
         images = tuple(Volume(path, index) for index in range(channels))
         cases.append(Case(id, _SESSION.sub("", id), images, mask, target, foreground_mm3=size))
@@ -185,9 +185,11 @@ def _arrays_or_sessions(data, wanted, labels, log=None, *, folders, masks):
     return _sessions(data, wanted, labels, folders=others, masks=masks)
 
 
-def _size(kind, case, mask):
+def _size(wanted, case, mask):
     """The foreground of a case's mask, if there is one and the kind of label depends on it."""
-    return foreground_mm3(mask, case) if mask is not None and kind in ("class", "mask") else None
+    if mask is None or wanted.kind not in ("class", "mask"):
+        return None
+    return foreground_mm3(mask, case, wanted.classes if wanted.kind == "mask" else None)
 
 
 def _target(kind, case, mask, size, masks, texts):

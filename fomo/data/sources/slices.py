@@ -144,5 +144,6 @@ SLICES = Source(
     check=_check,
     meaning=lambda data: {"data.source": "slices", "data.patch": data.patch, "data.neighbours": data.neighbours},
     record=_record,
+    besides=lambda data, asked, left_out: spreadsheet.other_columns(data.csv, "slice_id", asked, left_out),
     prepare=lambda cases, data, *_: prepare(cases, data),
 )

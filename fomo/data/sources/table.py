@@ -9,7 +9,7 @@ several labels each that has masks has a column of them, as mask_cyst of the lab
 table's folder. Other columns, and cells that are not needed, are not looked at.
 
 Classes are numbered in sorted order of their texts over the whole table, as numbers where all are (0, 1, 2, 10); the
-texts 0 and 1 are classes 0 and 1 also where only one of them occurs. Only pretraining allows missing targets (_MISSING,
+texts 0 and 1 are classes 0 and 1 also where only one of them occurs. Only pretraining allows missing targets (MISSING,
 in capitals, too).
 """
 
@@ -19,13 +19,11 @@ from dataclasses import replace
 
 from ...config import UserError
 from ..cases import FINDINGS, ID_WANTED, Case, Volume, Wanted, foreground_mm3, looks_at_files, names_a_file
-from ..spreadsheet import NUMBER, check_columns, number, read_rows
+from ..spreadsheet import MISSING, NUMBER, check_columns, number, other_columns, read_rows
 from .source import VOLUME_LABELS, Source
 from .subjects import warn_of_beginnings
 
 KEYS = ("data.id_column", "data.subject_column", "data.mask_column", "data.fold_column")  # of every table of cases
-_MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-", "?")
-_SITES = ("site", "center", "centre", "hospital", "institution", "scanner", "manufacturer", "vendor", "group")
 _SHOWN = 5  # classes that an error names
 
 
@@ -58,33 +56,16 @@ def list_table(data, wanted, labels, log=None):
             (mask, *_), (size, *_) = zip(*found)
             masks = tuple(one for one, _ in found) if wanted.kind == "flags" else ()
         elif wanted.masked:
-            mask, size = _mask(data, row, id, look)
+            mask, size = _mask(data, row, id, look, classes=wanted.classes)
         target = float(size > 0) if wanted.kind == "mask" else target
         cases.append(Case(id, subject, images, mask, target, None, fold, None, names, size, masks))
     return cases
 
 
-def other_columns(data, asked, left_out=()):
-    """{column: {case id: text or None where it is missing}} of what a table says besides.
-
-    asked: columns; empty: those that are there of _SITES, whatever their capitals, but for `left_out`.
-    """
-    rows = read_rows(
-        data.csv, {"data.id_column": data.id_column} | {f"audit.columns: {name}": name for name in asked}, "data.csv"
-    )
-    names = asked or [name for name in rows[0].cells if name.lower() in _SITES and name not in left_out]
-    return {
-        name: {
-            row.cells[data.id_column]: None if row.cells[name].lower() in _MISSING else row.cells[name] for row in rows
-        }
-        for name in names
-    }
-
-
-def _mask(data, row, id, look, column=None):
-    """(the Volume, mm3 of its foreground)."""
+def _mask(data, row, id, look, column=None, classes=None):
+    """(the Volume, mm3 of its foreground); classes: as `foreground_mm3` has them."""
     mask = _volume(data.csv, row, column or data.mask_column, look)
-    return mask, foreground_mm3(mask, id)
+    return mask, foreground_mm3(mask, id, classes)
 
 
 def _finding(data, row, id, column, label, look):
@@ -161,7 +142,7 @@ def _targets(path, wanted, rows, name, place):
     texts = []
     for row in rows:
         text = sys.intern(row.cells[name])
-        missing = text.lower() in _MISSING
+        missing = text.lower() in MISSING
         if missing and not wanted.pretraining:  # which only shows its targets, where there are any
             got = f"'{text}', which is a missing value" if text else "a blank cell"
             _refuse(path, row, name, got, f"a {'number' if numeric else 'class'}, or no such line")
@@ -234,5 +215,5 @@ TABLE = Source(
     reads_root=False,
     columns=lambda data: True,
     warn=_warn,
-    besides=other_columns,
+    besides=lambda data, asked, left_out: other_columns(data.csv, data.id_column, asked, left_out),
 )

@@ -1,9 +1,9 @@
 """The volumes source: every scan of a folder tree, or of a list of paths, is a case of one channel without a label.
 
-A scan is a NIfTI file (.nii, .nii.gz), a .npy array with three axes, or a folder of DICOM files (.dcm, .ima, or without
-a suffix), which the root may be itself. Suffixes may be in capitals. Names that begin with a dot are left out, and so
-are paths below the root that `data.pattern` does not match, such as masks, or that `data.where` does not choose, see
-`selection`. Links to folders are followed.
+A scan is a NIfTI file (.nii, .nii.gz), a MetaImage file (.mha), a .npy array with three axes, or a folder of DICOM
+files (.dcm, .ima, or without a suffix), which the root may be itself. Suffixes may be in capitals. Names that begin
+with a dot are left out, and so are paths below the root that `data.pattern` does not match, such as masks, or that
+`data.where` does not choose, see `selection`. Links to folders are followed.
 
 The list (`data.csv`) is a text file with a path a line, relative to `data.root`, or else to the list's folder. Blank
 lines and lines that begin with # are left out.
@@ -30,7 +30,7 @@ from .source import Source
 
 nifti = lazy.Module("...space.nifti", __package__)
 
-_SUFFIX = re.compile(r"\.(nii|nii\.gz|npy)\Z", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(nii|nii\.gz|mha|npy)\Z", re.IGNORECASE)
 _SHOWN = 8  # sequences that the log names
 _DICOM = (".dcm", ".ima")
 _SUBJECT_FOLDER = re.compile(r"sub[-_][0-9A-Za-z]+", re.ASCII)

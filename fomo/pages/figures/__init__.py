@@ -9,7 +9,7 @@
 
 import importlib.util
 
-MISSING = "Figures need matplotlib, which is not installed: pip install matplotlib, then python tools/report.py RUN."
+MISSING = "Figures need matplotlib, which is not installed: pip install matplotlib, then write this page again."
 
 
 def available():

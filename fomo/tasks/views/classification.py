@@ -97,10 +97,13 @@ def _pictures(run):
     point = of(fp, fp + tn), of(tp, tp + fn)
     band = roc(labels, scores, [row["subject"] for row in run.rows], run.config.seed, auroc, point)
     recall = precision_recall(labels, scores, average_precision)
-    below = f"Dots below the diagonal: probabilities too high. Size: number of cases; ECE {number(ece, 3)}."
+    below = "Dots below the diagonal: probabilities too high; bars: Wilson's intervals, as of independent cases. "
+    below += f"Size: number of cases; ECE {number(ece, 3)}."
     figures = [
         page.figure(
-            band, "ROC.", f"All {run.cases}; pointwise bootstrap band over subjects. Diamond: what was decided."
+            band,
+            "ROC.",
+            f"All {run.cases}; pointwise bootstrap band, as of independent subjects. Diamond: what was decided.",
         ),
         page.figure(recall, "Precision and recall.", "Chance is the share of positive cases."),
         page.figure(calibration(labels, scores, ece), "Calibration.", below),

@@ -29,7 +29,7 @@ def _table(run, labels):
         interval = page.interval_cell(row.get("auroc_low", np.nan), row.get("auroc_high", np.nan), 3)
         rows.append([row["label"], row["positives"], row["prevalence"], row["auroc"], interval, row["ap"], row["ece"]])
         rows[-1] += [row["slice_auroc"], row["slice_ap"]] if run.scans else []
-    caption = f"Each label over {len(run.units)} {_unit_name(run)}; bootstrap interval over subjects"
+    caption = f"Each label over {len(run.units)} {_unit_name(run)}, with its interval over subjects"
     return page.table(columns, rows, caption, sortable=True)
 
 
@@ -100,7 +100,7 @@ def _of_level(run, level, rows, labels, chosen):
     recalls = [("all together", target.ravel(), score.ravel(), ap)]
     recalls += [(labels[k]["label"], target[:, k], score[:, k], labels[k][f"{prefix}ap"]) for k in chosen]
     band = mean_roc(target, score, [row["subject"] for row in rows], run.config.seed, auroc, curves)
-    what = "The mean over the labels with its band over subjects; the best, the middle and the worst label."
+    what = "The mean over the labels, its bootstrap band as of independent subjects; the best, middle and worst label."
     errors = f"All labels together; the mean of the labels' own errors (ECE) is {number(ece, 3)}."
     return [
         page.figure(band, "ROC.", what),
@@ -138,9 +138,11 @@ def _squared_error(row):
 
 
 def _ranked(run):
-    target, score = (values.T for values in run.task.labels_and_scores(run.units))
-    of_labels = zip(run.task.names, target.astype(int), score)
-    return {f"{name}_auroc": (y, p) for name, y, p in of_labels if 0 < y.sum() < len(y)}
+    """All labels together, and each."""
+    target, score = run.task.labels_and_scores(run.units)
+    target = target.astype(int)
+    each = {f"{name}_auroc": (y, p) for name, y, p in zip(run.task.names, target.T, score.T) if 0 < y.sum() < len(y)}
+    return {run.task.select: (target, score), **each} if each else {}
 
 
 def _main(metric):

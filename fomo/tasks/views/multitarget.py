@@ -1,5 +1,6 @@
 """Classification of several targets at once, or into more than two classes: a block per target."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def _curves(run, target):
     if len(curves) == 1:
         subjects, auroc = [row["subject"] for row in run.rows], run.value(f"{target.column}_auroc")
         drawn = roc(labels[0], scores[0], subjects, run.config.seed, auroc)
-        text = f"Of the class {names[0]}; pointwise bootstrap band over subjects."
+        text = f"Of the class {names[0]}; pointwise bootstrap band, as of independent subjects."
     else:
         drawn, text = rocs(curves), "Each class against the rest."
     ece = run.value(f"{target.column}_ece")
@@ -111,8 +112,19 @@ def _squared_error(row):
 
 
 def _ranked(run):
-    """Of the targets with two classes; more have no DeLong test."""
-    return {f"{target.column}_auroc": target.curves()[0][1:] for target in _targets(run) if len(target.classes) == 2}
+    """All targets together, and each: each class against the rest, of two classes the second one only."""
+    found = {}
+    for target in _targets(run):
+        labels, scores = (np.column_stack(part) for part in list(zip(*target.curves()))[1:])
+        two = len(target.classes) == 2
+        found[f"{target.column}_auroc"] = (labels[:, 0], scores[:, 0]) if two else (labels, scores)
+    # of all targets with the same weight, however many classes they have
+    columns = [tuple(np.reshape(part, (len(part), -1)) for part in one) for one in found.values()]
+    most = math.lcm(*(labels.shape[1] for labels, _ in columns))
+    wide = [[np.repeat(part, most // part.shape[1], axis=1) for part in one] for one in columns]
+    together = tuple(map(np.hstack, zip(*wide)))
+    defined = 0 < (together[0].min(0) < together[0].max(0)).sum()
+    return {"auroc_macro": together, **found} if defined else {}
 
 
 VIEW = View(

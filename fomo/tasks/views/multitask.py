@@ -66,8 +66,8 @@ def of_parts(multitask):
 
     def of_epochs(run, options):
         for part, task in pairs[1:]:
-            column = f"val_{part.name}_{task.select}"
-            drawn = curves(run.histories, [(column, "-", "")], label(f"{part.name}_{task.select}"), **options)
+            metric = f"{part.name}_{task.select}"
+            drawn = curves(run.histories, [(f"val_{metric}", "-", "")], label(metric), **options, metric=metric)
             yield page.figure(drawn, f"{page.capital(part.name)}.", "On the inner validation cases.")
 
     def ranked(run):

@@ -1,6 +1,7 @@
 """Segmentation: the masks over the images, distributions of overlap and distance, agreement of the volumes."""
 
 import math
+import operator
 import os
 
 import numpy as np
@@ -211,3 +212,10 @@ VIEW = View(
         "lesion_f1": (lambda row: row["lesion_f1"], True, "lesion F1"),
     },
 )
+
+
+def with_challenge(name):
+    """The View of runs whose rows have the metrics of a challenge, too: of these higher is better."""
+    names = (metric for metric in page.LABELS if metric.startswith(f"{name}_"))
+    own = {metric: (operator.itemgetter(metric), True, page.label(metric)) for metric in names}
+    return VIEW._replace(per_case={**VIEW.per_case, **own})
