@@ -213,7 +213,7 @@ def test_the_loss_is_the_mean_over_labels_of_what_is_known_of_each(rows, tmp_pat
     mask[0, :2], mask[0, 1:3] = 1, mask[0, 1:3] | 2
     batch = {"target": torch.tensor([[1.0, 1.0, 1.0]]), "known": torch.tensor([[True, False, False]]), "mask": mask}
     odds = torch.sort((dense[0, 3] - dense[0, 2]).flatten()).values[-30:].mean()
-    first = losses.dice_ce(dense[:, :2], mask & 1)[0]
+    first = losses.dice_focal(dense[:, :2], mask & 1)[0]
     of_head = (torch.tensor([2.0, 1.0, 3.0]) * torch.nn.functional.softplus(-whole[0])).sum()
     wanted = 2 * first + torch.nn.functional.softplus(-odds) + of_head
     assert task.loss((dense, whole, None), batch).item() == pytest.approx(wanted.item() / 3, rel=1e-5)
@@ -300,7 +300,7 @@ def test_numbers_are_learned_beside_their_mask_by_the_config_for_them(rows, tmp_
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_ce"),
+        (["task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_focal"),
         (["model.name=suprem_unet3d", "eval.windows=1"], "model.name: got suprem_unet3d, wanted one of unet_b"),
         (["augment.mix=mixup"], "augment.mix: got mixup, wanted none for task.type=multilabel task.evidence=auto"),
         (["eval.calibrate=half"], "eval.calibrate: got half, wanted none"),
