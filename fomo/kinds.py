@@ -175,7 +175,7 @@ def _check_task(config, refuse):
     losses = ("auto", *task.losses)
     if section.loss not in losses:
         refuse("task.loss", section.loss, f"one of {', '.join(losses)} for {named}")
-    foreign = {name: "" for name in _options(TASKS) if name not in task.options}
+    foreign = {name: task.instead.get(name, "") for name in _options(TASKS) if name not in task.options}
     if task.pretrains:
         tested = ("data.test_folds", "eval.mirror_axes", "eval.views", "cv.final")
         foreign.update(dict.fromkeys(tested, ": pretraining tests nothing"))

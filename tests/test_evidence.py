@@ -18,7 +18,7 @@ from fomo import kinds, losses, tasks
 from fomo.config import UserError
 from fomo.data import sources
 from fomo.data.cases import Case
-from fomo.metrics import fit_logistic
+from fomo.metrics import auroc, fit_logistic
 from fomo.prediction.single import predict_to_file
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
@@ -118,8 +118,8 @@ def test_the_report_draws_the_evidence_of_each_case(trained):
     for fold in trained.all_folds():
         for row in fold.results().rows:
             stored = np.load(fold.evidence(row["id"]))
-            assert ("reference_0" in stored) == has_mask(int(row["id"][4:6]))
-            assert stored["evidence_0"].shape == stored["image_0"].shape == (24, 18)
+            assert stored["reference_0"].any() == has_mask(int(row["id"][4:6]))
+            assert stored["evidence_0"].shape == stored["image_0"].shape == (1, 24, 18)
         assert f"{row['id']}: class" in page
 
 
@@ -128,10 +128,10 @@ def test_what_a_fold_has_fitted_is_in_its_checkpoint_and_the_refit_has_their_mea
 
     folds = [checkpoint.load(fold.best) for fold in trained.all_folds()]
     for content in folds:
-        assert content["task"]["top"] in TOPS and content["task"]["line"][0] > 0
+        assert content["task"]["top"][0] in TOPS and content["task"]["line"][0][0] > 0
         assert content["config"]["task"]["evidence"] == "mask"
     final = checkpoint.load(trained.final.best)
-    assert final["task"]["line"] == pytest.approx(np.mean([fold["task"]["line"] for fold in folds], axis=0))
+    np.testing.assert_allclose(final["task"]["line"], np.mean([fold["task"]["line"] for fold in folds], axis=0))
     assert final["task"]["threshold"] == pytest.approx(np.mean([fold["task"]["threshold"] for fold in folds]))
     assert final["epoch"] == final["config"]["train"]["epochs"] == round(np.median([fold["epoch"] for fold in folds]))
     assert len(final["subjects"]) == CASES and final["calibrated"]
@@ -154,16 +154,17 @@ def test_prediction_gives_the_numbers_of_the_folds_and_the_evidence_as_volumes(t
 
 def test_an_ensemble_averages_the_calibrated_probabilities(trained):
     members = members_of(trained.path)
-    parts = [evidence.Part([odds] * len(TOPS), np.zeros((2, 2, 2), np.float32)) for odds in (-1.0, 3.0)]
+    parts = [evidence.Part([[odds] * len(TOPS)], np.zeros(0), np.array([-odds])) for odds in (-1.0, 3.0)]
     tasks_of = [member.task for member in members]
-    own = [task.probability(part.odds) for task, part in zip(tasks_of, parts)]
+    own = [task.probabilities(part.odds, part.whole) for task, part in zip(tasks_of, parts)]
     geometry = _geometry(trained)
     row, volumes = Evidence.answer(
-        tasks_of, [part._replace(finding=np.full(geometry.shape, 0.25, np.float32)) for part in parts], geometry
+        tasks_of, [part._replace(finding=np.full((1, *geometry.shape), 0.25, np.float32)) for part in parts], geometry
     )
     assert row["probability"] == pytest.approx(np.mean(own))
     assert row["decision"] == (row["probability"] >= np.mean([task.state["threshold"] for task in tasks_of]))
-    assert volumes["probabilities"][1].max() == pytest.approx(0.25)
+    background, finding = volumes["probabilities"]
+    assert finding.max() == pytest.approx(0.25) and background.min() == pytest.approx(0.75)
 
 
 def test_the_containers_answer_is_the_probability(trained, layout, tmp_path):
@@ -241,7 +242,7 @@ def test_masks_are_wanted_and_a_patch_that_shows_what_has_none(layout, tmp_path)
     cases, task = prepared(config), tasks.build(config)
     [message] = task.fit(cases, cases)
     assert message.startswith("3 of 8 training cases of class 1 have no mask, and data.patch may not show")
-    without = [case for case in cases if not case.class_voxels]
+    without = [case for case in cases if case.findings == (None,)]
     with pytest.raises(UserError, match="task.evidence: got 3 training cases of class 1 without a mask, wanted masks"):
         task.fit(without, cases)
     assert tasks.build(config_of(layout, tmp_path, ["task.evidence=mask"])).fit(cases, cases) == []
@@ -250,7 +251,7 @@ def test_masks_are_wanted_and_a_patch_that_shows_what_has_none(layout, tmp_path)
 def batch_of(known, target):
     mask = torch.zeros(len(known), 4, 4, 4, dtype=torch.uint8)
     mask[0, :2] = 1
-    return {"known": torch.tensor(known), "target": torch.tensor(target), "mask": mask}
+    return {"known": torch.tensor(known)[:, None], "target": torch.tensor(target), "mask": mask}
 
 
 def test_the_loss_of_a_case_depends_on_what_is_known_of_it(layout, tmp_path):
@@ -258,14 +259,17 @@ def test_the_loss_of_a_case_depends_on_what_is_known_of_it(layout, tmp_path):
     task.state["class_weights"] = [0.5, 2.0]
     logits = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     batch = batch_of([True, True, False], [1.0, 0.0, 1.0])
-    found = task.loss(logits, batch)
+    whole = torch.tensor([[0.5], [-1.0], [2.0]])
+    found = task.loss((logits, whole, None), batch)
     by_voxel = losses.dice_focal(logits, batch["mask"])
     odds = np.sort((logits[2, 1] - logits[2, 0]).detach().numpy().ravel())[-TOPS[3] :]
-    wanted = [2 * by_voxel[0].item(), 0.5 * by_voxel[1].item(), 2 * np.log1p(np.exp(-odds.mean()))]
+    of_map = [2 * by_voxel[0].item(), 0.5 * by_voxel[1].item(), 2 * np.log1p(np.exp(-odds.mean()))]
+    of_head = [2 * np.log1p(np.exp(-0.5)), 0.5 * np.log1p(np.exp(-1)), 2 * np.log1p(np.exp(-2))]
+    wanted = np.add(of_map, of_head).tolist()
     assert found.tolist() == pytest.approx(wanted, rel=1e-5)
     found[2].backward()
     assert torch.count_nonzero(logits.grad[2, 1]) == TOPS[3], "it is somewhere: the most probable voxels are asked"
-    supervised = task.loss([logits, logits[..., ::2, ::2, ::2]], batch)
+    supervised = task.loss(([logits, logits[..., ::2, ::2, ::2]], whole, None), batch)
     assert supervised[2].item() == pytest.approx(wanted[2], rel=1e-5) and supervised[0].item() != found[0].item()
 
 
@@ -341,10 +345,11 @@ def test_a_table_has_masks_of_some_cases(table, layout):
     "overrides, message",
     [
         (["task.type=segmentation", "task.evidence=mask"], "task.evidence: got mask, wanted none for"),
-        (["task.classes=3", "task.evidence=mask"], "task.evidence: got mask, wanted none: only one target of two"),
+        (["task.classes=3", "task.evidence=mask"], "task.evidence: got mask, wanted none: one target of two"),
         (["task.evidence=mask", "eval.saliency=2"], "eval.saliency: got 2, wanted 0 for .* task.evidence=mask"),
         (["task.evidence=mask", "task.loss=focal"], "task.loss: got focal, wanted one of auto, dice_focal"),
         (["task.evidence=mask", "augment.mix=mixup"], "augment.mix: got mixup, wanted none"),
+        (["model.name=suprem_unet3d", "eval.windows=1"], "model.name: got suprem_unet3d, wanted one of unet_b"),
     ],
 )
 def test_what_does_not_fit_is_refused(layout, tmp_path, overrides, message):
@@ -360,8 +365,20 @@ def test_networks_that_learned_otherwise_do_not_predict_together(trained, layout
 
 
 def test_merging_states_takes_the_lower_median_of_top():
-    states = [{"top": top, "line": [1.0, top], "threshold": 0.5} for top in (1, 30, 10, 100)]
-    assert Evidence.merge(states) == {"top": 10, "line": [1.0, 35.25], "threshold": 0.5}
+    states = [{"top": [top], "line": [[1.0, 0.0, top]], "threshold": 0.5} for top in (1, 30, 10, 100)]
+    assert Evidence.merge(states) == {"top": [10], "line": [[1.0, 0.0, 35.25]], "threshold": 0.5}
+
+
+def test_the_head_is_added_to_the_evidence_where_validation_cases_show_that_it_helps():
+    rng, labels = np.random.default_rng(0), np.arange(400) % 2
+    odds, head = labels + rng.normal(0, 1, 400), labels + rng.normal(0, 1, 400)
+    slope, beside, intercept = fit_logistic(labels, odds, head)
+    assert slope == pytest.approx(1, abs=0.3) and beside == pytest.approx(1, abs=0.3)
+    assert auroc(labels, slope * odds + beside * head) > auroc(labels, odds) + 0.05
+    assert fit_logistic(labels, odds, -head) == pytest.approx((fit_logistic(labels, odds)[0], 0, -0.5), abs=0.1)
+    slope, beside, _ = fit_logistic([0, 1, 0, 1], [-1.0, 1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, 1.0])
+    assert slope > 0.5 and 0 < beside < 0.6, "of few cases the head is hardly believed, even where it is right"
+    assert np.isfinite(fit_logistic([0, 1], [0.0, 0.0], [2.0, 2.0])).all()
 
 
 def test_a_case_knows_what_its_mask_holds(layout, tmp_path):

@@ -16,7 +16,7 @@ from fomo import checkpoint, config, kinds, nets, report, tasks
 from fomo.config import UserError
 from fomo.data import loader, sources
 from fomo.evaluation import evaluate
-from fomo.nets.multihead import MultiHead
+from fomo.nets.multihead import MultiHead, one_task
 from fomo.prediction import members as prediction
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
@@ -159,7 +159,7 @@ def test_one_encoder_feeds_decoder_and_head(several):
         torch.testing.assert_close(network.dense(x), dense)
         torch.testing.assert_close(network.whole(x), whole)
         for (part, _, place), columns in zip(task._outputs(), (None, slice(0, 2), slice(2, 3))):
-            own = task._of_part(network, place)(x)
+            own = one_task(network, place)(x)
             torch.testing.assert_close(own, dense if part.dense else whole[:, columns])
     for outputs in (network(x)[0], network(x)[1]):
         network.zero_grad()

@@ -43,7 +43,7 @@ class Task:
     )
     evidence: str = key(
         "none",
-        "classification of two classes: learn from masks of what makes class 1; auto: where cases have some",
+        "two classes, labels: learn from masks of what makes class 1, or of each label; auto: where cases have some",
         "mask|none|auto",
     )
     loss: str = key("auto", "auto: cross_entropy, bce (multilabel), dice_focal (masks) or huber, by task")
@@ -108,7 +108,9 @@ class Data:
     neighbours: int = key(0, "slices: how many slices on each side are channels too", low=0)
     id_column: str = key("id", "column of the case's id")
     subject_column: str | None = key("subject", "column of the subject, whom folds keep together (none: one per line)")
-    mask_column: str = key("mask", "column of the mask's path (task.evidence: blank where there is none)")
+    mask_column: str = key(
+        "mask", "column of the mask's path (task.evidence: blank where there is none; of labels mask_LABEL for each)"
+    )
     fold_column: str | None = key(
         "fold", "column of the fold, if it exists (none: unused); slices: fold, or else split"
     )

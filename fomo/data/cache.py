@@ -250,7 +250,7 @@ def check_headers(cases, log=None):
 def _damage(case):
     """(id, what is wrong with its headers) of a case, or None."""
     try:
-        unoriented([*case.files, *filter(None, [case.mask])])
+        unoriented([*case.files, *filter(None, case.findings)])
     except ValueError as error:
         return case.id, one_line(error)
     return None
@@ -273,7 +273,7 @@ def _settings(data, wanted):
         "crop": data.crop,
         "kind": data.normalize,
         "dtype": data.cache_dtype,
-        "classes": wanted.classes if wanted.masked else None,
+        "classes": wanted.mask_classes if wanted.masked else None,
     }
     if wanted.masked:
         used["mask_version"] = _MASK_VERSION
@@ -324,7 +324,7 @@ def _hash(value):
 
 def _sources(case, masked):
     """The Volumes that go into an entry, and None for each channel that the case lacks."""
-    return (*case.images, case.mask) if masked and case.mask is not None else case.images
+    return (*case.images, *case.findings) if masked and any(case.findings) else case.images
 
 
 class _Outcome(NamedTuple):
@@ -388,7 +388,7 @@ def _preprocess(case, settings):
     }
     paths = [source.path for source in case.files]
     image, mask, geometry = volume.preprocess(arrays, affine, mask=native_mask, names=paths, **options)
-    warning = None if mask is None else _lost(native_mask, mask, geometry, settings["classes"])
+    warning = None if mask is None else _lost(native_mask, mask, geometry, settings)
     return _with_missing(_cast(image, case, settings["dtype"]), case), mask, geometry, warning
 
 
@@ -412,8 +412,19 @@ def _with_missing(image, case):
     return whole
 
 
-def _lost(native, mask, geometry, classes):
+def _lost(native, mask, geometry, settings):
     """A warning about what the mask `native` (X, Y, Z) lost on its way to the cache, or None."""
+    if not settings.get("finding") or settings["classes"] == 2:
+        return _lost_of(native, mask, geometry, settings["classes"])
+    found = []
+    for label, bit in enumerate(2 ** np.arange(settings["classes"].bit_length() - 1), start=1):
+        warning = _lost_of(*((array.astype(np.uint8) & bit > 0 for array in (native, mask))), geometry, 2)
+        found += [f"label {label}: {warning}"] if warning else []
+    return "; ".join(found) or None
+
+
+def _lost_of(native, mask, geometry, classes):
+    """As `_lost`, of class numbers."""
     inside, total, warnings = native[geometry.native_box], np.count_nonzero(native), []
     if cropped := total - np.count_nonzero(inside):
         where = "where all channels are 0 (data.crop)"
@@ -452,10 +463,11 @@ def _read(case, settings):
         elif (distance := volume.grid_distance(array.shape, affine, own)) > 0.1 * min(volume.spacing(affine)):
             wanted = "wanted the same affine (the axes may run otherwise)"
             raise ValueError(f"{source.path} lies up to {distance:.3g} mm off {first.path}, {wanted}")
-        if source is case.mask:
+        if settings.get("finding") and source in case.findings:  # whatever its numbers tell apart
+            own = np.float32(2 ** case.findings.index(source)) * (rounded(array) > 0)
+            mask = own if mask is None else mask + own
+        elif source is case.mask:
             mask = rounded(array)
-            if settings.get("finding"):  # whatever its numbers tell apart
-                mask = (mask > 0).astype(array.dtype)
             check_classes(source.path, mask, settings["classes"])
         else:
             arrays.append(array)
@@ -467,8 +479,10 @@ def foreground_voxels(mask, classes, limit=_FOREGROUND_VOXELS):
 
     It needs memory for one slab of the volume, however large the structures are.
     """
-    rows = []
+    rows, there = [], np.bincount(mask.ravel(), minlength=classes)
     for label in range(1, classes):
+        if not there[label]:
+            continue
         ends = np.cumsum([np.count_nonzero(slab == label) for slab in mask])
         total = int(ends[-1])
         chosen = np.arange(min(total, limit))

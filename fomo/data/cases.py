@@ -22,6 +22,7 @@ nifti = lazy.Module("..space.nifti", __package__)
 NOT_ORIENTED = "files do not say how they lie (no sform, no qform): taken as stored, x to the left, y ahead, z up"
 MANY = 2000  # cases: above, data.rescan=auto trusts the index
 ID_BYTES = 150  # of a case's id: with the names around it, what any file system takes
+FINDINGS = 8  # labels that masks can show: each is a bit of a prepared mask
 ROUNDING = 1e-4  # how far a resampling, or the scale factor of a header, moves the whole numbers of a mask
 ID_WANTED = f"printable text without / and \\, without . or ~ in front, at most {ID_BYTES} bytes: files are named by it"
 
@@ -50,6 +51,7 @@ class Case:
     scan: str | None = None  # what a slice is from
     labels: tuple[str, ...] = ()  # text of each target as the table has it: the names of classes
     foreground_mm3: float | None = None  # what its mask holds, in the space of its file; None: no mask was looked at
+    masks: tuple[Volume | None, ...] = ()  # of several labels, in their order
 
     @property
     def files(self):
@@ -57,9 +59,19 @@ class Case:
         return tuple(image for image in self.images if image is not None)
 
     @property
+    def findings(self):
+        """Of each label its mask, or None; of a single one, or where there are none, one."""
+        return self.masks or (self.mask,)
+
+    @property
     def missing(self):
         """The channels, by number, that the case lacks."""
         return tuple(channel for channel, image in enumerate(self.images) if image is None)
+
+
+def known(findings, labels):
+    """[whether it is known where a finding is: a mask shows it, or the label says that it is not there]."""
+    return [mask is not None or not label for mask, label in zip(findings, labels, strict=True)]
 
 
 class Wanted(NamedTuple):
@@ -72,11 +84,21 @@ class Wanted(NamedTuple):
     inside: bool = False  # training samples have as their mask which of their voxels lie in the volume
     kinds: tuple[str, ...] = ()  # of several: the kind of each target
     mask: bool = False  # of several: whether a mask is learned, too
-    finding: bool = False  # of a class: also the masks of what class 1 stands for, of those cases that have one
+    finding: bool = False  # of a class, of flags: also masks of what class 1, or each flag, stands for, where there are
 
     @property
     def masked(self):
         return self.kind == "mask" or self.mask or self.finding
+
+    @property
+    def mask_classes(self):
+        """The values below which those of a prepared mask are; of findings each bit is that of a label."""
+        labels = len(self.targets) if self.kind == "flags" else 1
+        return 2 ** min(labels, FINDINGS) if self.finding else self.classes
+
+    def mask_columns(self, column):
+        """Of a table, the column of each finding's masks; of two classes it is `column` itself."""
+        return [f"{column}_{name}" for name in self.targets] if self.kind == "flags" else [column]
 
     def of_column(self, place):
         """The kind of one of the targets."""
@@ -100,6 +122,7 @@ class Prepared:
     labels = property(attrgetter("case.labels"))
     scan = property(attrgetter("case.scan"))
     missing = property(attrgetter("case.missing"))
+    findings = property(attrgetter("case.findings"))
     native_mask = property(attrgetter("case.mask"), doc="The Volume of the mask in the space of its file.")
 
     @property

@@ -22,7 +22,7 @@ from ..runtime import interrupt, seeds
 from ..space import patches
 from ..transforms import build, mixing
 from . import sources
-from .cases import Wanted
+from .cases import Wanted, known
 from .order import Order
 
 _OPEN_CASES = 32  # that a process keeps mapped, since mapping again takes time; each is one or two open files
@@ -67,8 +67,9 @@ def _open(case, masked):
 class Samples(Dataset):
     """slot -> one unaugmented patch {image (C,X,Y,Z) float32, mask (X,Y,Z) uint8 or target, id, slot, outside}.
 
-    Of a class with masks of the finding (Wanted.finding) it has both, and `known`: whether the mask is right. It is
-    empty for a case of class 0, and for one of class 1 without a mask, of which it is not known.
+    Of labels with masks of the findings (Wanted.finding) it has both, each label's finding being a bit of the mask, and
+    `known`, of each label: whether the mask is right. A finding is empty for a case of class 0, and for one of class 1
+    without a mask, of which it is not known.
 
     With augment.mix also `mix`, a plan or None; with a plan `partner`, the sample of another slot of the same step,
     whichever rank has it.
@@ -119,7 +120,7 @@ class Samples(Dataset):
         elif self.wanted.masked:
             sample["mask"] = torch.zeros(data.patch, dtype=torch.uint8)
         if self.wanted.finding:
-            sample["known"] = mask is not None or case.target == 0
+            sample["known"] = known(case.findings, np.atleast_1d(case.target))
         if self.wanted.kind != "mask" and not self.wanted.pretraining:
             sample["target"] = case.target
         return sample

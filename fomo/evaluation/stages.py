@@ -26,7 +26,8 @@ def run(config, dry_run, log):
     for event, what in decided.items():
         log(event, **what)
     wanted = tasks.wanted(config)
-    if not tasks.kind(config).head_targets or nets.NETWORKS[config.model.name].best_head != "multistage":
+    kind, head = tasks.kind(config), nets.NETWORKS[config.model.name].best_head
+    if kind.mode == "segmentation" or not kind.head_targets or head != "multistage":
         got = f"task.type={config.task.type} task.evidence={config.task.evidence} model.name={config.model.name}"
         raise UserError(f"{got}: wanted one output per case (task.evidence=none), and a U-Net")
     listed = sources.list_cases(config.data, wanted, log=log)

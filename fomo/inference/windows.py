@@ -169,6 +169,10 @@ class Mirrored(torch.nn.Module):
         flips = [flip for size in range(len(dims) + 1) for flip in itertools.combinations(dims, size)]
         self.views = [*((flip, None) for flip in flips), *(((), gamma) for gamma in self.gammas)][:count]
 
+    def around(self, network):
+        """Another network, seen in the same views."""
+        return Mirrored(network, self.axes, len(self.views), self.gammas)
+
     def forward(self, batch):
         total = None
         for dims, gamma in self.views:

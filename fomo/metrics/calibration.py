@@ -68,30 +68,39 @@ def ece(labels, probabilities, bins=15):
     return float(np.abs(np.bincount(index, outcome - confidence.astype(np.float64), bins)).sum() / len(outcome))
 
 
-def fit_logistic(labels, scores):
+def fit_logistic(labels, scores, beside=None):
     """(slope, intercept) of the line whose sigmoid turns scores (n,) into probabilities of class 1 (Platt 1999).
 
     It works with few cases, and with scores that part the classes: as Platt does, the n1 cases of class 1 are taken for
     (n1 + 1) / (n1 + 2) of one, and the others for 1 / (n0 + 2). Besides, slope and intercept of the standardised scores
     are drawn to 1 and 0, as by one standard normal observation each, and the slope is positive, so that the order of
     the scores stays.
+
+    With other scores `beside` them (n,): (slope, slope of these, intercept). Theirs is drawn to 0, and is not negative:
+    few cases leave the first ones alone.
     """
     from scipy.optimize import minimize
 
     labels, scores = checks.labels_and_scores(labels, scores)
+    columns = [scores] if beside is None else [scores, checks.labels_and_scores(labels, beside, name="beside")[1]]
     positives = np.count_nonzero(labels)
     wanted = np.where(labels, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
-    centre, scale = scores.mean(), scores.std() or 1.0
-    standard = (scores - centre) / scale
+    values = np.stack(columns, axis=1).astype(np.float64)
+    centre, scale = values.mean(0), values.std(0)
+    scale[scale == 0] = 1.0
+    standard = np.column_stack([(values - centre) / scale, np.ones(len(labels))])
+    prior = np.eye(standard.shape[1])[0]  # slope 1 of the first, and 0 of all else
 
     def cost(line):
-        logits = line[0] * standard + line[1]
+        logits, away = standard @ line, line - prior
         off = 1 / (1 + np.exp(-np.clip(logits, -500, 500))) - wanted
-        value = (np.logaddexp(0, logits) - wanted * logits).sum() + ((line[0] - 1) ** 2 + line[1] ** 2) / 2
-        return value, np.array([(off * standard).sum() + line[0] - 1, off.sum() + line[1]])
+        value = (np.logaddexp(0, logits) - wanted * logits).sum() + (away**2).sum() / 2
+        return value, off @ standard + away
 
-    slope, intercept = minimize(cost, [1.0, 0.0], jac=True, bounds=[(0.01, None), (None, None)]).x
-    return float(slope / scale), float(intercept - slope * centre / scale)
+    bounds = [(0.01, None), *[(0.0, None)] * (len(columns) - 1), (None, None)]
+    *slopes, intercept = minimize(cost, prior, jac=True, bounds=bounds).x
+    slopes = np.array(slopes) / scale
+    return *slopes.tolist(), float(intercept - slopes @ centre)
 
 
 def fit_temperature(labels, probabilities):

@@ -20,6 +20,7 @@ from . import checks
 _POWER = 3  # of the generalised mean: between the mean (1) and the maximum
 _TAILS = (0.001, 0.005, 0.02, 0.1)  # shares of the head whose mean is read: of 1.4 litres, .1% is a ball 14 mm wide
 _FAINT = 0.1  # of a channel's range: where all channels are darker, there is air
+BESIDE = ("heads.", "log_variances")  # of a `multihead.MultiHead`: all other networks leave them unused
 BOUND = 4.0  # standard deviations beyond which a statistic counts no more
 
 
@@ -119,8 +120,11 @@ class ImageHead(nn.Module):
         layers = tuple(f"{name}.{layer}" for layer in ("hidden", "fc") if hasattr(self, layer))
         return layers, (*layers, *(f"{name}.{buffer}" for buffer, _ in self.named_buffers()))
 
-    def forward(self, x, maps, before_norm):
-        return self.fc(self.dropout(self.features(x, maps, before_norm)))
+    def forward(self, x, maps, before_norm, stays=None):
+        """(B, out_channels); stays: (out_channels,), of which outputs no gradient goes on to the features."""
+        features = self.dropout(self.features(x, maps, before_norm))
+        outputs = self.fc(features)
+        return outputs if stays is None else torch.where(stays, self.fc(features.detach()), outputs)
 
     def features(self, x, maps, before_norm):
         """(B, F), the input of the linear layer; see `statistics`."""

@@ -8,6 +8,8 @@ from torch import nn
 
 from .image_head import ImageHead
 
+HEAD = "heads.fc"  # the last layer of what is said of the case
+
 
 class MultiHead(nn.Module):
     """(B, C, X, Y, Z) -> (dense, whole, log_variances) of a U-Net in its segmentation mode.
@@ -18,9 +20,10 @@ class MultiHead(nn.Module):
     network: has `encoder`, `decoder` and `read`, the stages as `ImageHead` wants them.
     kind: of the head, see `image_head`.
     weights: how many tasks learn their weight in the loss (Kendall et al. 2018); 0: none.
+    apart: the outputs whose gradients stay in the head's last layer: all else learns as if they were not there.
     """
 
-    def __init__(self, network, in_channels, outputs, kind="linear", masked=True, weights=0):
+    def __init__(self, network, in_channels, outputs, kind="linear", masked=True, weights=0, apart=()):
         super().__init__()
         self.encoder, self.stem, self.saliency_layer = network.encoder, network.stem, network.saliency_layer
         self.encoder_prefixes = network.encoder_prefixes
@@ -32,6 +35,8 @@ class MultiHead(nn.Module):
             stages = [stage for stage in stages if all(name.startswith(self.encoder_prefixes) for name in stage)]
             own_head, new, unused = (), (), ("decoder.",)
         self.heads = ImageHead(kind, in_channels, network.read, outputs) if outputs else None
+        stays = torch.tensor([output in apart for output in range(outputs)])
+        self.register_buffer("stays", stays if apart else None, persistent=False)
         layers, read = self.heads.prefixes("heads") if outputs else ((), ())
         self.log_variances = nn.Parameter(torch.zeros(weights)) if weights else None
         learned = ("log_variances",) * bool(weights)
@@ -43,7 +48,7 @@ class MultiHead(nn.Module):
         found = [] if self.heads is not None and self.heads.reads_moments else None
         maps = self.encoder(x, found)
         dense = None if self.decoder is None else self.decoder(maps)
-        whole = None if self.heads is None else self.heads(x, maps, found)
+        whole = None if self.heads is None else self.heads(x, maps, found, self.stays)
         return dense, whole, self.log_variances
 
     def dense(self, x):
@@ -67,6 +72,12 @@ class MultiHead(nn.Module):
         for module in self.modules():
             if hasattr(module, "recompute"):
                 module.recompute = wanted
+
+
+def one_task(network, outputs):
+    """The `OneTask` of a MultiHead; of one that is seen from several sides, as `inference.Mirrored`, that of each."""
+    around = getattr(network, "around", None)
+    return OneTask(network, outputs) if around is None else around(one_task(network.network, outputs))
 
 
 class OneTask(nn.Module):

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import checks
 from .conv import AvgPool3d, Conv3d
-from .image_head import ImageHead, WithImageHead
+from .image_head import BESIDE, ImageHead, WithImageHead
 from .norm import normalised
 
 _STRIDE = 32  # the encoder halves each axis five times
@@ -80,12 +80,12 @@ class ResEncUNet(WithImageHead, nn.Module):
             self.head_prefixes = ("decoder.out_conv.", "decoder.ds_out_convs.")
             self.new_prefixes = ("decoder.out_conv.", *coarse)  # nnU-Net has no output at the bottleneck
             self.decoder_prefixes = ("decoder.",)
-            self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_convs.",)
+            self.unused_prefixes = (*BESIDE, *(() if deep_supervision else ("decoder.ds_out_convs.",)))
             stages += [(f"decoder.upsample_layers.{i}.", f"decoder.decoder_convs.{i}.") for i in range(_STAGES - 1)]
         else:
             self.decoder = ImageHead(head, in_channels, self.read, out_channels, copies, dropout)
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
-            self.unused_prefixes = ("decoder.",)
+            self.unused_prefixes = (*BESIDE, "decoder.")
         self.stages = (*stages, self.head_prefixes)
         for level in (*self.encoder.stages[-3:], *(self.decoder.decoder_convs[:2] if self.segments else ())):
             level.dropped = channel_dropout

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import checks
 from .conv import Conv3d
-from .image_head import ImageHead, WithImageHead
+from .image_head import BESIDE, ImageHead, WithImageHead
 from .norm import normalised
 
 _STRIDE = 16  # the encoder halves each axis four times
@@ -64,12 +64,12 @@ class UNet(WithImageHead, nn.Module):
             self.decoder_prefixes = ("decoder.",)
             second = () if light_decoder else tuple(f"decoder.decoder_conv{i}.conv2" for i in range(1, 5))
             self.new_prefixes = self.head_prefixes + second  # a light pretraining decoder has no conv2
-            self.unused_prefixes = () if deep_supervision else ("decoder.ds_out_conv",)
+            self.unused_prefixes = (*BESIDE, *(() if deep_supervision else ("decoder.ds_out_conv",)))
             stages += [(f"decoder.upsample{i}", f"decoder.decoder_conv{i}") for i in range(1, 5)]
         else:
             self.decoder = ImageHead(head, in_channels, self.read, out_channels, copies, dropout)
             self.head_prefixes, self.new_prefixes = self.decoder.prefixes("decoder")
-            self.unused_prefixes = ("decoder.",)
+            self.unused_prefixes = (*BESIDE, "decoder.")
         self.stages = (*stages, self.head_prefixes)
         for name in ("encoder_conv2", "encoder_conv3", "encoder_conv4"):
             getattr(self.encoder, name).dropped = channel_dropout

@@ -8,7 +8,7 @@ import torch
 
 from .. import kinds, nets, tasks
 from ..config import UserError
-from ..nets import image_head
+from ..nets import image_head, multihead
 from ..training import views
 
 
@@ -27,7 +27,9 @@ def average(checkpoints):
     states = [checkpoint["task"] for checkpoint in checkpoints]
     units = [task.units(state) for state in states]
     models = [_in_units(checkpoint["model"], head, own, units[0]) for checkpoint, own in zip(checkpoints, units)]
-    models, mean = image_head.scaled_alike(models, head) if head else models, {}
+    for layer in filter(None, (head, multihead.HEAD)):
+        models = image_head.scaled_alike(models, layer)
+    mean = {}
     for name, value in models[0].items():
         values = torch.stack([model[name] for model in models])
         mean[name] = values.double().mean(0).to(value.dtype) if value.is_floating_point() else value

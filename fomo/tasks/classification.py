@@ -63,7 +63,7 @@ class Classification(TwoClasses, Task):
     @staticmethod
     def answer(tasks, parts, geometry):
         """Mean probability, and the decision at the mean of the thresholds."""
-        return TwoClasses.decided_together(tasks, [task.tempered(part) for task, part in zip(tasks, parts)]), {}
+        return TwoClasses.together(tasks, [task.tempered(part) for task, part in zip(tasks, parts)]), {}
 
     def predict(self, network, case, windows, fold=None):
         probability = self.infer(network, case.image(), case.background, windows)
@@ -80,7 +80,7 @@ class Classification(TwoClasses, Task):
 
     def finish(self, answers, fold=None):
         rows = [{**answer.row, "probability": self.tempered(answer.row["probability"])} for answer in answers]
-        return Results([self.decided(row) for row in rows])
+        return Results(self.decided(rows))
 
     def calibrate(self, evaluate):
         """Fit the temperature, then choose the decision threshold, on the inner validation cases."""
@@ -92,7 +92,7 @@ class Classification(TwoClasses, Task):
         if wanted.calibrate == "temperature":
             self.state["temperature"] = metrics.fit_temperature(*results.arrays("target", "probability"))
         rows = [{**row, "probability": self.tempered(row["probability"])} for row in results.rows]
-        self.choose_threshold(Results(rows))
+        self.choose_thresholds(rows)
         if wanted.calibrate == "half":
             self.state |= {"moved": self.state["threshold"], "threshold": 0.5}
         return ()

@@ -27,6 +27,7 @@ class Multiregression(Task):
     training_state = (*Regression.training_state, "training_sd")
     keys = Regression.keys
     options = Regression.options
+    instead = Regression.instead
     view = view.VIEW
 
     def __init__(self, config):

@@ -45,7 +45,7 @@ class Multitarget(Task):
     def check(cls, config, refuse):
         task = config.task
         if task.evidence != "none":
-            wanted = "none: only one target of two classes learns from masks (task.targets, task.classes)"
+            wanted = "none: one target of two classes learns from masks, or several as task.type=multilabel (0 and 1)"
             refuse("task.evidence", task.evidence, wanted)
         if task.classes != 2 and len(task.targets) != 1:
             wanted = "2 (the default): other numbers are for segmentation and for classification of one of task.targets"

@@ -22,7 +22,6 @@ from .segmentation import Segmentation
 from .task import Columns, Task
 from .views import multitask as view
 
-inference = lazy.Module("..inference", __package__)
 multihead = lazy.Module("..nets.multihead", __package__)
 
 _OF_ALL = ("id", "subject", "fold", "missing")  # columns of a row that are no part's
@@ -206,17 +205,10 @@ class Multitask(Task):
             total = total + part.weight * value
         return total
 
-    def _of_part(self, network, place):
-        """The network as the task of a part knows it."""
-        if isinstance(network, inference.Mirrored):
-            inside = self._of_part(network.network, place)
-            return inference.Mirrored(inside, network.axes, len(network.views), network.gammas)
-        return multihead.OneTask(network, place)
-
     def predict(self, network, case, windows, fold=None):
         """`loss`: the sum of the parts' losses by the weights of the config."""
         answers = [
-            (part, task.predict(self._of_part(network, place), part.case(case), windows, fold))
+            (part, task.predict(multihead.one_task(network, place), part.case(case), windows, fold))
             for part, task, place in self._outputs()
         ]
         return functools.partial(self._together, case, answers)
@@ -234,7 +226,7 @@ class Multitask(Task):
     def infer(self, network, image, background, windows):
         """{part: what its task says}."""
         return {
-            part.name: task.infer(self._of_part(network, place), image, background, windows)
+            part.name: task.infer(multihead.one_task(network, place), image, background, windows)
             for part, task, place in self._outputs()
         }
 

@@ -36,6 +36,8 @@ class Regression(Task):
     out_channels = 1
     keys = ("task.label_scaling", "eval.pool_windows", "data.crop_position")
     options = HEAD
+    # that a mask has a voxel says that the case is of a class; a number depends on what of it is counted
+    instead = {"task.evidence": ": a mask does not tell a number, so learn both, side by side, by task.type=multitask"}
     view = view.VIEW
     single = "prediction"
     scored = ("prediction", "corrected", "low", "high")

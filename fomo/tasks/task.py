@@ -94,6 +94,7 @@ class Task:
     pretrains = False  # whether it learns without labels: its runs have one split, without a test part
     keys = ()  # keys of the config that only such tasks read; elsewhere they are warned of
     options = ()  # keys of the config that only some tasks take; elsewhere another value than the default is an error
+    instead = {}  # {key that it does not take: what to do instead, to end the error with}
     view = View()  # what the report shows of its runs
     volumes = ()  # names of the volumes that `answer` gives and prediction always writes
     optional_volumes = ()  # those that it writes when asked

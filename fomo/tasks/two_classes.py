@@ -68,26 +68,36 @@ class TwoClasses:
             self.state["class_weights"] = categories.inverse_frequency(counts).tolist()
         return ()
 
-    def decided(self, row):
-        """A row with the decision by its probability."""
-        return {**row, "decision": int(row["probability"] >= self.state["threshold"])}
+    @staticmethod
+    def names_of(kind):
+        """The columns of a `kind`, which several labels have one each of."""
+        return [kind]
+
+    def labels_of(self, case):
+        """[0 or 1] of a case."""
+        return [categories.known_class(case, "class", self.state["classes"])]
+
+    def decided(self, rows):
+        """The rows with the decisions by their probabilities."""
+        return [{**row, "decision": int(row["probability"] >= self.state["threshold"])} for row in rows]
 
     @staticmethod
-    def decided_together(tasks, probabilities):
+    def together(tasks, probabilities):
         """The row of a case: the weighted mean of the networks' probabilities, decided at that of their thresholds.
 
         Of several networks `probability_sd` is the standard deviation between them: where they disagree.
         """
-        probability = float(averaged(tasks, probabilities))
+        probability = float(np.squeeze(averaged(tasks, probabilities)))  # of each network a number, or (1,)
         threshold = averaged(tasks, [task.state["threshold"] for task in tasks])
         spread = {"probability_sd": float(np.std(probabilities, ddof=1))} if len(tasks) > 1 else {}
         return {"probability": probability, "decision": int(probability >= threshold), **spread}
 
-    def choose_threshold(self, results):
-        """Put the decision threshold that is best on these cases into `state`."""
+    def choose_thresholds(self, rows):
+        """Put the decision threshold that is best on these cases into `state`; no messages."""
         if self.config.eval.threshold != "half":
-            labels, scores = results.arrays("target", "probability")
+            labels, scores = Results(rows).arrays("target", "probability")
             self.state["threshold"] = choose_threshold(labels, scores, self.config.eval.threshold)
+        return ()
 
     def score(self, results):
         labels, scores, decisions = results.arrays("target", "probability", "decision")
@@ -112,7 +122,7 @@ class TwoClasses:
         return results.shift(auroc, "AUROC", *results.arrays("target", "probability"), seed)
 
     def finish(self, answers, fold=None):
-        return Results([self.decided(answer.row) for answer in answers])
+        return Results(self.decided([answer.row for answer in answers]))
 
     def outputs(self):
         return [Output(1, "probability", "target", 1, "class 1")]

@@ -154,7 +154,7 @@ def test_a_mask_in_lines_of_two_subjects_is_refused_unless_it_is_empty(folder):
     refused([*same, "hard.nii.gz, which are one file"], folder, A, B.replace("c.npy", "hard.nii.gz"), **masks)
     empty = A.replace("mask.nii.gz", "c.npy")
     assert len(listed(folder, empty, B, **masks)) == 2, "an empty mask says nothing of a subject"
-    leak = ["case a_0: got", "images/a.nii.gz twice, wanted a file for each channel and the mask"]
+    leak = ["case a_0: got", "images/a.nii.gz twice, wanted a file for each channel and each mask"]
     refused(leak, folder, A.replace("mask.nii.gz", "a.nii.gz"), B, **masks)
 
 

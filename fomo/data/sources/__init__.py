@@ -104,7 +104,7 @@ def _dealt(cases, seed):
     drawn = dict(zip(sorted(first), np.random.default_rng(seed).permutation(len(givers)).tolist()))
     labels = {subject: givers[place] for subject, place in drawn.items()}
     return [
-        replace(case, target=labels[case.subject].target, labels=labels[case.subject].labels, mask=None)
+        replace(case, target=labels[case.subject].target, labels=labels[case.subject].labels, mask=None, masks=())
         for case in cases
     ]
 
@@ -141,12 +141,12 @@ def _check_files(data, cases, log):
     look, first, doubled = looks_at_files(data, len(cases)), {}, []  # look: also where links lead
     for case in cases:
         own = {}
-        for volume in (*case.files, *([case.mask] if case.mask and case.target else [])):
-            kind = "mask" if volume is case.mask else "image"
+        for volume in (*case.files, *(masks := _shown(case))):
+            kind = "mask" if volume in masks else "image"
             key = (_file(volume.path) if look else volume.path, volume.index)
             if (same := own.setdefault(key, volume)) is not volume:
                 where = _where(same.path, volume.path)
-                raise UserError(f"case {case.id}: got {where} twice, wanted a file for each channel and the mask")
+                raise UserError(f"case {case.id}: got {where} twice, wanted a file for each channel and each mask")
             other, path, its_kind = first.setdefault(key, (case, volume.path, kind))
             if other.subject != case.subject:
                 both = " and ".join(f"case {one.id} of subject '{one.subject}'" for one in (other, case))
@@ -158,6 +158,12 @@ def _check_files(data, cases, log):
     if doubled and log:
         ids = [case.id for case in doubled[0]]
         log.warn("cases of one subject have the same file: it counts several times", cases=len(doubled), example=ids)
+
+
+def _shown(case):
+    """The masks of a case that have foreground."""
+    labels = case.target if case.masks else (case.target,)
+    return [mask for mask, label in zip(case.findings, labels) if mask is not None and label]
 
 
 def _file(path):

@@ -3,9 +3,10 @@
     id     subject   t1             mask            cohort    age    fold
     a_00   a         images/a.nii   masks/a.nii.gz  healthy   61.5   1
 
-`data.id_column`, `subject_column`, `mask_column` (segmentation) and `fold_column` name the columns, `data.channels`
-those of the images (NIfTI, a 3D .npy or a DICOM folder; 'a|b': the one that is filled) and `task.targets` what is
-learned. Relative paths start from the table's folder. Other columns, and cells that are not needed, are not looked at.
+`data.id_column`, `subject_column`, `mask_column` and `fold_column` name the columns, `data.channels` those of the
+images (NIfTI, a 3D .npy or a DICOM folder; 'a|b': the one that is filled) and `task.targets` what is learned. Of
+several labels each that has masks has a column of them, as mask_cyst of the label cyst. Relative paths start from the
+table's folder. Other columns, and cells that are not needed, are not looked at.
 
 Classes are numbered in sorted order of their texts over the whole table, as numbers where all are (0, 1, 2, 10); the
 texts 0 and 1 are classes 0 and 1 also where only one of them occurs. Only pretraining allows missing targets (MISSING,
@@ -17,7 +18,7 @@ import sys
 from dataclasses import replace
 
 from ...config import UserError
-from ..cases import ID_WANTED, Case, Volume, Wanted, foreground_mm3, looks_at_files, names_a_file
+from ..cases import FINDINGS, ID_WANTED, Case, Volume, Wanted, foreground_mm3, looks_at_files, names_a_file
 from ..spreadsheet import MISSING, NUMBER, check_columns, number, other_columns, read_rows
 from .source import VOLUME_LABELS, Source
 from .subjects import warn_of_beginnings
@@ -47,22 +48,35 @@ def list_table(data, wanted, labels, log=None):
         folded, hint = data.fold_column in row.cells, "; data.fold_column=none: no such column"
         fold = sys.intern(_filled(data.csv, row, data.fold_column, hint)) if folded else None
         target, names = _together(wanted.kind, [column[place] for column in columns])
-        mask, size = _mask(data, wanted, row, id, target, look)
+        mask, masks, size = None, (), None
+        if wanted.finding:
+            labels = target if wanted.kind == "flags" else (target,)
+            places = zip(wanted.mask_columns(data.mask_column), labels)
+            found = [_finding(data, row, id, *one, look) for one in places]
+            (mask, *_), (size, *_) = zip(*found)
+            masks = tuple(one for one, _ in found) if wanted.kind == "flags" else ()
+        elif wanted.masked:
+            mask, size = _mask(data, row, id, look, classes=wanted.classes)
         target = float(size > 0) if wanted.kind == "mask" else target
-        cases.append(Case(id, subject, images, mask, target, None, fold, None, names, size))
+        cases.append(Case(id, subject, images, mask, target, None, fold, None, names, size, masks))
     return cases
 
 
-def _mask(data, wanted, row, id, target, look):
-    """(the Volume, mm3 of its foreground), or (None, None) where none is wanted, or none is there of a finding."""
-    if not wanted.masked or (wanted.finding and not row.cells.get(data.mask_column)):
+def _mask(data, row, id, look, column=None, classes=None):
+    """(the Volume, mm3 of its foreground); classes: as `foreground_mm3` has them."""
+    mask = _volume(data.csv, row, column or data.mask_column, look)
+    return mask, foreground_mm3(mask, id, classes)
+
+
+def _finding(data, row, id, column, label, look):
+    """`_mask` of a label, or (None, None) where there is none."""
+    if not row.cells.get(column):
         return None, None
-    mask = _volume(data.csv, row, data.mask_column, look)
-    size = foreground_mm3(mask, id, None if wanted.finding else wanted.classes)
-    if wanted.finding and target != (size > 0):
+    mask, size = _mask(data, row, id, look, column)
+    if label != (size > 0):
         got = f"{mask.path}, which {'has a' if size else 'has no'} voxel above 0"
-        class_1 = "one with such voxels for class 1, the second of the target's two, and for no other case"
-        _refuse(data.csv, row, data.mask_column, got, class_1)
+        wanted = "one with such voxels for class 1 (of two classes: the second one), and for no other case"
+        _refuse(data.csv, row, column, got, wanted)
     return mask, size
 
 
@@ -76,6 +90,10 @@ def _read(data, wanted, labels):
         required["data.mask_column"] = data.mask_column
     required.update({f"task.targets: {name}": name for name in wanted.targets})
     rows = read_rows(data.csv, required, "data.csv")
+    for column in wanted.mask_columns(data.mask_column)[FINDINGS:] if wanted.finding else ():
+        if any(row.cells.get(column) for row in rows):
+            wanted_columns = f"masks of the first {FINDINGS} of task.targets alone: name the labels with masks first"
+            raise UserError(f"{data.csv}: column '{column}': got masks, wanted {wanted_columns}")
     for text in needed:
         names = text.split("|")
         if not any(name in rows[0].cells for name in names):

@@ -1,43 +1,55 @@
-"""Classification by evidence: what a classification shows, and of each case what its probability was made of."""
+"""Classes or labels by evidence: what they show otherwise, and of each case what its probabilities were made of."""
 
 import math
 import os
 
 from ...pages import page, pictures
 from ...pages.page import number, tag
-from . import classification
+from . import classification, multilabel
 from .view import read_arrays
 
 _MOST = 24  # cases on a page
 
 
-def _pictures(run):
-    ranked = sorted(run.rows, key=lambda row: abs(row["probability"] - row["target"]), reverse=True)
+def of_two_classes():
+    """The View of a class that is learned from masks."""
+    plain = classification.VIEW
+    return plain._replace(title="Scores and evidence", pictures=lambda run: [*plain.pictures(run), *_evidence(run)])
+
+
+def of_labels():
+    """The View of several labels, of which some are learned from masks."""
+    plain = multilabel.VIEW
+    return plain._replace(title="Labels and evidence", pictures=lambda run: [*plain.pictures(run), *_evidence(run)])
+
+
+def _evidence(run):
+    columns = list(zip(run.task.names_of("probability"), run.task.names_of("target")))
+    ranked = sorted(run.rows, key=lambda row: -max(abs(row[said] - row[true]) for said, true in columns))
     stored = [(row, run.fold(row["fold"]).evidence(row["id"])) for row in ranked]
     stored = [pair for pair in stored if os.path.exists(pair[1])]
-    shown = [_figure(row, read_arrays(path), run.config) for row, path in stored[:_MOST]]
-    what = (
-        "The slices through the most probable voxel of each case, the worst answer first: the image, in colour on it "
-    )
-    what += "the probability of the finding, of which that of the case is made, and the mask, where there is one. "
+    shown = [figure for row, path in stored[:_MOST] for figure in _figures(run, row, read_arrays(path))]
+    what = "The slices through the most probable voxel of a finding, the case with the worst answer first: the image, "
+    what += "in colour on it the probability of the finding, of which the case's score is made, and the mask, where it "
+    what += "has a voxel. Of several labels those are drawn that a case has, and the most probable ones. "
     what += pictures.convention(run.config.eval.radiological)
     left = len(run.rows) - len(shown)
     notes = [page.note(what + (f" {left} of {len(run.rows)} cases are not drawn." if left else ""))]
-    return [*classification.VIEW.pictures(run), tag("h3", "Evidence"), *notes, page.grid(shown, "grid wide")]
+    return [tag("h3", "Evidence"), *notes, page.grid(shown, "grid wide")]
 
 
-def _figure(row, planes, config):
-    """planes: image_A, evidence_A and, with a mask, reference_A, across each axis A from 0 to 2."""
-    names = ["evidence", *(["reference"] if "reference_0" in planes else [])]
-    rows = [[planes[f"image_{axis}"]] * (1 + len(names)) for _, axis in pictures.PLANES]
-    heats = [[None, *(planes[f"{name}_{axis}"] for name in names)] for _, axis in pictures.PLANES]
-    options = [axis for _, axis in pictures.PLANES], config.data.spacing_mm
-    said = f"class {row['target']:g}, probability {number(row['probability'], 3)}"
-    if not math.isnan(row["located"]):
-        said += ", its highest voxel is " + ("in the mask" if row["located"] else "outside the mask")
-    return page.figure(
-        pictures.mosaic(rows, *options, f"{row['id']}: {said}", config.eval.radiological, heats), row["id"], said
-    )
-
-
-VIEW = classification.VIEW._replace(title="Scores and evidence", pictures=_pictures)
+def _figures(run, row, stored):
+    """Yield a figure of each label in `stored`, see `tasks.evidence.FromMasks._planes`."""
+    columns = (run.task.names_of(kind) for kind in ("target", "probability", "located"))
+    targets, probabilities, located = map(list, columns)
+    options = [axis for _, axis in pictures.PLANES], run.config.data.spacing_mm
+    for own, label in enumerate(stored["labels"].tolist()):
+        where, name = row[located[label]], targets[label].partition("_")[2]
+        names = ["evidence", *([] if math.isnan(where) else ["reference"])]
+        rows = [[stored[f"image_{axis}"][own]] * (1 + len(names)) for _, axis in pictures.PLANES]
+        heats = [[None, *(stored[f"{kind}_{axis}"][own] for kind in names)] for _, axis in pictures.PLANES]
+        said = f"{name or 'class'} {row[targets[label]]:g}, probability {number(row[probabilities[label]], 3)}"
+        if not math.isnan(where):
+            said += ", its highest voxel is " + ("in the mask" if where else "outside the mask")
+        drawn = pictures.mosaic(rows, *options, f"{row['id']}: {said}", run.config.eval.radiological, heats)
+        yield page.figure(drawn, row["id"], said)
