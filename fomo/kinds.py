@@ -13,7 +13,7 @@ from .data.sources import SOURCES
 from .nets import NETWORKS, PLAIN
 from .nets.checks import WHOLE_CASE
 from .runtime import lazy
-from .tasks import TASKS, best_fusion, kind
+from .tasks import TASKS, best_fusion, best_scaling, kind
 from .transforms import PRESETS
 
 checkpoint = lazy.Module(".checkpoint", __package__)
@@ -63,6 +63,10 @@ def settle(config, why_not=None):
         settled = dataclasses.replace(settled, model=dataclasses.replace(settled.model, fusion=fusion))
         if fusion == "late":
             decided["model"] = {"fusion": fusion, "meant": "the weights have one channel: each goes alone"}
+    if settled.data.normalize == "auto":
+        scaling = best_scaling(settled)
+        settled = dataclasses.replace(settled, data=dataclasses.replace(settled.data, normalize=scaling))
+        decided["data"] = {"normalize": scaling}
     if settled is not asked:
         check(settled, "as the cases decide")
     return settled, decided
@@ -80,6 +84,8 @@ def _as_trained(config):
     if model.fusion == "auto":
         model = dataclasses.replace(model, fusion=own.model.fusion)
     data = dataclasses.replace(config.data, patch=tuple(map(min, config.data.patch, own.data.patch)))
+    if data.normalize == "auto":
+        data = dataclasses.replace(data, normalize=own.data.normalize)
     return dataclasses.replace(config, task=task, model=model, data=data)
 
 

@@ -9,7 +9,7 @@ from conftest import tool
 from dummies import task as dummy_task
 
 from fomo import checkpoint, kinds, nets, tasks
-from fomo.config import UserError
+from fomo.config import UserError, to_dict
 from fomo.data import sources
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
@@ -187,3 +187,17 @@ def test_weights_of_another_width_are_named_by_their_width(tiny_config, tmp_path
     masks = kinds.settle(kinds.load(tiny_config("segmentation"), [f"weights.path={tmp_path / 'wide.pt'}"]))[0]
     with pytest.raises(UserError, match="look like weights of model.width=4, and the network has 2"):
         start_from(masks, tasks.build(masks), build_network(masks, tasks.build(masks), 1))
+
+
+def test_intensities_are_scaled_as_for_the_weights_or_by_what_is_not_0(tiny_config, tmp_path):
+    network = nets.build("unet_b_lw_dec", 3, 3, width=2).state_dict()
+    path = tiny_config("segmentation", data={"normalize": "auto"})
+    plain = to_dict(kinds.load(path, ["data.normalize=percentile"]))
+    checkpoint.save(tmp_path / "foreign.pt", {"model": network})
+    checkpoint.save(tmp_path / "own.pt", {"model": network, "config": plain})
+    for weights, kind in ((None, "zscore_nonzero"), ("foreign.pt", "zscore"), ("own.pt", "percentile")):
+        overrides = [] if weights is None else [f"weights.path={tmp_path / weights}"]
+        settled, said = kinds.settle(kinds.load(path, overrides))
+        assert settled.data.normalize == kind and said["data"] == {"normalize": kind}
+    tested = ["train.mode=evaluate", f"train.checkpoint={tmp_path / 'own.pt'}"]
+    assert kinds.settle(kinds.load(path, tested))[0].data.normalize == "percentile"

@@ -17,6 +17,7 @@ from fomo.data import loader, sources
 from fomo.nets.multihead import MultiHead
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
+from fomo.space import volume
 from fomo.tasks import evidence
 from fomo.tasks.evidence import TOPS, LabelEvidence
 
@@ -164,7 +165,9 @@ def test_an_ensemble_decides_at_the_mean_thresholds_and_a_merged_state_has_the_m
     np.testing.assert_allclose(merged["line"], np.mean([state["line"] for state in states], axis=0))
     parts = [evidence.Part([[odds] * len(TOPS)] * 2, None, np.array([0.0, 1.0, odds])) for odds in (-1.0, 3.0)]
     own = np.array([task.probabilities(part.odds, part.whole) for task, part in zip(tasks_of, parts)])
-    row, _ = LabelEvidence.answer(tasks_of, [part._replace(finding=np.zeros((2, 1))) for part in parts], None)
+    geometry = volume.preprocess([np.arange(1.0, 65).reshape(4, 4, 4)], np.eye(4), spacing_mm=None)[2]
+    finding = np.zeros((2, *geometry.shape), np.float32)
+    row, _ = LabelEvidence.answer(tasks_of, [part._replace(finding=finding) for part in parts], geometry)
     assert [row[f"probability_{name}"] for name in tasks_of[0].names] == pytest.approx(own.mean(0))
     assert own[:, 2] == pytest.approx(1 / (1 + np.exp([1.0, -3.0]))), "of a label without masks the head's alone"
     thresholds = np.mean([state["thresholds"]["volume"]["each"] for state in states], axis=0)

@@ -120,11 +120,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     nifti.write_nifti(path, np.ones((2, 2, 2), np.uint8), np.eye(4))
     before = path.read_bytes()
 
-    def full_disk(image, name):
+    def full_disk(image, volumes, name):
         open(name, "wb").write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(nibabel, "save", full_disk)
+    monkeypatch.setattr(nifti, "_save", full_disk)
     with pytest.raises(OSError, match="No space"):
         nifti.write_nifti(path, np.zeros((2, 2, 2), np.uint8), np.eye(4))
     assert [file.name for file in tmp_path.iterdir()] == ["a.nii.gz"] and path.read_bytes() == before
@@ -197,6 +197,16 @@ def test_normalisations_by_hand():
     )
     np.testing.assert_allclose(volume.normalize(array, "window", window=(2, 4)).ravel(), [0, 0, 1, 1])
     np.testing.assert_array_equal(volume.normalize(array, "none"), array)
+
+
+def test_voxels_that_are_not_0_have_mean_0_and_deviation_1_and_the_others_stay_0():
+    array = np.array([0, 0, 0, 0, 0, 2, 4, 6], np.int16).reshape(2, 2, 2)
+    expected = [0, 0, 0, 0, 0, -np.sqrt(1.5), 0, np.sqrt(1.5)]
+    np.testing.assert_allclose(volume.normalize(array, "zscore_nonzero").ravel(), expected, rtol=1e-6)
+    filled = np.random.default_rng(0).uniform(1, 9, (4, 4, 4))
+    np.testing.assert_allclose(volume.normalize(filled, "zscore_nonzero"), volume.normalize(filled), atol=1e-6)
+    with pytest.raises(ValueError, match="constant volume: every voxel that is not 0 is 7"):
+        volume.normalize(np.array([0.0, 7, 7, 7, 7, 7, 7, 0]).reshape(2, 2, 2), "zscore_nonzero")
 
 
 @pytest.mark.parametrize("kind", ["zscore", "percentile", "window", "none"])

@@ -131,8 +131,9 @@ class Data:
     crop: bool = key(True, "crop to the box of non-zero voxels")
     normalize: str = key(
         "zscore",
-        "how intensities are scaled, per channel; slices: none, or imagenet for pretrained networks",
-        "zscore|percentile|window|none|imagenet",
+        "how intensities are scaled, per channel; zscore_nonzero: by the voxels that are not 0, as of a bare brain; "
+        "auto: that, or as weights.path was trained; slices: none, or imagenet for pretrained networks",
+        "zscore|zscore_nonzero|auto|percentile|window|none|imagenet",
     )
     percentiles: tuple[float, float] = key(
         (0.5, 99.5),

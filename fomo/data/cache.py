@@ -352,7 +352,7 @@ def _prepare(job):
 def _write(case, folder, settings):
     """Make the entry `folder`; returns a warning, or None."""
     image, mask, geometry, warning = _preprocess(case, settings)
-    facts = {"geometry": geometry.to_dict(), "background": image.min(axis=(1, 2, 3)).tolist()}
+    facts = {"geometry": geometry.to_dict(), "background": _background(image, settings["kind"])}
     facts["checksums"] = (*_checksums(image), *(() if mask is None else _checksums(mask)))
     try:
         with files.new_folder(folder, mode=0o700) as temporary:
@@ -375,7 +375,12 @@ def _write(case, folder, settings):
 def load(case, data, wanted):
     """(image (C, X, Y, Z), background per channel, Geometry) of a case, as its entry would hold them."""
     image, _, geometry, _ = _preprocess(case, _settings(data, wanted))
-    return image, tuple(image.min(axis=(1, 2, 3)).tolist()), geometry
+    return image, tuple(_background(image, data.normalize)), geometry
+
+
+def _background(image, kind):
+    """What lies outside of the volume, per channel: as its darkest voxel or, where 0 stays 0, as that."""
+    return [0.0] * len(image) if kind == "zscore_nonzero" else image.min(axis=(1, 2, 3)).tolist()
 
 
 def _preprocess(case, settings):
@@ -389,7 +394,8 @@ def _preprocess(case, settings):
     paths = [source.path for source in case.files]
     image, mask, geometry = volume.preprocess(arrays, affine, mask=native_mask, names=paths, **options)
     warning = None if mask is None else _lost(native_mask, mask, geometry, settings)
-    return _with_missing(_cast(image, case, settings["dtype"]), case), mask, geometry, warning
+    image = _with_missing(_cast(image, case, settings["dtype"]), case, settings["kind"])
+    return image, mask, geometry, warning
 
 
 def _cast(image, case, dtype):
@@ -402,11 +408,11 @@ def _cast(image, case, dtype):
     return image.astype(dtype, copy=False)
 
 
-def _with_missing(image, case):
-    """All channels, from those that are there: the others hold the mean of these ones' background, their minimum."""
+def _with_missing(image, case, kind):
+    """All channels, from those that are there: the others hold the mean of these ones' background."""
     if not case.missing:
         return image
-    value = np.mean(image.min(axis=(1, 2, 3)), dtype=np.float64)  # as `transforms` fills a channel that is dropped
+    value = np.mean(_background(image, kind), dtype=np.float64)  # as `transforms` fills a channel that is dropped
     whole = np.full((len(case.images), *image.shape[1:]), value, image.dtype)
     whole[[source is not None for source in case.images]] = image
     return whole

@@ -123,6 +123,7 @@ class Prepared:
     scan = property(attrgetter("case.scan"))
     missing = property(attrgetter("case.missing"))
     findings = property(attrgetter("case.findings"))
+    foreground_mm3 = property(attrgetter("case.foreground_mm3"))
     native_mask = property(attrgetter("case.mask"), doc="The Volume of the mask in the space of its file.")
 
     @property

@@ -2,8 +2,9 @@
 
 The images come from the cache, so a change acts after preprocessing: on the network's grid, on normalised intensities.
 With data.normalize=zscore a channel then gets back its mean and standard deviation, as preprocessing would have given
-it. Masks follow spatial changes. What a change moves out of the cached box is lost. A segmentation is scored on the
-network's grid and before post-processing, so its Dice differs a little from that of the run, in the space of the files.
+it; with zscore_nonzero those of the voxels that are not 0. Masks follow spatial changes. What a change moves out of the
+cached box is lost. A segmentation is scored on the network's grid and before post-processing, so its Dice differs a
+little from that of the run, in the space of the files.
 """
 
 import functools
@@ -54,7 +55,7 @@ class Changed(Prepared):
     of: Prepared
     change: Change
     seed: int
-    standardised: bool
+    scaling: str  # data.normalize
 
     case = property(lambda self: self.of.case)
     shape = property(lambda self: self.of.shape)
@@ -64,8 +65,8 @@ class Changed(Prepared):
 
     def image(self):
         """(C, X, Y, Z) float32."""
-        own = {"outside": self.of.outside, "standardised": self.standardised}
-        return self.change.shift.changed(self.of.image(), *self._drawn, **own)
+        own = {"standardised": self.scaling.startswith("zscore"), "nonzero": self.scaling == "zscore_nonzero"}
+        return self.change.shift.changed(self.of.image(), *self._drawn, outside=self.of.outside, **own)
 
     def mask(self):
         """(X, Y, Z) uint8."""
@@ -104,8 +105,7 @@ def changes_of(config):
 def rows_of(config, task, network, cases, change):
     """The rows of what the network says about the cases under a Change, sorted by id."""
     if change.shift is not None:
-        standardised = config.data.normalize == "zscore"
-        cases = [Changed(case, change, config.seed, standardised) for case in cases]
+        cases = [Changed(case, change, config.seed, config.data.normalize) for case in cases]
     return evaluate(config, task, network, cases).rows
 
 

@@ -252,7 +252,9 @@ def _warn_of_preparation(one, config, task, log):
     if one.path is None:
         return
     known = one.origin.prepared
-    other = {key: known[key] for key in _PREPARED if key in known and known[key] != getattr(config.data, key)}
+    other = {
+        key: known[key] for key in _PREPARED if key in known and getattr(config.data, key) not in (known[key], "auto")
+    }
     if other:
         said = {f"data.{key}": config_module.show(value) for key, value in other.items()}
         texts = [f"{key}={value}" for key, value in said.items()]

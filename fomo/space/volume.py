@@ -172,19 +172,24 @@ def nonzero_box(arrays):
 def normalize(array, kind="zscore", percentiles=(0.5, 99.5), window=(-1000.0, 400.0)):
     """float32 `array` with intensities on a common scale. ValueError for a volume that is constant, or would be.
 
-    kind: `zscore` (mean 0 and standard deviation 1 over all voxels), `percentile` (the two `percentiles` become 0 and
-    1, clipped), `window` (the two intensities of `window` become 0 and 1, clipped) or `none` (as it is).
+    kind: `zscore` (mean 0 and standard deviation 1 over all voxels), `zscore_nonzero` (the same over the voxels that
+    are not 0; the others stay 0, as bright as the mean), `percentile` (the two `percentiles` become 0 and 1, clipped),
+    `window` (the two intensities of `window` become 0 and 1, clipped) or `none` (as it is).
     """
     array = np.asarray(array, dtype=np.float32)
     if array.min() == array.max():
         raise ValueError(f"constant volume: every voxel is {array.flat[0]:g}")
     if kind == "none":
         return array
+    if kind == "zscore_nonzero":
+        inside = array != 0
+        result = np.zeros_like(array)
+        result[inside] = _standardised(array[inside])
+        return result
     if kind == "zscore":
-        mean, scale = array.mean(dtype=np.float64), array.std(dtype=np.float64)
-        return ((array - np.float32(mean)) / np.float32(scale)).astype(np.float32)
+        return _standardised(array)
     if kind not in ("percentile", "window"):
-        raise ValueError(f"kind: got {kind!r}, wanted zscore, percentile, window or none")
+        raise ValueError(f"kind: got {kind!r}, wanted zscore, zscore_nonzero, percentile, window or none")
     low, high = np.percentile(array, percentiles) if kind == "percentile" else window
     if high <= low:
         raise ValueError(f"constant volume: {kind} maps {low:g} to 0 and {high:g} to 1")
@@ -194,6 +199,13 @@ def normalize(array, kind="zscore", percentiles=(0.5, 99.5), window=(-1000.0, 40
         made = f"which the {kind} from {low:g} to {high:g} makes {result.flat[0]:g}"
         raise ValueError(f"constant volume: got {got}, {made}")
     return result
+
+
+def _standardised(values):
+    mean, scale = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+    if not scale:
+        raise ValueError(f"constant volume: every voxel that is not 0 is {values[0]:g}")
+    return ((values - np.float32(mean)) / np.float32(scale)).astype(np.float32)
 
 
 @dataclass(frozen=True)

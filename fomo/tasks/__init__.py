@@ -70,6 +70,19 @@ def best_fusion(config):
     return "late" if checkpoint.channels_of(weights.path, plain, weights.part) == 1 else "early"
 
 
+def best_scaling(config):
+    """The data.normalize that auto is: what the weights were trained on, which is zscore where their file says nothing.
+
+    From random weights a skull-stripped scan is scaled by what is in it. The air is then as bright as the mean, and the
+    first instance norms see the contrast of tissues, which is small against that of head and air.
+    UserError for a file that cannot be read.
+    """
+    if config.weights.path is None:
+        return "zscore_nonzero"
+    own = checkpoint.read(config.weights.path).get("config")
+    return own["data"]["normalize"] if isinstance(own, dict) and "data" in own else "zscore"
+
+
 def meaning(config, task):
     """{key: value} of what inputs and outputs of a network mean; networks that are used together must share it."""
     data = config.data

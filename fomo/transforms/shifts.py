@@ -44,12 +44,14 @@ class Shift:
     transform: Transform | None = None
     channel: int | None = None
 
-    def changed(self, image, grade, generator, spacing_mm=(1.0, 1.0, 1.0), outside=None, standardised=True):
+    def changed(
+        self, image, grade, generator, spacing_mm=(1.0, 1.0, 1.0), outside=None, standardised=True, nonzero=False
+    ):
         """A volume (C, X, Y, Z), any number type, as a new float32 array of the same shape.
 
         outside: what each channel holds outside its volume, and None for one that the case lacks and that stays as it
         is; None: 0 for all. standardised: whether a channel keeps its mean and standard deviation when its intensities
-        change.
+        change; nonzero: those of the voxels that are not 0, and the others stay 0.
         """
         image = torch.from_numpy(np.array(image, np.float32))
         grid = Grid(tuple(image.shape[1:]), spacing_mm)
@@ -63,11 +65,14 @@ class Shift:
                 continue
             if self.transform.stage == "replacement" and not others:  # the last channel of a case stays
                 continue
-            before = intensity.mean_and_deviation(channel)
+            kept = channel != 0 if nonzero else slice(None)
+            before = intensity.mean_and_deviation(channel[kept])
             drawn = self.draw(grade, generator, grid)
             intensity.change_(channel, [(self.transform, drawn)], float(np.mean(others or [0.0])))
             if standardised and self.transform.stage != "replacement":
-                _standardise_(channel, *before)
+                channel[kept] = _standardised(channel[kept], *before)
+            if nonzero and self.transform.stage != "replacement":
+                channel[~kept] = 0
         return image.numpy()
 
     def changed_mask(self, mask, grade, generator, spacing_mm=(1.0, 1.0, 1.0)):
@@ -91,10 +96,10 @@ def without(name, channel):
     return Shift(f"without {name}", "missing (1: yes)", 0.0, (1.0,), help, _nothing, dropout, channel)
 
 
-def _standardise_(channel, mean, deviation):
-    """Give a channel this mean and standard deviation; one that has become constant only the mean."""
-    now, spread = intensity.mean_and_deviation(channel)
-    channel.sub_(now).mul_(torch.where(spread > 0, deviation / spread, 1.0)).add_(mean)
+def _standardised(values, mean, deviation):
+    """The values with this mean and standard deviation; with the mean alone where they have become equal."""
+    now, spread = intensity.mean_and_deviation(values)
+    return (values - now) * torch.where(spread > 0, deviation / spread, 1.0) + mean
 
 
 def _saturate_(channel, share):

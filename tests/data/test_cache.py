@@ -522,3 +522,12 @@ def test_files_that_do_not_say_how_they_lie_are_counted(data):
         values for _, values in log.lines if values.get("message", "").startswith("files do not say how they lie")
     ]
     assert said["files"] == 2 and said["example"].endswith("flair.nii.gz")
+
+
+def test_where_0_stays_0_the_outside_and_a_missing_channel_are_0_too(data):
+    data = dataclasses.replace(data, normalize="zscore_nonzero", optional_channels=("swi",))
+    os.remove(os.path.join(data.root, "preprocessed", "b", "ses_1", "swi.nii.gz"))
+    for case in prepare(data):
+        assert case.background == (0.0, 0.0) and case.image()[0].min() < -1
+        assert case.image()[1].any() == (case.subject != "b")
+        assert cache.load(case.case, data, SEGMENTATION)[1] == (0.0, 0.0)

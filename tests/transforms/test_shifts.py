@@ -108,3 +108,15 @@ def test_a_missing_channel_holds_what_the_others_have_outside_and_the_last_one_s
     assert np.array_equal(alone, image)
     lacking = SHIFTS["noise"].changed(image, 0.4, generator("noise"), outside=(None, 0.0))
     assert np.array_equal(lacking[0], image[0]) and not np.array_equal(lacking[1], image[1])
+
+
+def test_voxels_that_are_0_stay_0_and_the_others_keep_their_mean_and_deviation():
+    image = np.random.default_rng(0).normal(size=(1, 9, 9, 9)).astype(np.float32)
+    image[:, :, 5:] = 0
+    for name in ("gamma", "noise", "bias_field"):
+        changed = SHIFTS[name].changed(image, SHIFTS[name].grades[-1], generator(name), nonzero=True)
+        assert not changed[:, :, 5:].any() and not np.allclose(changed, image, atol=0.05)
+        inside = changed[:, :, :5]
+        np.testing.assert_allclose(
+            [inside.mean(), inside.std()], [image[:, :, :5].mean(), image[:, :, :5].std()], atol=1e-5
+        )
