@@ -1,6 +1,7 @@
 """What the experiments share: runs that are done once, and a table of arms with intervals over seeds and test cases."""
 
 import os
+import resource
 
 import numpy as np
 
@@ -19,6 +20,12 @@ def run(content):
     if not fold.is_finished:
         crossval.run(config, one_split=True)
     return fold
+
+
+def cpu_s():
+    """CPU-seconds of this process, of all its threads, and of its children that have ended."""
+    spent = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
 def report(task, results):
