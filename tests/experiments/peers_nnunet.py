@@ -17,12 +17,13 @@ import torch
 from fomo.runtime import files
 
 
-def train_and_predict(root, parts, seed, cpu_s, width, bf16, mirror):
-    """(CPU-seconds, steps, iterator over the masks of parts["test"]).
+def masks(folder, parts, seed, cpu_s, *, width=None, bf16=0, mirror=1):
+    """(CPU-seconds, steps, rows of the test cases).
 
-    root: its folders. parts: {train, val, test: [{id, image: paths of the channels, mask}]}.
+    folder: where its own folders go. parts: {train, val, test: [{id, image: paths of the channels, mask}]}.
     width: channels of the first stage; the others in proportion (None: as planned). bf16, mirror: whether.
     """
+    root = folder / f"nnunet_n{len(parts['train'])}"
     os.environ |= {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
     os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -46,7 +47,7 @@ def train_and_predict(root, parts, seed, cpu_s, width, bf16, mirror):
     )
     what = trainer.network.eval(), trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()]
     predictor.manual_initialization(*what, dataset, "nnUNetTrainer", trainer.inference_allowed_mirroring_axes)
-    return spent, steps, masks(predictor, root / "masks", parts["test"])
+    return spent, steps, list(rows(predictor, root / "masks", parts["test"]))
 
 
 def in_bf16(forward):
@@ -73,12 +74,12 @@ def train(trainer, cpu_s):
     return arms.cpu_s() - began, steps
 
 
-def masks(predictor, folder, cases):
-    """Yield the mask of each case, bool, on the grid of its files."""
+def rows(predictor, folder, cases):
+    """Yield the row of each case, whose mask is on the grid of its files."""
     os.makedirs(folder, exist_ok=True)
     for case in cases:
         predictor.predict_from_files_sequential([case["image"]], [str(folder / case["id"])])
-        yield nibabel.load(folder / f"{case['id']}.nii.gz").get_fdata() == 1
+        yield arms.dice_row(case, nibabel.load(folder / f"{case['id']}.nii.gz").get_fdata() == 1)
 
 
 def plan(root, parts, seed):
