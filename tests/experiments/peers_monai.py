@@ -3,7 +3,7 @@
 Masks: a DynUNet with instance norm and deep supervision, Dice and cross-entropy; cubes of 64 voxels, half of them about
 foreground; flips of `flips` axes, other intensities; windows that overlap by half; bfloat16 unless bf16=0. Labels: a
 DenseNet121 on whole volumes; flips, rotations, other intensities; float32 unless bf16=1, in which torch's gradients are
-wrong at the size of its last maps (fomo/nets/conv.py). AdamW and a cosine over CPU-seconds, the best of six validations.
+wrong at the size of its last maps (fomo/nets/conv.py). AdamW, a cosine over CPU-seconds, the best of six validations.
 """
 
 import copy
