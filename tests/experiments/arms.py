@@ -1,11 +1,13 @@
 """What the experiments share: runs that are done once, and a table of arms with intervals over seeds and test cases."""
 
 import os
+import resource
 
+import nibabel
 import numpy as np
 
 from fomo import kinds
-from fomo.metrics import auroc
+from fomo.metrics import auroc, dice
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
 
@@ -19,6 +21,17 @@ def run(content):
     if not fold.is_finished:
         crossval.run(config, one_split=True)
     return fold
+
+
+def cpu_s():
+    """CPU-seconds of this process, of all its threads, and of its children that have ended."""
+    spent = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def dice_row(case, mask):
+    """The row of a case {id, mask: its file}: Dice of a predicted mask on the grid of the file."""
+    return {"id": case["id"], "dice": dice(nibabel.load(case["mask"]).get_fdata() > 0, mask)}
 
 
 def report(task, results):

@@ -55,6 +55,13 @@ def main():
 
 def train(options, arm, overrides, seed):
     """Rows of the test cases of one run."""
+    fold = arms.run(to_dict(config_of(options, arm, overrides, seed)))
+    print(f"run arm={arm!r} seed={seed}", *(f"{key}={value:.4g}" for key, value in fold.scores().items()), flush=True)
+    return fold.results().rows
+
+
+def config_of(options, arm, overrides, seed):
+    """The Config of one run, whose table is made here."""
     channels, folder = TASKS[options.task][3], options.folder.resolve()
     settings = dict(source="table", csv=make_table(options, seed), mask_column="mask", fold_column="fold")
     settings |= dict(train_folds="[train]", test_folds="[test]", val_folds="[val]", spacing_mm="[2.5,2.5,2.5]")
@@ -63,10 +70,7 @@ def train(options, arm, overrides, seed):
     given += [] if options.task == 2 else ["task.targets=[target]"]
     name = f"task{options.task}_n{options.labelled}_w{options.width}_{arm.replace(' ', '-')}_{seed}"
     given += [f"name={name}", f"output={folder / 'runs'}", f"seed={seed}", f"model.width={options.width}"]
-    config = kinds.load(CONFIGS / f"task{options.task}.yaml", [*given, "train.workers=0", "cv.final=none", *overrides])
-    fold = arms.run(to_dict(config))
-    print(f"run arm={arm!r} seed={seed}", *(f"{key}={value:.4g}" for key, value in fold.scores().items()), flush=True)
-    return fold.results().rows
+    return kinds.load(CONFIGS / f"task{options.task}.yaml", [*given, "train.workers=0", "cv.final=none", *overrides])
 
 
 def make_table(options, seed):
