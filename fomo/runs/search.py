@@ -157,7 +157,7 @@ class _Trials:
 
     def prepare(self, setting):
         """The prepared cases, by id, that a setting's trainings read."""
-        config, log = setting.config, self.search.log
+        config, log = kinds.settle(setting.config, why_not)[0], self.search.log
         key = show([str(config.data), str(config.task)])
         if key not in self._cases:
             wanted = tasks.wanted(config)

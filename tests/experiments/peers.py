@@ -39,7 +39,7 @@ import peers_nnunet
 import recipes
 import torch
 
-from fomo import tasks
+from fomo import kinds, tasks
 from fomo.config import to_dict
 from fomo.data import sources
 from fomo.runtime import files
@@ -119,7 +119,8 @@ def ours(options, arm, settings, seed, _):
     folder, wanted = pathlib.Path(config.output, config.name), tasks.wanted(config)
     if folder.exists():
         sys.exit(f"{folder}: a training that was stopped, whose CPU-seconds are not known: delete it")
-    sources.prepare(sources.list_cases(config.data, wanted, log=Log()), config.data, wanted, Log())
+    data = kinds.settle(config)[0].data
+    sources.prepare(sources.list_cases(data, wanted, log=Log()), data, wanted, Log())
     began = arms.cpu_s()
     arms.run(to_dict(config))
     return arms.cpu_s() - began, config.train.steps, recipes.train(options, arm, settings, seed)
