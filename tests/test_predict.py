@@ -397,6 +397,10 @@ def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
     checkpoint.save(tmp_path / "foreign.pt", content)
     with pytest.raises(UserError, match="weights do not fit.*decoder.fc.bias"):
         members_of(tmp_path / "foreign.pt")
+    name, _ = content["task"].popitem()
+    checkpoint.save(tmp_path / "old.pt", content)
+    with pytest.raises(UserError, match=f"no {name} in what was fitted, as an earlier version .* train again"):
+        members_of(tmp_path / "old.pt")
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -20,9 +20,9 @@ def restore(content, path, config=None, needs=()):
     content["config"]["model"].setdefault("head", "linear")  # all were, before there was a choice
     own = kinds.from_dict(content["config"], path)
     config = config or own
-    task = _task(config, content)
+    task = _task(config, content, path)
     asked = tasks.meaning(config, task)
-    for name, trained in tasks.meaning(own, _task(own, content)).items():
+    for name, trained in tasks.meaning(own, _task(own, content, path)).items():
         if asked.get(name) != trained:
             now = f"and the config has {asked.get(name)}: restore it, or take another checkpoint"
             raise UserError(f"{path}: was trained with {name}={trained}, {now}")
@@ -34,7 +34,10 @@ def restore(content, path, config=None, needs=()):
     return config, task, network
 
 
-def _task(config, content):
+def _task(config, content, path):
     task = tasks.build(config)
+    if lacking := sorted(set(task.state) - set(content["task"])):
+        got = f"no {', '.join(lacking)} in what was fitted, as an earlier version of this project writes it"
+        raise UserError(f"{path}: {got}: use that version, or train again")
     task.state = content["task"]
     return task
