@@ -25,7 +25,7 @@ from fomo.prediction.inputs import case_from_channels, cases_from_source, cases_
 from fomo.prediction.members import answer, choose_device, describe, find_checkpoints, infer, load_members
 from fomo.runtime import files
 from fomo.runtime.log import Log
-from fomo.space import postprocess, volume
+from fomo.space import nifti, postprocess, volume
 from fomo.tasks import Answer, Results
 
 SOURCE = {"classification": "fomo1", "segmentation": "fomo2", "regression": "fomo3"}
@@ -362,16 +362,16 @@ def test_a_case_that_is_too_large_for_the_gpu_is_one_line_and_the_others_are_the
 def test_a_full_disk_leaves_nothing_partial(trained, scans, tmp_path, monkeypatch):
     members = members_of(trained("segmentation") / "fold_1")
     cases = [c for c in cases_from_source(members[0].config, "fomo2", str(scans("segmentation"))) if c.id in IDS]
-    save, calls = nibabel.save, []
+    save, calls = nifti._save, []
 
-    def full(image, path):
+    def full(image, volumes, path):
         calls.append(path)
         if len(calls) == 2:
             pathlib.Path(path).write_bytes(b"half a file")
             raise OSError(28, "No space left on device")
-        save(image, path)
+        save(image, volumes, path)
 
-    monkeypatch.setattr(nibabel, "save", full)
+    monkeypatch.setattr(nifti, "_save", full)
     with pytest.raises(UserError, match="No space left on device"):
         predict_cases(members, cases, tmp_path / "out")
     masks = sorted(os.listdir(tmp_path / "out" / "masks"))

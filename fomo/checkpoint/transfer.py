@@ -11,7 +11,6 @@ from .saving import read
 
 _COARSE = "decoder.ds_out_conv"
 _INNER = ("teacher.backbone.", "network.")  # of a DINO run, of a masked autoencoder of two views
-STEMS = ("auto", "split", "repeat", "mean", "reinit")
 _COUNTER = "num_batches_tracked"  # of a batch norm; files from before torch 0.4.1, as torchvision's, have none
 
 
@@ -40,7 +39,7 @@ class LoadReport(NamedTuple):
         return {**self.counts(), "family": self.family, "part": self.part or "none"}
 
 
-def load_weights(model, path, allow_new=None, stem="auto", allow_unused=None, part=None):
+def load_weights(model, path, allow_new=None, stem="repeat", allow_unused=None, part=None):
     """Copy the weights in the file `path` into `model` and return a LoadReport; on any error the model is untouched.
 
     The file is one of ours (`model`), Lightning's (`state_dict`), SuPreM's (`net`), nnU-Net's or OpenMind's
@@ -54,20 +53,17 @@ def load_weights(model, path, allow_new=None, stem="auto", allow_unused=None, pa
       the file has no tensor below any of them (it holds an encoder alone) or one that does not fit, besides the head's
       (its decoder is another one, as without skip connections).
     - the stem (model.stem), if only its number of input channels differs, K in the file and C here:
-      "split": each filter reads one channel, filter f the channel f mod C, with the sum of its weights in the file, so
-      that no contrast is lost in a sum of channels, and an image repeated in all channels activates as before;
-      "repeat": such an image does so as well: channel c gets the file's channel c mod K times K/C (exact if K divides
-      C) or, with fewer channels than the file, the sum of its channels c, c + C, c + 2C ...;
-      "mean": every channel gets the mean of the file's channels; "reinit": it stays new;
-      "auto": "split" if K is 1, else "repeat".
+      "repeat": an image repeated in all channels activates as before: channel c gets the file's channel c mod K times
+      K/C (exact if K divides C) or, with fewer channels than the file, the sum of its channels c, c + C, c + 2C ...;
+      "mean": every channel gets the mean of the file's channels; "reinit": it stays new.
     - the counters of batch norms, which nothing reads, if the file has none at all.
     Every tensor of the file must be used, except for the prefixes allow_unused (None: model.unused_prefixes).
 
     UserError for anything else missing, unexpected or misshapen, for numbers that are not finite, for weights that are
     all zero, and when nothing would be loaded. Reading a file never runs code of it, see `unpickling`.
     """
-    if stem not in STEMS:
-        raise ValueError(f"stem: got {stem!r}, wanted {', '.join(map(repr, STEMS))}")
+    if stem not in ("repeat", "mean", "reinit"):
+        raise ValueError(f"stem: got {stem!r}, wanted 'repeat', 'mean' or 'reinit'")
     own, content = model.state_dict(), read(path)
     found = families.find(content, own, part, path)
     file = found.tensors
@@ -184,14 +180,9 @@ def _converted(value, dtype, where):
 
 def _adapt(weight, channels, rule):
     """weight (out, K, ...) -> (out, channels, ...), by the rule of `load_weights`."""
-    known = weight.shape[1]
-    if rule == "split" or (rule == "auto" and known == 1):
-        filters = torch.arange(len(weight))
-        split = weight.new_zeros(len(weight), channels, *weight.shape[2:])
-        split[filters, filters % channels] = weight.sum(dim=1)
-        return split
     if rule == "mean":
         return weight.mean(dim=1, keepdim=True).expand(-1, channels, *weight.shape[2:])
+    known = weight.shape[1]
     if channels < known:
         return torch.stack([weight[:, c::channels].sum(dim=1) for c in range(channels)], dim=1)
     return weight[:, torch.arange(channels) % known] * (known / channels)

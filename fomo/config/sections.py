@@ -211,10 +211,7 @@ class Model:
 class Weights:
     path: str | None = key(None, "pretrained checkpoint to start from (none: random)", path=True)
     stem: str = key(
-        "auto",
-        "rule for a first layer with other input channels (auto: split from one channel, else repeat)",
-        "auto|split|repeat|mean|reinit",
-        only="weights.path!=none",
+        "repeat", "rule for a first layer with other input channels", "repeat|mean|reinit", only="weights.path!=none"
     )
     part: str | None = key(
         None,
