@@ -36,8 +36,8 @@ def test_delong_equals_the_definition(seed, n):
     if variance > 1e-12:
         assert got.standard_error == pytest.approx(np.sqrt(variance))
         assert got.p == pytest.approx(2 * scipy.stats.norm.sf(abs(a - b) / np.sqrt(variance)))
-        assert (got.high + got.low) / 2 == pytest.approx(a - b)
-        assert got.high - got.low == pytest.approx(2 * 1.959964 * np.sqrt(variance))
+        limits = a - b + np.array([-1.959964, 1.959964]) * np.sqrt(variance)
+        assert (got.low, got.high) == pytest.approx(tuple(limits.clip(-1, 1)))  # no difference is larger
     swapped = metrics.delong_test(labels, second, first)
     assert swapped.difference == -got.difference and swapped.p == pytest.approx(got.p, nan_ok=True)
 
