@@ -49,8 +49,8 @@ def settle(config, why_not=None):
     """(the config in which nothing is `auto` that the run must keep, {event of the log: what was decided}).
 
     The cases decide what `Task.settle` says, the weights that it starts from how channels are put together and how
-    intensities are scaled, and task, optimizer and start the learning rate. Raises UserError for cases and weights that cannot be read, and for keys that
-    do not fit what was decided. why_not: of the folds, see `Task.settle`.
+    intensities are scaled, and task, optimizer and start the learning rate. Raises UserError for cases and weights that
+    cannot be read, and for keys that do not fit what was decided. why_not: of the folds, see `Task.settle`.
     """
     asked, config = config, _as_trained(config)
     settled, decided = kind(config).settle(config, why_not)
