@@ -66,7 +66,7 @@ def settle(config, why_not=None):
     if settled.data.normalize == "auto":
         scaling = best_scaling(settled)
         settled = dataclasses.replace(settled, data=dataclasses.replace(settled.data, normalize=scaling))
-        decided["data"] = {"normalize": scaling}
+        decided["data"] = {**decided.get("data", {}), "normalize": scaling}
     if settled is not asked:
         check(settled, "as the cases decide")
     return settled, decided

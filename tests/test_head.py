@@ -199,5 +199,11 @@ def test_intensities_are_scaled_as_for_the_weights_or_by_what_is_not_0(tiny_conf
         overrides = [] if weights is None else [f"weights.path={tmp_path / weights}"]
         settled, said = kinds.settle(kinds.load(path, overrides))
         assert settled.data.normalize == kind and said["data"] == {"normalize": kind}
+    dark = kinds.settle(kinds.load(tiny_config("regression"), ["data.normalize=auto"]))[0]
+    assert dark.data.normalize == "zscore", "its head takes the darkest part for air"
+    both = ["data.normalize=auto", "task.evidence=auto"]
+    said = kinds.settle(kinds.load(tiny_config("classification"), both))[1]["data"]
+    assert said["normalize"] == "zscore" and "evidence" in said
+    path = tiny_config("segmentation", data={"normalize": "auto"})
     tested = ["train.mode=evaluate", f"train.checkpoint={tmp_path / 'own.pt'}"]
     assert kinds.settle(kinds.load(path, tested))[0].data.normalize == "percentile"

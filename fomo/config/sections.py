@@ -132,7 +132,7 @@ class Data:
     normalize: str = key(
         "zscore",
         "how intensities are scaled, per channel; zscore_nonzero: by the voxels that are not 0, as of a bare brain; "
-        "auto: that, or as weights.path was trained; slices: none, or imagenet for pretrained networks",
+        "auto: that for masks, or as weights.path was trained; slices: none, or imagenet for pretrained networks",
         "zscore|zscore_nonzero|auto|percentile|window|none|imagenet",
     )
     percentiles: tuple[float, float] = key(

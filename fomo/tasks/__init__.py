@@ -73,12 +73,13 @@ def best_fusion(config):
 def best_scaling(config):
     """The data.normalize that auto is: what the weights were trained on, which is zscore where their file says nothing.
 
-    From random weights a skull-stripped scan is scaled by what is in it. The air is then as bright as the mean, and the
-    first instance norms see the contrast of tissues, which is small against that of head and air.
+    For masks, from random weights, a skull-stripped scan is scaled by what is in it. The air is then as bright as the
+    mean, and the first instance norms see the contrast of tissues, which is small against that of head and air. A head
+    that reads intensities takes the darkest part for air, so that other tasks have zscore.
     UserError for a file that cannot be read.
     """
     if config.weights.path is None:
-        return "zscore_nonzero"
+        return "zscore_nonzero" if kind(config).reads == "mask" else "zscore"
     own = checkpoint.read(config.weights.path).get("config")
     return own["data"]["normalize"] if isinstance(own, dict) and "data" in own else "zscore"
 
