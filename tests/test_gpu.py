@@ -10,7 +10,7 @@ import torch
 
 from fomo import inference, kinds, losses, nets
 from fomo.data import loader
-from fomo.nets import conv, norm
+from fomo.nets import conv, multihead, norm
 from fomo.training import optimization
 from fomo.training.graphs import Graphed
 from fomo.training.step import to_device, train_step
@@ -24,7 +24,10 @@ PATCH = (64, 64, 64)
 
 class Task:
     def loss(self, outputs, batch):
-        return losses.dice_focal(outputs, batch["mask"])
+        if torch.is_tensor(outputs):
+            return losses.dice_focal(outputs, batch["mask"])
+        maps, numbers, _ = outputs  # of a `MultiHead`
+        return losses.deep_supervision(losses.dice_focal, maps, batch["mask"]) + numbers.float().square().mean(1)
 
 
 def make_batch(samples=2, channels=3):
@@ -33,10 +36,11 @@ def make_batch(samples=2, channels=3):
     return {"image": image, "mask": (image[:, 0] > 1).to(torch.uint8), "id": [f"case{i}" for i in range(samples)]}
 
 
-def make_step(config, amp="bf16", name="unet_b", width=8, recompute=False, cuda_graph=False, **options):
+def make_step(config, amp="bf16", name="unet_b", width=8, recompute=False, cuda_graph=False, beside=False, **options):
     """(function of a batch on the CPU: one training step on the GPU, its network)."""
     torch.manual_seed(0)
-    network = nets.build(name, 3, 2, width=width, **options).train()
+    network = nets.build(name, 3, 2, width=width, **options)
+    network = (multihead.MultiHead(network, 3, 1, "multistage") if beside else network).train()
     if recompute:
         network.checkpoint_activations(True)
     layout = optimization.lay_out(network, GPU)
@@ -103,7 +107,8 @@ def test_graphs_give_the_losses_of_single_kernels(config):
         assert getattr(step.forward, "problem", None) is None and isinstance(step.forward, Graphed) == graph
         return found, [buffer.clone() for buffer in network.buffers()]
 
-    for options in ({}, {"channel_dropout": 0.3}, {"name": "suprem_unet3d"}):
+    nested = {"deep_supervision": True, "beside": True}
+    for options in ({}, {"channel_dropout": 0.3}, {"name": "suprem_unet3d"}, nested):
         (own, own_buffers), (plain, buffers) = run(True, **options), run(False, **options)
         assert own == pytest.approx(plain, abs=1e-3) and own[-1] < own[0]
         assert all(

@@ -127,15 +127,16 @@ def test_lists_go_in_and_out_fixed_outputs_have_no_gradient_and_other_shapes_are
         def forward(self, views):
             with torch.no_grad():
                 fixed = self.layer(views[1])
-            return self.layer(views[0]), fixed
+            return [self.layer(views[0])], fixed, None  # as maps, numbers of a case, and what there is none of
 
     network, views = Two(), [torch.randn(4, 3), torch.randn(5, 3)]
     forward = graphs.Graphed(network)
-    trained, fixed = forward(views)
+    (trained,), fixed, none = forward(views)
+    assert none is None
     assert forward.problem is None and trained.requires_grad and not fixed.requires_grad
     trained.square().sum().backward()
-    (expected,) = torch.autograd.grad(network(views)[0].square().sum(), network.layer.weight)
+    (expected,) = torch.autograd.grad(network(views)[0][0].square().sum(), network.layer.weight)
     torch.testing.assert_close(network.layer.weight.grad, expected)
     assert network.unused.weight.grad is None
     replays = cuda.replays
-    assert forward([torch.randn(6, 3), torch.randn(5, 3)])[0].shape == (6, 2) and cuda.replays == replays
+    assert forward([torch.randn(6, 3), torch.randn(5, 3)])[0][0].shape == (6, 2) and cuda.replays == replays

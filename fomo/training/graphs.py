@@ -31,8 +31,9 @@ class Graphed:
             self._capture(images, several)
         if self._passes is None or [image.shape for image in several] != self._passes.shapes:
             return self.network(images)
-        outputs = _Replay.apply(self._passes, len(several), *several, *self._passes.parameters)
-        return outputs[0] if self._passes.single else list(outputs)
+        return _nested(
+            self._passes.places, _Replay.apply(self._passes, len(several), *several, *self._passes.parameters)
+        )
 
     def _capture(self, images, several):
         device = several[0].device
@@ -108,13 +109,14 @@ class _Passes:
         self.fixed = [not output.requires_grad for output in outputs]
 
     def _call(self):
-        """The outputs, as a list."""
+        """The outputs that are tensors, as a list."""
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         # its cache would keep converted weights beyond a graph
         with torch.autocast("cuda", dtype=dtype, enabled=on, cache_enabled=False):
             outputs = self.network(self.images if self.listed else self.images[0])
-        self.single = isinstance(outputs, torch.Tensor)
-        return [outputs] if self.single else list(outputs)
+        found = []
+        self.places = _flattened(outputs, found)
+        return found
 
     def _differentiate(self, outputs):
         """The gradients of the parameters, None for those that the outputs do not depend on."""
@@ -140,6 +142,23 @@ class _Passes:
             if not relative <= _DIFFERENCE:
                 return f"their {what} differ by {relative:.2g} from those without"
         return None
+
+
+def _flattened(outputs, found):
+    """Append the tensors of nested lists and tuples to `found`; the same nest with their places in it instead."""
+    if isinstance(outputs, list | tuple):
+        return [_flattened(part, found) for part in outputs]
+    if outputs is None:
+        return None
+    found.append(outputs)
+    return len(found) - 1
+
+
+def _nested(places, tensors):
+    """What `_flattened` made flat, of other tensors."""
+    if isinstance(places, list):
+        return [_nested(part, tensors) for part in places]
+    return None if places is None else tensors[places]
 
 
 class _Replay(torch.autograd.Function):
