@@ -77,12 +77,12 @@ def test_resolved_config_written_and_read_again_is_the_same(write):
         ("optim: {lr: 1_0.5}", "optim.lr: got '1_0.5' (str), wanted a number"),
         ("optim: {lr: 1:30.5}", "optim.lr: got '1:30.5' (str), wanted a number"),
         ("seed: -1", "wanted at least 0"),
-        ("train: {compile: yes}", "train.compile: got 'yes' (str), wanted true or false"),
+        ("train: {cuda_graph: yes}", "train.cuda_graph: got 'yes' (str), wanted true or false"),
         ("seed: 0x1f", "seed: got '0x1f' (str), wanted a whole number"),
         ("optim: {lr: fast}", "optim.lr: got 'fast' (str), wanted a number"),
         ("optim: {lr: .nan}", "wanted a finite number"),
         ("optim: {lr: 0}", "wanted more than 0"),
-        ("train: {compile: 1}", "wanted true or false"),
+        ("train: {cuda_graph: 1}", "wanted true or false"),
         ("data: {channels: [t1], patch: [32, 32]}", "data.patch: got 2 values"),
         ("data: {channels: [t1], patch: [32, 32, 40]}", "multiples of 16"),
         (
@@ -365,3 +365,4 @@ def test_what_a_key_is_for_names_keys_and_values():
 def test_a_key_of_older_checkpoints_is_understood():
     for old, tracker in ((True, "tensorboard"), (False, "none")):
         assert config.from_dict({"tensorboard": old, "name": "old"}, "old.pt").tracker == tracker
+    assert config.from_dict({"train": {"compile": True, "epochs": 3}}, "old.pt").train.epochs == 3

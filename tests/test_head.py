@@ -40,6 +40,7 @@ def started(config, type="regression"):
 def test_a_regression_starts_at_the_answer_of_a_linear_fit(tiny_config):
     task, network, cases, [(event, values)] = started(tiny_config("regression"))
     assert event == "head" and values["cases"] == 10 and values["features"] == 2 * (6 * 31 + 10)
+    assert values["scans"] == 60, "each case is also seen as five other scans might show it"
     targets = np.array([case.target for case in cases[:10]])
     rows = evaluate(task.config, task, network, cases[:10]).rows
     found = np.array([row["prediction"] for row in sorted(rows, key=lambda row: row["id"])])
@@ -108,6 +109,21 @@ def test_resuming_within_an_epoch_gives_the_same_network(tiny_config, tmp_path, 
     assert len(lines(folder, "head")) == 1
     continued = checkpoint.load(RunFolder(str(folder)).fold(1).last)["model"]
     assert whole.keys() == continued.keys() and all(torch.equal(whole[name], continued[name]) for name in whole)
+
+
+def test_of_many_cases_some_are_drawn_and_seen_once(tiny_config, monkeypatch):
+    monkeypatch.setattr(head, "_CASES", 8)
+    *_, [(_, values)] = started(tiny_config("regression"))
+    assert values["cases"] == values["scans"] == 8
+
+
+def test_other_scans_of_a_case_differ_from_it_and_are_the_same_each_time(tiny_config):
+    task, network, cases, _ = started(tiny_config("regression"))
+    first, again = (head.statistics(task.config, network, cases[:3]) for _ in range(2))
+    assert first.shape[:2] == (6, 3) and np.array_equal(first, again)
+    spread = first.std(0).mean(0) / np.maximum(first[0].std(0), 1e-9)  # of the scans of a case, against the cases'
+    assert 0.01 < np.median(spread) < 2
+    assert len(np.unique(first[:, 0, 0])) == 6
 
 
 def test_too_few_subjects_are_an_error_that_names_the_key(tiny_config):

@@ -174,7 +174,10 @@ def map_leaves(tree, function):
 
 
 # keys of older runs and checkpoints: {dotted key: function of its value that gives {field: value}}
-_FORMER = {"tensorboard": lambda value: {"tracker": "tensorboard" if value in (True, "true") else "none"}}
+_FORMER = {
+    "tensorboard": lambda value: {"tracker": "tensorboard" if value in (True, "true") else "none"},
+    "train.compile": lambda value: {},  # it changed no number, and was slower than the graphs
+}
 
 
 def build(cls, values, prefix, folder, where, choices):

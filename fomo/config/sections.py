@@ -288,7 +288,6 @@ class Train:
     amp: str = key(
         "auto", "auto: bf16 where the hardware has it, else fp16 on a GPU, off on a CPU", "auto|bf16|fp16|off"
     )
-    compile: bool = key(False, "torch.compile the network")
     cuda_graph: bool = free_key(True, "one GPU, one micro-batch, nothing recomputed: start all kernels at once")
     checkpoint_activations: bool = free_key(False, "U-Nets: recompute activations: less memory, a third more time")
     workers: int = free_key(2, "loader processes per rank (0: the training process)", low=0)

@@ -8,11 +8,11 @@ import dataclasses
 
 import numpy as np
 
-from .. import kinds, metrics, nets, ridge, tasks
+from .. import kinds, metrics, nets, tasks
 from ..config import UserError
 from ..data import listing, sources
 from ..training import fold
-from ..training.head import multistage, statistics
+from ..training.head import linear_fit, multistage, statistics
 
 
 def run(config, dry_run, log):
@@ -62,7 +62,7 @@ def _probes(config, task, network, cases):
     for stage, statistic, which in chosen:
         own = np.unique(np.array(head.groups)[which], return_inverse=True)[1]
         try:
-            fit = ridge.fit(values[:, which], targets, own, depths[which], subjects)
+            fit = linear_fit(values[..., which], targets, own, depths[which], subjects)
         except ValueError as error:
             raise UserError(f"{len(cases)} cases: {error}") from error
         yield stage, statistic, int(which.sum()), _scores(targets, fit.left_out, numbers)

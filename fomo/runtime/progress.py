@@ -19,7 +19,7 @@ class Progress:
     def step_took(self, seconds):
         self._timed += 1
         if self._timed == 2:
-            self._step_s.clear()  # the first one started the loader and compiled
+            self._step_s.clear()  # the first one started the loader and loaded kernels
         self._step_s.append(seconds)
 
     def fold_s(self, step):

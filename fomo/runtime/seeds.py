@@ -20,6 +20,7 @@ STREAMS = {
     "mix": 9,
     "stress": 10,
     "audit": 11,
+    "head": 12,
 }
 
 

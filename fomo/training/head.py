@@ -2,19 +2,28 @@
 
 Fine-tuning then begins at the best linear answer from the features as they are, not at noise, whose gradients would
 distort them (Kumar et al., ICLR 2022). Nothing but the training cases is looked at.
+
+A few cases do not tell what matters from what differs between two scans of one head. So each is also seen as other
+scans might show it. Errors of subjects left out would tell of so few cases by chance whether that helps: it is done in
+any case.
 """
+
+import dataclasses
 
 import numpy as np
 import torch
 
 from .. import ridge
 from ..config import UserError
+from ..data import sources
 from ..nets import image_head
 from ..runtime import dist, seeds
+from ..transforms import build
 from . import optimization
 from .evaluate import windows_of
 
-_CASES = 500  # more of them change the fit little
+_CASES = 500  # more scans of them change the fit little
+_RESCANS = 5  # of each case
 
 
 def start_head(config, task, network, train_cases, log):
@@ -28,7 +37,8 @@ def start_head(config, task, network, train_cases, log):
     head.adopt(fit.scaling, slope[:, None] * fit.weight, slope * fit.bias + offset)
     error = np.mean((fit.left_out - targets) ** 2) / max(np.mean((targets - targets.mean(0)) ** 2), 1e-12)
     found = {"decay": fit.decay, "strength": fit.strength, "left_out_r2": 1 - error}
-    log("head", kind=head.kind, cases=len(cases), features=features.shape[1], **found)
+    scans, cases, count = features.shape
+    log("head", kind=head.kind, cases=cases, scans=scans * cases, features=count, **found)
 
 
 def multistage(network):
@@ -46,22 +56,43 @@ def _chosen(config, cases):
 
 
 def statistics(config, network, cases):
-    """(n, F) float64, what a multistage head reads of the cases: the mean over the windows that cover each; collective.
+    """(S, n, F) float64, what a multistage head reads of the cases: the mean over each one's windows.
 
-    Moves the network to the device.
+    First of the cases as they are, then of each some times as another scan might show it. Collective; moves the network
+    to the device.
     """
+    rescans = min(_RESCANS, max(0, _CASES // len(cases) - 1)) if sources.of(config.data).geometry else 0
     optimization.lay_out(network, dist.device())
     windows, reader = windows_of(config, dist.device()), _Reader(network.eval())
 
     def own_share():
         for index in range(dist.rank(), len(cases), dist.world_size()):
             case = cases[index]
-            each = windows.each(reader, case.image(), case.background)
-            yield index, each.mean(0).double().cpu().numpy()
+            image = case.image()
+            scans = [image, *(_rescanned(config, case, image, index, scan) for scan in range(rescans))]
+            each = [windows.each(reader, scan, case.background).mean(0).double().cpu().numpy() for scan in scans]
+            yield index, np.stack(each)
 
     parts = dist.gather(dist.together(lambda: list(own_share())))
     found = dict(pair for part in parts for pair in part)
-    return np.stack([found[index] for index in range(len(cases))])
+    return np.stack([found[index] for index in range(len(cases))], axis=1)
+
+
+def linear_fit(features, targets, groups, depths, subjects):
+    """The ridge.Ridge from features (S, n, F), see `statistics`, to targets (n, K); `left_out`: of the first scans."""
+    scans, cases = features.shape[:2]
+    seen = np.concatenate(features), np.tile(targets, (scans, 1))
+    fit = ridge.fit(*seen, groups, depths, subjects * scans, bound=image_head.BOUND)
+    return dataclasses.replace(fit, left_out=fit.left_out[:cases])
+
+
+def _rescanned(config, case, image, index, scan):
+    """(C, X, Y, Z) on the device: the image of a case as another scan might show it."""
+    image = torch.as_tensor(np.array(image, np.float32), device=dist.device())[None]
+    resample = {"spacing_mm": config.data.spacing_mm} if config.data.spacing_mm is not None else {}
+    augment = build("rescan", image.shape[2:], {"resample": resample})
+    batch = {"image": image, "outside": [case.outside]}
+    return augment(batch, [seeds.generator(config.seed, "head", index, scan)])["image"][0]
 
 
 class _Reader(torch.nn.Module):
@@ -78,8 +109,7 @@ class _Reader(torch.nn.Module):
 def _fitted(task, head, features, targets, cases):
     """(the ridge.Ridge, slope (K,), offset (K,)): the outputs are slope times its answers plus the offset."""
     try:
-        subjects = [case.subject for case in cases]
-        fit = ridge.fit(features, targets, head.groups, head.depths, subjects, bound=image_head.BOUND)
+        fit = linear_fit(features, targets, head.groups, head.depths, [case.subject for case in cases])
     except ValueError as error:
         raise UserError(f"model.head=multistage: the training cases cannot start it: {error}") from error
     slope, offset = np.ones(targets.shape[1]), np.zeros(targets.shape[1])

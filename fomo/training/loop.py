@@ -150,12 +150,10 @@ def take_step(training, batches):
 
 
 def log_start(training, seconds, log):
-    """Say what the first step with other trained parts has taken, if that compiled the network or captured graphs."""
-    where = {"epoch": training.epoch, "step": training.step, "seconds": seconds}
-    if training.config.train.compile:
-        log("compile", **where)
-    elif isinstance(training.forward, Graphed):
+    """Say what the first step with other trained parts has taken, if that captured graphs."""
+    if isinstance(training.forward, Graphed):
         problem = training.forward.problem
+        where = {"epoch": training.epoch, "step": training.step, "seconds": seconds}
         log("graph", captured=problem is None, **where, **({} if problem is None else {"reason": problem}))
 
 

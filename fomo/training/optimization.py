@@ -195,11 +195,7 @@ def wrap(network, train, plan, device):
 
     train: the section of the config. plan: the loader.Plan.
     """
-    if train.compile:  # within DDP, whose own splitting of compiled graphs does not know checkpointed activations
-        # torch counts the graphs of earlier folds and frozen parts, and at a limit it compiles no more
-        torch.compiler.reset()
-        network = torch.compile(network)
-    elif train.cuda_graph and device.type == "cuda" and dist.world_size() == 1:
+    if train.cuda_graph and device.type == "cuda" and dist.world_size() == 1:
         # a graph writes each pass's gradients to the same place; checkpoints read the state of random numbers
         if plan.micro_batches == 1 and not train.checkpoint_activations:
             return graphs.Graphed(network)

@@ -42,7 +42,7 @@ class Training:
         self.epoch_losses = []  # of the steps since then
         self.pending = collections.deque()  # the Steps whose losses are not read yet
         self.frozen = None  # prefixes of the parameters that are not trained now
-        self.forward = None  # the network as a step calls it: captured, compiled, or spread over ranks
+        self.forward = None  # the network as a step calls it: captured, or spread over ranks
         self._kept = Kept(fold.kept(train.keep_best))
         self._saved, self._saved_at = None, time.perf_counter()  # (step, epochs) in last.pt, and when it was written
 

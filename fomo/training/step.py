@@ -95,7 +95,7 @@ class Step:
 def train_step(forward, task, micro_batches, optimizer, scaler, autocast, clip_norm):
     """Make one step of the optimizer and return its Step; nothing in it waits for the device.
 
-    forward: the network, perhaps captured, compiled or spread over ranks.
+    forward: the network, perhaps captured or spread over ranks.
     micro_batches: dicts with image, id and what task.loss reads. All have equally many samples, so that the mean over
         micro-batches and ranks is the mean over the global batch.
     clip_norm: the largest norm of the gradients; None for any.

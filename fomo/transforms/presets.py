@@ -18,6 +18,15 @@ PRESETS = {
         "noise": {"p": 0.1, "sigma": (0.0, 0.1)},
     },
     "all": dict.fromkeys(_ALL, {}),
+    # Every sample as another scan of the same head might be: how it lies, what the scanner and its coil do.
+    "rescan": {
+        "rotate": {"p": 1.0, "degrees": (-8.0, 8.0)},
+        "scale": {"p": 1.0, "factor": (0.9, 1.1)},
+        "elastic": {"p": 0.7},
+        "gamma": {"p": 1.0, "gamma": (0.75, 1.33), "invert_p": 0.0},
+        "bias_field": {"p": 1.0, "strength": (0.1, 0.3)},
+        "noise": {"p": 0.5, "sigma": (0.0, 0.1)},
+    },
     # Of CT slices, as the VLM3D pipeline has it (mehreen019/vlm3d-task-2 at 219c323, get_transforms): half of them are
     # flipped, all turned by up to 10 degrees, shifted by a twentieth, contrast and brightness changed by a tenth (of
     # the mean pixel: 0.2 deviations of ImageNet). Its guide says "affine" without amounts: scale and shear are ours.

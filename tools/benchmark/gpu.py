@@ -230,8 +230,9 @@ def make_step(case, device, naive=False, compiled=False, graph=True, search=Fals
         loss = LOSSES[case[0]]
         task = types.SimpleNamespace(loss=lambda outputs, batch: loss(outputs, batch["target"]))
         graph = graph and not naive
-        train = types.SimpleNamespace(compile=compiled, cuda_graph=graph, checkpoint_activations=how.get("recompute"))
-        forward = optimization.wrap(network, train, types.SimpleNamespace(micro_batches=1), device)
+        train = types.SimpleNamespace(cuda_graph=graph, checkpoint_activations=how.get("recompute"))
+        plan = types.SimpleNamespace(micro_batches=1)
+        forward = torch.compile(network) if compiled else optimization.wrap(network, train, plan, device)
         amp = "bf16" if device.type == "cuda" else "off"  # CPUs without it in hardware take minutes for a step
         autocast, scaler = optimization.precision(amp, device)
         fixed["image"] = fixed["image"].contiguous(memory_format=layout)
