@@ -49,8 +49,7 @@ def build_network(config, task):
     if model.fusion == "auto":
         options["fusion"] = "early"
     if model.deep_supervision == "auto":
-        has_it = "deep_supervision" in nets.NETWORKS[model.name].options
-        options["deep_supervision"] = has_it and "model.deep_supervision" in task.options
+        options["deep_supervision"] = False
     network = nets.build(model.name, *channels, mode=task.mode, **options)
     if task.rare is not None:
         rare.begin_rare(network, task.rare)
