@@ -113,6 +113,7 @@ def test_resuming_within_an_epoch_gives_the_same_network(tiny_config, tmp_path, 
 
 def test_of_many_cases_some_are_drawn_and_seen_once(tiny_config, monkeypatch):
     monkeypatch.setattr(head, "_CASES", 8)
+    monkeypatch.setattr(head, "_SCANS", 15)
     *_, [(_, values)] = started(tiny_config("regression"))
     assert values["cases"] == values["scans"] == 8
 

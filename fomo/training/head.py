@@ -22,8 +22,8 @@ from ..transforms import build
 from . import optimization
 from .evaluate import windows_of
 
-_CASES = 500  # more scans of them change the fit little
-_RESCANS = 5  # of each case
+_CASES = 500  # more of them change the fit little
+_RESCANS, _SCANS = 5, 300  # more of each case gain little; in all, as each takes the time of an evaluation
 
 
 def start_head(config, task, network, train_cases, log):
@@ -61,7 +61,9 @@ def statistics(config, network, cases):
     First of the cases as they are, then of each some times as another scan might show it. Collective; moves the network
     to the device.
     """
-    rescans = min(_RESCANS, max(0, _CASES // len(cases) - 1)) if sources.of(config.data).geometry else 0
+    rescans = min(_RESCANS, max(0, _SCANS // len(cases) - 1))
+    if config.task.evidence == "mask" or not sources.of(config.data).geometry:  # a map says most; slices are no scans
+        rescans = 0
     optimization.lay_out(network, dist.device())
     windows, reader = windows_of(config, dist.device()), _Reader(network.eval())
 
