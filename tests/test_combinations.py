@@ -80,7 +80,7 @@ def test_what_is_accepted_can_be_built_and_run(kind):
                 image = [torch.empty(2 * size, channels, *config.task.global_size)]
             outputs = tasks.build_network(config, task)(image)
         if kind == "segmentation":
-            deep = "deep_supervision" in NETWORKS[config.model.name].options
+            deep = config.model.deep_supervision is True
             assert isinstance(outputs, list) == deep, (network, option)
     assert accepted, "something is"
 

@@ -1,5 +1,6 @@
 """A multistage head in whole runs: it starts at the linear fit, goes on from there, and is kept where it is known."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -118,13 +119,20 @@ def test_of_many_cases_some_are_drawn_and_seen_once(tiny_config, monkeypatch):
     assert values["cases"] == values["scans"] == 8
 
 
-def test_other_scans_of_a_case_differ_from_it_and_are_the_same_each_time(tiny_config):
-    task, network, cases, _ = started(tiny_config("regression"))
-    first, again = (head.statistics(task.config, network, cases[:3]) for _ in range(2))
-    assert first.shape[:2] == (6, 3) and np.array_equal(first, again)
-    spread = first.std(0).mean(0) / np.maximum(first[0].std(0), 1e-9)  # of the scans of a case, against the cases'
-    assert 0.01 < np.median(spread) < 2
-    assert len(np.unique(first[:, 0, 0])) == 6
+def test_a_case_is_seen_as_it_is_and_as_other_scans_that_are_the_same_each_time(tiny_config, monkeypatch):
+    config = kinds.load(tiny_config("regression", data={"patch": [48, 32, 32]}))
+    wanted = tasks.wanted(config)
+    cases = sources.prepare(sources.list_cases(config.data, wanted), config.data, wanted)[:4]
+    network = build_network(config, tasks.build(config), 1)
+    first, turned = head.statistics(config, network, cases), head.statistics(config, network, cases[::-1])
+    assert first.shape[:2] == (6, 4) and np.array_equal(first, turned[:, ::-1]), "whatever cases are beside it"
+    spread = np.median(first[1:].std(0).mean(0) / np.maximum(first[0].std(0), 1e-9))
+    assert 0.01 < spread < 2, "the scans of a case differ, about as much as cases do"
+    monkeypatch.setattr(head, "_SCANS", 15)
+    some = head.statistics(config, network, cases)
+    assert np.array_equal(some, first[:3]), "as many as there may be in all"
+    masks = dataclasses.replace(config, task=dataclasses.replace(config.task, evidence="mask"))
+    assert np.array_equal(head.statistics(masks, network, cases), first[:1])
 
 
 def test_too_few_subjects_are_an_error_that_names_the_key(tiny_config):

@@ -1,5 +1,6 @@
 """Prediction from files: the stored numbers again, native space, ensembles, what is kept, and what is refused."""
 
+import copy
 import csv
 import dataclasses
 import os
@@ -16,7 +17,7 @@ from conftest import TINY, channel_paths, members_of, one_line_error, run_comman
 
 from fomo import checkpoint, kinds, tasks
 from fomo import config as config_module
-from fomo.config import UserError
+from fomo.config import UserError, to_dict
 from fomo.data import cache
 from fomo.data.cases import Case
 from fomo.prediction import loop, readers
@@ -27,6 +28,7 @@ from fomo.runtime import files
 from fomo.runtime.log import Log
 from fomo.space import nifti, postprocess, volume
 from fomo.tasks import Answer, Results
+from fomo.training.restore import restore
 
 SOURCE = {"classification": "fomo1", "segmentation": "fomo2", "regression": "fomo3"}
 CPU = torch.device("cpu")
@@ -401,6 +403,17 @@ def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
     checkpoint.save(tmp_path / "old.pt", content)
     with pytest.raises(UserError, match=f"no {name} in what was fitted, as an earlier version .* train again"):
         members_of(tmp_path / "old.pt")
+
+
+def test_of_an_earlier_version_a_mask_is_as_deeply_supervised_as_its_weights_say(tiny_config):
+    config = kinds.load(tiny_config("segmentation"))  # whose model.deep_supervision=auto once was true
+    task, deep = tasks.build(config), dataclasses.replace(config.model, deep_supervision=True)
+    for made in (dataclasses.replace(config, model=deep), config):
+        network = tasks.build_network(made, task)
+        content = {"model": network.state_dict(), "config": to_dict(config), "task": task.state, "calibrated": True}
+        for asked in (None, config):
+            found, own = restore(copy.deepcopy(content), "old.pt", asked)[2].state_dict(), content["model"]
+            assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -178,7 +178,7 @@ class Model:
     name: str = key("unet_b", "network")
     width: int | None = key(None, "channels of the first level (none: the network's own, 32 or 64)", low=1)
     deep_supervision: bool | typing.Literal["auto"] = key(
-        "auto", "learning from masks: losses on the coarser levels as well; auto: false, as few steps learn more"
+        "auto", "learning from masks: losses on the coarser levels as well; auto: false, which learns more in few steps"
     )
     skips: bool = key(True, "resenc_unet pretraining: skip connections (false: as the FOMO26 baseline pretrains)")
     skip_pooling: str = key(

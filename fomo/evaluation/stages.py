@@ -1,7 +1,8 @@
 """What frozen features tell of a task: a ridge regression on each stage and statistic of an encoder.
 
-Each subject is answered by a regression on all others. Its strength is chosen by the same errors, so that the best of
-many lines is a little too good; with fewer than 40 subjects differences of .1 in r2 mean nothing.
+It sees each case as it is and as other scans might show it, as the regression does that starts a head. Each subject is
+answered by a regression on all others. Its strength is chosen by the same errors, so that the best of many lines is a
+little too good; with fewer than 40 subjects differences of .1 in r2 mean nothing.
 """
 
 import dataclasses

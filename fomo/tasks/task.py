@@ -53,7 +53,7 @@ class Rates(NamedTuple):
 
 _WIDTH, _HIGHEST = 32, 1e-2  # a network of half the width learns best at twice the rate
 _OF_FITTED_HEAD = Rates(0.03, 0.1)  # times the rate: more would undo what the first fit knows
-_OF_OPTIMIZER = {"adamw": 1, "sgd": 4}  # times the rate of AdamW; of masks 1e-2, as nnU-Net has it
+_OF_OPTIMIZER = {"adamw": 1, "sgd": 4}  # times the rate of AdamW
 
 
 # options of the tasks that have `head_targets`

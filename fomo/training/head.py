@@ -4,11 +4,13 @@ Fine-tuning then begins at the best linear answer from the features as they are,
 distort them (Kumar et al., ICLR 2022). Nothing but the training cases is looked at.
 
 A few cases do not tell what matters from what differs between two scans of one head. So each is also seen as other
-scans might show it. Errors of subjects left out would tell of so few cases by chance whether that helps: it is done in
-any case.
+scans might show it. Errors on subjects left out are too uncertain, with few cases, to tell whether that helps: so it is
+always done.
 """
 
 import dataclasses
+import itertools
+import zlib
 
 import numpy as np
 import torch
@@ -17,13 +19,15 @@ from .. import ridge
 from ..config import UserError
 from ..data import sources
 from ..nets import image_head
-from ..runtime import dist, seeds
+from ..runtime import dist, interrupt, seeds
+from ..space import patches
 from ..transforms import build
 from . import optimization
 from .evaluate import windows_of
 
 _CASES = 500  # more of them change the fit little
-_RESCANS, _SCANS = 5, 300  # more of each case gain little; in all, as each takes the time of an evaluation
+_RESCANS = 5  # of each case; more gain little
+_SCANS = 300  # no rescans beyond these: each costs as much as the evaluation of a case
 
 
 def start_head(config, task, network, train_cases, log):
@@ -58,8 +62,8 @@ def _chosen(config, cases):
 def statistics(config, network, cases):
     """(S, n, F) float64, what a multistage head reads of the cases: the mean over each one's windows.
 
-    First of the cases as they are, then of each some times as another scan might show it. Collective; moves the network
-    to the device.
+    First of the cases as they are, then of each as other scans might show it. Collective; moves the network to the
+    device. Raises Interrupted after a signal.
     """
     rescans = min(_RESCANS, max(0, _SCANS // len(cases) - 1))
     if config.task.evidence == "mask" or not sources.of(config.data).geometry:  # a map says most; slices are no scans
@@ -71,11 +75,15 @@ def statistics(config, network, cases):
         for index in range(dist.rank(), len(cases), dist.world_size()):
             case = cases[index]
             image = case.image()
-            scans = [image, *(_rescanned(config, case, image, index, scan) for scan in range(rescans))]
+            others = (_other_scan(config, case, image, number) for number in range(rescans))
+            scans = itertools.chain([image], others)
             each = [windows.each(reader, scan, case.background).mean(0).double().cpu().numpy() for scan in scans]
             yield index, np.stack(each)
 
-    parts = dist.gather(dist.together(lambda: list(own_share())))
+    own = dist.together(lambda: list(itertools.takewhile(lambda _: not interrupt.requested(), own_share())))
+    if dist.any(interrupt.requested()):
+        raise interrupt.Interrupted("stopped by a signal")
+    parts = dist.gather(own)
     found = dict(pair for part in parts for pair in part)
     return np.stack([found[index] for index in range(len(cases))], axis=1)
 
@@ -88,13 +96,14 @@ def linear_fit(features, targets, groups, depths, subjects):
     return dataclasses.replace(fit, left_out=fit.left_out[:cases])
 
 
-def _rescanned(config, case, image, index, scan):
-    """(C, X, Y, Z) on the device: the image of a case as another scan might show it."""
-    image = torch.as_tensor(np.array(image, np.float32), device=dist.device())[None]
-    resample = {"spacing_mm": config.data.spacing_mm} if config.data.spacing_mm is not None else {}
-    augment = build("rescan", image.shape[2:], {"resample": resample})
-    batch = {"image": image, "outside": [case.outside]}
-    return augment(batch, [seeds.generator(config.seed, "head", index, scan)])["image"][0]
+def _other_scan(config, case, image, number):
+    """(C, X, Y, Z) on the device: the image of a case as another scan might show it, no smaller than the patch."""
+    size = tuple(map(max, case.shape, config.data.patch))  # as in training, padded first: nothing is turned out of it
+    start = patches.draw_start(case.shape, size, None, "center")
+    padded = torch.as_tensor(patches.read(image, start, size, case.background, np.float32), device=dist.device())
+    augment = build("other_scan", size, {"resample": {"spacing_mm": case.geometry.spacing_mm}})
+    generator = seeds.generator(config.seed, "head", zlib.crc32(case.id.encode()), number)
+    return augment({"image": padded[None], "outside": [case.outside]}, [generator])["image"][0]
 
 
 class _Reader(torch.nn.Module):

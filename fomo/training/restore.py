@@ -1,5 +1,7 @@
 """A trained network from its checkpoint."""
 
+import dataclasses
+
 from .. import kinds, tasks
 from ..config import UserError, one_line
 
@@ -17,9 +19,15 @@ def restore(content, path, config=None, needs=()):
     if not content.get("calibrated"):
         wanted = "wanted best.pt of a fold that is trained to its end"
         raise UserError(f"{path}: nothing was fitted on validation cases for it yet, {wanted}")
-    content["config"]["model"].setdefault("head", "linear")  # all were, before there was a choice
+    model = content["config"]["model"]
+    model.setdefault("head", "linear")  # all were, before there was a choice
+    if model.get("deep_supervision") == "auto":  # which once was true
+        model["deep_supervision"] = any("decoder.ds_out_conv" in name for name in content["model"])
     own = kinds.from_dict(content["config"], path)
     config = config or own
+    if config.model.deep_supervision == "auto":
+        same = dataclasses.replace(config.model, deep_supervision=own.model.deep_supervision)
+        config = dataclasses.replace(config, model=same)
     task = _task(config, content, path)
     asked = tasks.meaning(config, task)
     for name, trained in tasks.meaning(own, _task(own, content, path)).items():

@@ -7,7 +7,7 @@ import os
 import time
 
 from .. import checkpoint
-from ..config import UserError, to_dict
+from ..config import UserError, one_line, to_dict
 from ..runtime import dist
 from . import optimization
 from .clock import Clock
@@ -79,9 +79,15 @@ class Training:
             return
         for group in saved["optimizer"]["param_groups"]:
             group["fused"] = self.device.type == "cuda"  # it may have been saved on another device
-        for name, part in self.parts.items():
-            if saved[name]:  # a scaler that does nothing has an empty state
-                part.load_state_dict(saved[name])
+        try:
+            for name, part in self.parts.items():
+                if saved[name]:  # a scaler that does nothing has an empty state
+                    part.load_state_dict(saved[name])
+        except (RuntimeError, ValueError) as error:  # of a run that an earlier version began
+            remedy = f"delete {self.fold.path} to train this fold again"
+            raise UserError(
+                f"{self.fold.last}: does not fit this version: {one_line(error)[:200]}: {remedy}"
+            ) from error
         self.step, self.history, self.epoch_losses = saved["step"], saved["history"], saved["epoch_losses"]
         if "clock" in saved:  # not in those of older versions, which counted steps
             self.clock.resume(saved["clock"])

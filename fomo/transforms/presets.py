@@ -19,7 +19,7 @@ PRESETS = {
     },
     "all": dict.fromkeys(_ALL, {}),
     # Every sample as another scan of the same head might be: how it lies, what the scanner and its coil do.
-    "rescan": {
+    "other_scan": {
         "rotate": {"p": 1.0, "degrees": (-8.0, 8.0)},
         "scale": {"p": 1.0, "factor": (0.9, 1.1)},
         "elastic": {"p": 0.7},

@@ -139,18 +139,6 @@ def test_checkpointed_activations_give_the_same_gradients_with_less_memory(mode,
     assert kept[1] < 0.35 * kept[0]
 
 
-@pytest.mark.parametrize("mode, options", MADE[:3] + MADE[4:5])
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_it_is_one_graph_for_a_compiler(mode, options, recomputed):
-    network = small(mode, **options)
-    network.checkpoint_activations(recomputed)
-    image = torch.randn(1, 1, 64, 32, 32)
-    torch.compiler.reset()
-    compiled = torch.compile(network, backend="eager", fullgraph=True)  # an error where the graph would break
-    for got, wanted in zip(compiled(image), network(image)):
-        torch.testing.assert_close(got, wanted)
-
-
 @pytest.mark.parametrize(
     "options, words",
     [

@@ -232,6 +232,8 @@ def make_step(case, device, naive=False, compiled=False, graph=True, search=Fals
         graph = graph and not naive
         train = types.SimpleNamespace(cuda_graph=graph, checkpoint_activations=how.get("recompute"))
         plan = types.SimpleNamespace(micro_batches=1)
+        if compiled:
+            torch.compiler.reset()  # or a second size of patch would be compiled for any size
         forward = torch.compile(network) if compiled else optimization.wrap(network, train, plan, device)
         amp = "bf16" if device.type == "cuda" else "off"  # CPUs without it in hardware take minutes for a step
         autocast, scaler = optimization.precision(amp, device)
