@@ -26,6 +26,7 @@ from .evaluate import windows_of
 
 _CASES = 500  # more of them change the fit little
 _RESCANS = 5  # of each case; more gain little
+_STRENGTHS = tuple(strength for strength in ridge.STRENGTHS if strength > 0.009)  # less: as good, but larger weights
 _SCANS = 300  # no rescans beyond these: each costs as much as the evaluation of a case
 
 
@@ -91,7 +92,7 @@ def linear_fit(features, targets, groups, depths, subjects):
     """The ridge.Ridge from features (S, n, F), see `statistics`, to targets (n, K); `left_out`: of the first scans."""
     scans, cases = features.shape[:2]
     seen = np.concatenate(features), np.tile(targets, (scans, 1))
-    fit = ridge.fit(*seen, groups, depths, subjects * scans, bound=image_head.BOUND)
+    fit = ridge.fit(*seen, groups, depths, subjects * scans, strengths=_STRENGTHS, bound=image_head.BOUND)
     return dataclasses.replace(fit, left_out=fit.left_out[:cases])
 
 
