@@ -255,7 +255,7 @@ def test_pretrained_weights_are_loaded_and_counted_and_only_they_are_frozen(tiny
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "pretrained.ckpt")
     for task, (loaded, new, adapted) in {
         "classification": (40, 5, 0),  # each channel goes alone through the stem
-        "segmentation": (39 + 8 + 16, 16 + 2 + 8, 1),  # and the four coarse outputs
+        "segmentation": (39 + 8 + 16, 16 + 2, 1),
         "regression": (40, 5, 0),
     }.items():
         path = tiny_config(

@@ -184,7 +184,7 @@ def test_a_recipe_is_checked_to_its_end_by_a_dry_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (
-        "source=fomo4 cases=12 subjects=12" in done.stdout and "model=resenc_unet_b parameters=102351538" in done.stdout
+        "source=fomo4 cases=12 subjects=12" in done.stdout and "model=resenc_unet_b parameters=102348259" in done.stdout
     )
 
 

@@ -126,8 +126,8 @@ def test_a_run_that_is_stopped_on_two_ranks_continues_on_one_with_the_same_batch
     losses = {name: dict(re.findall(r" train .* step=(\d+) loss=(\S+) ", log)) for name, log in logs.items()}
     assert list(losses["cut"]) == list(losses["whole"]) == ["1", "2", "3", "4", "5", "6"], "each step once, in order"
     np.testing.assert_allclose(
-        [float(v) for v in losses["cut"].values()], [float(v) for v in losses["whole"].values()], atol=1e-4
-    )
+        [float(v) for v in losses["cut"].values()], [float(v) for v in losses["whole"].values()], atol=5e-4
+    )  # ranks add up the same gradients in another order
 
 
 def children(pid):
