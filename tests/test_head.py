@@ -14,6 +14,7 @@ from fomo.config import UserError, to_dict
 from fomo.data import sources
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
+from fomo.runtime import interrupt
 from fomo.space import patches
 from fomo.training import head
 from fomo.training.evaluate import evaluate
@@ -133,6 +134,14 @@ def test_a_case_is_seen_as_it_is_and_as_other_scans_that_are_the_same_each_time(
     assert np.array_equal(some, first[:3]), "as many as there may be in all"
     masks = dataclasses.replace(config, task=dataclasses.replace(config.task, evidence="mask"))
     assert np.array_equal(head.statistics(masks, network, cases), first[:1])
+
+
+def test_a_signal_stops_the_start_of_a_head(tiny_config, monkeypatch):
+    config = kinds.load(tiny_config("regression"))
+    cases = sources.prepare(sources.list_cases(config.data, tasks.wanted(config)), config.data, tasks.wanted(config))
+    monkeypatch.setattr(interrupt, "requested", lambda: True)
+    with pytest.raises(interrupt.Interrupted):
+        head.statistics(config, build_network(config, tasks.build(config), 1), cases)
 
 
 def test_too_few_subjects_are_an_error_that_names_the_key(tiny_config):

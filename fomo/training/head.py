@@ -73,17 +73,15 @@ def statistics(config, network, cases):
 
     def own_share():
         for index in range(dist.rank(), len(cases), dist.world_size()):
+            interrupt.stop_if_requested()
             case = cases[index]
             image = case.image()
             others = (_other_scan(config, case, image, number) for number in range(rescans))
-            scans = itertools.chain([image], others)
+            scans = itertools.chain([image], others)  # one at a time is in memory
             each = [windows.each(reader, scan, case.background).mean(0).double().cpu().numpy() for scan in scans]
             yield index, np.stack(each)
 
-    own = dist.together(lambda: list(itertools.takewhile(lambda _: not interrupt.requested(), own_share())))
-    if dist.any(interrupt.requested()):
-        raise interrupt.Interrupted("stopped by a signal")
-    parts = dist.gather(own)
+    parts = dist.gather(dist.together(lambda: list(own_share())))
     found = dict(pair for part in parts for pair in part)
     return np.stack([found[index] for index in range(len(cases))], axis=1)
 

@@ -111,7 +111,8 @@ def test_two_ranks_stop_together_when_torchrun_is_terminated(tiny_config, tmp_pa
 
 
 def test_a_run_that_is_stopped_on_two_ranks_continues_on_one_with_the_same_batches(tiny_config, tmp_path):
-    path = tiny_config(cv={"folds_to_run": [1]}, augment={"preset": "basic"})
+    # at a low rate: ranks add up the same gradients in another order, which each step of AdamW makes larger
+    path = tiny_config(cv={"folds_to_run": [1]}, augment={"preset": "basic"}, optim={"lr": 2e-4})
     process = start(path, f"output={tmp_path}/cut", ranks=2)
     read_until(process, r" train .* step=1 ")
     process.send_signal(signal.SIGTERM)
@@ -126,8 +127,8 @@ def test_a_run_that_is_stopped_on_two_ranks_continues_on_one_with_the_same_batch
     losses = {name: dict(re.findall(r" train .* step=(\d+) loss=(\S+) ", log)) for name, log in logs.items()}
     assert list(losses["cut"]) == list(losses["whole"]) == ["1", "2", "3", "4", "5", "6"], "each step once, in order"
     np.testing.assert_allclose(
-        [float(v) for v in losses["cut"].values()], [float(v) for v in losses["whole"].values()], atol=5e-4
-    )  # ranks add up the same gradients in another order
+        [float(v) for v in losses["cut"].values()], [float(v) for v in losses["whole"].values()], atol=1e-4
+    )
 
 
 def children(pid):
