@@ -1,9 +1,10 @@
 """Ridge regression on many features of few cases, in closed form, with what it says of cases that it has not seen.
 
 Features come in groups. All groups of one depth count the same, however many features they have, and a deeper group
-counts `decay` times as much as the one above it. The decay and the strength of the penalty are those with the smallest
-squared error when each subject is left out, which needs no second fit (Allen 1974; Hastie et al. 2009, section 7.10). A
-decay of 1 or more has to be clearly better: deep features are many, and with 16 cases some decay is best by chance.
+counts `decay` times as much as the one above it. For each decay the strength of the penalty is the one with the smallest
+squared error when each subject is left out, which needs no second fit (Allen 1974; Hastie et al. 2009, section 7.10).
+Which decay has the smallest is, with 16 cases, often chance. So the answer is a mean over all decays, weighted by the
+inverse square of that error. It is linear in the same features.
 Needs numpy only.
 """
 
@@ -12,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 DECAYS = (0.125, 0.25, 0.5, 1.0, 2.0)
-_EARNED = 1.25  # by this factor the squared error must be smaller for a decay of 1 or more
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
 _FLAT = 1e-6  # a feature whose deviation is below this share of its size does not vary
 
@@ -42,8 +42,8 @@ class Ridge:
     scaling: Scaling
     weight: np.ndarray  # (K, F)
     bias: np.ndarray  # (K,)
-    strength: float  # of the penalty; (K,) where each target has its own
-    decay: float  # weight of a depth against that of the one before; likewise
+    decay: float  # weighted mean of the decays
+    strength: np.ndarray  # (K,) of the penalty, at the decay of the smallest error
     left_out: np.ndarray  # (n, K): what is said of each case without its subject
 
     def __call__(self, features):
@@ -55,8 +55,8 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
 
     groups, depths: (F,) whole numbers from 0, the group of each feature and its depth.
     subjects: (n,), of each case, left out together; None: each case by itself.
-    decays, strengths: to choose from; at equal errors the first. bound: see `Scaling`.
-    each: whether each target has a strength of its own; there is one decay then.
+    decays: to average over. strengths: to choose from; at equal errors the first. bound: see `Scaling`.
+    each: whether each target has a strength of its own.
 
     ValueError for features or targets that are not finite, and for fewer than three subjects.
     """
@@ -66,34 +66,45 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
         raise ValueError("features, targets: got numbers that are not finite, wanted finite ones")
     if len(parts) < 3:
         raise ValueError(f"subjects: got {len(parts)}, wanted 3 or more")
-    if each and len(decays) > 1:
-        raise ValueError(f"decays: got {len(decays)} for each target of its own, wanted one")
     mean, deviation = features.mean(0), features.std(0)
     varies = deviation > _FLAT * np.maximum(np.abs(mean), _FLAT)
-    deviation, unit = np.where(varies, deviation, 1.0), np.maximum(targets.std(0), 1e-12)
-    best, least = None, np.inf
+    deviation = np.where(varies, deviation, 1.0)
+    fits, errors = [], []
     for decay in decays:
-        scaling = Scaling(mean, deviation, _shares(np.asarray(groups), np.asarray(depths), varies, decay), bound)
-        standardised = scaling(features)
-        for strength, dual, left_out in _solutions(standardised, targets, parts, strengths):
-            errors = np.mean(((left_out - targets) / unit) ** 2, axis=0) * (_EARNED if decay >= 1 else 1)
-            error = errors if each else errors.mean()
-            if np.any(error < least):
-                weight = dual.T @ standardised
-                bias = targets.mean(0) - weight @ standardised.mean(0)
-                found = Ridge(scaling, weight, bias, strength, decay, left_out)
-                best, least = found if best is None else _better(best, found, error < least), np.minimum(error, least)
-    return best
+        share = _shares(np.asarray(groups), np.asarray(depths), varies, decay)
+        fitted, error = _best(Scaling(mean, deviation, share, bound), features, targets, parts, strengths, each, decay)
+        fits.append(fitted)
+        errors.append(error)
+    return _mean(fits, np.maximum(errors, 1e-12) ** -2.0)
 
 
-def _better(first, second, chosen):
-    """The second of two Ridges for the targets that are `chosen`, (K,), or for all, ()."""
-    if chosen.ndim == 0:
-        return second
-    each = {
-        name: np.where(chosen, getattr(second, name), getattr(first, name)) for name in ("strength", "bias", "left_out")
-    }
-    return replace(first, weight=np.where(chosen[:, None], second.weight, first.weight), **each)
+def _best(scaling, features, targets, parts, strengths, each, decay):
+    """(the Ridge of the strength, or of the one of each target, with the smallest error, that error)."""
+    standardised, outputs = scaling(features), targets.shape[1]
+    unit, least = np.maximum(targets.std(0), 1e-12), np.full(outputs, np.inf)
+    dual, left_out, strength = np.zeros_like(targets), np.zeros_like(targets), np.zeros(outputs)
+    for tried, solved, answers in _solutions(standardised, targets, parts, strengths):
+        error = np.mean(((answers - targets) / unit) ** 2, axis=0)
+        error = error if each else np.full(outputs, error.mean())
+        better = error < least
+        least, strength = np.where(better, error, least), np.where(better, tried, strength)
+        dual, left_out = np.where(better, solved, dual), np.where(better, answers, left_out)
+    weight = dual.T @ standardised
+    bias = targets.mean(0) - weight @ standardised.mean(0)
+    return Ridge(scaling, weight, bias, decay, strength, left_out), least.mean()
+
+
+def _mean(fits, weights):
+    """The Ridge whose answers are the weighted mean of those of the fits, which differ in the shares of the features."""
+    weights = weights / weights.sum()
+    share = np.sqrt(sum(weight * fit.scaling.share**2 for weight, fit in zip(weights, fits)))
+    slope = sum(weight * fit.weight * fit.scaling.share for weight, fit in zip(weights, fits))
+    bias, decay, left_out = (
+        sum(weight * getattr(fit, name) for weight, fit in zip(weights, fits)) for name in ("bias", "decay", "left_out")
+    )
+    scaling = replace(fits[0].scaling, share=share)
+    strength = fits[int(weights.argmax())].strength
+    return Ridge(scaling, slope / np.where(share > 0, share, 1.0), bias, decay, strength, left_out)
 
 
 def _parts(subjects):
