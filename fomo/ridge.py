@@ -1,10 +1,11 @@
 """Ridge regression on many features of few cases, in closed form, with what it says of cases that it has not seen.
 
 Features come in groups. All groups of one depth count the same, however many features they have, and a deeper group
-counts `decay` times as much as the one above it. For each decay the strength of the penalty is the one with the smallest
-squared error when each subject is left out, which needs no second fit (Allen 1974; Hastie et al. 2009, section 7.10).
-Which decay has the smallest is, with 16 cases, often chance. So the answer is a mean over all decays, weighted by the
-inverse square of that error. It is linear in the same features.
+counts `decay` times as much as the one above it. For each decay the strength of the penalty is the one with the
+smallest squared error when each subject is left out, which needs no second fit (Allen 1974; Hastie et al. 2009,
+section 7.10).
+With 16 cases it is often chance which decay has the smallest error. So the answer is a mean over all decays, each with
+the weight 1 / error**2. It is linear in the same features.
 Needs numpy only.
 """
 
@@ -42,9 +43,9 @@ class Ridge:
     scaling: Scaling
     weight: np.ndarray  # (K, F)
     bias: np.ndarray  # (K,)
-    decay: float  # weighted mean of the decays
+    decay: float  # mean of the decays by their weights
     strength: np.ndarray  # (K,) of the penalty, at the decay of the smallest error
-    left_out: np.ndarray  # (n, K): what is said of each case without its subject
+    left_out: np.ndarray  # (n, K): what is said of each case without its subject; it had a part in the choice
 
     def __call__(self, features):
         return self.scaling(features) @ self.weight.T + self.bias
@@ -56,9 +57,9 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
     groups, depths: (F,) whole numbers from 0, the group of each feature and its depth.
     subjects: (n,), of each case, left out together; None: each case by itself.
     decays: to average over. strengths: to choose from; at equal errors the first. bound: see `Scaling`.
-    each: whether each target has a strength of its own.
+    each: whether each target has a strength of its own. The weights of the decays are the same for all targets.
 
-    ValueError for features or targets that are not finite, and for fewer than three subjects.
+    ValueError for features or targets that are not finite, for fewer than three subjects, and without a decay.
     """
     features, targets = np.asarray(features, float), np.asarray(targets, float)
     parts = _parts(range(len(features)) if subjects is None else subjects)
@@ -66,6 +67,8 @@ def fit(features, targets, groups, depths, subjects=None, decays=DECAYS, strengt
         raise ValueError("features, targets: got numbers that are not finite, wanted finite ones")
     if len(parts) < 3:
         raise ValueError(f"subjects: got {len(parts)}, wanted 3 or more")
+    if not decays:
+        raise ValueError("decays: got none, wanted at least one")
     mean, deviation = features.mean(0), features.std(0)
     varies = deviation > _FLAT * np.maximum(np.abs(mean), _FLAT)
     deviation = np.where(varies, deviation, 1.0)
@@ -95,7 +98,7 @@ def _best(scaling, features, targets, parts, strengths, each, decay):
 
 
 def _mean(fits, weights):
-    """The Ridge whose answers are the weighted mean of those of the fits, which differ in the shares of the features."""
+    """The Ridge whose answers are the weighted mean of those of fits that differ in the shares of the features."""
     weights = weights / weights.sum()
     share = np.sqrt(sum(weight * fit.scaling.share**2 for weight, fit in zip(weights, fits)))
     slope = sum(weight * fit.weight * fit.scaling.share for weight, fit in zip(weights, fits))

@@ -170,10 +170,12 @@ def furnish():
     for task, edition in (("task1", 25), ("task2", 25), ("task3", 25), ("Task_1", 26), ("Task_3", 26), ("Task_4", 26)):
         heads.make(f"data/{task}", int(task[-1]), CASES, SIZE, edition=edition)
     os.mkdir("data/fomo26")
+    os.mkdir("data/unlabelled")
     for name, place in {
         "data/fomo-task1": "task1",
         "data/new": "task2",
         "data/scans": "task3",
+        "data/unlabelled/preprocessed": "../task2/preprocessed",
         "data/fomo26/Task_1": "../Task_1",
         "Task_1": "data/Task_1",
         "Task_4_new": "data/Task_4",

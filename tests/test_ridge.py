@@ -41,14 +41,14 @@ def test_groups_of_a_depth_count_the_same_and_depths_by_the_decay():
     assert share[3] == 0 and np.sum(share[groups == 1] ** 2) == pytest.approx(0.4)
 
 
-def test_the_choice_follows_the_depth_that_has_the_signal_and_noise_gets_a_strong_penalty():
+def test_the_mean_follows_the_depth_that_has_the_signal_and_noise_gets_a_strong_penalty():
     rng = np.random.default_rng(1)
     features = rng.normal(size=(40, 60))
     groups = np.repeat([0, 1], 30)
     for depth in (0, 1):
         signal = features[:, groups == depth][:, :3].sum(1, keepdims=True)
         fit = ridge.fit(features, signal, groups, groups)
-        assert (fit.decay < 1) == (depth == 0), "the depth with the signal has the larger weight"
+        assert (fit.decay < np.mean(ridge.DECAYS)) == (depth == 0), "the depth with the signal has the larger weight"
         assert np.corrcoef(fit.left_out[:, 0], signal[:, 0])[0, 1] > 0.5
     noise = ridge.fit(features, rng.normal(size=(40, 1)), groups, groups)
     assert noise.strength[0] >= 1 and np.abs(noise.left_out - noise.left_out.mean()).max() < 1
@@ -57,6 +57,7 @@ def test_the_choice_follows_the_depth_that_has_the_signal_and_noise_gets_a_stron
 @pytest.mark.parametrize("each", [False, True])
 def test_the_answer_is_the_mean_over_decays_by_the_inverse_square_of_the_error_on_subjects_left_out(each):
     features, targets, groups, depths = problem()
+    features[:, 8] = 7.0  # says nothing
     fits = [ridge.fit(features, targets, groups, depths, decays=(decay,), each=each) for decay in (0.125, 2.0)]
     unseen = features[::-1] + 1.0
     errors = np.array([np.mean(((fit.left_out - targets) / targets.std(0)) ** 2) for fit in fits])
@@ -65,7 +66,9 @@ def test_the_answer_is_the_mean_over_decays_by_the_inverse_square_of_the_error_o
     both = ridge.fit(features, targets, groups, depths, decays=(0.125, 2.0), each=each)
     np.testing.assert_allclose(both(unseen), sum(w * fit(unseen) for w, fit in zip(weights, fits)), rtol=1e-9)
     np.testing.assert_allclose(both.left_out, sum(w * fit.left_out for w, fit in zip(weights, fits)))
-    assert np.sum(both.scaling.share**2) == pytest.approx(1)
+    shares = sum(w * fit.scaling.share**2 for w, fit in zip(weights, fits))
+    np.testing.assert_allclose(both.scaling.share**2, shares)
+    assert both.scaling.share[8] == 0 and not both.weight[:, 8].any()
     assert both.decay == pytest.approx(weights @ (0.125, 2.0))
     assert list(both.strength) == list(fits[errors.argmin()].strength)
 
@@ -83,10 +86,11 @@ def test_a_case_far_outside_moves_the_answer_only_so_far():
         (lambda x, y: (x * np.nan, y, None), "not finite"),
         (lambda x, y: (x, y * np.inf, None), "not finite"),
         (lambda x, y: (x, y, ["a", "b"] * 6), "subjects: got 2, wanted 3 or more"),
+        (lambda x, y: (x, y, None, ()), "decays: got none"),
     ],
 )
 def test_what_cannot_be_fitted_is_an_error(change, message):
     features, targets, groups, depths = problem()
-    features, targets, subjects = change(features, targets)
+    features, targets, *more = change(features, targets)
     with pytest.raises(ValueError, match=message):
-        ridge.fit(features, targets, groups, depths, subjects)
+        ridge.fit(features, targets, groups, depths, *more)

@@ -9,13 +9,14 @@ import pytest
 from conftest import run_command
 from test_crossval import finished
 
-from fomo import checkpoint, kinds, report, tasks
+from fomo import checkpoint, kinds, nets, report, tasks
 from fomo.config import UserError
 from fomo.run_folder import RunFolder
 from fomo.runs import crossval
 from fomo.runs.splits import make_splits
 from fomo.runtime import interrupt
 from fomo.tasks.regression import Regression
+from fomo.tasks.segmentation import Segmentation
 from fomo.training import clock as clock_module
 from fomo.training import optimization, selection
 from fomo.training.clock import Clock
@@ -49,6 +50,18 @@ def test_the_recommended_rate_is_a_number_in_log_config_and_checkpoint(tiny_conf
     linear = kinds.load(path, ["optim.lr=auto", "model.head=linear"])
     assert kinds.settle(linear)[0].optim.lr == 16 * Regression.rates.scratch
     assert kinds.settle(kinds.load(path))[0].optim.lr == 1e-3, "what is given is kept"
+
+
+@pytest.mark.parametrize("channels, share, start", [(3, 0.5, "pretrained"), (1, 1, "adapted"), (None, 1, "scratch")])
+def test_masks_have_half_the_rate_where_the_weights_know_their_channels(tiny_config, tmp_path, channels, share, start):
+    overrides = ["optim.lr=auto", "model.width=8"]
+    if channels:
+        network = nets.build("unet_b", channels, channels, mode="segmentation", width=8)
+        checkpoint.save(tmp_path / "mae.pt", {"model": network.state_dict()})
+        overrides.append(f"weights.path={tmp_path / 'mae.pt'}")
+    settled, decided = kinds.settle(kinds.load(tiny_config("segmentation"), overrides))
+    assert settled.optim.lr == 4 * share * Segmentation.rates.scratch
+    assert decided["optim"]["recommended"] == f"segmentation, {start}, adamw"
 
 
 def test_steps_that_were_interrupted_give_the_same_weights(tiny_config, tmp_path, monkeypatch):

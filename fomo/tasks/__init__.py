@@ -61,12 +61,11 @@ def best_fusion(config):
 
     UserError for a file that cannot be read, or that has no such network.
     """
-    task, network, weights = kind(config), nets.NETWORKS[config.model.name], config.weights
+    task, network = kind(config), nets.NETWORKS[config.model.name]
     possible = task.head_targets and "fusion" in network.options and len(config.data.channels) > 1
-    if not possible or weights.path is None:
+    if not possible or config.weights.path is None:
         return "early"
-    plain = nets.build(config.model.name, 1, 1, mode=task.mode, width=config.model.width)
-    return "late" if checkpoint.channels_of(weights.path, plain, weights.part) == 1 else "early"
+    return "late" if task.channels_of_weights(config) == 1 else "early"
 
 
 def best_scaling(config):

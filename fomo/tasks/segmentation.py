@@ -46,7 +46,7 @@ class Segmentation(Task):
     mode = "segmentation"
     losses = ("dice_focal", "dice_ce", "generalized_dice", "tversky", "cross_entropy")
     reads, columns = "mask", Columns(0, 0, "none: the mask is learned")
-    rates = Rates(1.25e-3, 6.25e-4)
+    rates = Rates(1.25e-3, 6.25e-4, 1.25e-3)
     select, higher_is_better = "dice", True
     stratum_kind = "class_and_number"
     training_state = ("class_weights",)

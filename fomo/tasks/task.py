@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import nets
 from ..config import check_declared
 from ..data import order
 from ..data.cases import Wanted
 from ..metrics import Interval
-from ..nets import NETWORKS
 from ..runtime import lazy
 from .results import Results
 from .views.view import View
 
+checkpoint = lazy.Module("..checkpoint", __package__)
 loader = lazy.Module("..data.loader", __package__)
 
 _DECLARED = ("mode", "losses", "reads", "columns", "select", "higher_is_better", "stratum_kind")
@@ -45,14 +46,18 @@ class Columns(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """The peak learning rates of AdamW that optim.lr=auto is, of a network of width 32; see configs/README.md."""
+    """The peak learning rates of AdamW that optim.lr=auto is, of a network of width 32; see configs/README.md.
+
+    adapted: from weights of another number of channels, whose first layer has much to learn; None: as pretrained.
+    """
 
     scratch: float
     pretrained: float
+    adapted: float | None = None
 
 
 _WIDTH, _HIGHEST = 32, 1e-2  # a network of half the width learns best at twice the rate
-_OF_FITTED_HEAD = Rates(0.03, 0.1)  # times the rate: more would undo what the first fit knows
+_OF_FITTED_HEAD = Rates(0.03, 0.1, 0.1)  # times the rate: more would undo what the first fit knows
 _OF_OPTIMIZER = {"adamw": 1, "sgd": 4}  # times the rate of AdamW
 
 
@@ -178,7 +183,9 @@ class Task:
     def rate(cls, config):
         """(the peak learning rate that is recommended for a config, what it depends on, in words)."""
         start, optim = "scratch" if config.weights.path is None else "pretrained", config.optim.name
-        own_width = NETWORKS[config.model.name].arguments.get("width", _WIDTH)
+        if start == "pretrained" and cls.rates.adapted is not None:
+            start = start if cls.channels_of_weights(config) == len(config.data.channels) else "adapted"
+        own_width = nets.NETWORKS[config.model.name].arguments.get("width", _WIDTH)
         rate, width = getattr(cls.rates, start), config.model.width or own_width
         if cls.head_of(config.model) == "multistage":
             rate *= getattr(_OF_FITTED_HEAD, start)
@@ -186,11 +193,20 @@ class Task:
         return lr * _OF_OPTIMIZER[optim], f"{config.task.type}, {start}, {optim}"
 
     @classmethod
+    def channels_of_weights(cls, config):
+        """How many input channels the weights of weights.path have; None where they have no first layer.
+
+        UserError for a file that cannot be read, or that has no such network.
+        """
+        plain = nets.build(config.model.name, 1, 1, mode=cls.mode, width=config.model.width)
+        return checkpoint.channels_of(config.weights.path, plain, config.weights.part)
+
+    @classmethod
     def head_of(cls, model):
         """The head of a network; model: the config's section, whose `auto` is the network's best if the task has it."""
         if model.head != "auto":
             return model.head
-        return NETWORKS[model.name].best_head if cls.head_targets else "linear"
+        return nets.NETWORKS[model.name].best_head if cls.head_targets else "linear"
 
     @classmethod
     def settle(cls, config, why_not=None):

@@ -27,7 +27,7 @@ from .evaluate import windows_of
 _CASES = 500  # more of them change the fit little
 _RESCANS = 11  # of each case; with 16 cases 11 tell more than 5, further ones little
 _STRENGTHS = tuple(strength for strength in ridge.STRENGTHS if strength > 0.009)  # less: as good, but larger weights
-_SCANS = 300  # in all: each costs as much as the evaluation of a case
+_SCANS = 300  # no rescans beyond these: each costs as much as the evaluation of a case
 
 
 def start_head(config, task, network, train_cases, log):
