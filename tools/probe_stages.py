@@ -6,7 +6,7 @@ learns. Each subject is answered by a regression on all others. Its strength is 
 the best of many lines is a little too good; with fewer than 40 subjects differences of .1 in r2 mean nothing.
 
 A line for each: r2, and mae and pearson of a number, or auroc (mean over the classes). `all` is what fine-tuning starts
-at: a mean over five weights of a stage against the one before. Nothing is written but the cache.
+at: a mean over four weights of a stage against the one before. Nothing is written but the cache.
 """
 
 import pathlib
