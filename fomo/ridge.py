@@ -3,10 +3,8 @@
 Features come in groups. All groups of one depth count the same, however many features they have, and a deeper group
 counts `decay` times as much as the one above it. For each decay the strength of the penalty is the one with the
 smallest squared error when each subject is left out, which needs no second fit (Allen 1974; Hastie et al. 2009,
-section 7.10).
-With 16 cases it is often chance which decay has the smallest error. So the answer is a mean over all decays, each with
-the weight 1 / error**4. It is linear in the same features.
-Needs numpy only.
+section 7.10). With 16 cases it is often chance which decay has the smallest error. So the answer is a mean over all
+decays, each with the weight 1 / error**4. It is linear in the same features. Needs numpy only.
 """
 
 from dataclasses import dataclass, replace
