@@ -25,7 +25,7 @@ from . import optimization
 from .evaluate import windows_of
 
 _CASES = 500  # more of them change the fit little
-_RESCANS = 11  # of each case; with 16 cases 11 tell more than 5, further ones little
+_RESCANS = 5  # of each case; more gain little
 _STRENGTHS = tuple(strength for strength in ridge.STRENGTHS if strength > 0.009)  # less: as good, but larger weights
 _SCANS = 300  # no rescans beyond these: each costs as much as the evaluation of a case
 
